@@ -1,0 +1,67 @@
+"""Every key of the configuration, with its meaning, unit and range; the recipe is NVIDIA's for ResNet-50 v1.5.
+
+Other configs start from this one and change a few lines. On the command line a key is changed with `--config.key=value`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # base of every random stream: weights, order, crops, mixup; integer >= 0
+    config.epochs = 90  # passes over the training images, also the length of the schedule; integer >= 1
+    config.batch_size = 256  # images per device in one forward pass; integer >= 1
+    config.precision = "bf16"  # convolutions and activations: fp32, tf32, bf16 or fp16; parameters and loss stay fp32
+    config.parallel = "pmap"  # how the step is spread over devices: pmap or shard_map (same numbers)
+
+    config.model = model = ConfigDict()
+    model.arch = "resnet50"  # resnet18, resnet34, resnet50, resnet101 or resnet152
+    model.width = 64  # channels of the stem; every layer scales with it; integer >= 8
+    model.num_classes = 0  # 0: as many as there are class folders (synthetic data: 1000); integer >= 0
+    model.conv_lowering = "auto"  # native, matmul (faster on CPU at small sizes) or auto: matmul on CPU, native on GPU
+
+    config.data = data = ConfigDict()
+    data.dir = "/data/imagenet"  # holds train/<class>/<image> and val/<class>/<image>
+    data.builtin = ""  # "digits": write scikit-learn's 1,797 digits to data.dir first, if it does not exist; "" for none
+    data.backend = "dali-cpu"  # dali-cpu, dali-gpu (decodes on the GPU) or synthetic (one constant random batch)
+    data.image_size = 224  # pixels, height and width that the model sees; integer >= 32
+    data.resize = 256  # pixels, shorter side before the centre crop in evaluation; integer >= data.image_size
+    data.crop_area = (0.08, 1.0)  # training crop, share of the image's area (smallest, largest); in (0, 1]
+    data.crop_aspect = (3 / 4, 4 / 3)  # training crop, width over height (smallest, largest); in [0.1, 10]
+    data.flip = 0.5  # probability of a horizontal flip in training; 0 to 1
+    data.workers = 5  # DALI threads per device; integer >= 1
+    data.prefetch = 2  # batches made ready on the device ahead of the step; integer >= 1
+    data.synthetic_images = (1281167, 50000)  # images per epoch that synthetic data stands for (training, validation)
+
+    config.recipe = recipe = ConfigDict()
+    recipe.lr = 0.256  # peak learning rate for a global batch of recipe.lr_batch_size; > 0
+    recipe.lr_batch_size = 256  # the peak is lr * global batch / this (linear scaling); 0: recipe.lr as it stands
+    recipe.warmup_epochs = 8  # linear warm-up, then cosine to zero; integer >= 0, at most epochs
+    recipe.momentum = 0.875  # of SGD; 0 up to, not including, 1
+    recipe.weight_decay = 1 / 32768  # coupled L2 on all but BatchNorm's scale and bias; >= 0
+    recipe.label_smoothing = 0.1  # probability spread evenly over all classes; 0 up to, not including, 1
+    recipe.mixup = 0.0  # alpha of mixup's Beta(alpha, alpha), one draw per device and forward pass; 0: off
+    recipe.optimizer_batch_size = 0  # global batch of one update, reached by accumulating gradients; 0: no accumulation
+
+    config.loss_scale = loss_scale = ConfigDict()  # only read with precision fp16
+    loss_scale.mode = "static"  # static or dynamic; either way a step whose gradients overflow changes nothing else
+    loss_scale.init = 128.0  # (first) scale; >= 1
+    loss_scale.growth_interval = 2000  # dynamic: good steps in a row before the scale grows; integer >= 1
+    loss_scale.growth = 2.0  # dynamic: factor after growth_interval good steps; > 1
+    loss_scale.backoff = 0.5  # dynamic: factor after an overflow; between 0 and 1
+    loss_scale.floor = 1.0  # dynamic: smallest scale; > 0
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every_epochs = 1  # epochs between checkpoints (the last epoch always has one); integer >= 1
+    checkpoint.keep = 2  # newest checkpoints kept, beside the best by val.top1; integer >= 1
+
+    config.report = report = ConfigDict()
+    report.print_every = 20  # steps between two lines of training metrics; integer >= 1
+    report.file = "metrics.jsonl"  # name of the metrics file in the work folder
+
+    config.run = run = ConfigDict()
+    run.prof = 0  # run only this many training steps and validation batches and save no checkpoint; 0: the whole run
+    run.training_only = False  # skip validation
+    run.evaluate = False  # validate the latest checkpoint instead of training
+    run.save_checkpoints = True  # False: nothing to resume from
+    return config.lock()

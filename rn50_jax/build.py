@@ -1,0 +1,71 @@
+"""From config to model, optimiser and state."""
+
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from rn50_jax.models.resnet import FAMILY, ResNet
+from rn50_jax.optim import sgd
+from rn50_jax.precision import PRECISIONS, Scaling
+from rn50_jax.state import TrainState, init_state
+from rn50_jax.step import TrainOptions
+
+
+def build_model(config: ConfigDict, *, num_classes: int, platform: str) -> ResNet:
+    """The config's model. `platform` ("cpu", "gpu") decides how `model.conv_lowering="auto"` writes convolutions."""
+    return ResNet(
+        variant=FAMILY[config.model.arch],
+        num_classes=num_classes,
+        precision=PRECISIONS[config.precision],
+        width=config.model.width,
+        lowering=conv_lowering(config, platform),
+    )
+
+
+def conv_lowering(config: ConfigDict, platform: str) -> str:
+    """"native" or "matmul"."""
+    if config.model.conv_lowering != "auto":
+        return str(config.model.conv_lowering)
+    return "matmul" if platform == "cpu" else "native"
+
+
+def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """The config's optimiser; the learning rate is applied by the step."""
+    return sgd(momentum=config.recipe.momentum, weight_decay=config.recipe.weight_decay)
+
+
+def build_options(config: ConfigDict, accumulation: int) -> TrainOptions:
+    """What of the config acts inside the training step."""
+    scaling = Scaling(
+        dynamic=config.loss_scale.mode == "dynamic",
+        init=config.loss_scale.init,
+        growth_interval=config.loss_scale.growth_interval,
+        growth=config.loss_scale.growth,
+        backoff=config.loss_scale.backoff,
+        floor=config.loss_scale.floor,
+    )
+    return TrainOptions(
+        label_smoothing=config.recipe.label_smoothing,
+        mixup=config.recipe.mixup,
+        accumulation=accumulation,
+        scaling=scaling if config.precision == "fp16" else None,
+        seed=config.seed,
+    )
+
+
+def build_state(config: ConfigDict, model: ResNet, *, abstract: bool = False) -> Any:
+    """A fresh state; with `abstract`, only its shapes and dtypes, at no cost."""
+    loss_scale = config.loss_scale.init if config.precision == "fp16" else 1.0
+
+    def init() -> TrainState:
+        return init_state(
+            model,
+            build_optimizer(config),
+            seed=config.seed,
+            image_size=config.data.image_size,
+            loss_scale=loss_scale,
+        )
+
+    return jax.eval_shape(init) if abstract else jax.jit(init)()

@@ -1,0 +1,146 @@
+"""DALI pipelines: files in, uint8 images [B, S, S, 3] as JAX arrays out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.backend import TensorListCPU
+from nvidia.dali.plugin.base_iterator import LastBatchPolicy
+from nvidia.dali.plugin.jax import DALIGenericIterator
+
+from rn50_jax.errors import UserError
+
+
+def train_pipeline(
+    files: Sequence[str],
+    *,
+    image_size: int,
+    crop_area: tuple[float, float],
+    crop_aspect: tuple[float, float],
+    flip: float,
+    on_gpu: bool,
+    **pipeline_args: Any,
+) -> Any:
+    """Random-resized crop and flip, as the reference's training transform.
+
+    Reads `files` in their order, once. Only the crop is decoded. Images are not rotated by their EXIF tag,
+    as torchvision and the reference do not.
+
+    Args:
+      pipeline_args: batch_size, num_threads, device_id, seed.
+
+    Returns:
+      A pipeline with outputs image uint8 [B, image_size, image_size, 3] and index int32 [B] into `files`.
+    """
+
+    @pipeline_def(**pipeline_args)
+    def pipeline() -> Any:
+        encoded, index = _read(files)
+        images = fn.decoders.image_random_crop(
+            encoded,
+            device="mixed" if on_gpu else "cpu",
+            output_type=types.RGB,
+            adjust_orientation=False,
+            random_area=list(crop_area),
+            random_aspect_ratio=list(crop_aspect),
+            num_attempts=10,
+        )
+        images = fn.resize(images, size=[image_size, image_size], **_RESIZE)
+        images = fn.flip(images, horizontal=fn.random.coin_flip(probability=flip))
+        return images, index
+
+    return pipeline()
+
+
+def eval_pipeline(files: Sequence[str], *, image_size: int, resize: int, on_gpu: bool, **pipeline_args: Any) -> Any:
+    """Shorter side to `resize`, centre crop of `image_size`: reads `files` in their order, once; outputs as in training."""
+
+    @pipeline_def(**pipeline_args)
+    def pipeline() -> Any:
+        encoded, index = _read(files)
+        return _eval_transform(encoded, image_size, resize, on_gpu), index
+
+    return pipeline()
+
+
+# subpixel_scale=False and truncated crop positions put every pixel where torchvision puts it.
+_RESIZE: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True, "subpixel_scale": False}
+
+
+def _read(files: Sequence[str]) -> tuple[Any, Any]:
+    encoded, index = fn.readers.file(files=list(files), labels=list(range(len(files))), name="Reader")
+    return encoded, fn.squeeze(index, axes=0)
+
+
+def _eval_transform(encoded: Any, image_size: int, resize: int, on_gpu: bool) -> Any:
+    images = fn.decoders.image(
+        encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, adjust_orientation=False
+    )
+    images = fn.resize(images, resize_shorter=resize, **_RESIZE)
+    return fn.crop(images, crop=(image_size, image_size), rounding="truncate")
+
+
+def run_pipelines(pipelines: Sequence[Any]) -> Iterator[list[tuple[jax.Array, np.ndarray]]]:
+    """Runs one pipeline per device in step until their files are used up.
+
+    Yields:
+      For each device its images, a JAX array on the pipeline's device, and their indices, int32 [B].
+
+    Raises:
+      UserError: an image that cannot be read or decoded.
+    """
+    try:
+        iterators = [
+            DALIGenericIterator(
+                pipeline,
+                ["image", "index"],
+                reader_name="Reader",
+                last_batch_policy=LastBatchPolicy.DROP,
+                prepare_first_batch=False,
+            )
+            for pipeline in pipelines
+        ]
+        for outputs in zip(*iterators, strict=True):
+            yield [(out["image"], np.asarray(out["index"])) for out in outputs]
+    except RuntimeError as error:
+        raise UserError(f"DALI cannot read an image: {_cause(error)}") from error
+
+
+def make_decoder(*, image_size: int, resize: int, workers: int) -> Callable[[bytes], np.ndarray]:
+    """The evaluation transform for single encoded images, on the CPU.
+
+    Returns:
+      A function from a file's bytes to uint8 [image_size, image_size, 3]; it raises ValueError for what is no image.
+    """
+
+    @pipeline_def(batch_size=1, num_threads=workers, device_id=None, prefetch_queue_depth=1)
+    def pipeline() -> Any:
+        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+        return _eval_transform(encoded, image_size, resize, on_gpu=False)
+
+    live: list[Any] = []
+
+    def decode(encoded: bytes) -> np.ndarray:
+        if not live:
+            live.append(pipeline())
+        try:
+            live[0].feed_input("encoded", [np.frombuffer(encoded, np.uint8)])
+            (images,) = live[0].run()
+        except RuntimeError as error:
+            live.clear()  # an error leaves a pipeline unusable
+            raise ValueError(_cause(error)) from error
+        assert isinstance(images, TensorListCPU)
+        return np.array(images.at(0))
+
+    return decode
+
+
+def _cause(error: RuntimeError) -> str:
+    """The line of DALI's long message that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    for line in lines:
+        if "Failed to decode" in line or "ailed: " in line or "Could not open" in line or "nvImageCodec" in line:
+            return line.split("] ", 1)[-1]
+    return lines[0] if lines else type(error).__name__

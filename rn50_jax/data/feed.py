@@ -1,0 +1,131 @@
+"""Batches on the devices, made ready ahead of the step.
+
+A batch is {"image": uint8 [D, B, S, S, 3], "label": int32 [D, B], "weight": float32 [D, B]}, sharded over D devices.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rn50_jax import parallel
+from rn50_jax.config import Plan
+from rn50_jax.data.folder import ImageSet
+from rn50_jax.data.order import crop_seed, eval_order, train_order
+from rn50_jax.step import Batch
+
+
+def train_batches(
+    config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, first_epoch: int
+) -> Generator[Batch]:
+    """All batches of the run from `first_epoch` on, `plan.steps_per_epoch` an epoch.
+
+    One stream for all epochs: while the last steps and the validation of one run, the next one's files are opened.
+    """
+    if config.data.backend == "synthetic":
+        yield from repeat(synthetic_batch(config, plan.device_batch, mesh))
+    batches = (
+        batch
+        for epoch in range(first_epoch, config.epochs)
+        for batch in _train_epoch(config, images, plan, mesh, epoch)
+    )
+    yield from prefetch(batches, config.data.prefetch)
+
+
+def _train_epoch(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, epoch: int) -> Iterator[Batch]:
+    from rn50_jax.data import dali  # a second to import, and not needed for synthetic data
+
+    order = train_order(
+        len(images.labels),
+        steps=plan.steps_per_epoch,
+        num_devices=plan.num_devices,
+        device_batch=plan.device_batch,
+        seed=config.seed,
+        epoch=epoch,
+    )
+    pipelines = [
+        dali.train_pipeline(
+            [images.files[i] for i in order[:, device].flat],
+            image_size=config.data.image_size,
+            crop_area=config.data.crop_area,
+            crop_aspect=config.data.crop_aspect,
+            flip=config.data.flip,
+            seed=crop_seed(config.seed, epoch, device),
+            **_pipeline_args(config, mesh, device, plan.device_batch),
+        )
+        for device in range(plan.num_devices)
+    ]
+    weights = np.ones(order.shape, np.float32)
+    yield from _place(dali.run_pipelines(pipelines), images, order, weights, mesh)
+
+
+def eval_batches(config: ConfigDict, images: ImageSet, mesh: Mesh) -> Iterator[Batch]:
+    """Every image of the set exactly once, the last batch filled up with images of weight 0."""
+    num_devices = mesh.devices.size
+    order, weights = eval_order(len(images.labels), num_devices=num_devices, device_batch=config.batch_size)
+    if config.data.backend == "synthetic":
+        batch = synthetic_batch(config, config.batch_size, mesh)
+        yield from (batch | {"weight": parallel.shard(list(w), mesh)} for w in weights)
+        return
+    from rn50_jax.data import dali
+
+    pipelines = [
+        dali.eval_pipeline(
+            [images.files[i] for i in order[:, device].flat],
+            image_size=config.data.image_size,
+            resize=config.data.resize,
+            **_pipeline_args(config, mesh, device, config.batch_size),
+        )
+        for device in range(num_devices)
+    ]
+    batches = _place(dali.run_pipelines(pipelines), images, order, weights, mesh)
+    yield from prefetch(batches, config.data.prefetch)
+
+
+def _pipeline_args(config: ConfigDict, mesh: Mesh, device: int, batch_size: int) -> dict[str, int | bool | None]:
+    on_gpu = config.data.backend == "dali-gpu"
+    ordinal = mesh.devices.flat[device].local_hardware_id if on_gpu else None
+    return {"batch_size": batch_size, "num_threads": config.data.workers, "device_id": ordinal, "on_gpu": on_gpu}
+
+
+def _place(
+    steps: Iterator[list[tuple[jax.Array, np.ndarray]]],
+    images: ImageSet,
+    order: np.ndarray,
+    weights: np.ndarray,
+    mesh: Mesh,
+) -> Iterator[Batch]:
+    for step, outputs in enumerate(steps):
+        # DALI numbers a device's files from 0; their place in `order` is the image's index in the data set.
+        labels = [images.labels[order[:, d].flat[index]] for d, (_, index) in enumerate(outputs)]
+        yield {
+            "image": parallel.shard([pixels for pixels, _ in outputs], mesh),
+            "label": parallel.shard(labels, mesh),
+            "weight": parallel.shard(list(weights[step]), mesh),
+        }
+
+
+def synthetic_batch(config: ConfigDict, device_batch: int, mesh: Mesh) -> Batch:
+    """One random batch that stays on the devices; labels lie below the number of classes."""
+    rng = np.random.default_rng(config.seed)
+    size, num_devices = config.data.image_size, mesh.devices.size
+    num_classes = config.model.num_classes or 1000
+    return {
+        "image": parallel.shard(rng.integers(0, 256, (num_devices, device_batch, size, size, 3), np.uint8), mesh),
+        "label": parallel.shard(rng.integers(0, num_classes, (num_devices, device_batch), np.int32), mesh),
+        "weight": parallel.shard(np.ones((num_devices, device_batch), np.float32), mesh),
+    }
+
+
+def prefetch(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """Keeps up to `depth` batches ready, made in a background thread in their order."""
+    with ThreadPoolExecutor(1, thread_name_prefix="feed") as worker:
+        ready = deque(worker.submit(next, batches, None) for _ in range(depth))
+        while (batch := ready.popleft().result()) is not None:
+            ready.append(worker.submit(next, batches, None))
+            yield batch

@@ -1,0 +1,79 @@
+"""Convolution with torch's symmetric padding and a choice of lowering."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+# Beyond this size XLA's own 3x3 convolution is the faster one on CPU too.
+_LARGEST_MATMUL_SIZE = 28
+
+
+def conv2d(
+    x: jax.Array, kernel: jax.Array, stride: int, *, lowering: str, precision: lax.Precision
+) -> jax.Array:
+    """2-D convolution, zero-padded by (k - 1) // 2 on each side as torch does, also when strided.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [k, k, C, N], k odd, same dtype as `x`.
+      lowering: "native" hands XLA a convolution; "matmul" writes 1x1 as one and small 3x3 as nine
+        shifted matrix products, 2-3 times faster on CPU. Both compute the same sums in another order.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), N], in the dtype of `x`.
+    """
+    size = kernel.shape[0]
+    if lowering == "matmul" and (size == 1 or (size == 3 and x.shape[1] <= _LARGEST_MATMUL_SIZE)):
+        return _shifted_matmuls(x, kernel, stride, precision)
+    pad = (size - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+
+
+def _shifted_matmuls(x: jax.Array, kernel: jax.Array, stride: int, precision: lax.Precision) -> jax.Array:
+    size, _, channels, features = kernel.shape
+    pad = (size - 1) // 2
+    batch, height, width, _ = x.shape
+    out_height, out_width = -(-height // stride), -(-width // stride)
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    total = jnp.zeros((batch * out_height * out_width, features), x.dtype)
+    for row in range(size):
+        for col in range(size):
+            last = (row + (out_height - 1) * stride + 1, col + (out_width - 1) * stride + 1)
+            window = lax.slice(x, (0, row, col, 0), (batch, *last, channels), (1, stride, stride, 1))
+            total += jnp.dot(window.reshape(-1, channels), kernel[row, col], precision=precision)
+    return total.reshape(batch, out_height, out_width, features)
+
+
+class Conv(nn.Module):
+    """Bias-free convolution, parameter `kernel` [k, k, C, features] float32.
+
+    Initialised from the un-truncated normal N(0, 2 / fan_in) (He et al. 2015; torch `kaiming_normal_`), as all
+    recipes of the reference do.
+    """
+
+    features: int
+    size: int
+    stride: int = 1
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    precision: lax.Precision = lax.Precision.DEFAULT
+    lowering: str = "native"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
+        return conv2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            self.stride,
+            lowering=self.lowering,
+            precision=self.precision,
+        )

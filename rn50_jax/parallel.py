@@ -1,0 +1,104 @@
+"""Devices, where arrays live on them, and the only place that says `pmap`."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rn50_jax.errors import UserError
+
+AXIS = "batch"
+
+
+def prepare_runtime(backend: str) -> None:
+    """Sets what XLA must know before it first touches a device.
+
+    DALI's GPU buffers are freed with a device synchronisation, which breaks the capture of CUDA graphs
+    (command buffers), so these are off when DALI works on the GPU; JAX then also leaves it memory.
+    """
+    if backend != "dali-gpu":
+        return
+    flag = "--xla_gpu_enable_command_buffer="
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.85")
+
+
+def find_devices(*, backend: str, precision: str) -> list[jax.Device]:
+    """All devices of this machine, refused early if they cannot do what the config asks for."""
+    devices = jax.local_devices()
+    platform = devices[0].platform
+    if backend == "dali-gpu" and platform != "gpu":
+        raise UserError(f"config.data.backend='dali-gpu' needs a GPU, and JAX found only {platform}; use dali-cpu")
+    capability = float(getattr(devices[0], "compute_capability", None) or "99")
+    if platform == "gpu" and precision in ("bf16", "tf32") and capability < 8.0:
+        raise UserError(
+            f"config.precision={precision!r} needs compute capability 8.0, and {devices[0].device_kind} has "
+            f"{capability}; use 'fp16' or 'fp32'"
+        )
+    return devices
+
+
+def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """The one-dimensional mesh of data parallelism."""
+    return Mesh(np.asarray(devices), (AXIS,))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The same arrays on every device. Placed once before the first step, so that the step compiles once."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def shard(per_device: Sequence[jax.Array | np.ndarray], mesh: Mesh) -> jax.Array:
+    """Puts one array on each device, without stacking them on the host.
+
+    Args:
+      per_device: as many arrays [B, ...] as the mesh has devices, on the host or already on their device.
+
+    Returns:
+      [D, B, ...], sharded over D.
+    """
+    parts = [jax.device_put(_host_view(x)[None], d) for x, d in zip(per_device, mesh.devices.flat, strict=True)]
+    shape = (len(parts), *parts[0].shape[1:])
+    return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, P(AXIS)), parts)
+
+
+def _host_view(x: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    on_host = isinstance(x, np.ndarray) or all(d.platform == "cpu" for d in x.devices())
+    return np.asarray(x) if on_host else x
+
+
+def spread(
+    step: Callable[[Any, Any], Any], mesh: Mesh, *, mode: str, donate_state: bool = False, stacked: bool = False
+) -> Callable[[Any, Any], Any]:
+    """Compiles a per-device function of (state, batch) for all devices of the mesh.
+
+    Args:
+      step: function of a replicated state and its device's part of the batch [B, ...], with collectives over `AXIS`.
+      mode: "pmap", or "shard_map" for the same through `jax.shard_map`; both give the same bits.
+      donate_state: the caller's state is used up; its memory becomes the new state's.
+      stacked: False if the results are the same on every device and leave once;
+        True if each device has its own, leaving as [D, ...].
+    """
+    donate = (0,) if donate_state else ()
+    if mode == "pmap":
+        out_axes = 0 if stacked else None
+        devices = list(mesh.devices.flat)
+        mapped: Callable[[Any, Any], Any] = jax.pmap(
+            step, AXIS, in_axes=(None, 0), out_axes=out_axes, devices=devices, donate_argnums=donate
+        )
+        return mapped
+
+    def body(state: Any, batch: Any) -> Any:
+        result = step(state, jax.tree.map(lambda x: x[0], batch))
+        return jax.tree.map(lambda x: x[None], result) if stacked else result
+
+    # check_vma=False gives pmap's meaning to "gradient, then pmean"; the default would sum the gradients twice.
+    out_specs = P(AXIS) if stacked else P()
+    mapped_body = jax.shard_map(body, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=out_specs, check_vma=False)
+    return jax.jit(mapped_body, donate_argnums=donate)

@@ -1,0 +1,77 @@
+"""Compute types, and the loss scale that keeps float16 gradients representable."""
+
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Precision(NamedTuple):
+    """Type of convolutions and activations, and how matrix units may round float32 inputs."""
+
+    compute: jnp.dtype
+    matmul: lax.Precision
+
+
+# On Ampere and later GPUs, DEFAULT lets float32 convolutions run in TensorFloat-32; HIGHEST forbids it.
+PRECISIONS = {
+    "fp32": Precision(jnp.dtype(jnp.float32), lax.Precision.HIGHEST),
+    "tf32": Precision(jnp.dtype(jnp.float32), lax.Precision.DEFAULT),
+    "bf16": Precision(jnp.dtype(jnp.bfloat16), lax.Precision.DEFAULT),
+    "fp16": Precision(jnp.dtype(jnp.float16), lax.Precision.DEFAULT),
+}
+
+
+@flax.struct.dataclass
+class LossScale:
+    """State of loss scaling: arrays only, all scalars.
+
+    value: float32, what the loss is multiplied by. good_steps: int32, finite steps in a row.
+    skipped: int32, steps left out since the start of the run because a gradient was not finite.
+    """
+
+    value: jax.Array
+    good_steps: jax.Array
+    skipped: jax.Array
+
+
+class Scaling(NamedTuple):
+    """Rules of loss scaling, see `configs/default.py`; `dynamic=False` keeps the scale at `init`."""
+
+    dynamic: bool
+    init: float
+    growth_interval: int
+    growth: float
+    backoff: float
+    floor: float
+
+
+def init_loss_scale(init: float) -> LossScale:
+    """A fresh loss scale of value `init`."""
+    zero = jnp.zeros((), jnp.int32)
+    return LossScale(value=jnp.asarray(init, jnp.float32), good_steps=zero, skipped=zero)
+
+
+def update_loss_scale(scale: LossScale, finite: jax.Array, rules: Scaling) -> LossScale:
+    """The loss scale after a step (Micikevicius et al. 2018, arXiv:1710.03740).
+
+    Args:
+      scale: the scale that the step used.
+      finite: bool [], whether every gradient of the step was finite.
+      rules: growth, backoff and floor. The scale never grows beyond 2**24.
+    """
+    good_steps = jnp.where(finite, scale.good_steps + 1, 0)
+    skipped = scale.skipped + jnp.where(finite, 0, 1)
+    if not rules.dynamic:
+        return LossScale(scale.value, good_steps, skipped)
+    grow = good_steps >= rules.growth_interval
+    value = jnp.where(grow, jnp.minimum(scale.value * rules.growth, 2.0**24), scale.value)
+    value = jnp.where(finite, value, jnp.maximum(scale.value * rules.backoff, rules.floor))
+    return LossScale(value, jnp.where(grow, 0, good_steps), skipped)
+
+
+def all_finite(tree: object) -> jax.Array:
+    """bool []: whether every element of every array in `tree` is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

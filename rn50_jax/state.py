@@ -1,0 +1,41 @@
+"""Everything that training changes."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from rn50_jax.models.resnet import ResNet
+from rn50_jax.precision import LossScale, init_loss_scale
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State of a run: arrays only, replicated over devices, never stacked.
+
+    step: int32 [], updates applied. params: float32 tree. batch_stats: float32 tree of BatchNorm's running averages.
+    opt_state: optax state (momentum, float32). loss_scale: see `precision.LossScale`.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    loss_scale: LossScale
+
+
+def init_state(
+    model: ResNet, optimizer: optax.GradientTransformation, *, seed: int, image_size: int, loss_scale: float
+) -> TrainState:
+    """Fresh state. The weights depend on `seed` and the model alone."""
+    image = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    variables = model.init(jax.random.key(seed), image, train=False)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+        loss_scale=init_loss_scale(loss_scale),
+    )

@@ -1,0 +1,224 @@
+"""Trains ResNet-50 v1.5: `python -m rn50_jax.train --config configs/dgx1_90e.py`.
+
+The recipe, top to bottom: read the config, look at devices and data, derive the numbers, restore or initialise the
+state, then train and validate epoch by epoch.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rn50_jax import checkpoint, errors, parallel
+from rn50_jax import config as configs
+from rn50_jax.build import build_model, build_optimizer, build_options, build_state
+from rn50_jax.config import Plan
+from rn50_jax.data.feed import eval_batches, train_batches
+from rn50_jax.data.folder import Dataset, check_class_names, open_dataset
+from rn50_jax.errors import UserError
+from rn50_jax.evaluate import evaluate, evaluate_checkpoint
+from rn50_jax.models.resnet import ResNet
+from rn50_jax.optim import cosine_schedule
+from rn50_jax.plot import plot_run
+from rn50_jax.report import Report, Window, describe_devices, make_workdir, validation_text, versions, warn, write_run_files
+from rn50_jax.state import TrainState
+from rn50_jax.step import Batch, Metrics, eval_step, train_step
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rn50_jax.train",
+        description="Train a ResNet, validate every epoch, keep checkpoints. The same command again resumes.",
+        epilog="Any key of configs/default.py can be changed with --config.key=value, e.g. --config.data.dir=DIR.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/, or the config.json of a run"
+    )
+    parser.add_argument("--workdir", type=Path, help="folder of the run (default: runs/<config name>)")
+    args, overrides = configs.parse_args(parser, argv)
+
+    config, name = configs.load(args.config)
+    config = configs.override(config, overrides)
+    configs.validate(config)
+    workdir = args.workdir or Path("runs") / name
+    if config.run.evaluate:
+        print(validation_text(evaluate_checkpoint(workdir, "latest", overrides)))
+        return 0
+    train(config, workdir, argv)
+    return 0
+
+
+def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
+    """Trains, or goes on training, the validated config in `workdir`."""
+    started = time.perf_counter()
+    parallel.prepare_runtime(config.data.backend)
+    devices = parallel.find_devices(backend=config.data.backend, precision=config.precision)
+    dataset = open_dataset(config, need_val=not config.run.training_only)
+    plan = configs.plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
+    mesh = parallel.make_mesh(devices)
+    model = build_model(config, num_classes=len(dataset.class_names), platform=devices[0].platform)
+    make_workdir(workdir)
+
+    with checkpoint.open_manager(workdir / "checkpoints", keep=config.checkpoint.keep) as manager:
+        saving = config.run.save_checkpoints and config.run.prof == 0
+        if not saving and manager.all_steps():
+            raise UserError(f"{workdir} holds the checkpoints of a run; give a run without checkpoints another --workdir")
+        state, first_epoch, step = _initial_state(config, model, dataset, plan, manager)
+        if first_epoch >= config.epochs:
+            print(f"{workdir} is finished: {first_epoch} of {config.epochs} epochs are done")
+            return
+        write_run_files(workdir, config, devices, argv)
+        _print_summary(config, workdir, devices, dataset, plan, model, state)
+
+        state = parallel.replicate(state, mesh)
+        train_fn, eval_fn = compile_steps(config, model, plan, mesh)
+        window = Window(plan.global_batch)
+        with (
+            closing(train_batches(config, dataset.train, plan, mesh, first_epoch)) as batches,
+            Report(workdir / config.report.file, plan, config.epochs, step) as report,
+        ):
+            for epoch in range(first_epoch, config.epochs):
+                state, step = _train_epoch(state, batches, train_fn, config, plan, window, report, epoch, step)
+                metrics: dict[str, float] = {}
+                if not config.run.training_only:
+                    report.line(f"validating after epoch {epoch + 1}")
+                    batches_seen = config.run.prof or None
+                    metrics = evaluate(eval_fn, state, islice(eval_batches(config, dataset.val, mesh), batches_seen))
+                    report.validation(step, epoch, metrics)
+                done = epoch + 1 == config.epochs
+                if saving and (done or (epoch + 1) % config.checkpoint.every_epochs == 0):
+                    meta = {"step": step, "epoch": epoch + 1, "class_names": list(dataset.class_names)}
+                    meta |= {"config": config.to_dict(), "versions": versions()}
+                    checkpoint.save(manager, state, meta, metrics)
+                if config.run.prof and step >= config.run.prof:
+                    break
+    curves = workdir / "curves.png"
+    plot_run(workdir / config.report.file, curves)
+    print(f"done in {time.perf_counter() - started:.0f} s; curves in {curves}")
+
+
+def _train_epoch(
+    state: TrainState,
+    batches: Iterator[Batch],
+    train_fn: TrainStep,
+    config: ConfigDict,
+    plan: Plan,
+    window: Window,
+    report: Report,
+    epoch: int,
+    step: int,
+) -> tuple[TrainState, int]:
+    """One epoch, or what `run.prof` leaves of it; returns the state and the number of steps done so far."""
+    end = (epoch + 1) * plan.steps_per_epoch
+    if config.run.prof:
+        end = min(end, config.run.prof)
+    window.restart()
+    while step < end:
+        with window.waiting():
+            batch = next(batches)
+        state, metrics = train_fn(state, batch)
+        window.add(metrics)
+        step += 1
+        report.advance(step)
+        if step % config.report.print_every == 0 or step == end:
+            report.train(step, epoch, window.summary())
+    return state, step
+
+
+def _initial_state(
+    config: ConfigDict, model: ResNet, dataset: Dataset, plan: Plan, manager: ocp.CheckpointManager
+) -> tuple[TrainState, int, int]:
+    """Fresh state, or that of the latest checkpoint; with the numbers of epochs and steps that are done."""
+    if not manager.all_steps():
+        return build_state(config, model), 0, 0
+    meta = checkpoint.read_meta(manager, "latest")
+    check_class_names(dataset.class_names, tuple(meta["class_names"]), config.data.dir)
+    before = configs.flatten(ConfigDict(meta["config"]))
+    for key, value in configs.flatten(config).items():
+        old = tuple(before[key]) if isinstance(before.get(key), list) else before.get(key)
+        if old != value:
+            warn(f"this run was started with another config.{key}: {old!r} became {value!r}")
+    state = checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
+    epoch = meta["epoch"]
+    step = epoch * plan.steps_per_epoch
+    if step != meta["step"]:
+        warn(f"an epoch has another number of steps now: step {meta['step']} became {step}")
+        state = state.replace(step=np.asarray(step, np.int32))
+    if epoch < config.epochs:
+        print(f"resuming after epoch {epoch}, step {step}")
+    return state, epoch, step
+
+
+def compile_steps(
+    config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh
+) -> tuple[TrainStep, Callable[[TrainState, Batch], Metrics]]:
+    """The training and the evaluation step over all devices; each compiles at its first call."""
+    learning_rate = cosine_schedule(
+        peak=plan.peak_lr,
+        warmup_steps=config.recipe.warmup_epochs * plan.steps_per_epoch,
+        total_steps=plan.total_steps,
+    )
+    one_train_step = partial(
+        train_step,
+        model=model,
+        optimizer=build_optimizer(config),
+        learning_rate=learning_rate,
+        options=build_options(config, plan.accumulation),
+        axis_name=parallel.AXIS,
+    )
+    one_eval_step = partial(eval_step, model=model, axis_name=parallel.AXIS)
+    return (
+        parallel.spread(one_train_step, mesh, mode=config.parallel, donate_state=True),
+        parallel.spread(one_eval_step, mesh, mode=config.parallel),
+    )
+
+
+def _print_summary(
+    config: ConfigDict,
+    workdir: Path,
+    devices: Sequence[jax.Device],
+    dataset: Dataset,
+    plan: Plan,
+    model: ResNet,
+    state: TrainState,
+) -> None:
+    """Says what the run will do."""
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+    size = config.data.image_size
+    batch_bytes = plan.device_batch * size * size * 3 * (config.data.prefetch + 2)
+    source = config.data.backend if config.data.backend == "synthetic" else f"{config.data.dir} ({config.data.backend})"
+    scaling = f", {config.loss_scale.mode} loss scale {config.loss_scale.init:g}" if config.precision == "fp16" else ""
+    rows = {
+        "run": f"{workdir}, seed {config.seed}",
+        "devices": f"{describe_devices(devices)}, {config.parallel}",
+        "data": f"{source}: {len(dataset.train.labels)} training and {len(dataset.val.labels)} validation images, "
+        f"{len(dataset.class_names)} classes",
+        "model": f"{config.model.arch}, {parameters:,} parameters, {size} px",
+        "precision": f"{config.precision}{scaling}, {model.lowering} convolutions",
+        "batch": f"{config.batch_size} per device x {plan.num_devices} device(s) x {plan.accumulation} pass(es) = "
+        f"{plan.global_batch} per update",
+        "schedule": f"{config.epochs} epochs x {plan.steps_per_epoch} steps = {plan.total_steps} steps, "
+        f"{config.recipe.warmup_epochs} epoch(s) of warm-up, peak learning rate {plan.peak_lr:g}",
+        "memory": f"{state_bytes / 1e6:.0f} MB of state and {batch_bytes / 1e6:.0f} MB of images per device, "
+        "activations come on top",
+    }
+    for name, text in rows.items():
+        print(f"{name:<10} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    errors.run(main)
