@@ -1,6 +1,6 @@
 """Every key of the configuration, with its meaning, unit and range; the recipe is NVIDIA's for ResNet-50 v1.5.
 
-Other configs start from this one and change a few lines. On the command line a key is changed with `--config.key=value`.
+Other configs start from this one and change a few lines; on the command line it is `--config.key=value`.
 """
 
 from ml_collections import ConfigDict
@@ -18,11 +18,14 @@ def get_config() -> ConfigDict:
     model.arch = "resnet50"  # resnet18, resnet34, resnet50, resnet101 or resnet152
     model.width = 64  # channels of the stem; every layer scales with it; integer >= 8
     model.num_classes = 0  # 0: as many as there are class folders (synthetic data: 1000); integer >= 0
+    model.zero_init_last_gamma = False  # True: every residual block starts as the identity (Goyal et al. 2017)
     model.conv_lowering = "auto"  # native, matmul (faster on CPU at small sizes) or auto: matmul on CPU, native on GPU
 
     config.data = data = ConfigDict()
     data.dir = "/data/imagenet"  # holds train/<class>/<image> and val/<class>/<image>
-    data.builtin = ""  # "digits": write scikit-learn's 1,797 digits to data.dir first, if it does not exist; "" for none
+    data.builtin = (
+        ""  # "digits": write scikit-learn's 1,797 digits to data.dir first, if it does not exist; "" for none
+    )
     data.backend = "dali-cpu"  # dali-cpu, dali-gpu (decodes on the GPU) or synthetic (one constant random batch)
     data.image_size = 224  # pixels, height and width that the model sees; integer >= 32
     data.resize = 256  # pixels, shorter side before the centre crop in evaluation; integer >= data.image_size

@@ -20,12 +20,13 @@ def build_model(config: ConfigDict, *, num_classes: int, platform: str) -> ResNe
         num_classes=num_classes,
         precision=PRECISIONS[config.precision],
         width=config.model.width,
+        zero_init_last_gamma=config.model.zero_init_last_gamma,
         lowering=conv_lowering(config, platform),
     )
 
 
 def conv_lowering(config: ConfigDict, platform: str) -> str:
-    """"native" or "matmul"."""
+    """ "native" or "matmul"."""
     if config.model.conv_lowering != "auto":
         return str(config.model.conv_lowering)
     return "matmul" if platform == "cpu" else "native"

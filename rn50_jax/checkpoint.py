@@ -123,7 +123,9 @@ def restore(manager: ocp.CheckpointManager, meta: dict[str, Any], like: TrainSta
     found = _describe(arrays)
     damaged = [name for name in saved if saved[name] != found[name]]
     if damaged:
-        raise UserError(f"{place} is damaged: {len(damaged)} array(s) differ from what was saved ({damaged[0]}); {_OTHER}")
+        raise UserError(
+            f"{place} is damaged: {len(damaged)} array(s) differ from what was saved ({damaged[0]}); {_OTHER}"
+        )
     restored: TrainState = flax.serialization.from_state_dict(like, arrays)
     return restored
 

@@ -53,6 +53,7 @@ RULES: dict[str, Rule] = {
     "model.arch": _choice(*FAMILY),
     "model.width": _integer(8),
     "model.num_classes": _integer(0),
+    "model.zero_init_last_gamma": _BOOLEAN,
     "model.conv_lowering": _choice("auto", "native", "matmul"),
     "data.dir": Rule(str, "a folder", lambda v: v != ""),
     "data.builtin": _choice("", "digits"),

@@ -8,7 +8,7 @@ from typing import NoReturn
 class UserError(Exception):
     """A mistake in a command, config, data folder or checkpoint.
 
-    The message is one line that names the thing and the fix. Commands print it without a traceback and exit with code 2.
+    The message is one line that names the thing and the fix. Commands print it, no traceback, and exit with code 2.
     """
 
 

@@ -10,19 +10,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from rn50_jax import checkpoint, errors, parallel, report
 from rn50_jax import config as configs
-from rn50_jax.build import build_model, build_state
+from rn50_jax import errors, parallel, report
+from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches
-from rn50_jax.data.folder import check_class_names, open_dataset
+from rn50_jax.data.folder import check_class_names
 from rn50_jax.errors import UserError
 from rn50_jax.state import TrainState
 from rn50_jax.step import Batch, Metrics, eval_step
+from rn50_jax.stored import load_run, restore_state
 
 
-def evaluate(step: Callable[[TrainState, Batch], Metrics], state: TrainState, batches: Iterator[Batch]) -> dict[str, float]:
+def evaluate(
+    step: Callable[[TrainState, Batch], Metrics], state: TrainState, batches: Iterator[Batch]
+) -> dict[str, float]:
     """Runs the compiled `eval_step` over all batches and divides the exact sums once, at the end.
 
     Returns:
@@ -66,40 +68,15 @@ def evaluate_checkpoint(workdir: Path, which: str, overrides: Sequence[tuple[str
     Returns:
       The metrics of `evaluate`, and checkpoint, step and epoch.
     """
-    with checkpoint.open_manager(checkpoint_dir(workdir), read_only=True) as manager:
-        meta = checkpoint.read_meta(manager, which)
-        config = stored_config(meta, overrides)
-        parallel.prepare_runtime(config.data.backend)
-        devices = parallel.find_devices(backend=config.data.backend, precision=config.precision)
-        dataset = open_dataset(config, need_train=False)
-        check_class_names(dataset.class_names, tuple(meta["class_names"]), config.data.dir)
-        model = build_model(config, num_classes=len(meta["class_names"]), platform=devices[0].platform)
-        state = checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
-    mesh = parallel.make_mesh(devices)
-    state = parallel.replicate(state, mesh)
-    step = parallel.spread(partial(eval_step, model=model, axis_name=parallel.AXIS), mesh, mode=config.parallel)
-    metrics = evaluate(step, state, eval_batches(config, dataset.val, mesh))
-    return metrics | {"checkpoint": which, "step": meta["step"], "epoch": meta["epoch"]}
-
-
-def checkpoint_dir(workdir: Path) -> Path:
-    """Where a run keeps its checkpoints.
-
-    Raises:
-      UserError: there is none.
-    """
-    directory = workdir / "checkpoints"
-    if not directory.is_dir():
-        raise UserError(f"{workdir} has no checkpoints/; give the --workdir of a training run")
-    return directory
-
-
-def stored_config(meta: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> ConfigDict:
-    """The config that a checkpoint was trained with, overridden and validated."""
-    config = configs.from_json(json.dumps(meta["config"]), source="the checkpoint's config")
-    config = configs.override(config, overrides)
-    configs.validate(config)
-    return config
+    run = load_run(workdir, which, overrides)
+    dataset = open_dataset(run.config, need_train=False)
+    check_class_names(dataset.class_names, run.class_names, run.config.data.dir)
+    mesh = parallel.make_mesh(run.devices)
+    state = parallel.replicate(restore_state(run), mesh)
+    step = partial(eval_step, model=run.model, axis_name=parallel.AXIS)
+    compiled = parallel.spread(step, mesh, mode=run.config.parallel)
+    metrics = evaluate(compiled, state, eval_batches(run.config, dataset.val, mesh))
+    return metrics | {"checkpoint": which, "step": run.meta["step"], "epoch": run.meta["epoch"]}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """Devices, where arrays live on them, and the only place that says `pmap`."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -54,7 +54,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
-def shard(per_device: Sequence[jax.Array | np.ndarray], mesh: Mesh) -> jax.Array:
+def shard(per_device: Iterable[jax.Array | np.ndarray], mesh: Mesh) -> jax.Array:
     """Puts one array on each device, without stacking them on the host.
 
     Args:

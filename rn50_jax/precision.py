@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -24,8 +23,7 @@ PRECISIONS = {
 }
 
 
-@flax.struct.dataclass
-class LossScale:
+class LossScale(NamedTuple):
     """State of loss scaling: arrays only, all scalars.
 
     value: float32, what the loss is multiplied by. good_steps: int32, finite steps in a row.

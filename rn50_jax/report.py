@@ -6,6 +6,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -157,6 +158,7 @@ class Report:
         )
         self._task = self._progress.add_task("steps", total=plan.total_steps, completed=first_step, status="compiling")
         self._validation_seconds = 0.0
+        self._speeds: deque[float] = deque(maxlen=20)
 
     def __enter__(self) -> "Report":
         self._stack.enter_context(self._progress)
@@ -179,7 +181,10 @@ class Report:
         """Reports a window of training steps that ended with `step` of `epoch` (from 0)."""
         self._write(step, epoch, metrics)
         seconds = metrics["train.data_time"] + metrics["train.compute_time"]
-        left = (self._plan.total_steps - step) * seconds + (self._epochs - epoch) * self._validation_seconds
+        if seconds:
+            self._speeds.append(seconds)
+        left = (self._plan.total_steps - step) * float(np.median(self._speeds or [0.0]))
+        left += (self._epochs - epoch) * self._validation_seconds
         waiting = metrics["train.data_time"] / seconds if seconds else 0.0
         status = (
             f"loss {metrics['train.loss']:7.4f}  top-1 {metrics['train.top1']:6.2f}  lr {metrics['lr']:.5f}  "

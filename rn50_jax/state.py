@@ -1,8 +1,7 @@
 """Everything that training changes."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,8 +10,7 @@ from rn50_jax.models.resnet import ResNet
 from rn50_jax.precision import LossScale, init_loss_scale
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """State of a run: arrays only, replicated over devices, never stacked.
 
     step: int32 [], updates applied. params: float32 tree. batch_stats: float32 tree of BatchNorm's running averages.

@@ -66,7 +66,7 @@ def train_step(
         finite = all_finite(grads)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
         loss_scale = update_loss_scale(state.loss_scale, finite, options.scaling)
-        new_state = new_state.replace(loss_scale=loss_scale)
+        new_state = new_state._replace(loss_scale=loss_scale)
         metrics |= {"loss_scale": state.loss_scale.value, "skipped_steps": loss_scale.skipped}
     return new_state, metrics
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -22,14 +22,24 @@ from rn50_jax import checkpoint, errors, parallel
 from rn50_jax import config as configs
 from rn50_jax.build import build_model, build_optimizer, build_options, build_state
 from rn50_jax.config import Plan
+from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches, train_batches
-from rn50_jax.data.folder import Dataset, check_class_names, open_dataset
+from rn50_jax.data.folder import Dataset, check_class_names
 from rn50_jax.errors import UserError
 from rn50_jax.evaluate import evaluate, evaluate_checkpoint
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.optim import cosine_schedule
 from rn50_jax.plot import plot_run
-from rn50_jax.report import Report, Window, describe_devices, make_workdir, validation_text, versions, warn, write_run_files
+from rn50_jax.report import (
+    Report,
+    Window,
+    describe_devices,
+    make_workdir,
+    validation_text,
+    versions,
+    warn,
+    write_run_files,
+)
 from rn50_jax.state import TrainState
 from rn50_jax.step import Batch, Metrics, eval_step, train_step
 
@@ -75,7 +85,9 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
     with checkpoint.open_manager(workdir / "checkpoints", keep=config.checkpoint.keep) as manager:
         saving = config.run.save_checkpoints and config.run.prof == 0
         if not saving and manager.all_steps():
-            raise UserError(f"{workdir} holds the checkpoints of a run; give a run without checkpoints another --workdir")
+            raise UserError(
+                f"{workdir} holds the checkpoints of a run; give a run without checkpoints another --workdir"
+            )
         state, first_epoch, step = _initial_state(config, model, dataset, plan, manager)
         if first_epoch >= config.epochs:
             print(f"{workdir} is finished: {first_epoch} of {config.epochs} epochs are done")
@@ -94,7 +106,6 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
                 state, step = _train_epoch(state, batches, train_fn, config, plan, window, report, epoch, step)
                 metrics: dict[str, float] = {}
                 if not config.run.training_only:
-                    report.line(f"validating after epoch {epoch + 1}")
                     batches_seen = config.run.prof or None
                     metrics = evaluate(eval_fn, state, islice(eval_batches(config, dataset.val, mesh), batches_seen))
                     report.validation(step, epoch, metrics)
@@ -156,7 +167,7 @@ def _initial_state(
     step = epoch * plan.steps_per_epoch
     if step != meta["step"]:
         warn(f"an epoch has another number of steps now: step {meta['step']} became {step}")
-        state = state.replace(step=np.asarray(step, np.int32))
+        state = state._replace(step=jnp.asarray(step, jnp.int32))
     if epoch < config.epochs:
         print(f"resuming after epoch {epoch}, step {step}")
     return state, epoch, step

@@ -55,7 +55,10 @@ def train_pipeline(
 
 
 def eval_pipeline(files: Sequence[str], *, image_size: int, resize: int, on_gpu: bool, **pipeline_args: Any) -> Any:
-    """Shorter side to `resize`, centre crop of `image_size`: reads `files` in their order, once; outputs as in training."""
+    """Shorter side to `resize`, then a centre crop of `image_size`.
+
+    Reads `files` in their order, once. Arguments and outputs are as in `train_pipeline`.
+    """
 
     @pipeline_def(**pipeline_args)
     def pipeline() -> Any:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,12 +18,11 @@ from rn50_jax import parallel
 from rn50_jax.config import Plan
 from rn50_jax.data.folder import ImageSet
 from rn50_jax.data.order import crop_seed, eval_order, train_order
+from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.step import Batch
 
 
-def train_batches(
-    config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, first_epoch: int
-) -> Generator[Batch]:
+def train_batches(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, first_epoch: int) -> Generator[Batch]:
     """All batches of the run from `first_epoch` on, `plan.steps_per_epoch` an epoch.
 
     One stream for all epochs: while the last steps and the validation of one run, the next one's files are opened.
@@ -70,7 +70,7 @@ def eval_batches(config: ConfigDict, images: ImageSet, mesh: Mesh) -> Iterator[B
     order, weights = eval_order(len(images.labels), num_devices=num_devices, device_batch=config.batch_size)
     if config.data.backend == "synthetic":
         batch = synthetic_batch(config, config.batch_size, mesh)
-        yield from (batch | {"weight": parallel.shard(list(w), mesh)} for w in weights)
+        yield from (batch | {"weight": parallel.shard(w, mesh)} for w in weights)
         return
     from rn50_jax.data import dali
 
@@ -87,7 +87,7 @@ def eval_batches(config: ConfigDict, images: ImageSet, mesh: Mesh) -> Iterator[B
     yield from prefetch(batches, config.data.prefetch)
 
 
-def _pipeline_args(config: ConfigDict, mesh: Mesh, device: int, batch_size: int) -> dict[str, int | bool | None]:
+def _pipeline_args(config: ConfigDict, mesh: Mesh, device: int, batch_size: int) -> dict[str, Any]:
     on_gpu = config.data.backend == "dali-gpu"
     ordinal = mesh.devices.flat[device].local_hardware_id if on_gpu else None
     return {"batch_size": batch_size, "num_threads": config.data.workers, "device_id": ordinal, "on_gpu": on_gpu}
@@ -106,20 +106,8 @@ def _place(
         yield {
             "image": parallel.shard([pixels for pixels, _ in outputs], mesh),
             "label": parallel.shard(labels, mesh),
-            "weight": parallel.shard(list(weights[step]), mesh),
+            "weight": parallel.shard(weights[step], mesh),
         }
-
-
-def synthetic_batch(config: ConfigDict, device_batch: int, mesh: Mesh) -> Batch:
-    """One random batch that stays on the devices; labels lie below the number of classes."""
-    rng = np.random.default_rng(config.seed)
-    size, num_devices = config.data.image_size, mesh.devices.size
-    num_classes = config.model.num_classes or 1000
-    return {
-        "image": parallel.shard(rng.integers(0, 256, (num_devices, device_batch, size, size, 3), np.uint8), mesh),
-        "label": parallel.shard(rng.integers(0, num_classes, (num_devices, device_batch), np.int32), mesh),
-        "weight": parallel.shard(np.ones((num_devices, device_batch), np.float32), mesh),
-    }
 
 
 def prefetch(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:

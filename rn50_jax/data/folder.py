@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from rn50_jax.data.digits import write_digits
 from rn50_jax.errors import UserError
 
 # What DALI decodes, by the names that people give such files.
@@ -28,51 +26,6 @@ class Dataset(NamedTuple):
     train: ImageSet
     val: ImageSet
     class_names: tuple[str, ...]
-
-
-def open_dataset(config: ConfigDict, *, need_train: bool = True, need_val: bool = True) -> Dataset:
-    """The data set that the config names, checked for everything that can be seen without opening an image.
-
-    A split that is not needed may be missing and is then empty.
-
-    Raises:
-      UserError: folder missing or empty, a class without images, train and val classes that differ, or another
-        class count than `model.num_classes`.
-    """
-    if config.data.backend == "synthetic":
-        return _synthetic(config)
-    root = Path(config.data.dir).expanduser()
-    if config.data.builtin == "digits" and not root.exists():
-        write_digits(root)
-    if not root.is_dir():
-        raise UserError(f"config.data.dir={config.data.dir!r} is not a folder; pass --config.data.dir=DIR")
-    names: dict[str, tuple[str, ...]] = {}
-    images = {"train": _NO_IMAGES, "val": _NO_IMAGES}
-    for split, needed in (("train", need_train), ("val", need_val)):
-        if needed:
-            names[split], images[split] = scan_split(root / split)
-    if need_train and need_val:
-        _check_same_classes(root, names["train"], names["val"])
-    class_names = names["train" if need_train else "val"]
-    if config.model.num_classes not in (0, len(class_names)):
-        raise UserError(
-            f"config.model.num_classes={config.model.num_classes}, but {root} has {len(class_names)} class folders; "
-            "use 0 to take their number"
-        )
-    return Dataset(images["train"], images["val"], class_names)
-
-
-_NO_IMAGES = ImageSet((), np.zeros(0, np.int32))
-
-
-def _synthetic(config: ConfigDict) -> Dataset:
-    num_train, num_val = config.data.synthetic_images
-    num_classes = config.model.num_classes or 1000
-    return Dataset(
-        ImageSet((), np.zeros(num_train, np.int32)),
-        ImageSet((), np.zeros(num_val, np.int32)),
-        tuple(str(label) for label in range(num_classes)),
-    )
 
 
 def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
@@ -100,13 +53,12 @@ def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
 def _list_images(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         return sorted(
-            e.path
-            for e in entries
-            if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".") and e.is_file()
+            e.path for e in entries if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".") and e.is_file()
         )
 
 
-def _check_same_classes(root: Path, train: tuple[str, ...], val: tuple[str, ...]) -> None:
+def check_same_classes(root: Path, train: tuple[str, ...], val: tuple[str, ...]) -> None:
+    """Refuses splits with different class folders."""
     for name in sorted(set(train) ^ set(val)):
         here, missing = ("train", "val") if name in train else ("val", "train")
         raise UserError(f"{root}: class {name!r} is in {here}/ but not in {missing}/; both need the same class folders")

@@ -3,7 +3,9 @@
 import numpy as np
 
 
-def train_order(num_images: int, *, steps: int, num_devices: int, device_batch: int, seed: int, epoch: int) -> np.ndarray:
+def train_order(
+    num_images: int, *, steps: int, num_devices: int, device_batch: int, seed: int, epoch: int
+) -> np.ndarray:
     """One epoch's images: a fresh permutation of all, of which each is used at most once.
 
     The images of a step do not depend on how many devices share them.

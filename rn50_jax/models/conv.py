@@ -9,9 +9,7 @@ from jax import lax
 _LARGEST_MATMUL_SIZE = 28
 
 
-def conv2d(
-    x: jax.Array, kernel: jax.Array, stride: int, *, lowering: str, precision: lax.Precision
-) -> jax.Array:
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int, *, lowering: str, precision: lax.Precision) -> jax.Array:
     """2-D convolution, zero-padded by (k - 1) // 2 on each side as torch does, also when strided.
 
     Args:

@@ -40,18 +40,20 @@ class Block(nn.Module):
     bottleneck: bool
     conv: partial[Conv]
     norm: partial[nn.BatchNorm]
+    zero_init_last_gamma: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        last = nn.initializers.zeros if self.zero_init_last_gamma else nn.initializers.ones
         features = self.width * (4 if self.bottleneck else 1)
         if self.bottleneck:
             # v1.5: the stride sits in the 3x3 convolution; v1 had it in the first 1x1.
             y = nn.relu(self.norm(name="bn1")(self.conv(self.width, 1, name="conv1")(x)))
             y = nn.relu(self.norm(name="bn2")(self.conv(self.width, 3, self.stride, name="conv2")(y)))
-            y = self.norm(name="bn3")(self.conv(features, 1, name="conv3")(y))
+            y = self.norm(name="bn3", scale_init=last)(self.conv(features, 1, name="conv3")(y))
         else:
             y = nn.relu(self.norm(name="bn1")(self.conv(self.width, 3, self.stride, name="conv1")(x)))
-            y = self.norm(name="bn2")(self.conv(features, 3, name="conv2")(y))
+            y = self.norm(name="bn2", scale_init=last)(self.conv(features, 3, name="conv2")(y))
         # By stride and channels, not by shape: on tiny images a stride may leave the shape as it was.
         if self.stride != 1 or x.shape[-1] != features:
             x = self.conv(features, 1, self.stride, name="downsample_0")(x)
@@ -71,6 +73,7 @@ class ResNet(nn.Module):
     num_classes: int
     precision: Precision
     width: int = 64
+    zero_init_last_gamma: bool = False
     lowering: str = "native"
 
     @nn.compact
@@ -86,9 +89,7 @@ class ResNet(nn.Module):
         """
         dtype, matmul = self.precision.compute, self.precision.matmul
         conv = partial(Conv, dtype=dtype, precision=matmul, lowering=self.lowering)
-        norm = partial(
-            nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype
-        )
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
         x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.variant.stages):
@@ -99,6 +100,7 @@ class ResNet(nn.Module):
                     bottleneck=self.variant.bottleneck,
                     conv=conv,
                     norm=norm,
+                    zero_init_last_gamma=self.zero_init_last_gamma,
                     name=f"layer{stage + 1}_{index}",
                 )(x)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

@@ -1,0 +1,117 @@
+"""Classifies images: `python -m rn50_jax.predict --workdir W IMAGE [IMAGE ...]`."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from rn50_jax import config as configs
+from rn50_jax import errors, parallel
+from rn50_jax.data.names import human_names
+from rn50_jax.errors import UserError
+from rn50_jax.step import predict_step
+from rn50_jax.stored import StoredRun, load_run, restore_state
+
+# Images classified at a time: enough to fill a device, and one program for any number of files.
+_BATCH = 32
+
+
+def predict(run: StoredRun, images: np.ndarray) -> np.ndarray:
+    """Class probabilities of decoded images.
+
+    Args:
+      run: a loaded run; its model and state do the work on its first device.
+      images: uint8 [N, S, S, 3], from `data.dali.make_decoder`.
+
+    Returns:
+      float32 [N, K].
+    """
+    mesh = parallel.make_mesh(run.devices[:1])
+    step = partial(predict_step, model=run.model, axis_name=parallel.AXIS)
+    compiled = parallel.spread(step, mesh, mode=run.config.parallel, stacked=True)
+    state = parallel.replicate(restore_state(run), mesh)
+    size = min(_BATCH, len(images))
+    parts = []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
+        parts.append(np.asarray(compiled(state, _batch(padded, mesh)))[0, : len(part)])
+    return np.concatenate(parts)
+
+
+def _batch(images: np.ndarray, mesh: Mesh) -> dict[str, Any]:
+    return {"image": parallel.shard([images], mesh)}
+
+
+def decode_files(run: StoredRun, paths: Sequence[Path]) -> tuple[list[np.ndarray], dict[Path, str]]:
+    """Decodes each file with the evaluation transform.
+
+    Returns:
+      The images, uint8 [S, S, 3], of the files that could be read, in order, and what is wrong with the others.
+    """
+    from rn50_jax.data.dali import make_decoder
+
+    config = run.config
+    decode = make_decoder(image_size=config.data.image_size, resize=config.data.resize, workers=config.data.workers)
+    images, problems = [], {}
+    for path in paths:
+        try:
+            images.append(decode(path.read_bytes()))
+        except OSError as error:
+            problems[path] = f"cannot be read: {error.strerror}"
+        except ValueError:
+            problems[path] = "is not an image that can be decoded (JPEG, PNG, WebP, BMP, TIFF, JPEG 2000 or PNM)"
+    return images, problems
+
+
+def answer(run: StoredRun, paths: Sequence[Path], top_k: int) -> list[dict[str, Any]]:
+    """For each path {"file", "predictions": [{"class", "index", "probability"}]}, best first, or {"file", "error"}."""
+    images, problems = decode_files(run, paths)
+    probabilities = iter(predict(run, np.stack(images)) if images else [])
+    names = human_names(run.class_names)
+    answers: list[dict[str, Any]] = []
+    for path in paths:
+        if path in problems:
+            answers.append({"file": str(path), "error": problems[path]})
+            continue
+        p = next(probabilities)
+        best = np.argsort(-p, kind="stable")[:top_k]
+        predictions = [{"class": names[i], "index": int(i), "probability": float(p[i])} for i in best]
+        answers.append({"file": str(path), "predictions": predictions})
+    return answers
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns its exit code: 1 if an image could not be classified."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rn50_jax.predict",
+        description="Name the classes of images, seen through the transform of evaluation.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP, BMP, TIFF, ...")
+    parser.add_argument("--workdir", required=True, type=Path, help="folder of the training run")
+    parser.add_argument("--checkpoint", default="best", help="best (default), latest or a step number")
+    parser.add_argument("--top_k", type=int, default=5, help="how many classes to name (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args, overrides = configs.parse_args(parser, argv)
+    if args.top_k < 1:
+        raise UserError(f"--top_k {args.top_k} must be at least 1")
+    run = load_run(args.workdir, args.checkpoint, overrides)
+    answers = answer(run, args.images, args.top_k)
+    if args.json:
+        print(json.dumps(answers, indent=2))
+    else:
+        for entry in answers:
+            print(entry["file"] + (f": {entry['error']}" if "error" in entry else ""))
+            for p in entry.get("predictions", []):
+                print(f"  {100 * p['probability']:5.1f}%  {p['class']}")
+    return 1 if any("error" in entry for entry in answers) else 0
+
+
+if __name__ == "__main__":
+    errors.run(main)

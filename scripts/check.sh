@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Sets up .venv and checks format, lint and types.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup.sh requirements-dev.txt
+ruff format --check .
+ruff check .
+mypy
