@@ -37,8 +37,11 @@ def _number(valid: str, test: Callable[[float], bool]) -> Rule:
 
 
 def _range(low: float, high: float) -> Rule:
-    valid = f"two numbers (smallest, largest) with {low:g} <= smallest <= largest <= {high:g}"
-    return Rule(tuple, valid, lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high)
+    def test(pair: tuple[Any, ...]) -> bool:
+        numbers = len(pair) == 2 and all(isinstance(x, (int, float)) for x in pair)
+        return numbers and low <= pair[0] <= pair[1] <= high
+
+    return Rule(tuple, f"two numbers (smallest, largest) with {low:g} <= smallest <= largest <= {high:g}", test)
 
 
 _BOOLEAN = Rule(bool, "True or False", lambda v: True)
@@ -200,7 +203,10 @@ def override(config: ConfigDict, assignments: Iterable[tuple[str, str]]) -> Conf
     config = ConfigDict(config.to_dict())
     for key, text in assignments:
         _check_known(key)
-        config.update_from_flattened_dict({key: _parse_value(key, text)})
+        try:
+            config.update_from_flattened_dict({key: _parse_value(key, text)})
+        except TypeError:
+            raise UserError(f"config.{key}={text} must be {RULES[key].valid}") from None
     return config.lock()
 
 

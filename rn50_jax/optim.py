@@ -42,14 +42,15 @@ def sgd(*, momentum: float, weight_decay: float) -> optax.GradientTransformation
 def cosine_schedule(*, peak: float, warmup_steps: int, total_steps: int) -> Schedule:
     """Linear warm-up, then half a cosine to zero (Goyal et al. 2017, Loshchilov & Hutter 2017), per step t from 0.
 
-    peak * (t + 1) / W while t < W; then peak * (1 + cos(pi * (t - W) / (T - W))) / 2.
+    peak * (t + 1) / W while t < W; then peak * (1 + cos(pi * (t - W) / (T - W))) / 2, which is written as the
+    equal peak * cos(pi / 2 * ...)**2, exact in float32 down to the last steps.
     """
 
     def learning_rate(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         warm = (step + 1) / max(warmup_steps, 1)
         progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-        cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+        cosine = jnp.cos(0.5 * jnp.pi * jnp.clip(progress, 0, 1)) ** 2
         return peak * jnp.where(step < warmup_steps, warm, cosine)
 
     return learning_rate

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -50,8 +51,13 @@ def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The same arrays on every device. Placed once before the first step, so that the step compiles once."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    """Copies of the arrays on every device. Placed once before the first step, so that the step compiles once.
+
+    Made by a compiled copy: a step that donates its state writes over the buffers, so none may be shared with the host
+    or appear twice, and `device_put` to several devices shares them even with `may_alias=False` (jax 0.10).
+    """
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=NamedSharding(mesh, P()))
+    return copy(tree)
 
 
 def shard(per_device: Iterable[jax.Array | np.ndarray], mesh: Mesh) -> jax.Array:

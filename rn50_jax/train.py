@@ -157,12 +157,12 @@ def _initial_state(
         return build_state(config, model), 0, 0
     meta = checkpoint.read_meta(manager, "latest")
     check_class_names(dataset.class_names, tuple(meta["class_names"]), config.data.dir)
+    state = checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
     before = configs.flatten(ConfigDict(meta["config"]))
     for key, value in configs.flatten(config).items():
         old = tuple(before[key]) if isinstance(before.get(key), list) else before.get(key)
         if old != value:
             warn(f"this run was started with another config.{key}: {old!r} became {value!r}")
-    state = checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
     epoch = meta["epoch"]
     step = epoch * plan.steps_per_epoch
     if step != meta["step"]:

@@ -1,0 +1,87 @@
+"""Shared data and processes. Tests see eight fake CPU devices; commands run in processes of their own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import pytest
+
+from rn50_jax.data.digits import write_digits
+
+REPO = Path(__file__).parent.parent
+# A network and schedule that train in seconds; the commands' real model is ResNet-50.
+TINY = (
+    "--config.model.arch=resnet18",
+    "--config.model.width=8",
+    "--config.epochs=2",
+    "--config.report.print_every=10",
+)
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in class folders."""
+    root = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def process_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of a command: one CPU device, and compiled programs shared between the tests' processes."""
+    return os.environ | {
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(REPO),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+
+
+@pytest.fixture(scope="session")
+def run(process_env: dict[str, str]) -> Run:
+    """Runs `python -m rn50_jax.MODULE ARGS...` to its end."""
+
+    def run_module(module: str, *args: object, devices: int = 1, cwd: Path = REPO) -> subprocess.CompletedProcess[str]:
+        env = process_env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        command = [sys.executable, "-m", f"rn50_jax.{module}", *map(str, args)]
+        return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+    return run_module
+
+
+@pytest.fixture(scope="session")
+def train_tiny(run: Run, digits: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Trains the tiny network on the digits in a work folder."""
+
+    def train(workdir: Path, *args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+        config = ("--config", REPO / "configs/quickstart.py", f"--config.data.dir={digits}", *TINY)
+        return run("train", *config, "--workdir", workdir, *args, **kwargs)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def trained(
+    train_tiny: Callable[..., subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A finished run of the tiny network: its work folder and what training printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    done = train_tiny(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def assert_user_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Exit code 2 and one line on standard error that holds all the parts."""
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    for part in parts:
+        assert part in lines[0], (part, lines[0])

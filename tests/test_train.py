@@ -1,0 +1,252 @@
+"""The training command in real processes: what it writes, how it resumes, what it refuses."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPO, TINY, Run, assert_user_error
+
+from rn50_jax import checkpoint
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+
+TRAIN_METRICS = {
+    "train.loss",
+    "train.top1",
+    "train.total_ips",
+    "train.compute_ips",
+    "train.data_time",
+    "train.compute_time",
+    "lr",
+}
+VAL_METRICS = {
+    "val.loss",
+    "val.top1",
+    "val.top5",
+    "val.images",
+    "val.total_ips",
+    "val.compute_ips",
+    "val.data_time",
+    "val.compute_latency",
+}
+
+
+def read_lines(workdir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def final_arrays(workdir: Path) -> dict[str, Any]:
+    """Dtype, shape and sha256 of every array of the latest checkpoint."""
+    with checkpoint.open_manager(workdir / "checkpoints", read_only=True) as manager:
+        return checkpoint.read_meta(manager, "latest")["arrays"]
+
+
+def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], digits: Path) -> None:
+    workdir, printed = trained
+    for text in (
+        "1 x cpu, pmap",
+        "1500 training and 297 validation images, 10 classes",
+        "resnet18, 175,,
+        "fp32, matmul convolutions",
+        "32 per device x 1 device(s) x 1 pass(es) = 32 per update",
+        "2 epochs x 46 steps = 92 steps, 1 epoch(s) of warm-up, peak learning rate 0.05",
+        "MB of state",
+        "curves in",
+    ):
+        assert text in printed, text
+    assert re.search(r"epoch +1/2 +step +10/92 +loss +\d+\.\d+ +top-1 +\d+\.\d+ +lr 0.01087 .* img/s .* ETA 0:", printed)
+
+    lines = read_lines(workdir)
+    train = [line for line in lines if "train.loss" in line]
+    val = [line for line in lines if "val.loss" in line]
+    assert [line["step"] for line in train] == [10, 20, 30, 40, 46, 50, 60, 70, 80, 90, 92]
+    assert [(line["step"], line["epoch"]) for line in val] == [(46, 1), (92, 2)]
+    assert all(set(line) == TRAIN_METRICS | {"time", "step", "epoch"} for line in train)
+    assert all(set(line) == VAL_METRICS | {"time", "step", "epoch"} for line in val)
+    assert train[4]["lr"] == pytest.approx(0.05)
+    assert val[-1]["val.images"] == 297
+    assert val[-1]["val.top1"] > 40
+    assert val[-1]["val.loss"] < val[0]["val.loss"]
+
+    assert json.loads((workdir / "config.json").read_text())["data"]["dir"] == str(digits)
+    facts = json.loads((workdir / "run.json").read_text())
+    assert facts["command"][:3] == ["python", "-m", "rn50_jax.train"]
+    assert {"jax", "nvidia-dali-cuda130", "python"} <= set(facts["versions"])
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with checkpoint.open_manager(workdir / "checkpoints", read_only=True) as manager:
+        meta = checkpoint.read_meta(manager, "latest")
+    assert meta["class_names"] == [str(digit) for digit in range(10)]
+
+
+def test_a_finished_run_says_so(trained: tuple[Path, str], train_tiny: Train) -> None:
+    workdir, _ = trained
+    before = (workdir / "metrics.jsonl").read_text()
+    done = train_tiny(workdir)
+    assert done.returncode == 0
+    assert "is finished: 2 of 2 epochs are done" in done.stdout
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def popen(env: dict[str, str], digits: Path, workdir: Path, *args: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "rn50_jax.train", "--config", str(REPO / "configs/quickstart.py")]
+    command += [f"--config.data.dir={digits}", *TINY, *args, "--workdir", str(workdir)]
+    return subprocess.Popen(command, env=env, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(6000):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError(f"{path} did not appear")
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(
+    train_tiny: Train, process_env: dict[str, str], digits: Path, tmp_path: Path
+) -> None:
+    longer = "--config.epochs=4"
+    assert train_tiny(tmp_path / "whole", longer).returncode == 0
+    for round_, step in enumerate((46, 92)):
+        process = popen(process_env, digits, tmp_path / "killed", longer)
+        wait_for(tmp_path / "killed/checkpoints" / str(step), process)
+        process.send_signal(signal.SIGKILL)
+        out, _ = process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert ("resuming after epoch" in out) == (round_ > 0)
+    done = train_tiny(tmp_path / "killed", longer)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"resuming after epoch [23], step (92|138)", done.stdout)
+    assert final_arrays(tmp_path / "killed") == final_arrays(tmp_path / "whole")
+    losses = [
+        {line["step"]: line["train.loss"] for line in read_lines(tmp_path / name) if "train.loss" in line}
+        for name in ("killed", "whole")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_interrupt_ends_without_a_traceback(process_env: dict[str, str], digits: Path, tmp_path: Path) -> None:
+    process = popen(process_env, digits, tmp_path / "run", "--config.epochs=50")
+    wait_for(tmp_path / "run/checkpoints/46", process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip().splitlines() == ["interrupted"]
+
+
+def test_a_run_can_be_prolonged(train_tiny: Train, tmp_path: Path) -> None:
+    short = ("--config.epochs=1", "--config.recipe.warmup_epochs=0")
+    assert train_tiny(tmp_path / "run", *short).returncode == 0
+    done = train_tiny(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "note: this run was started with another config.epochs: 1 became 2" in done.stderr
+    assert "resuming after epoch 1, step 46" in done.stdout
+    assert [line["step"] for line in read_lines(tmp_path / "run") if "val.top1" in line] == [46, 92]
+
+
+def test_another_number_of_devices_may_go_on(train_tiny: Train, tmp_path: Path) -> None:
+    assert train_tiny(tmp_path / "run", "--config.epochs=1").returncode == 0
+    done = train_tiny(tmp_path / "run", "--config.epochs=2", devices=2)
+    assert done.returncode == 0, done.stderr
+    assert "note: an epoch has another number of steps now: step 46 became 23" in done.stderr
+    assert "32 per device x 2 device(s) x 1 pass(es) = 64 per update" in done.stdout
+    assert read_lines(tmp_path / "run")[-1]["step"] == 46
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("--config.precision=bf16",),
+        ("--config.precision=fp16", "--config.loss_scale.mode=dynamic"),
+        ("--config.recipe.mixup=0.2", "--config.recipe.optimizer_batch_size=64", "--config.parallel=shard_map"),
+        ("--config.data.backend=synthetic", "--config.data.synthetic_images=(320, 100)"),
+    ],
+    ids=lambda overrides: overrides[0].rpartition("=")[2],
+)
+def test_short_measuring_runs(train_tiny: Train, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    done = train_tiny(tmp_path / "run", "--config.run.prof=3", "--config.report.file=benchmark.json", *overrides)
+    assert done.returncode == 0, done.stderr
+    train, val = read_lines(tmp_path / "run", "benchmark.json")
+    assert train["step"] == 3
+    assert 0 < train["train.loss"] < 20
+    assert val["val.images"] == 96  # three batches of 32
+    assert ("train.loss_scale" in train) == ("fp16" in overrides[0])
+    assert list((tmp_path / "run/checkpoints").iterdir()) == []
+
+
+def test_training_without_validation(train_tiny: Train, tmp_path: Path, digits: Path, run: Run) -> None:
+    only_train = tmp_path / "data"
+    only_train.mkdir()
+    os.symlink(digits / "train", only_train / "train")
+    options = ("--config.run.training_only=true", "--config.epochs=1", f"--config.data.dir={only_train}")
+    done = train_tiny(tmp_path / "run", *options)
+    assert done.returncode == 0, done.stderr
+    assert not any("val.loss" in line for line in read_lines(tmp_path / "run"))
+    assert_user_error(run("evaluate", "--workdir", tmp_path / "run"), "no validated checkpoint", "--checkpoint latest")
+    done = run("evaluate", "--workdir", tmp_path / "run", "--checkpoint", "latest", f"--config.data.dir={digits}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_without_checkpoints_keeps_off_a_real_run(trained: tuple[Path, str], train_tiny: Train) -> None:
+    done = train_tiny(trained[0], "--config.run.prof=2")
+    assert_user_error(done, "holds the checkpoints of a run", "another --workdir")
+
+
+def test_evaluate_only(trained: tuple[Path, str], train_tiny: Train) -> None:
+    workdir, printed = trained
+    done = train_tiny(workdir, "--config.run.evaluate=true")
+    assert done.returncode == 0, done.stderr
+    numbers = re.findall(r"top-1 .* images", printed)[-1]
+    assert numbers in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--config", "configs/none.py"], ["configs/none.py", "does not exist"]),
+        (["--config", "configs/dgx1_90e.py:int8"], ["no variant 'int8'", "fp16, fp32"]),
+        (["--config", "configs/quickstart.py", "--config.batchsize=3"], ["no key 'batchsize'", "batch_size"]),
+        (["--config", "configs/quickstart.py", "--config.epochs=two"], ["config.epochs=two", "an integer >= 1"]),
+        (["--config", "configs/quickstart.py", "--confg=3"], ["unknown argument '--confg=3'"]),
+        (["--config", "configs/quickstart.py", "--config.epochs"], ["--config.epochs has no value"]),
+        (["--config", "configs/dgx1_90e.py", "--config.data.dir=/nowhere"], ["config.data.dir='/nowhere'"]),
+        (["--config", "configs/dgx2_90e.py"], ["dali-gpu", "needs a GPU", "dali-cpu"]),
+        (["--config", "configs/quickstart.py", "--config.batch_size=2000"], ["1500 training images", "batch_size=1500"]),
+        (["--config", "configs/quickstart.py", "--config.recipe.optimizer_batch_size=50"], ["use 32 or 64"]),
+        (["--config", "configs/quickstart.py", "--workdir", "LICENSE"], ["LICENSE", "it is a file", "--workdir"]),
+    ],
+    ids=lambda value: value[-1].removeprefix("--config.") if isinstance(value, list) else None,
+)
+def test_mistakes_are_told_in_one_line(run: Run, digits: Path, args: list[str], parts: list[str]) -> None:
+    if "quickstart" in args[1]:
+        args = [*args, f"--config.data.dir={digits}"]
+    assert_user_error(run("train", *args), *parts)
+
+
+def test_checkpoints_of_another_run_are_refused(trained: tuple[Path, str], train_tiny: Train, tmp_path: Path) -> None:
+    workdir, _ = trained
+    assert_user_error(train_tiny(workdir, "--config.model.width=16"), "is of another model", "params.")
+    assert_user_error(train_tiny(workdir, "--config.model.arch=resnet34"), "is of another model")
+    for split in ("train", "val"):
+        for name in ("0", "1"):
+            (tmp_path / split).mkdir(exist_ok=True)
+            source = Path(json.loads((workdir / "config.json").read_text())["data"]["dir"])
+            os.symlink(source / split / name, tmp_path / split / name)
+    done = train_tiny(workdir, f"--config.data.dir={tmp_path}")
+    assert_user_error(done, "are not those that the checkpoint was trained on", "class '2' is missing")
+
+
+def test_help_is_short(run: Run) -> None:
+    for module in ("train", "evaluate", "predict", "benchmark", "plot"):
+        done = run(module, "--help")
+        assert done.returncode == 0
+        assert done.stdout.startswith(f"usage: python -m rn50_jax.{module}")
+        assert len(done.stdout.splitlines()) < 30

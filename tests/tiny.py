@@ -1,0 +1,69 @@
+"""A network of two blocks, and its step over fake devices."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from rn50_jax import parallel
+from rn50_jax.models.resnet import ResNet, Variant
+from rn50_jax.optim import sgd
+from rn50_jax.precision import PRECISIONS, Scaling
+from rn50_jax.state import TrainState, init_state
+from rn50_jax.step import TrainOptions, train_step
+
+VARIANT = Variant((1, 1), bottleneck=True)
+CLASSES = 5
+OPTIONS = TrainOptions(label_smoothing=0.1, mixup=0.0, accumulation=1, scaling=None, seed=0)
+STATIC = Scaling(dynamic=False, init=2.0**24, growth_interval=2, growth=2.0, backoff=0.5, floor=1.0)
+
+
+def make_model(precision: str = "fp32") -> ResNet:
+    return ResNet(VARIANT, CLASSES, PRECISIONS[precision], width=8, lowering="native")
+
+
+def make_optimizer() -> optax.GradientTransformation:
+    return sgd(momentum=0.875, weight_decay=1e-3)
+
+
+def make_state(model: ResNet, loss_scale: float = 1.0) -> TrainState:
+    init = partial(init_state, model, make_optimizer(), seed=0, image_size=32, loss_scale=loss_scale)
+    return jax.jit(init)()
+
+
+def make_batch(num_devices: int, device_batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shape = (num_devices, device_batch)
+    return {
+        "image": rng.integers(0, 256, (*shape, 32, 32, 3), np.uint8),
+        "label": rng.integers(0, CLASSES, shape, np.int32),
+        "weight": np.ones(shape, np.float32),
+    }
+
+
+def make_step(model: ResNet, num_devices: int, options: TrainOptions = OPTIONS, mode: str = "pmap", lr: float = 0.1) -> Any:
+    """The compiled training step and the function that places a state for it."""
+    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    step = partial(
+        train_step,
+        model=model,
+        optimizer=make_optimizer(),
+        learning_rate=lambda step: lr / (1 + step),
+        options=options,
+        axis_name=parallel.AXIS,
+    )
+    return parallel.spread(step, mesh, mode=mode, donate_state=True), partial(parallel.replicate, mesh=mesh)
+
+
+def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    mesh = parallel.make_mesh(jax.devices()[: len(batch["label"])])
+    return {name: parallel.shard(value, mesh) for name, value in batch.items()}
+
+
+def assert_same_bits(a: Any, b: Any) -> None:
+    """Both trees hold the same arrays, bit for bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), jax.tree_util.keystr(path)
