@@ -54,7 +54,7 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
     for text in (
         "1 x cpu, pmap",
         "1500 training and 297 validation images, 10 classes",
-        "resnet18, 175,,
+        "resnet18, 177,362 parameters, 32 px",
         "fp32, matmul convolutions",
         "32 per device x 1 device(s) x 1 pass(es) = 32 per update",
         "2 epochs x 46 steps = 92 steps, 1 epoch(s) of warm-up, peak learning rate 0.05",

@@ -1,0 +1,85 @@
+"""Every command of the README, in order, in a copy of the project; and the files that describe the project."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+README = (REPO / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)( needs=\w+)?\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git tracks, with this environment as its .venv."""
+    root = tmp_path_factory.mktemp("project")
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True, check=True)
+    for name in tracked.stdout.splitlines():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPO / name, root / name)
+    wanted = subprocess.run(["bash", "-c", "cat constraints.txt requirements*.txt | cksum"], cwd=root, stdout=-1)
+    venv = root / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").symlink_to(sys.executable)
+    (venv / "bin/activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+    (venv / "installed-requirements.txt").write_bytes(wanted.stdout)
+    return root
+
+
+def test_readme_commands_run(project: Path, process_env: dict[str, str]) -> None:
+    commands = [line for language, needs, text in BLOCKS if language == "bash" and not needs for line in text.splitlines()]
+    assert len(commands) == 7
+    for command in commands:
+        if command == "./scripts/test.sh":
+            continue  # this is it
+        bash = ["bash", "-c", f"[ -f .venv/bin/activate ] && source .venv/bin/activate; {command}"]
+        done = subprocess.run(bash, cwd=project, env=process_env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    # The first command was the quick start: it learns to read, and draws its curves.
+    lines = [json.loads(line) for line in (project / "runs/quickstart/metrics.jsonl").read_text().splitlines()]
+    final = [line for line in lines if "val.top1" in line][-1]
+    assert (final["epoch"], final["val.images"]) == (6, 297)
+    assert final["val.top1"] >= 96
+    assert (project / "runs/quickstart/curves.png").stat().st_size > 10_000
+    assert json.loads((project / "result.json").read_text())["val.top1"] >= final["val.top1"]
+
+
+def test_other_commands_are_marked_and_well_formed() -> None:
+    others = [line for language, needs, text in BLOCKS if language == "bash" and needs for line in text.splitlines()]
+    assert others
+    for line in others:
+        module = re.match(r"python -m rn50_jax\.(\w+) ", line)
+        assert module and (REPO / f"rn50_jax/{module[1]}.py").is_file()
+        for config in re.findall(r"configs/\w+\.py", line):
+            assert (REPO / config).is_file()
+
+
+def test_links_of_the_readme_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (REPO / target).exists(), target
+
+
+def test_requirements_for_cuda_12_list_the_same_packages() -> None:
+    def packages(name: str) -> list[str]:
+        lines = (REPO / name).read_text().splitlines()
+        return [line.replace("[cuda12]", "").replace("cuda120", "cuda130") for line in lines if not line.startswith("#")]
+
+    assert packages("requirements-cuda12.txt") == packages("requirements.txt")
+
+
+def test_constraints_pin_every_requirement() -> None:
+    pinned = {line.split("==")[0] for line in (REPO / "constraints.txt").read_text().splitlines() if "==" in line}
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for line in (REPO / name).read_text().splitlines():
+            if line and not line.startswith(("#", "-r")):
+                assert re.split(r"[\[<>=]", line)[0] in pinned, line
+
+
+def test_no_room_is_crowded() -> None:
+    for path in (REPO / "rn50_jax").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 320, path
