@@ -11,6 +11,7 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,33 +68,52 @@ def main(argv: Sequence[str]) -> int:
     if config.run.evaluate:
         print(validation_text(evaluate_checkpoint(workdir, "latest", overrides)))
         return 0
-    train(config, workdir, argv)
+    train(prepare(config, workdir), argv)
     return 0
 
 
-def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
-    """Trains, or goes on training, the validated config in `workdir`."""
-    started = time.perf_counter()
+class Setup(NamedTuple):
+    """What a run consists of, known before anything is compiled."""
+
+    config: ConfigDict
+    workdir: Path
+    mesh: Mesh
+    dataset: Dataset
+    plan: Plan
+    model: ResNet
+
+
+def prepare(config: ConfigDict, workdir: Path) -> Setup:
+    """Looks at devices, data and work folder and derives what follows from them.
+
+    Raises:
+      UserError: something is missing or does not fit the validated config.
+    """
     parallel.prepare_runtime(config.data.backend)
     devices = parallel.find_devices(backend=config.data.backend, precision=config.precision)
     dataset = open_dataset(config, need_val=not config.run.training_only)
     plan = configs.plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
-    mesh = parallel.make_mesh(devices)
     model = build_model(config, num_classes=len(dataset.class_names), platform=devices[0].platform)
     make_workdir(workdir)
+    return Setup(config, workdir, parallel.make_mesh(devices), dataset, plan, model)
 
+
+def train(setup: Setup, argv: Sequence[str]) -> None:
+    """Trains, or goes on training; `argv` is written down with the run."""
+    config, workdir, mesh, dataset, plan, model = setup
+    started = time.perf_counter()
+    saving = config.run.save_checkpoints and config.run.prof == 0
     with checkpoint.open_manager(workdir / "checkpoints", keep=config.checkpoint.keep) as manager:
-        saving = config.run.save_checkpoints and config.run.prof == 0
         if not saving and manager.all_steps():
             raise UserError(
                 f"{workdir} holds the checkpoints of a run; give a run without checkpoints another --workdir"
             )
-        state, first_epoch, step = _initial_state(config, model, dataset, plan, manager)
+        state, first_epoch, step = _initial_state(setup, manager)
         if first_epoch >= config.epochs:
             print(f"{workdir} is finished: {first_epoch} of {config.epochs} epochs are done")
             return
-        write_run_files(workdir, config, devices, argv)
-        _print_summary(config, workdir, devices, dataset, plan, model, state)
+        write_run_files(workdir, config, list(mesh.devices.flat), argv)
+        _print_summary(setup, state)
 
         state = parallel.replicate(state, mesh)
         train_fn, eval_fn = compile_steps(config, model, plan, mesh)
@@ -103,11 +123,11 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
             Report(workdir / config.report.file, plan, config.epochs, step) as report,
         ):
             for epoch in range(first_epoch, config.epochs):
-                state, step = _train_epoch(state, batches, train_fn, config, plan, window, report, epoch, step)
+                state, step = _train_epoch(setup, state, batches, train_fn, window, report, epoch, step)
                 metrics: dict[str, float] = {}
                 if not config.run.training_only:
-                    batches_seen = config.run.prof or None
-                    metrics = evaluate(eval_fn, state, islice(eval_batches(config, dataset.val, mesh), batches_seen))
+                    val_batches = islice(eval_batches(config, dataset.val, mesh), config.run.prof or None)
+                    metrics = evaluate(eval_fn, state, val_batches)
                     report.validation(step, epoch, metrics)
                 done = epoch + 1 == config.epochs
                 if saving and (done or (epoch + 1) % config.checkpoint.every_epochs == 0):
@@ -122,18 +142,18 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
 
 
 def _train_epoch(
+    setup: Setup,
     state: TrainState,
     batches: Iterator[Batch],
     train_fn: TrainStep,
-    config: ConfigDict,
-    plan: Plan,
     window: Window,
     report: Report,
     epoch: int,
     step: int,
 ) -> tuple[TrainState, int]:
     """One epoch, or what `run.prof` leaves of it; returns the state and the number of steps done so far."""
-    end = (epoch + 1) * plan.steps_per_epoch
+    config = setup.config
+    end = (epoch + 1) * setup.plan.steps_per_epoch
     if config.run.prof:
         end = min(end, config.run.prof)
     window.restart()
@@ -149,14 +169,13 @@ def _train_epoch(
     return state, step
 
 
-def _initial_state(
-    config: ConfigDict, model: ResNet, dataset: Dataset, plan: Plan, manager: ocp.CheckpointManager
-) -> tuple[TrainState, int, int]:
+def _initial_state(setup: Setup, manager: ocp.CheckpointManager) -> tuple[TrainState, int, int]:
     """Fresh state, or that of the latest checkpoint; with the numbers of epochs and steps that are done."""
+    config, model, plan = setup.config, setup.model, setup.plan
     if not manager.all_steps():
         return build_state(config, model), 0, 0
     meta = checkpoint.read_meta(manager, "latest")
-    check_class_names(dataset.class_names, tuple(meta["class_names"]), config.data.dir)
+    check_class_names(setup.dataset.class_names, tuple(meta["class_names"]), config.data.dir)
     state = checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
     before = configs.flatten(ConfigDict(meta["config"]))
     for key, value in configs.flatten(config).items():
@@ -197,16 +216,9 @@ def compile_steps(
     )
 
 
-def _print_summary(
-    config: ConfigDict,
-    workdir: Path,
-    devices: Sequence[jax.Device],
-    dataset: Dataset,
-    plan: Plan,
-    model: ResNet,
-    state: TrainState,
-) -> None:
+def _print_summary(setup: Setup, state: TrainState) -> None:
     """Says what the run will do."""
+    config, workdir, mesh, dataset, plan, model = setup
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
     size = config.data.image_size
@@ -215,7 +227,7 @@ def _print_summary(
     scaling = f", {config.loss_scale.mode} loss scale {config.loss_scale.init:g}" if config.precision == "fp16" else ""
     rows = {
         "run": f"{workdir}, seed {config.seed}",
-        "devices": f"{describe_devices(devices)}, {config.parallel}",
+        "devices": f"{describe_devices(list(mesh.devices.flat))}, {config.parallel}",
         "data": f"{source}: {len(dataset.train.labels)} training and {len(dataset.val.labels)} validation images, "
         f"{len(dataset.class_names)} classes",
         "model": f"{config.model.arch}, {parameters:,} parameters, {size} px",
@@ -224,7 +236,7 @@ def _print_summary(
         f"{plan.global_batch} per update",
         "schedule": f"{config.epochs} epochs x {plan.steps_per_epoch} steps = {plan.total_steps} steps, "
         f"{config.recipe.warmup_epochs} epoch(s) of warm-up, peak learning rate {plan.peak_lr:g}",
-        "memory": f"{state_bytes / 1e6:.0f} MB of state and {batch_bytes / 1e6:.0f} MB of images per device, "
+        "memory": f"{state_bytes / 1e6:.0f} MB of state and {batch_bytes / 1e6:.1f} MB of images per device, "
         "activations come on top",
     }
     for name, text in rows.items():

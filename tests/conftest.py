@@ -1,5 +1,6 @@
 """Shared data and processes. Tests see eight fake CPU devices; commands run in processes of their own."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import pytest
+from trees import write_image
 
 from rn50_jax.data.digits import write_digits
 
@@ -31,6 +33,19 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "digits"
     write_digits(root)
     return root
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Three classes; each image's grey value tells its number, class by class."""
+    number = itertools.count()
+    for split, counts in (("train", (7, 9, 6)), ("val", (3, 2, 5))):
+        for name, count in zip(("ant", "bee", "cat"), counts, strict=True):
+            for i in range(count):
+                grey = 5 * (next(number) % 22)
+                write_image(tmp_path / split / name / f"{i}.png", (grey, grey, grey))
+        number = itertools.count()
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,9 @@ def test_missing_checkpoints(tmp_path: Path, state: TrainState) -> None:
 def test_another_model_is_refused_by_name(tmp_path: Path, state: TrainState) -> None:
     save(tmp_path / "c", state, {1: 1.0})
     other = state._replace(params=state.params | {"fc": {"kernel": np.zeros((64, 7), np.float32), "bias": np.zeros(7)}})
-    with pytest.raises(UserError, match=r"is of another model: params.fc.bias is float32\[5\] there and float64\[7\] here"):
+    with pytest.raises(
+        UserError, match=r"is of another model: params.fc.bias is float32\[5\] there and float64\[7\] here"
+    ):
         load(tmp_path / "c", "latest", other)
     without = state._replace(batch_stats={})
     with pytest.raises(UserError, match=r"batch_stats.bn1.mean is float32\[8\] there and missing here"):

@@ -90,7 +90,9 @@ def test_excluding_modes_are_refused() -> None:
         configs.validate(configs.override(default.get_config(), both))
 
 
-HEAD = "from configs import default\nVARIANTS = ('a', 'b')\ndef get_config(variant='a'):\n    c = default.get_config()\n"
+HEAD = (
+    "from configs import default\nVARIANTS = ('a', 'b')\ndef get_config(variant='a'):\n    c = default.get_config()\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -210,9 +212,7 @@ def test_plan_accumulates_on_fewer_devices() -> None:
         ([], 3, 8, "at most 3 device"),
     ],
 )
-def test_impossible_plans(
-    overrides: list[tuple[str, str]], num_images: int, num_devices: int, message: str
-) -> None:
+def test_impossible_plans(overrides: list[tuple[str, str]], num_images: int, num_devices: int, message: str) -> None:
     config = configs.override(default.get_config(), overrides)
     with pytest.raises(UserError, match=re.escape(message)):
         configs.plan(config, num_images=num_images, num_devices=num_devices)

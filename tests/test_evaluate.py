@@ -35,7 +35,11 @@ def test_every_image_counts_once(
     done = run("evaluate", "--workdir", workdir, *options, devices=devices)
     assert done.returncode == 0, done.stderr
     result = json.loads(path.read_text())
-    assert (result["val.images"], result["val.top1"], result["val.top5"]) == (297, wanted["val.top1"], wanted["val.top5"])
+    assert (result["val.images"], result["val.top1"], result["val.top5"]) == (
+        297,
+        wanted["val.top1"],
+        wanted["val.top5"],
+    )
     assert result["val.loss"] == pytest.approx(wanted["val.loss"], rel=1e-5)
 
 

@@ -75,7 +75,9 @@ def test_logits_and_statistics_equal_torch(arch: str, width: int, size: int, low
             np.testing.assert_allclose(value, running[torch_name(path)].numpy(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("kernel", "stride", "size"), [(1, 1, 8), (1, 2, 9), (3, 1, 7), (3, 2, 8), (3, 2, 1), (7, 2, 9)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size"), [(1, 1, 8), (1, 2, 9), (3, 1, 7), (3, 2, 8), (3, 2, 1), (7, 2, 9)]
+)
 def test_matmul_lowering_equals_native(kernel: int, stride: int, size: int) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, size, size, 5)).astype(np.float32)

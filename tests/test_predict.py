@@ -23,7 +23,7 @@ def test_it_names_held_back_digits(trained: tuple[Path, str], run: Run, digits: 
         assert len(entry["predictions"]) == 3
         probabilities = [p["probability"] for p in entry["predictions"]]
         assert probabilities == sorted(probabilities, reverse=True)
-        assert 0 <= min(probabilities) and sum(probabilities) <= 1.0001
+        assert min(probabilities) >= 0 and sum(probabilities) <= 1.0001
         assert all(p["class"] == str(p["index"]) for p in entry["predictions"])
         right += entry["predictions"][0]["index"] == label
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -32,7 +32,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_readme_commands_run(project: Path, process_env: dict[str, str]) -> None:
-    commands = [line for language, needs, text in BLOCKS if language == "bash" and not needs for line in text.splitlines()]
+    commands = [
+        line for language, needs, text in BLOCKS if language == "bash" and not needs for line in text.splitlines()
+    ]
     assert len(commands) == 7
     for command in commands:
         if command == "./scripts/test.sh":
@@ -67,7 +69,9 @@ def test_links_of_the_readme_exist() -> None:
 def test_requirements_for_cuda_12_list_the_same_packages() -> None:
     def packages(name: str) -> list[str]:
         lines = (REPO / name).read_text().splitlines()
-        return [line.replace("[cuda12]", "").replace("cuda120", "cuda130") for line in lines if not line.startswith("#")]
+        return [
+            line.replace("[cuda12]", "").replace("cuda120", "cuda130") for line in lines if not line.startswith("#")
+        ]
 
     assert packages("requirements-cuda12.txt") == packages("requirements.txt")
 

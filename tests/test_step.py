@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
-from tiny import CLASSES, OPTIONS, STATIC, VARIANT, assert_same_bits, make_batch, make_model, make_state, make_step, place
+from tiny import (
+    CLASSES,
+    OPTIONS,
+    STATIC,
+    VARIANT,
+    assert_same_bits,
+    make_batch,
+    make_model,
+    make_state,
+    make_step,
+    place,
+)
 from torch_resnet import ResNet as TorchResNet
 from torch_resnet import to_torch, torch_name
 
@@ -34,7 +45,9 @@ def torch_twin(state: object) -> tuple[TorchResNet, torch.optim.SGD]:
 
 
 def torch_images(images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(((images - np.asarray(MEAN)) / np.asarray(STD)).astype(np.float32).transpose(0, 3, 1, 2).copy())
+    return torch.from_numpy(
+        ((images - np.asarray(MEAN)) / np.asarray(STD)).astype(np.float32).transpose(0, 3, 1, 2).copy()
+    )
 
 
 @pytest.mark.parametrize(("num_devices", "accumulation"), [(1, 1), (1, 2), (2, 1), (2, 2)])

@@ -1,7 +1,6 @@
 """The training command in real processes: what it writes, how it resumes, what it refuses."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -62,7 +61,9 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
         "curves in",
     ):
         assert text in printed, text
-    assert re.search(r"epoch +1/2 +step +10/92 +loss +\d+\.\d+ +top-1 +\d+\.\d+ +lr 0.01087 .* img/s .* ETA 0:", printed)
+    assert re.search(
+        r"epoch +1/2 +step +10/92 +loss +\d+\.\d+ +top-1 +\d+\.\d+ +lr 0.01087 .* img/s .* ETA 0:", printed
+    )
 
     lines = read_lines(workdir)
     train = [line for line in lines if "train.loss" in line]
@@ -185,7 +186,7 @@ def test_short_measuring_runs(train_tiny: Train, tmp_path: Path, overrides: tupl
 def test_training_without_validation(train_tiny: Train, tmp_path: Path, digits: Path, run: Run) -> None:
     only_train = tmp_path / "data"
     only_train.mkdir()
-    os.symlink(digits / "train", only_train / "train")
+    (only_train / "train").symlink_to(digits / "train")
     options = ("--config.run.training_only=true", "--config.epochs=1", f"--config.data.dir={only_train}")
     done = train_tiny(tmp_path / "run", *options)
     assert done.returncode == 0, done.stderr
@@ -219,7 +220,10 @@ def test_evaluate_only(trained: tuple[Path, str], train_tiny: Train) -> None:
         (["--config", "configs/quickstart.py", "--config.epochs"], ["--config.epochs has no value"]),
         (["--config", "configs/dgx1_90e.py", "--config.data.dir=/nowhere"], ["config.data.dir='/nowhere'"]),
         (["--config", "configs/dgx2_90e.py"], ["dali-gpu", "needs a GPU", "dali-cpu"]),
-        (["--config", "configs/quickstart.py", "--config.batch_size=2000"], ["1500 training images", "batch_size=1500"]),
+        (
+            ["--config", "configs/quickstart.py", "--config.batch_size=2000"],
+            ["1500 training images", "batch_size=1500"],
+        ),
         (["--config", "configs/quickstart.py", "--config.recipe.optimizer_batch_size=50"], ["use 32 or 64"]),
         (["--config", "configs/quickstart.py", "--workdir", "LICENSE"], ["LICENSE", "it is a file", "--workdir"]),
     ],
@@ -239,7 +243,7 @@ def test_checkpoints_of_another_run_are_refused(trained: tuple[Path, str], train
         for name in ("0", "1"):
             (tmp_path / split).mkdir(exist_ok=True)
             source = Path(json.loads((workdir / "config.json").read_text())["data"]["dir"])
-            os.symlink(source / split / name, tmp_path / split / name)
+            (tmp_path / split / name).symlink_to(source / split / name)
     done = train_tiny(workdir, f"--config.data.dir={tmp_path}")
     assert_user_error(done, "are not those that the checkpoint was trained on", "class '2' is missing")
 

@@ -43,7 +43,9 @@ def make_batch(num_devices: int, device_batch: int, seed: int = 0) -> dict[str, 
     }
 
 
-def make_step(model: ResNet, num_devices: int, options: TrainOptions = OPTIONS, mode: str = "pmap", lr: float = 0.1) -> Any:
+def make_step(
+    model: ResNet, num_devices: int, options: TrainOptions = OPTIONS, mode: str = "pmap", lr: float = 0.1
+) -> Any:
     """The compiled training step and the function that places a state for it."""
     mesh = parallel.make_mesh(jax.devices()[:num_devices])
     step = partial(

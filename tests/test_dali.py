@@ -1,156 +1,22 @@
-"""The index of class folders, the order of images and the DALI pipelines, on real files."""
+"""The DALI pipelines and the feed, on real files."""
 
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
+from trees import make_config, write_image
 
-from configs import default
 from rn50_jax import config as configs
 from rn50_jax import parallel
 from rn50_jax.data import dali
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.digits import write_digits
 from rn50_jax.data.feed import eval_batches, prefetch, train_batches
-from rn50_jax.data.folder import check_class_names, scan_split
-from rn50_jax.data.names import human_names
-from rn50_jax.data.order import crop_seed, eval_order, train_order
+from rn50_jax.data.order import train_order
 from rn50_jax.errors import UserError
-
-
-def make_config(root: Path | str, *overrides: tuple[str, str]) -> ConfigDict:
-    basics = [
-        ("data.dir", str(root)),
-        ("data.image_size", "32"),
-        ("data.resize", "32"),
-        ("data.workers", "2"),
-        ("batch_size", "4"),
-        ("epochs", "2"),
-        ("recipe.warmup_epochs", "0"),
-    ]
-    config = configs.override(default.get_config(), [*basics, *overrides])
-    configs.validate(config)
-    return config
-
-
-def write_image(path: Path, color: tuple[int, int, int] = (0, 0, 0), size: tuple[int, int] = (40, 36)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, color).save(path)
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Three classes; each image's grey value tells its number, class by class."""
-    number = itertools.count()
-    for split, counts in (("train", (7, 9, 6)), ("val", (3, 2, 5))):
-        for name, count in zip(("ant", "bee", "cat"), counts, strict=True):
-            for i in range(count):
-                grey = 5 * (next(number) % 22)
-                write_image(tmp_path / split / name / f"{i}.png", (grey, grey, grey))
-        number = itertools.count()
-    return tmp_path
-
-
-def test_digits_are_real_and_split_once_and_for_all(digits: Path) -> None:
-    train, val = (scan_split(digits / split)[1] for split in ("train", "val"))
-    assert (len(train.files), len(val.files)) == (1500, 297)
-    names = {Path(file).name for file in (*train.files, *val.files)}
-    assert len(names) == 1797
-    assert [Path(file).name for file in val.files[:3]] == ["0036.jpg", "0072.jpg", "0130.jpg"]
-    with Image.open(train.files[0]) as image:
-        assert (image.size, image.format) == ((32, 32), "JPEG")
-    assert not digits.with_name("digits.unfinished").exists()
-
-
-def test_interrupted_writing_of_digits_starts_again(tmp_path: Path) -> None:
-    (tmp_path / "digits.unfinished/train/3").mkdir(parents=True)
-    (tmp_path / "digits.unfinished/train/3/extra.jpg").touch()
-    write_digits(tmp_path / "digits")
-    assert not (tmp_path / "digits/train/3/extra.jpg").exists()
-
-
-def test_scan_sorts_and_ignores_what_is_no_image(tree: Path) -> None:
-    (tree / "train/.git").mkdir()
-    (tree / "train/notes.txt").touch()
-    (tree / "train/ant/.hidden.png").touch()
-    (tree / "train/ant/readme.md").touch()
-    (tree / "train/ant/folder.png").mkdir()
-    os.symlink(tree / "train/bee/0.png", tree / "train/ant/zz link ü.PNG")
-    names, images = scan_split(tree / "train")
-    assert names == ("ant", "bee", "cat")
-    assert [Path(file).name for file in images.files[:8]] == [*(f"{i}.png" for i in range(7)), "zz link ü.PNG"]
-    assert np.bincount(images.labels).tolist() == [8, 9, 6]
-
-
-def test_class_folder_may_be_a_link(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    other = tmp_path_factory.mktemp("other")
-    os.symlink(tree / "train", other / "train")
-    os.symlink(tree / "val", other / "val")
-    assert open_dataset(make_config(other)).class_names == ("ant", "bee", "cat")
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda t: (t / "val").rename(t / "validation"), "val does not exist"),
-        (lambda t: [p.unlink() for p in (t / "train/bee").iterdir()], "train/bee has no images"),
-        (lambda t: (t / "val/bee").rename(t / "val/wasp"), "class 'bee' is in train/ but not in val/"),
-        (lambda t: (t / "train").rename(t / "t") and (t / "train").mkdir(), "train has no class folders"),
-    ],
-)
-def test_damaged_trees_are_refused(tree: Path, damage: Any, message: str) -> None:
-    damage(tree)
-    with pytest.raises(UserError) as error:
-        open_dataset(make_config(tree))
-    assert message in str(error.value)
-
-
-def test_missing_data_and_wrong_class_count(tree: Path) -> None:
-    with pytest.raises(UserError, match=r"data.dir='/nowhere' is not a folder; pass --config.data.dir=DIR"):
-        open_dataset(make_config("/nowhere"))
-    with pytest.raises(UserError, match="num_classes=7, but .* has 3 class folders"):
-        open_dataset(make_config(tree, ("model.num_classes", "7")))
-
-
-def test_class_names_of_a_checkpoint_must_fit() -> None:
-    check_class_names(("a", "b"), ("a", "b"), "d")
-    with pytest.raises(UserError, match="class 'b' is missing"):
-        check_class_names(("a", "c"), ("a", "b"), "d")
-
-
-@pytest.mark.parametrize("num_devices", [1, 2, 4])
-def test_an_epoch_uses_every_image_at_most_once(num_devices: int) -> None:
-    def order(epoch: int, seed: int = 0) -> np.ndarray:
-        return train_order(
-            103, steps=12, num_devices=num_devices, device_batch=8 // num_devices, seed=seed, epoch=epoch
-        )
-
-    assert order(0).shape == (12, num_devices, 8 // num_devices)
-    assert len(np.unique(order(0))) == 96
-    assert not np.array_equal(order(0), order(1))
-    assert not np.array_equal(order(0), order(0, seed=1))
-    assert set(range(103)) == set(order(0).flat) | set(order(1).flat) | set(order(2).flat)
-    alone = train_order(103, steps=12, num_devices=1, device_batch=8, seed=0, epoch=0)
-    assert np.array_equal(order(0).reshape(12, 8), alone.reshape(12, 8))
-
-
-@pytest.mark.parametrize(("num_images", "num_devices", "batch"), [(10, 1, 4), (10, 3, 4), (8, 2, 4), (1, 8, 2)])
-def test_evaluation_covers_every_image_once(num_images: int, num_devices: int, batch: int) -> None:
-    order, weights = eval_order(num_images, num_devices=num_devices, device_batch=batch)
-    assert order.shape == weights.shape == (-(-num_images // (num_devices * batch)), num_devices, batch)
-    assert sorted(order[weights == 1]) == list(range(num_images))
-
-
-def test_crop_seeds_differ() -> None:
-    seeds = {crop_seed(s, e, d) for s in range(5) for e in range(5) for d in range(8)}
-    assert len(seeds) == 200
-    assert min(seeds) >= 0 and max(seeds) < 2**31
 
 
 def grey_numbers(batch: dict[str, jax.Array]) -> np.ndarray:
@@ -344,9 +210,3 @@ def test_synthetic_data_stands_for_its_count() -> None:
     first, second = itertools.islice(train_batches(config, dataset.train, plan, mesh, 0), 2)
     assert first["image"].shape == (2, 4, 32, 32, 3)
     assert second["image"] is first["image"]
-
-
-def test_names_of_imagenet_classes() -> None:
-    assert human_names(("n01440764", "n15075141"))[0] == "tench, Tinca tinca"
-    assert human_names(("n01440764", "cat")) == ("n01440764", "cat")
-    assert human_names(("cat",)) == ("cat",)

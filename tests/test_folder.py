@@ -1,0 +1,118 @@
+"""The index of class folders and the order of images."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from trees import make_config
+
+from rn50_jax.data.dataset import open_dataset
+from rn50_jax.data.digits import write_digits
+from rn50_jax.data.folder import check_class_names, scan_split
+from rn50_jax.data.names import human_names
+from rn50_jax.data.order import crop_seed, eval_order, train_order
+from rn50_jax.errors import UserError
+
+
+def test_digits_are_real_and_split_once_and_for_all(digits: Path) -> None:
+    train, val = (scan_split(digits / split)[1] for split in ("train", "val"))
+    assert (len(train.files), len(val.files)) == (1500, 297)
+    names = {Path(file).name for file in (*train.files, *val.files)}
+    assert len(names) == 1797
+    assert [Path(file).name for file in val.files[:3]] == ["0036.jpg", "0072.jpg", "0130.jpg"]
+    with Image.open(train.files[0]) as image:
+        assert (image.size, image.format) == ((32, 32), "JPEG")
+    assert not digits.with_name("digits.unfinished").exists()
+
+
+def test_interrupted_writing_of_digits_starts_again(tmp_path: Path) -> None:
+    (tmp_path / "digits.unfinished/train/3").mkdir(parents=True)
+    (tmp_path / "digits.unfinished/train/3/extra.jpg").touch()
+    write_digits(tmp_path / "digits")
+    assert not (tmp_path / "digits/train/3/extra.jpg").exists()
+
+
+def test_scan_sorts_and_ignores_what_is_no_image(tree: Path) -> None:
+    (tree / "train/.git").mkdir()
+    (tree / "train/notes.txt").touch()
+    (tree / "train/ant/.hidden.png").touch()
+    (tree / "train/ant/readme.md").touch()
+    (tree / "train/ant/folder.png").mkdir()
+    (tree / "train/ant/zz link ü.PNG").symlink_to(tree / "train/bee/0.png")
+    names, images = scan_split(tree / "train")
+    assert names == ("ant", "bee", "cat")
+    assert [Path(file).name for file in images.files[:8]] == [*(f"{i}.png" for i in range(7)), "zz link ü.PNG"]
+    assert np.bincount(images.labels).tolist() == [8, 9, 6]
+
+
+def test_class_folder_may_be_a_link(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "train").symlink_to(tree / "train")
+    (other / "val").symlink_to(tree / "val")
+    assert open_dataset(make_config(other)).class_names == ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: (t / "val").rename(t / "validation"), "val does not exist"),
+        (lambda t: [p.unlink() for p in (t / "train/bee").iterdir()], "train/bee has no images"),
+        (lambda t: (t / "val/bee").rename(t / "val/wasp"), "class 'bee' is in train/ but not in val/"),
+        (lambda t: (t / "train").rename(t / "t") and (t / "train").mkdir(), "train has no class folders"),
+    ],
+)
+def test_damaged_trees_are_refused(tree: Path, damage: Any, message: str) -> None:
+    damage(tree)
+    with pytest.raises(UserError) as error:
+        open_dataset(make_config(tree))
+    assert message in str(error.value)
+
+
+def test_missing_data_and_wrong_class_count(tree: Path) -> None:
+    with pytest.raises(UserError, match=r"data.dir='/nowhere' is not a folder; pass --config.data.dir=DIR"):
+        open_dataset(make_config("/nowhere"))
+    with pytest.raises(UserError, match=r"num_classes=7, but .* has 3 class folders"):
+        open_dataset(make_config(tree, ("model.num_classes", "7")))
+
+
+def test_class_names_of_a_checkpoint_must_fit() -> None:
+    check_class_names(("a", "b"), ("a", "b"), "d")
+    with pytest.raises(UserError, match="class 'b' is missing"):
+        check_class_names(("a", "c"), ("a", "b"), "d")
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+def test_an_epoch_uses_every_image_at_most_once(num_devices: int) -> None:
+    def order(epoch: int, seed: int = 0) -> np.ndarray:
+        return train_order(
+            103, steps=12, num_devices=num_devices, device_batch=8 // num_devices, seed=seed, epoch=epoch
+        )
+
+    assert order(0).shape == (12, num_devices, 8 // num_devices)
+    assert len(np.unique(order(0))) == 96
+    assert not np.array_equal(order(0), order(1))
+    assert not np.array_equal(order(0), order(0, seed=1))
+    assert set(range(103)) == set(order(0).flat) | set(order(1).flat) | set(order(2).flat)
+    alone = train_order(103, steps=12, num_devices=1, device_batch=8, seed=0, epoch=0)
+    assert np.array_equal(order(0).reshape(12, 8), alone.reshape(12, 8))
+
+
+@pytest.mark.parametrize(("num_images", "num_devices", "batch"), [(10, 1, 4), (10, 3, 4), (8, 2, 4), (1, 8, 2)])
+def test_evaluation_covers_every_image_once(num_images: int, num_devices: int, batch: int) -> None:
+    order, weights = eval_order(num_images, num_devices=num_devices, device_batch=batch)
+    assert order.shape == weights.shape == (-(-num_images // (num_devices * batch)), num_devices, batch)
+    assert sorted(order[weights == 1]) == list(range(num_images))
+
+
+def test_crop_seeds_differ() -> None:
+    seeds = {crop_seed(s, e, d) for s in range(5) for e in range(5) for d in range(8)}
+    assert len(seeds) == 200
+    assert min(seeds) >= 0 and max(seeds) < 2**31
+
+
+def test_names_of_imagenet_classes() -> None:
+    assert human_names(("n01440764", "n15075141"))[0] == "tench, Tinca tinca"
+    assert human_names(("n01440764", "cat")) == ("n01440764", "cat")
+    assert human_names(("cat",)) == ("cat",)

@@ -1,0 +1,29 @@
+"""Class folders made for tests, and configs that read them."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import default
+from rn50_jax import config as configs
+
+
+def make_config(root: Path | str, *overrides: tuple[str, str]) -> ConfigDict:
+    basics = [
+        ("data.dir", str(root)),
+        ("data.image_size", "32"),
+        ("data.resize", "32"),
+        ("data.workers", "2"),
+        ("batch_size", "4"),
+        ("epochs", "2"),
+        ("recipe.warmup_epochs", "0"),
+    ]
+    config = configs.override(default.get_config(), [*basics, *overrides])
+    configs.validate(config)
+    return config
+
+
+def write_image(path: Path, color: tuple[int, int, int] = (0, 0, 0), size: tuple[int, int] = (40, 36)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path)
