@@ -19,7 +19,7 @@ def prepare_runtime(backend: str) -> None:
     """Sets what XLA must know before it first touches a device.
 
     DALI's GPU buffers are freed with a device synchronisation, which breaks the capture of CUDA graphs
-    (command buffers), so these are off when DALI works on the GPU; JAX then also leaves it memory.
+    (command buffers), so these are off when DALI works on the GPU.
     """
     if backend != "dali-gpu":
         return
@@ -27,7 +27,6 @@ def prepare_runtime(backend: str) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if flag not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.85")
 
 
 def find_devices(*, backend: str, precision: str) -> list[jax.Device]:

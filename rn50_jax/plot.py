@@ -44,6 +44,9 @@ def plot_run(metrics_file: Path, target: Path) -> None:
     figure = Figure(figsize=(11, 7), layout="constrained")
     loss, accuracy, rate, speed = figure.subplots(2, 2).flat
     _draw(loss, series, epochs, {"train.loss": "training", "val.loss": "validation"}, "loss")
+    losses = [*series.get("train.loss", {}).values(), *series.get("val.loss", {}).values()]
+    if losses and max(losses) > 10 * sorted(losses)[len(losses) // 2] and min(losses) > 0:
+        loss.set_yscale("log")  # one early validation must not flatten the rest
     _draw(
         accuracy,
         series,

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -146,6 +147,7 @@ class Report:
         self._plan, self._epochs = plan, epochs
         self._console = Console(highlight=False, soft_wrap=True)
         self._stack = ExitStack()
+        _drop_half_a_line(metrics_file)
         self._file = self._stack.enter_context(metrics_file.open("a", encoding="utf-8"))
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -181,7 +183,7 @@ class Report:
         """Reports a window of training steps that ended with `step` of `epoch` (from 0)."""
         self._write(step, epoch, metrics)
         seconds = metrics["train.data_time"] + metrics["train.compute_time"]
-        if seconds:
+        if metrics["train.total_ips"] > 0:
             self._speeds.append(seconds)
         left = (self._plan.total_steps - step) * float(np.median(self._speeds or [0.0]))
         left += (self._epochs - epoch) * self._validation_seconds
@@ -203,6 +205,13 @@ class Report:
         line = {"time": round(time.time(), 3), "step": step, "epoch": epoch + 1} | metrics
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+
+def _drop_half_a_line(path: Path) -> None:
+    """What a killed run leaves at the end of its metrics must not spoil the next line."""
+    if path.exists():
+        text = path.read_bytes()
+        os.truncate(path, text.rfind(b"\n") + 1)
 
 
 def validation_text(metrics: dict[str, float]) -> str:

@@ -87,7 +87,7 @@ def test_crop_and_flip_follow_the_config(tmp_path: Path) -> None:
             device_id=None,
             seed=3,
         )
-        ((batch, _),) = next(dali.run_pipelines([pipeline]))
+        batch, _ = next(dali.run_pipeline(pipeline, [str(path)] * 64))
         return np.asarray(batch)
 
     whole = images(0.0, (1.0, 1.0))
@@ -164,12 +164,23 @@ def test_decoder_goes_on_after_a_bad_file(tmp_path: Path) -> None:
         assert decode(good)[0, 0].tolist() == [9, 9, 9]
 
 
-def test_bad_file_in_the_stream_is_a_user_error(tree: Path) -> None:
-    (tree / "val/bee/1.png").write_bytes(b"no image")
+@pytest.mark.parametrize("damage", ["text", "empty", "truncated", "gone"])
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_a_bad_file_in_the_stream_is_named(tree: Path, damage: str, num_devices: int) -> None:
     config = make_config(tree)
-    mesh = parallel.make_mesh(jax.devices()[:1])
-    with pytest.raises(UserError, match="DALI cannot read an image"):
-        list(eval_batches(config, open_dataset(config).val, mesh))
+    dataset = open_dataset(config)
+    bad = tree / "val/cat/2.png"
+    {
+        "text": lambda: bad.write_bytes(b"no image"),
+        "empty": lambda: bad.write_bytes(b""),
+        "truncated": lambda: bad.write_bytes(bad.read_bytes()[:60]),
+        "gone": bad.unlink,
+    }[damage]()
+    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    with pytest.raises(UserError) as error:
+        list(eval_batches(config, dataset.val, mesh))
+    assert f"{bad} is damaged or no image (" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_prefetch_keeps_order_and_passes_errors_on() -> None:

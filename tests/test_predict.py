@@ -1,10 +1,11 @@
 """The predict command on real files of every kind."""
 
 import json
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
+import sklearn.datasets
 from conftest import Run, assert_user_error
 from PIL import Image
 
@@ -39,8 +40,8 @@ def test_every_kind_of_image_and_a_bad_one(trained: tuple[Path, str], run: Run, 
     grey.convert("RGB").convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
     grey.convert("RGBA").save(tmp_path / "alpha with space ü.png")
     grey.convert("RGB").save(tmp_path / "image.webp", lossless=True)
-    photo = np.random.default_rng(0).integers(0, 256, (600, 400, 3), np.uint8)
-    Image.fromarray(photo).save(tmp_path / "photo.jpg")
+    photo = Path(sklearn.datasets.__file__).parent / "images/china.jpg"  # 640 x 427 pixels
+    shutil.copy(photo, tmp_path / "photo.jpg")
     (tmp_path / "text.jpg").write_text("no image")
     names = ["grey.png", "cmyk.jpg", "text.jpg", "alpha with space ü.png", "none.jpg", "image.webp", "photo.jpg"]
     files = [tmp_path / name for name in names]

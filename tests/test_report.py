@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
+from rn50_jax.config import Plan
 from rn50_jax.errors import UserError
 from rn50_jax.plot import plot_run, read_metrics
-from rn50_jax.report import Window
+from rn50_jax.report import Report, Window
 
 
 def step(loss: float, lr: float = 0.5) -> dict:
@@ -51,6 +52,18 @@ def test_repeated_steps_of_a_resumed_run_count_once(tmp_path: Path) -> None:
     lines = [{"step": 10, "epoch": 1, "train.loss": 3.0}, {"step": 20, "epoch": 2, "train.loss": 2.0}]
     write(path, [*lines, {"step": 20, "epoch": 2, "train.loss": 1.0}], tail='{"step": 3')
     assert read_metrics(path)["train.loss"] == {10: 3.0, 20: 1.0}
+
+
+def test_a_resumed_run_writes_after_the_last_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, [{"step": 10, "epoch": 1, "train.loss": 3.0}], tail='{"step": 20, "tra')
+    plan = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=40, peak_lr=0.1)
+    metrics = {"val.top1": 1.0, "val.top5": 2.0, "val.loss": 3.0, "val.images": 4, "val.total_ips": 5.0}
+    with Report(path, plan, epochs=4, first_step=10) as report:
+        report.validation(20, 1, metrics)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20]
+    assert lines[1]["epoch"] == 2
 
 
 def test_bad_metrics_files(tmp_path: Path) -> None:

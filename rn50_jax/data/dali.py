@@ -1,6 +1,7 @@
 """DALI pipelines: files in, uint8 images [B, S, S, 3] as JAX arrays out."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -85,30 +86,43 @@ def _eval_transform(encoded: Any, image_size: int, resize: int, on_gpu: bool) ->
     return fn.crop(images, crop=(image_size, image_size), rounding="truncate")
 
 
-def run_pipelines(pipelines: Sequence[Any]) -> Iterator[list[tuple[jax.Array, np.ndarray]]]:
-    """Runs one pipeline per device in step until their files are used up.
+def run_pipeline(pipeline: Any, files: Sequence[str]) -> Iterator[tuple[jax.Array, np.ndarray]]:
+    """Runs a pipeline until its files are used up.
 
     Yields:
-      For each device its images, a JAX array on the pipeline's device, and their indices, int32 [B].
+      Images, a JAX array on the pipeline's device, and their indices into `files`, int32 [B].
 
     Raises:
-      UserError: an image that cannot be read or decoded.
+      UserError: naming an image that cannot be read or decoded.
     """
+    done = 0
     try:
-        iterators = [
-            DALIGenericIterator(
-                pipeline,
-                ["image", "index"],
-                reader_name="Reader",
-                last_batch_policy=LastBatchPolicy.DROP,
-                prepare_first_batch=False,
-            )
-            for pipeline in pipelines
-        ]
-        for outputs in zip(*iterators, strict=True):
-            yield [(out["image"], np.asarray(out["index"])) for out in outputs]
+        batches = DALIGenericIterator(
+            pipeline,
+            ["image", "index"],
+            reader_name="Reader",
+            last_batch_policy=LastBatchPolicy.DROP,
+            prepare_first_batch=False,
+        )
+        for batch in batches:
+            index = np.asarray(batch["index"])
+            done += len(index)
+            yield batch["image"], index
     except RuntimeError as error:
-        raise UserError(f"DALI cannot read an image: {_cause(error)}") from error
+        # DALI often keeps the name to itself; its reader is a few batches ahead of what it has delivered.
+        decode = make_decoder(image_size=32, resize=32, workers=1)
+        suspects = files[done : done + 8 * pipeline.max_batch_size]
+        name = next((file for file in suspects if not _can_decode(file, decode)), None)
+        where = f"{name} is damaged or no image" if name else "an image cannot be read"
+        raise UserError(f"{where} ({_cause(error)}); repair or remove it") from error
+
+
+def _can_decode(file: str, decode: Callable[[bytes], np.ndarray]) -> bool:
+    try:
+        decode(Path(file).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def make_decoder(*, image_size: int, resize: int, workers: int) -> Callable[[bytes], np.ndarray]:

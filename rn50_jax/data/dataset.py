@@ -23,7 +23,8 @@ def open_dataset(config: ConfigDict, *, need_train: bool = True, need_val: bool 
     if config.data.backend == "synthetic":
         return synthetic_dataset(config)
     root = Path(config.data.dir).expanduser()
-    if config.data.builtin == "digits" and not root.exists():
+    if config.data.builtin == "digits" and need_train and not root.exists():
+        print(f"writing scikit-learn's handwritten digits to {root}")
         write_digits(root)
     if not root.is_dir():
         raise UserError(f"config.data.dir={config.data.dir!r} is not a folder; pass --config.data.dir=DIR")

@@ -4,7 +4,7 @@ A batch is {"image": uint8 [D, B, S, S, 3], "label": int32 [D, B], "weight": flo
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from typing import Any
@@ -48,9 +48,10 @@ def _train_epoch(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, e
         seed=config.seed,
         epoch=epoch,
     )
+    files = _files_per_device(images, order)
     pipelines = [
         dali.train_pipeline(
-            [images.files[i] for i in order[:, device].flat],
+            files[device],
             image_size=config.data.image_size,
             crop_area=config.data.crop_area,
             crop_aspect=config.data.crop_aspect,
@@ -61,7 +62,8 @@ def _train_epoch(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, e
         for device in range(plan.num_devices)
     ]
     weights = np.ones(order.shape, np.float32)
-    yield from _place(dali.run_pipelines(pipelines), images, order, weights, mesh)
+    steps = zip(*map(dali.run_pipeline, pipelines, files), strict=True)
+    yield from _place(steps, images, order, weights, mesh)
 
 
 def eval_batches(config: ConfigDict, images: ImageSet, mesh: Mesh) -> Iterator[Batch]:
@@ -74,17 +76,22 @@ def eval_batches(config: ConfigDict, images: ImageSet, mesh: Mesh) -> Iterator[B
         return
     from rn50_jax.data import dali
 
+    files = _files_per_device(images, order)
     pipelines = [
         dali.eval_pipeline(
-            [images.files[i] for i in order[:, device].flat],
+            files[device],
             image_size=config.data.image_size,
             resize=config.data.resize,
             **_pipeline_args(config, mesh, device, config.batch_size),
         )
         for device in range(num_devices)
     ]
-    batches = _place(dali.run_pipelines(pipelines), images, order, weights, mesh)
-    yield from prefetch(batches, config.data.prefetch)
+    steps = zip(*map(dali.run_pipeline, pipelines, files), strict=True)
+    yield from prefetch(_place(steps, images, order, weights, mesh), config.data.prefetch)
+
+
+def _files_per_device(images: ImageSet, order: np.ndarray) -> list[list[str]]:
+    return [[images.files[i] for i in order[:, device].flat] for device in range(order.shape[1])]
 
 
 def _pipeline_args(config: ConfigDict, mesh: Mesh, device: int, batch_size: int) -> dict[str, Any]:
@@ -94,7 +101,7 @@ def _pipeline_args(config: ConfigDict, mesh: Mesh, device: int, batch_size: int)
 
 
 def _place(
-    steps: Iterator[list[tuple[jax.Array, np.ndarray]]],
+    steps: Iterable[tuple[tuple[jax.Array, np.ndarray], ...]],
     images: ImageSet,
     order: np.ndarray,
     weights: np.ndarray,
