@@ -23,9 +23,7 @@ def get_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.dir = "/data/imagenet"  # holds train/<class>/<image> and val/<class>/<image>
-    data.builtin = (
-        ""  # "digits": write scikit-learn's 1,797 digits to data.dir first, if it does not exist; "" for none
-    )
+    data.builtin = ""  # digits: training writes scikit-learn's 1,797 digits to a data.dir that does not exist
     data.backend = "dali-cpu"  # dali-cpu, dali-gpu (decodes on the GPU) or synthetic (one constant random batch)
     data.image_size = 224  # pixels, height and width that the model sees; integer >= 32
     data.resize = 256  # pixels, shorter side before the centre crop in evaluation; integer >= data.image_size

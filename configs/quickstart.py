@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.data.flip = 0.0  # digits are not mirror-symmetric
     config.data.workers = 2
 
-    config.recipe.lr = 0.05
+    config.recipe.lr = 0.02
     config.recipe.lr_batch_size = 32
     config.recipe.warmup_epochs = 1
     config.report.print_every = 10

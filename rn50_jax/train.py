@@ -176,8 +176,14 @@ def _initial_state(setup: Setup, manager: ocp.CheckpointManager) -> tuple[TrainS
         return build_state(config, model), 0, 0
     meta = checkpoint.read_meta(manager, "latest")
     check_class_names(setup.dataset.class_names, tuple(meta["class_names"]), config.data.dir)
-    state = checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
     before = configs.flatten(ConfigDict(meta["config"]))
+    for key, now in (("model.arch", config.model.arch), ("model.width", config.model.width)):
+        if before[key] != now:
+            raise UserError(
+                f"{setup.workdir} holds checkpoints of another model: config.{key} was {before[key]!r} and is {now!r} "
+                "now; set it back, or choose another --workdir"
+            )
+    state = checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
     for key, value in configs.flatten(config).items():
         old = tuple(before[key]) if isinstance(before.get(key), list) else before.get(key)
         if old != value:
