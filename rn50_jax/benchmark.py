@@ -1,6 +1,5 @@
 """Times the compiled step on synthetic data: `python -m rn50_jax.benchmark --config C --mode train|infer`."""
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -116,11 +115,10 @@ def _infer_timer(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> t
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rn50_jax.benchmark",
+    parser = errors.CommandLine(
+        prog="rn50_jax.benchmark",
         description="Images per second and latency of the compiled step, without any input pipeline.",
         epilog="Any key of configs/default.py can be changed with --config.key=value, e.g. --config.batch_size=64.",
-        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")
     parser.add_argument("--mode", choices=("train", "infer"), default="train", help="default: train")

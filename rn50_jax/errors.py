@@ -1,5 +1,6 @@
 """Mistakes that a user can mend, and how every command ends."""
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -10,6 +11,17 @@ class UserError(Exception):
 
     The message is one line that names the thing and the fix. Commands print it, no traceback, and exit with code 2.
     """
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An argument parser whose complaints are `UserError`s, and that takes no abbreviations."""
+
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(prog=f"python -m {prog}", description=description, epilog=epilog, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse for a wrong command line."""
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:

@@ -1,6 +1,5 @@
 """Evaluates a checkpoint on every image of `val/`: `python -m rn50_jax.evaluate --workdir W`."""
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -81,11 +80,10 @@ def evaluate_checkpoint(workdir: Path, which: str, overrides: Sequence[tuple[str
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rn50_jax.evaluate",
+    parser = errors.CommandLine(
+        prog="rn50_jax.evaluate",
         description="Top-1, top-5 and loss of a checkpoint over exactly every image of val/.",
         epilog="Any key of the run's config can be changed with --config.key=value, e.g. --config.data.dir=DIR.",
-        allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the training run")
     parser.add_argument("--checkpoint", default="best", help="best (default), latest or a step number")

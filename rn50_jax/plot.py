@@ -1,6 +1,5 @@
 """Curves of a run: `python -m rn50_jax.plot W` draws `W/curves.png` from `W/metrics.jsonl`."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +80,7 @@ def _draw(axes: Axes, series: dict[str, Points], epochs: Points, labels: dict[st
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rn50_jax.plot", description="Draw the curves of a run.")
+    parser = errors.CommandLine(prog="rn50_jax.plot", description="Draw the curves of a run.")
     parser.add_argument("workdir", type=Path, help="folder of the run; curves.png is written there")
     args = parser.parse_args(argv)
     plot_run(args.workdir / "metrics.jsonl", args.workdir / "curves.png")

@@ -1,6 +1,5 @@
 """Classifies images: `python -m rn50_jax.predict --workdir W IMAGE [IMAGE ...]`."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -88,10 +87,9 @@ def answer(run: StoredRun, paths: Sequence[Path], top_k: int) -> list[dict[str, 
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code: 1 if an image could not be classified."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rn50_jax.predict",
+    parser = errors.CommandLine(
+        prog="rn50_jax.predict",
         description="Name the classes of images, seen through the transform of evaluation.",
-        allow_abbrev=False,
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP, BMP, TIFF, ...")
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the training run")

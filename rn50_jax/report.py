@@ -188,12 +188,12 @@ class Report:
         left = (self._plan.total_steps - step) * float(np.median(self._speeds or [0.0]))
         left += (self._epochs - epoch) * self._validation_seconds
         waiting = metrics["train.data_time"] / seconds if seconds else 0.0
-        status = (
+        self._progress.update(self._task, description=f"epoch {epoch + 1}/{self._epochs}", status=f"ETA {_clock(left)}")
+        self.line(
+            f"epoch {epoch + 1:>3}/{self._epochs}  step {step:>6}/{self._plan.total_steps}  "
             f"loss {metrics['train.loss']:7.4f}  top-1 {metrics['train.top1']:6.2f}  lr {metrics['lr']:.5f}  "
             f"{metrics['train.total_ips']:8.1f} img/s  data {waiting:4.0%}  ETA {_clock(left)}"
         )
-        self._progress.update(self._task, description=f"epoch {epoch + 1}/{self._epochs}", status=status)
-        self.line(f"epoch {epoch + 1:>3}/{self._epochs}  step {step:>6}/{self._plan.total_steps}  {status}")
 
     def validation(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
         """Reports a validation after `step`, the end of `epoch` (from 0)."""

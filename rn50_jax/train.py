@@ -4,7 +4,6 @@ The recipe, top to bottom: read the config, look at devices and data, derive the
 state, then train and validate epoch by epoch.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -49,11 +48,10 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rn50_jax.train",
+    parser = errors.CommandLine(
+        prog="rn50_jax.train",
         description="Train a ResNet, validate every epoch, keep checkpoints. The same command again resumes.",
         epilog="Any key of configs/default.py can be changed with --config.key=value, e.g. --config.data.dir=DIR.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/, or the config.json of a run"

@@ -218,6 +218,7 @@ def test_evaluate_only(trained: tuple[Path, str], train_tiny: Train) -> None:
         (["--config", "configs/quickstart.py", "--config.epochs=two"], ["config.epochs=two", "an integer >= 1"]),
         (["--config", "configs/quickstart.py", "--confg=3"], ["unknown argument '--confg=3'"]),
         (["--config", "configs/quickstart.py", "--config.epochs"], ["--config.epochs has no value"]),
+        (["--workdir", "runs/x"], ["required: --config", "python -m rn50_jax.train --help"]),
         (["--config", "configs/dgx1_90e.py", "--config.data.dir=/nowhere"], ["config.data.dir='/nowhere'"]),
         (["--config", "configs/dgx2_90e.py"], ["dali-gpu", "needs a GPU", "dali-cpu"]),
         (
