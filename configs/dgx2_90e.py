@@ -8,21 +8,15 @@ Variants: fp16, fp32; fp16 unless given. This configuration has not been trained
 
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import dgx1_90e
 
-VARIANTS = ("fp16", "fp32")
+VARIANTS = dgx1_90e.VARIANTS
 
 
 def get_config(variant: str = "fp16") -> ConfigDict:
-    config = default.get_config()
-    config.epochs = 90
-    config.precision = variant
-    config.batch_size = 256
+    config = dgx1_90e.get_config(variant)
     if variant == "fp32":
-        # As the reference: two passes of 128 images on each device make the same global batch.
-        config.batch_size = 128
         config.recipe.optimizer_batch_size = 4096
     config.recipe.warmup_epochs = 16
     config.data.backend = "dali-gpu"
-    config.report.print_every = 100
     return config

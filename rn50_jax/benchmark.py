@@ -1,6 +1,5 @@
 """Times the compiled step on synthetic data: `python -m rn50_jax.benchmark --config C --mode train|infer`."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from rn50_jax.config import Plan
 from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import ResNet
-from rn50_jax.report import describe_devices, versions
+from rn50_jax.report import describe_devices, versions, write_json
 from rn50_jax.step import predict_step
 from rn50_jax.train import compile_steps
 
@@ -141,10 +140,7 @@ def main(argv: Sequence[str]) -> int:
     print("step, ms: " + ", ".join(f"{name} {value}" for name, value in times.items()))
     print(f"first call, compilation included: {result['first_call_seconds']:.1f} s")
     if args.json:
-        try:
-            args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {args.json}: {error.strerror}") from error
+        write_json(args.json, result)
     return 0
 
 

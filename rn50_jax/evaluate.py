@@ -1,6 +1,5 @@
 """Evaluates a checkpoint on every image of `val/`: `python -m rn50_jax.evaluate --workdir W`."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,11 +10,11 @@ import jax
 import numpy as np
 
 from rn50_jax import config as configs
-from rn50_jax import errors, parallel, report
+from rn50_jax import errors, parallel
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches
 from rn50_jax.data.folder import check_class_names
-from rn50_jax.errors import UserError
+from rn50_jax.report import validation_text, write_json
 from rn50_jax.state import TrainState
 from rn50_jax.step import Batch, Metrics, eval_step
 from rn50_jax.stored import load_run, restore_state
@@ -91,12 +90,9 @@ def main(argv: Sequence[str]) -> int:
     args, overrides = configs.parse_args(parser, argv)
     result = evaluate_checkpoint(args.workdir, args.checkpoint, overrides)
     print(f"checkpoint {args.checkpoint}: step {result['step']}, epoch {result['epoch']}")
-    print(report.validation_text(result))
+    print(validation_text(result))
     if args.json:
-        try:
-            args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {args.json}: {error.strerror}") from error
+        write_json(args.json, result)
     return 0
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,6 +69,18 @@ def write_run_files(workdir: Path, config: ConfigDict, devices: Sequence[jax.Dev
     }
     (workdir / "config.json").write_text(to_json(config), encoding="utf-8")
     (workdir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Writes a command's result.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 class Window:

@@ -12,7 +12,7 @@ from torch_resnet import ResNet as TorchResNet
 from torch_resnet import to_torch, torch_name
 
 from rn50_jax.models.conv import conv2d
-from rn50_jax.models.resnet import FAMILY, ResNet
+from rn50_jax.models.resnet import FAMILY, ResNet, Variant
 from rn50_jax.precision import PRECISIONS
 
 PARAMETERS = {
@@ -118,23 +118,24 @@ def test_dtypes(precision: str) -> None:
 
 
 def test_initial_weights() -> None:
-    model = ResNet(FAMILY["resnet50"], 1000, PRECISIONS["fp32"])
+    model = ResNet(Variant((1, 1), bottleneck=True), 1000, PRECISIONS["fp32"])
     params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)["params"]
-    for kernel in (params["layer3_2"]["conv2"]["kernel"], params["layer4_0"]["downsample_0"]["kernel"]):
+    for kernel in (params["layer2_0"]["conv2"]["kernel"], params["layer2_0"]["downsample_0"]["kernel"]):
         fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]
         assert float(jnp.std(kernel)) == pytest.approx((2 / fan_in) ** 0.5, rel=0.01)
         # A normal cut at two standard deviations, as some libraries draw it, would end far below four.
         assert float(jnp.max(jnp.abs(kernel))) > 4 * (2 / fan_in) ** 0.5
     for value in params["fc"].values():
-        assert float(jnp.max(jnp.abs(value))) <= 2048**-0.5
-        assert float(jnp.std(value)) == pytest.approx((2048 * 3) ** -0.5, rel=0.1)
+        assert float(jnp.max(jnp.abs(value))) <= 512**-0.5
+        assert float(jnp.std(value)) == pytest.approx((512 * 3) ** -0.5, rel=0.1)
     assert bool(jnp.all(params["layer1_0"]["bn3"]["scale"] == 1))
 
 
-@pytest.mark.parametrize(("arch", "last"), [("resnet18", "bn2"), ("resnet50", "bn3")])
-def test_zero_initialised_last_gamma(arch: str, last: str) -> None:
-    model = ResNet(FAMILY[arch], 10, PRECISIONS["fp32"], width=8, zero_init_last_gamma=True)
-    params = jax.jit(partial(model.init, train=False))(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+@pytest.mark.parametrize(("bottleneck", "last"), [(False, "bn2"), (True, "bn3")])
+def test_zero_initialised_last_gamma(bottleneck: bool, last: str) -> None:
+    model = ResNet(Variant((1, 1), bottleneck), 10, PRECISIONS["fp32"], width=8, zero_init_last_gamma=True)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)["params"]
     scales = {path: value for path, value in flatten_dict(params).items() if path[-1] == "scale"}
+    assert len(scales) > 5
     for path, value in scales.items():
         assert bool(jnp.all(value == (0 if path[-2] == last else 1))), path
