@@ -3,7 +3,7 @@
 import hashlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.serialization
 import jax
@@ -15,11 +15,12 @@ from orbax.checkpoint import checkpoint_managers as policies
 from rn50_jax.errors import UserError
 from rn50_jax.state import TrainState
 
+CheckpointManager: TypeAlias = ocp.CheckpointManager
 FORMAT = 1
 BEST_BY = "val.top1"
 
 
-def open_manager(directory: Path, *, keep: int = 1, read_only: bool = False) -> ocp.CheckpointManager:
+def open_manager(directory: Path, *, keep: int = 1, read_only: bool = False) -> CheckpointManager:
     """Opens the checkpoints of a run; use it in a `with`, whose end waits for saves that are still being written.
 
     Args:
@@ -50,7 +51,7 @@ def _score(metrics: dict[str, float]) -> float:
     return top1 if math.isfinite(top1) else -1.0
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any], metrics: dict[str, float]) -> None:
+def save(manager: CheckpointManager, state: TrainState, meta: dict[str, Any], metrics: dict[str, float]) -> None:
     """Starts writing a checkpoint of step `meta["step"]`; returns as soon as the state has been copied to the host.
 
     Args:
@@ -64,7 +65,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]
     manager.save(meta["step"], args=args, metrics=metrics or None)
 
 
-def read_meta(manager: ocp.CheckpointManager, which: str) -> dict[str, Any]:
+def read_meta(manager: CheckpointManager, which: str) -> dict[str, Any]:
     """What was saved beside the state of checkpoint "latest", "best" or a step number.
 
     Raises:
@@ -93,7 +94,7 @@ def read_meta(manager: ocp.CheckpointManager, which: str) -> dict[str, Any]:
     return meta
 
 
-def restore(manager: ocp.CheckpointManager, meta: dict[str, Any], like: TrainState) -> TrainState:
+def restore(manager: CheckpointManager, meta: dict[str, Any], like: TrainState) -> TrainState:
     """The state of the checkpoint that `meta` was read from, verified array by array.
 
     Args:
@@ -149,7 +150,7 @@ def _form(entry: list[Any] | None) -> str:
     return f"{entry[0]}{entry[1]}" if entry else "missing"
 
 
-def _place(manager: ocp.CheckpointManager, step: int) -> str:
+def _place(manager: CheckpointManager, step: int) -> str:
     return f"checkpoint {manager.directory / str(step)}"
 
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -167,7 +166,7 @@ def _train_epoch(
     return state, step
 
 
-def _initial_state(setup: Setup, manager: ocp.CheckpointManager) -> tuple[TrainState, int, int]:
+def _initial_state(setup: Setup, manager: checkpoint.CheckpointManager) -> tuple[TrainState, int, int]:
     """Fresh state, or that of the latest checkpoint; with the numbers of epochs and steps that are done."""
     config, model, plan = setup.config, setup.model, setup.plan
     if not manager.all_steps():

@@ -84,6 +84,20 @@ def test_constraints_pin_every_requirement() -> None:
                 assert re.split(r"[\[<>=]", line)[0] in pinned, line
 
 
+@pytest.mark.parametrize(
+    ("pattern", "home"),
+    [
+        (r"^\s*(import|from) orbax", {"checkpoint.py"}),
+        (r"^\s*(import|from) nvidia", {"dali.py"}),
+        (r"jax\.pmap\(|jax\.shard_map\(", {"parallel.py"}),
+        (r"^\s*(import|from) torch", set()),
+    ],
+)
+def test_what_has_one_home_stays_there(pattern: str, home: set[str]) -> None:
+    files = (REPO / "rn50_jax").rglob("*.py")
+    assert {path.name for path in files if re.search(pattern, path.read_text(), re.MULTILINE)} == home
+
+
 def test_no_room_is_crowded() -> None:
     for path in (REPO / "rn50_jax").rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 320, path
