@@ -97,18 +97,15 @@ def test_a_finished_run_says_so(trained: tuple[Path, str], train_tiny: Train) ->
 
 
 def popen(env: dict[str, str], digits: Path, workdir: Path, *args: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "rn50_jax.train", "--config", str(REPO / "configs/quickstart.py")]
-    command += [f"--config.data.dir={digits}", *TINY, *args, "--workdir", str(workdir)]
     # Where the tests run as a shell's background job, interrupts are ignored, and children inherit that.
-    return subprocess.Popen(
-        command,
-        env=env,
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    notice_interrupts = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     )
+    command = [sys.executable, "-c", notice_interrupts]
+    command += ["-m", "rn50_jax.train", "--config", str(REPO / "configs/quickstart.py")]
+    command += [f"--config.data.dir={digits}", *TINY, *args, "--workdir", str(workdir)]
+    return subprocess.Popen(command, env=env, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
