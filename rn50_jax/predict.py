@@ -99,7 +99,8 @@ def main(argv: Sequence[str]) -> int:
     args, overrides = configs.parse_args(parser, argv)
     if args.top_k < 1:
         raise UserError(f"--top_k {args.top_k} must be at least 1")
-    run = load_run(args.workdir, args.checkpoint, overrides)
+    # Single files are decoded on the CPU, also for a run that was trained with dali-gpu.
+    run = load_run(args.workdir, args.checkpoint, [("data.backend", "dali-cpu"), *overrides])
     answers = answer(run, args.images, args.top_k)
     if args.json:
         print(json.dumps(answers, indent=2))
