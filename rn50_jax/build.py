@@ -26,7 +26,7 @@ def build_model(config: ConfigDict, *, num_classes: int, platform: str) -> ResNe
 
 
 def conv_lowering(config: ConfigDict, platform: str) -> str:
-    """ "native" or "matmul"."""
+    """The lowering that `models.conv.conv2d` is to use."""
     if config.model.conv_lowering != "auto":
         return str(config.model.conv_lowering)
     return "matmul" if platform == "cpu" else "native"
@@ -41,7 +41,6 @@ def build_options(config: ConfigDict, accumulation: int) -> TrainOptions:
     """What of the config acts inside the training step."""
     scaling = Scaling(
         dynamic=config.loss_scale.mode == "dynamic",
-        init=config.loss_scale.init,
         growth_interval=config.loss_scale.growth_interval,
         growth=config.loss_scale.growth,
         backoff=config.loss_scale.backoff,

@@ -293,7 +293,12 @@ def plan(config: ConfigDict, *, num_images: int, num_devices: int) -> Plan:
         )
     if num_images < target:
         largest = num_images // num_devices
-        fix = f"use --config.batch_size={largest} or less" if largest else f"use at most {num_images} device(s)"
+        if not largest:
+            fix = f"use at most {num_images} device(s)"
+        elif num_images >= forward_batch:
+            fix = f"use --config.recipe.optimizer_batch_size={forward_batch}, or 0 for no accumulation"
+        else:
+            fix = f"use --config.batch_size={largest} or less"
         raise UserError(f"{num_images} training images are too few for one global batch of {target}; {fix}")
     steps_per_epoch = num_images // target
     scale = target / config.recipe.lr_batch_size if config.recipe.lr_batch_size else 1.0

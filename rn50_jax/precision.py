@@ -36,10 +36,9 @@ class LossScale(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """Rules of loss scaling, see `configs/default.py`; `dynamic=False` keeps the scale at `init`."""
+    """Rules of loss scaling, see `configs/default.py`; with `dynamic=False` the scale stays as it is."""
 
     dynamic: bool
-    init: float
     growth_interval: int
     growth: float
     backoff: float

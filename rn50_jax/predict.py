@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
@@ -39,12 +38,9 @@ def predict(run: StoredRun, images: np.ndarray) -> np.ndarray:
     for start in range(0, len(images), size):
         part = images[start : start + size]
         padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
-        parts.append(np.asarray(compiled(state, _batch(padded, mesh)))[0, : len(part)])
+        batch = {"image": parallel.shard([padded], mesh)}
+        parts.append(np.asarray(compiled(state, batch))[0, : len(part)])
     return np.concatenate(parts)
-
-
-def _batch(images: np.ndarray, mesh: Mesh) -> dict[str, Any]:
-    return {"image": parallel.shard([images], mesh)}
 
 
 def decode_files(run: StoredRun, paths: Sequence[Path]) -> tuple[list[np.ndarray], dict[Path, str]]:

@@ -210,6 +210,7 @@ def test_plan_accumulates_on_fewer_devices() -> None:
         ([], 100, 1, "--config.batch_size=100"),
         ([], 100, 8, "--config.batch_size=12"),
         ([], 3, 8, "at most 3 device"),
+        ([("recipe.optimizer_batch_size", "512")], 300, 1, "optimizer_batch_size=256, or 0"),
     ],
 )
 def test_impossible_plans(overrides: list[tuple[str, str]], num_images: int, num_devices: int, message: str) -> None:

@@ -17,7 +17,7 @@ from rn50_jax.step import TrainOptions, train_step
 VARIANT = Variant((1, 1), bottleneck=True)
 CLASSES = 5
 OPTIONS = TrainOptions(label_smoothing=0.1, mixup=0.0, accumulation=1, scaling=None, seed=0)
-STATIC = Scaling(dynamic=False, init=2.0**24, growth_interval=2, growth=2.0, backoff=0.5, floor=1.0)
+STATIC = Scaling(dynamic=False, growth_interval=2, growth=2.0, backoff=0.5, floor=1.0)
 
 
 def make_model(precision: str = "fp32") -> ResNet:
