@@ -15,10 +15,16 @@ def get_config() -> ConfigDict:
     config.parallel = "pmap"  # how the step is spread over devices: pmap or shard_map (same numbers)
 
     config.model = model = ConfigDict()
-    model.arch = "resnet50"  # resnet18, resnet34, resnet50, resnet101 or resnet152
+    model.arch = "resnet50"  # resnet18, 34, 50, 101, 152, resnext50-32x4d, resnext101-32x4d, se-resnet50 or
+    # se-resnext101-32x4d
+    model.stages = ()  # blocks per stage, such as (3, 4, 6, 3); (): those of model.arch
     model.width = 64  # channels of the stem; every layer scales with it; integer >= 8
+    model.widths = ()  # width of each stage, such as (64, 128, 256, 512); (): model.width times 1, 2, 4, ...
+    model.se_units = 0  # hidden units of squeeze and excitation; 0: a sixteenth of the channels (timm); NVIDIA has 16
     model.num_classes = 0  # 0: as many as there are class folders (synthetic data: 1000); integer >= 0
+    model.init = "fanin"  # He initialisation of convolutions: fanin or classic (fan-out); also grp-fanin, grp-fanout
     model.zero_init_last_gamma = False  # True: every residual block starts as the identity (Goyal et al. 2017)
+    model.pretrained_weights = ""  # weight file that a new run starts from (also --pretrained_weights FILE); "": none
     model.conv_lowering = "auto"  # native, matmul (faster on CPU at small sizes) or auto: matmul on CPU, native on GPU
 
     config.data = data = ConfigDict()
@@ -29,6 +35,7 @@ def get_config() -> ConfigDict:
     data.resize = 256  # pixels, shorter side before the centre crop in evaluation; integer >= data.image_size
     data.crop_area = (0.08, 1.0)  # training crop, share of the image's area (smallest, largest); in (0, 1]
     data.crop_aspect = (3 / 4, 4 / 3)  # training crop, width over height (smallest, largest); in [0.1, 10]
+    data.transform = "torchvision"  # pixels of torchvision (antialiased) or of NVIDIA's dali pipeline (not antialiased)
     data.flip = 0.5  # probability of a horizontal flip in training; 0 to 1
     data.workers = 5  # DALI threads per device; integer >= 1
     data.prefetch = 2  # batches made ready on the device ahead of the step; integer >= 1
@@ -37,12 +44,22 @@ def get_config() -> ConfigDict:
     config.recipe = recipe = ConfigDict()
     recipe.lr = 0.256  # peak learning rate for a global batch of recipe.lr_batch_size; > 0
     recipe.lr_batch_size = 256  # the peak is lr * global batch / this (linear scaling); 0: recipe.lr as it stands
-    recipe.warmup_epochs = 8  # linear warm-up, then cosine to zero; integer >= 0, at most epochs
+    recipe.schedule = "cosine"  # after the warm-up: cosine or linear to the end, or step down at the milestones
+    recipe.lr_update = "step"  # the rate moves every step, or every epoch as in NVIDIA's code
+    recipe.warmup_epochs = 8  # epochs in which the rate rises linearly to its peak; integer >= 0, at most epochs
+    recipe.end_lr = 0.0  # where the cosine schedule ends; >= 0
+    recipe.milestones = (30, 60, 80)  # step schedule: epochs after which the rate falls; integers >= 1
+    recipe.milestone_factor = 0.1  # step schedule: factor at each milestone; > 0, at most 1
     recipe.momentum = 0.875  # of SGD; 0 up to, not including, 1
-    recipe.weight_decay = 1 / 32768  # coupled L2 on all but BatchNorm's scale and bias; >= 0
+    recipe.nesterov = False  # Nesterov's momentum
+    recipe.weight_decay = 1 / 32768  # coupled L2; >= 0
+    recipe.decay_mask = "no_bn"  # decays all but BatchNorms (no_bn), what NVIDIA's code does (reference), or all
     recipe.label_smoothing = 0.1  # probability spread evenly over all classes; 0 up to, not including, 1
-    recipe.mixup = 0.0  # alpha of mixup's Beta(alpha, alpha), one draw per device and forward pass; 0: off
+    recipe.mixup = 0.0  # alpha of mixup's Beta(alpha, alpha); 0: off
+    recipe.mixup_draw = "device"  # each device and forward pass draws its mixing, or global: all devices have the same
     recipe.optimizer_batch_size = 0  # global batch of one update, reached by accumulating gradients; 0: no accumulation
+    recipe.running_average = "mean"  # of BatchNorm: mean of the devices' running statistics, or those of the first
+    recipe.exact_reference = False  # True: all departures of NVIDIA's code from its documentation, see docs/recipe.md
 
     config.loss_scale = loss_scale = ConfigDict()  # only read with precision fp16
     loss_scale.mode = "static"  # static or dynamic; either way a step whose gradients overflow changes nothing else
@@ -59,6 +76,7 @@ def get_config() -> ConfigDict:
     config.report = report = ConfigDict()
     report.print_every = 20  # steps between two lines of training metrics; integer >= 1
     report.file = "metrics.jsonl"  # name of the metrics file in the work folder
+    report.dle_json = ""  # also write NVIDIA's DLLL lines to this file (relative to the work folder); "": no
 
     config.run = run = ConfigDict()
     run.prof = 0  # run only this many training steps and validation batches and save no checkpoint; 0: the whole run

@@ -13,18 +13,23 @@ def normalise(images: jax.Array) -> jax.Array:
     return (images.astype(jnp.float32) - jnp.asarray(MEAN)) / jnp.asarray(STD)
 
 
-def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+def draw_mixup(key: jax.Array, alpha: float, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """What mixup leaves to chance: one coefficient ~ Beta(alpha, alpha), float32 [], and a permutation, int32 [B]."""
+    coefficient_key, order_key = jax.random.split(key)
+    return jax.random.beta(coefficient_key, alpha, alpha), jax.random.permutation(order_key, batch_size)
+
+
+def mixup(
+    images: jax.Array, targets: jax.Array, coefficient: jax.Array, order: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Mixes each example with another one of the batch (Zhang et al. 2018, arXiv:1710.09412).
 
-    One coefficient c ~ Beta(alpha, alpha) and one permutation for the whole batch, as the reference draws them:
-    c * x + (1 - c) * x[permutation], targets likewise.
+    c * x + (1 - c) * x[order], targets likewise; one coefficient for the whole batch, as in the reference.
 
     Args:
-      key: PRNG key of this device, step and micro-batch.
       images: float32 [B, H, W, 3].
       targets: float32 [B, K].
+      coefficient, order: from `draw_mixup`.
     """
-    coefficient_key, order_key = jax.random.split(key)
-    c = jax.random.beta(coefficient_key, alpha, alpha)
-    order = jax.random.permutation(order_key, images.shape[0])
+    c = coefficient
     return c * images + (1 - c) * images[order], c * targets + (1 - c) * targets[order]

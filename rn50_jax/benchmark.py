@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
 from rn50_jax.build import build_model, build_state
-from rn50_jax.config import Plan
 from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import ResNet
+from rn50_jax.plan import Plan, make_plan
 from rn50_jax.report import describe_devices, versions, write_json
 from rn50_jax.step import predict_step
 from rn50_jax.train import compile_steps
@@ -37,7 +37,7 @@ def benchmark(config: ConfigDict, mode: str, *, steps: int, warmup: int) -> dict
     mesh = parallel.make_mesh(devices)
     dataset = synthetic_dataset(config)
     model = build_model(config, num_classes=len(dataset.class_names), platform=devices[0].platform)
-    plan = configs.plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
+    plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
     make_timer = _train_timer if mode == "train" else _infer_timer
     run, images = make_timer(config, model, plan, mesh)
     start = time.perf_counter()

@@ -6,8 +6,10 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from rn50_jax.models.conv import INITS
 from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.optim import sgd
+from rn50_jax.optim import Schedule, make_schedule, sgd
+from rn50_jax.plan import Plan
 from rn50_jax.precision import PRECISIONS, Scaling
 from rn50_jax.state import TrainState, init_state
 from rn50_jax.step import TrainOptions
@@ -15,11 +17,15 @@ from rn50_jax.step import TrainOptions
 
 def build_model(config: ConfigDict, *, num_classes: int, platform: str) -> ResNet:
     """The config's model. `platform` ("cpu", "gpu") decides how `model.conv_lowering="auto"` writes convolutions."""
+    variant = FAMILY[config.model.arch]
     return ResNet(
-        variant=FAMILY[config.model.arch],
+        variant=variant._replace(stages=config.model.stages or variant.stages),
         num_classes=num_classes,
         precision=PRECISIONS[config.precision],
         width=config.model.width,
+        widths=config.model.widths,
+        se_units=config.model.se_units,
+        fan=INITS[config.model.init],
         zero_init_last_gamma=config.model.zero_init_last_gamma,
         lowering=conv_lowering(config, platform),
     )
@@ -34,7 +40,27 @@ def conv_lowering(config: ConfigDict, platform: str) -> str:
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """The config's optimiser; the learning rate is applied by the step."""
-    return sgd(momentum=config.recipe.momentum, weight_decay=config.recipe.weight_decay)
+    return sgd(
+        momentum=config.recipe.momentum,
+        weight_decay=config.recipe.weight_decay,
+        nesterov=config.recipe.nesterov,
+        mask=config.recipe.decay_mask,
+    )
+
+
+def build_schedule(config: ConfigDict, plan: Plan) -> Schedule:
+    """The config's learning rate as a function of the updates done."""
+    return make_schedule(
+        config.recipe.schedule,
+        peak=plan.peak_lr,
+        warmup_epochs=config.recipe.warmup_epochs,
+        epochs=config.epochs,
+        steps_per_epoch=plan.steps_per_epoch,
+        lr_update=config.recipe.lr_update,
+        end_lr=config.recipe.end_lr,
+        milestones=config.recipe.milestones,
+        milestone_factor=config.recipe.milestone_factor,
+    )
 
 
 def build_options(config: ConfigDict, accumulation: int) -> TrainOptions:
@@ -49,6 +75,8 @@ def build_options(config: ConfigDict, accumulation: int) -> TrainOptions:
     return TrainOptions(
         label_smoothing=config.recipe.label_smoothing,
         mixup=config.recipe.mixup,
+        mixup_draw=config.recipe.mixup_draw,
+        running_average=config.recipe.running_average,
         accumulation=accumulation,
         scaling=scaling if config.precision == "fp16" else None,
         seed=config.seed,

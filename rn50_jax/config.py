@@ -1,4 +1,4 @@
-"""Reads, overrides and checks a config, and derives the numbers that follow from it."""
+"""Reads, overrides and checks a config."""
 
 import argparse
 import ast
@@ -6,96 +6,18 @@ import difflib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY
+from rn50_jax.rules import EXACT_REFERENCE, RULES
 
-
-class Rule(NamedTuple):
-    """What a key may hold: a Python type, a test and its description for error messages."""
-
-    kind: type
-    valid: str
-    test: Callable[[Any], bool]
-
-
-def _choice(*options: str) -> Rule:
-    return Rule(str, "one of " + ", ".join(repr(o) for o in options), lambda v: v in options)
-
-
-def _integer(low: int) -> Rule:
-    return Rule(int, f"an integer >= {low}", lambda v: v >= low)
-
-
-def _number(valid: str, test: Callable[[float], bool]) -> Rule:
-    return Rule(float, f"a number {valid}", test)
-
-
-def _range(low: float, high: float) -> Rule:
-    def test(pair: tuple[Any, ...]) -> bool:
-        numbers = len(pair) == 2 and all(isinstance(x, (int, float)) for x in pair)
-        return numbers and low <= pair[0] <= pair[1] <= high
-
-    return Rule(tuple, f"two numbers (smallest, largest) with {low:g} <= smallest <= largest <= {high:g}", test)
-
-
-_BOOLEAN = Rule(bool, "True or False", lambda v: True)
-_FRACTION = _number(">= 0 and < 1", lambda v: 0 <= v < 1)
-
-RULES: dict[str, Rule] = {
-    "seed": _integer(0),
-    "epochs": _integer(1),
-    "batch_size": _integer(1),
-    "precision": _choice("fp32", "tf32", "bf16", "fp16"),
-    "parallel": _choice("pmap", "shard_map"),
-    "model.arch": _choice(*FAMILY),
-    "model.width": _integer(8),
-    "model.num_classes": _integer(0),
-    "model.zero_init_last_gamma": _BOOLEAN,
-    "model.conv_lowering": _choice("auto", "native", "matmul"),
-    "data.dir": Rule(str, "a folder", lambda v: v != ""),
-    "data.builtin": _choice("", "digits"),
-    "data.backend": _choice("dali-cpu", "dali-gpu", "synthetic"),
-    "data.image_size": _integer(32),
-    "data.resize": _integer(32),
-    "data.crop_area": _range(1e-4, 1),
-    "data.crop_aspect": _range(0.1, 10),
-    "data.flip": _number("from 0 to 1", lambda v: 0 <= v <= 1),
-    "data.workers": _integer(1),
-    "data.prefetch": _integer(1),
-    "data.synthetic_images": Rule(
-        tuple,
-        "two integers >= 1",
-        lambda v: len(v) == 2 and all(isinstance(n, int) and n >= 1 for n in v),
-    ),
-    "recipe.lr": _number("> 0", lambda v: 0 < v < float("inf")),
-    "recipe.lr_batch_size": _integer(0),
-    "recipe.warmup_epochs": _integer(0),
-    "recipe.momentum": _FRACTION,
-    "recipe.weight_decay": _number(">= 0", lambda v: 0 <= v < float("inf")),
-    "recipe.label_smoothing": _FRACTION,
-    "recipe.mixup": _number(">= 0", lambda v: 0 <= v < float("inf")),
-    "recipe.optimizer_batch_size": _integer(0),
-    "loss_scale.mode": _choice("static", "dynamic"),
-    "loss_scale.init": _number("from 1 to 2**24", lambda v: 1 <= v <= 2**24),
-    "loss_scale.growth_interval": _integer(1),
-    "loss_scale.growth": _number("> 1", lambda v: 1 < v < float("inf")),
-    "loss_scale.backoff": _number("between 0 and 1", lambda v: 0 < v < 1),
-    "loss_scale.floor": _number("> 0", lambda v: 0 < v < float("inf")),
-    "checkpoint.every_epochs": _integer(1),
-    "checkpoint.keep": _integer(1),
-    "report.print_every": _integer(1),
-    "report.file": Rule(str, "a plain file name", lambda v: v not in ("", ".", "..") and "/" not in v),
-    "run.prof": _integer(0),
-    "run.training_only": _BOOLEAN,
-    "run.evaluate": _BOOLEAN,
-    "run.save_checkpoints": _BOOLEAN,
-}
+# The config that weight files are used with.
+DEFAULT = Path(__file__).parent.parent / "configs" / "default.py"
 
 
 def parse_args(
@@ -180,6 +102,11 @@ def from_json(text: str, *, source: str) -> ConfigDict:
         raise UserError(f"{source} is not a config: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{source} is not a config: it must hold a JSON object")
+    return from_tree(tree)
+
+
+def from_tree(tree: dict[str, Any]) -> ConfigDict:
+    """The config that a checkpoint or JSON file holds as nested dicts; there, tuples have become lists."""
     lists_to_tuples = {
         key: {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()} if isinstance(value, dict) else value
         for key, value in tree.items()
@@ -199,14 +126,21 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def override(config: ConfigDict, assignments: Iterable[tuple[str, str]]) -> ConfigDict:
-    """Returns a copy of the config with the `(key, text)` assignments made, each read as its key's type."""
+    """Returns a copy of the config with the `(key, text)` assignments made, each read as its key's type.
+
+    If `recipe.exact_reference` is then True, the keys that it stands for are set too, unless they are assigned.
+    """
     config = ConfigDict(config.to_dict())
+    assigned: dict[str, Any] = {}
     for key, text in assignments:
         _check_known(key)
+        assigned[key] = _parse_value(key, text)
+    preset = assigned.get("recipe.exact_reference", flatten(config).get("recipe.exact_reference"))
+    for key, value in ((EXACT_REFERENCE if preset is True else {}) | assigned).items():
         try:
-            config.update_from_flattened_dict({key: _parse_value(key, text)})
+            config.update_from_flattened_dict({key: value})
         except TypeError:
-            raise UserError(f"config.{key}={text} must be {RULES[key].valid}") from None
+            raise UserError(f"config.{key}={value} must be {RULES[key].valid}") from None
     return config.lock()
 
 
@@ -261,53 +195,29 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"config.data.resize={config.data.resize} must be at least config.data.image_size={config.data.image_size}"
         )
+    _validate_model(config)
+    for key, value in EXACT_REFERENCE.items():
+        if config.recipe.exact_reference and flat[key] != value:
+            raise UserError(
+                f"config.recipe.exact_reference=True stands for config.{key}={value!r}, which is {flat[key]!r}; "
+                "change one of them"
+            )
     if config.run.training_only and config.run.evaluate:
         raise UserError("config.run.training_only and config.run.evaluate exclude each other; set one of them")
 
 
-class Plan(NamedTuple):
-    """The numbers that follow from a config, the training set and the devices."""
-
-    num_devices: int
-    accumulation: int  # forward passes per update
-    device_batch: int  # images per device and update
-    global_batch: int  # images per update
-    steps_per_epoch: int
-    total_steps: int
-    peak_lr: float
-
-
-def plan(config: ConfigDict, *, num_images: int, num_devices: int) -> Plan:
-    """Derives batch, steps and learning rate; refuses combinations that cannot work.
-
-    An epoch has floor(images / global batch) updates; the remainder differs from epoch to epoch.
-    """
-    forward_batch = config.batch_size * num_devices
-    target = config.recipe.optimizer_batch_size or forward_batch
-    if target % forward_batch:
-        below = target // forward_batch * forward_batch
-        options = f"{below} or {below + forward_batch}" if below else f"{forward_batch}"
+def _validate_model(config: ConfigDict) -> None:
+    variant = FAMILY[config.model.arch]
+    stages = config.model.stages or variant.stages
+    widths = config.model.widths or tuple(config.model.width * 2**stage for stage in range(len(stages)))
+    if len(widths) != len(stages):
         raise UserError(
-            f"config.recipe.optimizer_batch_size={target} is not a multiple of batch_size {config.batch_size} x "
-            f"{num_devices} device(s) = {forward_batch}; use {options}, or 0 for no accumulation"
+            f"config.model.widths={widths} has {len(widths)} stages, but config.model.stages={tuple(stages)}; "
+            "give one width per stage"
         )
-    if num_images < target:
-        largest = num_images // num_devices
-        if not largest:
-            fix = f"use at most {num_images} device(s)"
-        elif num_images >= forward_batch:
-            fix = f"use --config.recipe.optimizer_batch_size={forward_batch}, or 0 for no accumulation"
-        else:
-            fix = f"use --config.batch_size={largest} or less"
-        raise UserError(f"{num_images} training images are too few for one global batch of {target}; {fix}")
-    steps_per_epoch = num_images // target
-    scale = target / config.recipe.lr_batch_size if config.recipe.lr_batch_size else 1.0
-    return Plan(
-        num_devices=num_devices,
-        accumulation=target // forward_batch,
-        device_batch=target // num_devices,
-        global_batch=target,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=steps_per_epoch * config.epochs,
-        peak_lr=config.recipe.lr * scale,
-    )
+    for width in widths:
+        if width * variant.inner % variant.groups:
+            raise UserError(
+                f"config.model.arch={config.model.arch!r} has {variant.groups} groups, so the width of a stage must be "
+                f"a multiple of {variant.groups // variant.inner}, and config.model.width or widths makes it {width}"
+            )

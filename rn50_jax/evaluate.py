@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint on every image of `val/`: `python -m rn50_jax.evaluate --workdir W`."""
+"""Evaluates a model on every image of `val/`: `python -m rn50_jax.evaluate --workdir W`, or `--weights FILE`."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,16 +8,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches
 from rn50_jax.data.folder import check_class_names
+from rn50_jax.errors import UserError
+from rn50_jax.models.resnet import ResNet
 from rn50_jax.report import validation_text, write_json
 from rn50_jax.state import TrainState
 from rn50_jax.step import Batch, Metrics, eval_step
-from rn50_jax.stored import load_run, restore_state
+from rn50_jax.stored import StoredModel, add_source_arguments, load_model
 
 
 def evaluate(
@@ -26,70 +29,93 @@ def evaluate(
     """Runs the compiled `eval_step` over all batches and divides the exact sums once, at the end.
 
     Returns:
-      val.top1 and val.top5 in per cent, val.loss (plain cross-entropy), val.images; val.total_ips and val.compute_ips
-      in images per second, with and without the time spent waiting for data; val.data_time and val.compute_latency in
-      seconds per batch. The first batch, which may have to compile, does not count in the speeds unless it is alone.
+      val.top1 and val.top5 in per cent, val.loss (plain cross-entropy), val.loss_smoothed if the step has it, and
+      val.images; val.total_ips and val.compute_ips in images per second, with and without the time spent waiting for
+      data; val.data_time and val.compute_latency in seconds per batch, the latter also at quantiles (_at95, _at99,
+      _at100). The first batch, which may have to compile, does not count in the times unless it is alone.
     """
     sums: list[Metrics] = []
-    waited = 0.0
-    start = before = time.perf_counter()
+    waited: list[float] = []
+    ready = [time.perf_counter()]
+    before = ready[0]
     for batch in batches:
-        waited += time.perf_counter() - before
+        waited.append(time.perf_counter() - before)
         sums.append(step(state, batch))
-        if len(sums) == 1:
-            jax.block_until_ready(sums)
-            first = time.perf_counter() - start, waited
+        if len(sums) > 1:
+            # One batch stays queued: the device never idles, and batches cannot pile up in its memory.
+            jax.block_until_ready(sums[-2])
+            ready.append(time.perf_counter())
         before = time.perf_counter()
     host = jax.device_get(sums)
-    seconds = time.perf_counter() - start
+    ready.append(time.perf_counter())
     total = {key: float(np.sum([s[key] for s in host], dtype=np.float64)) for key in host[0]}
-    images, counted, timed = total["images"], total["images"], len(host)
-    if timed > 1:
-        seconds, waited = seconds - first[0], waited - first[1]
-        counted, timed = counted - float(host[0]["images"]), timed - 1
-    computing = max(seconds - waited, 1e-9)
-    return {
+    images = counted = total["images"]
+    intervals, waits = np.diff(ready), np.array([*waited[1:], 0.0])  # while a batch runs, the next one is waited for
+    waits[0] += waited[0]
+    if len(host) > 1:
+        intervals, waits = intervals[1:], waits[1:]
+        counted -= float(host[0]["images"])
+    latencies = np.maximum(intervals - waits, 1e-9)
+    result = {
         "val.top1": 100 * total["top1"] / images,
         "val.top5": 100 * total["top5"] / images,
         "val.loss": total["loss"] / images,
         "val.images": int(images),
-        "val.total_ips": counted / seconds,
-        "val.compute_ips": counted / computing,
-        "val.data_time": waited / timed,
-        "val.compute_latency": computing / timed,
+        "val.total_ips": counted / float(np.sum(intervals)),
+        "val.compute_ips": counted / float(np.sum(latencies)),
+        "val.data_time": float(np.mean(waits)),
+        "val.compute_latency": float(np.mean(latencies)),
     }
+    for percent in (95, 99, 100):
+        at = np.quantile(latencies, percent / 100, method="nearest")
+        result[f"val.compute_latency_at{percent}"] = float(at)
+    if "loss_smoothed" in total:
+        result["val.loss_smoothed"] = total["loss_smoothed"] / images
+    return result
 
 
-def evaluate_checkpoint(workdir: Path, which: str, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Evaluates checkpoint `which` ("best", "latest" or a step) with its own config and the given overrides.
+def evaluate_stored(stored: StoredModel) -> dict[str, Any]:
+    """Evaluates a run's checkpoint or a weight file on `val/` of its config's data.
 
     Returns:
-      The metrics of `evaluate`, and checkpoint, step and epoch.
+      The metrics of `evaluate` and `stored.facts`.
+
+    Raises:
+      UserError: the data's classes are not those of the model, or the state cannot be read.
     """
-    run = load_run(workdir, which, overrides)
-    dataset = open_dataset(run.config, need_train=False)
-    check_class_names(dataset.class_names, run.class_names, run.config.data.dir)
-    mesh = parallel.make_mesh(run.devices)
-    state = parallel.replicate(restore_state(run), mesh)
-    step = partial(eval_step, model=run.model, axis_name=parallel.AXIS)
-    compiled = parallel.spread(step, mesh, mode=run.config.parallel)
-    metrics = evaluate(compiled, state, eval_batches(run.config, dataset.val, mesh))
-    return metrics | {"checkpoint": which, "step": run.meta["step"], "epoch": run.meta["epoch"]}
+    config = stored.config
+    dataset = open_dataset(config, need_train=False)
+    if stored.class_names:
+        check_class_names(dataset.class_names, stored.class_names, config.data.dir)
+    elif len(dataset.class_names) != stored.model.num_classes:
+        raise UserError(
+            f"{config.data.dir} has {len(dataset.class_names)} class folders, and {stored.name} is of a model with "
+            f"{stored.model.num_classes} classes; pass --config.data.dir=DIR"
+        )
+    mesh = parallel.make_mesh(stored.devices)
+    state = parallel.replicate(stored.load(), mesh)
+    compiled = parallel.spread(make_eval_step(config, stored.model), mesh, mode=config.parallel)
+    return evaluate(compiled, state, eval_batches(config, dataset.val, mesh)) | stored.facts
+
+
+def make_eval_step(config: ConfigDict, model: ResNet) -> Callable[[TrainState, Batch], Metrics]:
+    """The evaluation step of one device, the same in training and afterwards."""
+    return partial(eval_step, model=model, axis_name=parallel.AXIS, label_smoothing=config.recipe.label_smoothing)
 
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
     parser = errors.CommandLine(
         prog="rn50_jax.evaluate",
-        description="Top-1, top-5 and loss of a checkpoint over exactly every image of val/.",
-        epilog="Any key of the run's config can be changed with --config.key=value, e.g. --config.data.dir=DIR.",
+        description="Top-1, top-5 and loss of a model over exactly every image of val/.",
+        epilog="Any key of its config can be changed with --config.key=value, e.g. --config.data.dir=DIR.",
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of the training run")
-    parser.add_argument("--checkpoint", default="best", help="best (default), latest or a step number")
+    add_source_arguments(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     args, overrides = configs.parse_args(parser, argv)
-    result = evaluate_checkpoint(args.workdir, args.checkpoint, overrides)
-    print(f"checkpoint {args.checkpoint}: step {result['step']}, epoch {result['epoch']}")
+    stored = load_model(args, overrides)
+    result = evaluate_stored(stored)
+    print(stored.name)
     print(validation_text(result))
     if args.json:
         write_json(args.json, result)

@@ -1,6 +1,6 @@
-"""SGD with momentum, the weight-decay mask and the learning-rate schedule."""
+"""SGD with momentum, the weight-decay masks and the learning-rate schedules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,12 +9,19 @@ import optax
 
 Schedule = Callable[[jax.Array], jax.Array]
 
+DECAY_MASKS = ("no_bn", "reference", "all")
 
-def decay_mask(params: Any) -> Any:
-    """Which parameters weight decay applies to: all but BatchNorm's `scale` and `bias`.
 
-    BatchNorms are the modules named `bn...` and `downsample_1`. The classifier's bias is decayed, as in the reference.
-    (The reference's own name test misses the shortcut's BatchNorms and decays them; its documentation does not.)
+def decay_mask(params: Any, rule: str = "no_bn") -> Any:
+    """Which parameters weight decay applies to.
+
+    BatchNorms are the modules named `bn...` and `downsample_1`. Biases of linear layers are always decayed.
+
+    Args:
+      params: tree of parameters.
+      rule: "no_bn", all but BatchNorm's `scale` and `bias`, as the reference documents; "reference", what its code
+        does: it looks for "bn" in a parameter's name, so the shortcut's BatchNorms (`downsample.1`) are decayed;
+        "all", everything (the reference's `--bn-weight-decay`).
 
     Returns:
       A tree of bools shaped as `params`.
@@ -22,35 +29,68 @@ def decay_mask(params: Any) -> Any:
 
     def decayed(path: tuple[Any, ...], _: Any) -> bool:
         module = path[-2].key
-        return not (module.startswith("bn") or module == "downsample_1")
+        batch_norm = module.startswith("bn") or (module == "downsample_1" and rule == "no_bn")
+        return rule == "all" or not batch_norm
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def sgd(*, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+def sgd(
+    *, momentum: float, weight_decay: float, nesterov: bool = False, mask: str = "no_bn"
+) -> optax.GradientTransformation:
     """torch's SGD without its learning rate: d = g + wd * w;  v <- momentum * v + d;  the update is v.
 
-    Decay is added before the momentum and the learning rate is applied outside (w <- w - lr * v), so a change of
-    the rate acts at once on the whole buffer.
+    With `nesterov` the update is d + momentum * v. Decay is added before the momentum and the learning rate is applied
+    outside (w <- w - lr * update), so a change of the rate acts at once on the whole buffer.
     """
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=decay_mask),
-        optax.trace(decay=momentum),
+        optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, mask)),
+        optax.trace(decay=momentum, nesterov=nesterov),
     )
 
 
-def cosine_schedule(*, peak: float, warmup_steps: int, total_steps: int) -> Schedule:
-    """Linear warm-up, then half a cosine to zero (Goyal et al. 2017, Loshchilov & Hutter 2017), per step t from 0.
+SCHEDULES = ("cosine", "linear", "step")
 
-    peak * (t + 1) / W while t < W; then peak * (1 + cos(pi * (t - W) / (T - W))) / 2, which is written as the
-    equal peak * cos(pi / 2 * ...)**2, exact in float32 down to the last steps.
+
+def make_schedule(
+    kind: str,
+    *,
+    peak: float,
+    warmup_epochs: int,
+    epochs: int,
+    steps_per_epoch: int,
+    lr_update: str = "step",
+    end_lr: float = 0.0,
+    milestones: Sequence[int] = (30, 60, 80),
+    milestone_factor: float = 0.1,
+) -> Schedule:
+    """Linear warm-up (Goyal et al. 2017, arXiv:1706.02677), then one of three ways down.
+
+    Time is counted in ticks t = 0, 1, ..., W of them in the warm-up, E in all: a tick is a step, or with
+    `lr_update="epoch"` an epoch, within which the rate stays, as in the reference.
+
+    - warm-up, while t < W: peak * (t + 1) / W
+    - cosine (Loshchilov & Hutter 2017, arXiv:1608.03983): end + (peak - end) * (1 + cos(pi * p)) / 2, with
+      p = (t - W) / (E - W); written as the equal cos(pi / 2 * p)**2, exact in float32 down to the last steps
+    - linear: peak * (1 - p)
+    - step: peak * milestone_factor ** (number of `milestones`, in epochs, that have been reached)
+
+    Returns:
+      A function of the number of updates done (int32 []) to the rate of the next one (float32 []).
     """
+    ticks_per_epoch = 1 if lr_update == "epoch" else steps_per_epoch
+    warmup, total = warmup_epochs * ticks_per_epoch, epochs * ticks_per_epoch
 
     def learning_rate(step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
-        warm = (step + 1) / max(warmup_steps, 1)
-        progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-        cosine = jnp.cos(0.5 * jnp.pi * jnp.clip(progress, 0, 1)) ** 2
-        return peak * jnp.where(step < warmup_steps, warm, cosine)
+        tick = jnp.asarray(step, jnp.int32) // (steps_per_epoch // ticks_per_epoch)
+        progress = jnp.clip((tick - warmup).astype(float) / max(total - warmup, 1), 0, 1)
+        if kind == "cosine":
+            rate = end_lr + (peak - end_lr) * jnp.cos(0.5 * jnp.pi * progress) ** 2
+        elif kind == "linear":
+            rate = peak * (1 - progress)
+        else:
+            reached = sum(tick >= milestone * ticks_per_epoch for milestone in milestones)
+            rate = peak * milestone_factor ** jnp.asarray(reached, float)
+        return jnp.where(tick < warmup, peak * (tick + 1).astype(float) / max(warmup, 1), rate)
 
     return learning_rate

@@ -1,4 +1,4 @@
-"""Classifies images: `python -m rn50_jax.predict --workdir W IMAGE [IMAGE ...]`."""
+"""Classifies images: `python -m rn50_jax.predict --workdir W IMAGE [IMAGE ...]`, or `--weights FILE`."""
 
 import json
 from collections.abc import Sequence
@@ -10,29 +10,29 @@ import numpy as np
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
-from rn50_jax.data.names import human_names
+from rn50_jax.data.names import human_names, likely_names
 from rn50_jax.errors import UserError
 from rn50_jax.step import predict_step
-from rn50_jax.stored import StoredRun, load_run, restore_state
+from rn50_jax.stored import StoredModel, add_source_arguments, load_model
 
 # Images classified at a time: enough to fill a device, and one program for any number of files.
 _BATCH = 32
 
 
-def predict(run: StoredRun, images: np.ndarray) -> np.ndarray:
+def predict(stored: StoredModel, images: np.ndarray) -> np.ndarray:
     """Class probabilities of decoded images.
 
     Args:
-      run: a loaded run; its model and state do the work on its first device.
+      stored: its model does the work on its first device.
       images: uint8 [N, S, S, 3], from `data.dali.make_decoder`.
 
     Returns:
       float32 [N, K].
     """
-    mesh = parallel.make_mesh(run.devices[:1])
-    step = partial(predict_step, model=run.model, axis_name=parallel.AXIS)
-    compiled = parallel.spread(step, mesh, mode=run.config.parallel, stacked=True)
-    state = parallel.replicate(restore_state(run), mesh)
+    mesh = parallel.make_mesh(stored.devices[:1])
+    step = partial(predict_step, model=stored.model, axis_name=parallel.AXIS)
+    compiled = parallel.spread(step, mesh, mode=stored.config.parallel, stacked=True)
+    state = parallel.replicate(stored.load(), mesh)
     size = min(_BATCH, len(images))
     parts = []
     for start in range(0, len(images), size):
@@ -43,7 +43,7 @@ def predict(run: StoredRun, images: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def decode_files(run: StoredRun, paths: Sequence[Path]) -> tuple[list[np.ndarray], dict[Path, str]]:
+def decode_files(stored: StoredModel, paths: Sequence[Path]) -> tuple[list[np.ndarray], dict[Path, str]]:
     """Decodes each file with the evaluation transform.
 
     Returns:
@@ -51,8 +51,13 @@ def decode_files(run: StoredRun, paths: Sequence[Path]) -> tuple[list[np.ndarray
     """
     from rn50_jax.data.dali import make_decoder
 
-    config = run.config
-    decode = make_decoder(image_size=config.data.image_size, resize=config.data.resize, workers=config.data.workers)
+    config = stored.config
+    decode = make_decoder(
+        transform=config.data.transform,
+        image_size=config.data.image_size,
+        resize=config.data.resize,
+        workers=config.data.workers,
+    )
     images, problems = [], {}
     for path in paths:
         try:
@@ -64,11 +69,11 @@ def decode_files(run: StoredRun, paths: Sequence[Path]) -> tuple[list[np.ndarray
     return images, problems
 
 
-def answer(run: StoredRun, paths: Sequence[Path], top_k: int) -> list[dict[str, Any]]:
+def answer(stored: StoredModel, paths: Sequence[Path], top_k: int) -> list[dict[str, Any]]:
     """For each path {"file", "predictions": [{"class", "index", "probability"}]}, best first, or {"file", "error"}."""
-    images, problems = decode_files(run, paths)
-    probabilities = iter(predict(run, np.stack(images)) if images else [])
-    names = human_names(run.class_names)
+    images, problems = decode_files(stored, paths)
+    probabilities = iter(predict(stored, np.stack(images)) if images else [])
+    names = human_names(stored.class_names or likely_names(stored.model.num_classes))
     answers: list[dict[str, Any]] = []
     for path in paths:
         if path in problems:
@@ -88,16 +93,15 @@ def main(argv: Sequence[str]) -> int:
         description="Name the classes of images, seen through the transform of evaluation.",
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP, BMP, TIFF, ...")
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of the training run")
-    parser.add_argument("--checkpoint", default="best", help="best (default), latest or a step number")
+    add_source_arguments(parser)
     parser.add_argument("--top_k", type=int, default=5, help="how many classes to name (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args, overrides = configs.parse_args(parser, argv)
     if args.top_k < 1:
         raise UserError(f"--top_k {args.top_k} must be at least 1")
     # Single files are decoded on the CPU, also for a run that was trained with dali-gpu.
-    run = load_run(args.workdir, args.checkpoint, [("data.backend", "dali-cpu"), *overrides])
-    answers = answer(run, args.images, args.top_k)
+    stored = load_model(args, [("data.backend", "dali-cpu"), *overrides])
+    answers = answer(stored, args.images, args.top_k)
     if args.json:
         print(json.dumps(answers, indent=2))
     else:

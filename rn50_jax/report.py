@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rn50_jax import __version__
-from rn50_jax.config import Plan, to_json
+from rn50_jax.config import to_json
 from rn50_jax.errors import UserError
+from rn50_jax.plan import Plan
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy")
 _DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from rn50_jax.augment import mixup, normalise
+from rn50_jax.augment import draw_mixup, mixup, normalise
 from rn50_jax.losses import cross_entropy, top_k_hits
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.optim import Schedule
@@ -22,13 +22,25 @@ Metrics = dict[str, jax.Array]
 
 
 class TrainOptions(NamedTuple):
-    """What of the recipe acts inside the step; `scaling` is None unless gradients need a loss scale (float16)."""
+    """What of the recipe acts inside the step.
+
+    mixup_draw: "device", each device and pass draws its own mixing, or "global", all devices the same.
+    running_average: "mean" averages BatchNorm's running statistics over the devices, "first" keeps device 0's.
+    scaling: None unless gradients need a loss scale (float16).
+    """
 
     label_smoothing: float
     mixup: float
+    mixup_draw: str
+    running_average: str
     accumulation: int
     scaling: Scaling | None
     seed: int
+
+
+def mixup_key(seed: int, step: jax.Array | int, device: jax.Array | int) -> jax.Array:
+    """The key of one device's mixing in one step, split further between accumulated passes."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), device)
 
 
 def train_step(
@@ -43,19 +55,23 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update from `options.accumulation` forward and backward passes over equal slices of the batch.
 
-    Gradients and BatchNorm's running averages are averaged over the devices of `axis_name`; batch statistics
-    stay per device and pass, as in the reference. With `options.scaling`, a step with a gradient that is
-    not finite leaves the whole state as it was, only the loss scale moves.
+    Gradients, and BatchNorm's running averages unless `options` says otherwise, are averaged over the devices of
+    `axis_name`; batch statistics stay per device and pass, as in the reference. With `options.scaling`, a step with
+    a gradient that is not finite leaves the whole state as it was, only the loss scale moves.
 
     Returns:
       The new state and {"loss", "top1", "lr"}: float32 [], the same on every device; with scaling also "loss_scale"
       and "skipped_steps". The loss is the objective (smoothed, unscaled); top1 a share of 1 (under mixup: of the first
       image's label).
     """
-    key = jax.random.fold_in(jax.random.key(options.seed), state.step)
-    key = jax.random.fold_in(key, lax.axis_index(axis_name))
+    device = lax.axis_index(axis_name)
+    key = mixup_key(options.seed, state.step, device if options.mixup_draw == "device" else 0)
     grads, batch_stats, metrics = _accumulate(state, batch, key, model, options)
-    grads, batch_stats, metrics = lax.pmean((grads, batch_stats, metrics), axis_name)
+    grads, metrics = lax.pmean((grads, metrics), axis_name)
+    if options.running_average == "mean":
+        batch_stats = lax.pmean(batch_stats, axis_name)
+    else:
+        batch_stats = lax.psum(jax.tree.map(lambda x: jnp.where(device == 0, x, 0), batch_stats), axis_name)
 
     lr = learning_rate(state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -82,7 +98,7 @@ def _accumulate(
             images, targets = normalise(part["image"]), part["label"]
             if options.mixup > 0:
                 one_hot = jax.nn.one_hot(targets, model.num_classes)
-                images, targets = mixup(key, images, one_hot, options.mixup)
+                images, targets = mixup(images, one_hot, *draw_mixup(key, options.mixup, images.shape[0]))
             logits, updated = model.apply(
                 {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
             )
@@ -118,22 +134,31 @@ def _add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
 
 
-def eval_step(state: TrainState, batch: Batch, *, model: ResNet, axis_name: str) -> Metrics:
+def eval_step(
+    state: TrainState, batch: Batch, *, model: ResNet, axis_name: str, label_smoothing: float = 0.0
+) -> Metrics:
     """Sums over the real images of all devices' batches, with the running BatchNorm statistics.
 
     Returns:
-      {"loss", "top1", "top5", "images"}: float32 [], weighted sums; loss is plain cross-entropy.
+      {"loss", "top1", "top5", "images"}: float32 [], weighted sums; loss is plain cross-entropy. With
+      `label_smoothing` also "loss_smoothed".
     """
     logits = _logits(state, batch["image"], model)
     top1, top5 = top_k_hits(logits, batch["label"], 5)
     weight = batch["weight"]
-    sums = {
+
+    def loss(smoothing: float) -> jax.Array:
         # A padded image may give any loss, infinities included: select, do not multiply.
-        "loss": jnp.sum(jnp.where(weight > 0, cross_entropy(logits, batch["label"]), 0.0)),
+        return jnp.sum(jnp.where(weight > 0, cross_entropy(logits, batch["label"], smoothing), 0.0))
+
+    sums = {
+        "loss": loss(0.0),
         "top1": jnp.sum(weight * top1),
         "top5": jnp.sum(weight * top5),
         "images": jnp.sum(weight),
     }
+    if label_smoothing:
+        sums["loss_smoothed"] = loss(label_smoothing)
     return lax.psum(sums, axis_name)
 
 

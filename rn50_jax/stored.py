@@ -1,11 +1,13 @@
-"""A trained run as other commands see it: its config, classes and model, and the state of one checkpoint."""
+"""A trained model as other commands see it: its config, classes and network, and where its state comes from."""
 
-import json
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rn50_jax import checkpoint, parallel
@@ -13,21 +15,46 @@ from rn50_jax import config as configs
 from rn50_jax.build import build_model, build_state
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import ResNet
+from rn50_jax.precision import init_loss_scale
 from rn50_jax.state import TrainState
+from rn50_jax.weight_files import WeightFile, read_weights
+from rn50_jax.weights import fit, infer_architecture
+
+Overrides = Sequence[tuple[str, str]]
 
 
-class StoredRun(NamedTuple):
-    """What a checkpoint says about itself; the arrays stay on disk until `restore_state`."""
+class StoredModel(NamedTuple):
+    """A model that can be loaded.
 
-    directory: Path
-    meta: dict[str, Any]
+    name: what it came from, for messages. class_names: empty where a weight file does not tell. facts: step, epoch and
+    checkpoint, of a run. load: reads the state, verified, to the host; of a weight file without an optimiser.
+    """
+
+    name: str
     config: ConfigDict
     class_names: tuple[str, ...]
+    facts: dict[str, Any]
     devices: list[jax.Device]
     model: ResNet
+    load: Callable[[], TrainState]
 
 
-def load_run(workdir: Path, which: str, overrides: Sequence[tuple[str, str]]) -> StoredRun:
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--workdir`, `--checkpoint` and `--weights`, which `load_model` reads."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", type=Path, help="folder of a training run")
+    source.add_argument("--weights", type=Path, metavar="FILE", help="or a .pth, .pth.tar, .safetensors or .npz file")
+    parser.add_argument("--checkpoint", default="best", help="of the run: best (default), latest or a step number")
+
+
+def load_model(args: argparse.Namespace, overrides: Overrides) -> StoredModel:
+    """The run or weight file that a command line names."""
+    if args.weights:
+        return load_weights(args.weights, overrides)
+    return load_run(args.workdir, args.checkpoint, overrides)
+
+
+def load_run(workdir: Path, which: str, overrides: Overrides) -> StoredModel:
     """Reads checkpoint `which` ("best", "latest" or a step) of a run, with its own config and the overrides.
 
     Raises:
@@ -38,17 +65,47 @@ def load_run(workdir: Path, which: str, overrides: Sequence[tuple[str, str]]) ->
         raise UserError(f"{workdir} has no checkpoints; give the --workdir of a training run")
     with checkpoint.open_manager(directory, read_only=True) as manager:
         meta = checkpoint.read_meta(manager, which)
-    config = configs.from_json(json.dumps(meta["config"]), source=f"the config in {directory}")
-    config = configs.override(config, overrides)
-    configs.validate(config)
-    parallel.prepare_runtime(config.data.backend)
-    devices = parallel.find_devices(backend=config.data.backend, precision=config.precision)
+    config = configs.override(configs.from_tree(meta["config"]), overrides)
+    devices = _prepare(config)
     class_names = tuple(meta["class_names"])
     model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
-    return StoredRun(directory, meta, config, class_names, devices, model)
+
+    def load() -> TrainState:
+        with checkpoint.open_manager(directory, read_only=True) as manager:
+            return checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
+
+    facts = {"checkpoint": which, "step": meta["step"], "epoch": meta["epoch"]}
+    name = f"checkpoint {which} of {workdir}: step {meta['step']}, epoch {meta['epoch']}"
+    return StoredModel(name, config, class_names, facts, devices, model, load)
 
 
-def restore_state(run: StoredRun) -> TrainState:
-    """The verified state of the run's checkpoint, on the host."""
-    with checkpoint.open_manager(run.directory, read_only=True) as manager:
-        return checkpoint.restore(manager, run.meta, build_state(run.config, run.model, abstract=True))
+def load_weights(path: Path, overrides: Overrides) -> StoredModel:
+    """Reads a weight file, whose architecture its tensors tell.
+
+    The rest is that of configs/default.py, in float32, with the image sizes and transform that the file names, if any.
+
+    Raises:
+      UserError: the file cannot be read, is no ResNet, or an override is wrong.
+    """
+    file = read_weights(path)
+    architecture = infer_architecture(file.arrays, str(path))
+    known = {f"data.{key}": file.meta[key] for key in ("image_size", "resize", "transform") if key in file.meta}
+    facts = {"precision": "fp32", **known, **architecture.keys}
+    config, _ = configs.load(str(configs.DEFAULT))
+    config = configs.override(config, [*((key, str(value)) for key, value in facts.items()), *overrides])
+    devices = _prepare(config)
+    model = build_model(config, num_classes=architecture.num_classes, platform=devices[0].platform)
+    class_names = tuple(file.meta.get("class_names", ()))
+    load = partial(_state_of, file, model, str(path))
+    return StoredModel(str(path), config, class_names, {"weights": str(path)}, devices, model, load)
+
+
+def _prepare(config: ConfigDict) -> list[jax.Device]:
+    configs.validate(config)
+    parallel.prepare_runtime(config.data.backend)
+    return parallel.find_devices(backend=config.data.backend, precision=config.precision)
+
+
+def _state_of(file: WeightFile, model: ResNet, source: str) -> TrainState:
+    params, batch_stats = fit(file.arrays, model, source)
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, (), init_loss_scale(1.0))

@@ -19,15 +19,14 @@ from ml_collections import ConfigDict
 
 from rn50_jax import checkpoint, errors, parallel
 from rn50_jax import config as configs
-from rn50_jax.build import build_model, build_optimizer, build_options, build_state
-from rn50_jax.config import Plan
+from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule, build_state
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches, train_batches
 from rn50_jax.data.folder import Dataset, check_class_names
 from rn50_jax.errors import UserError
-from rn50_jax.evaluate import evaluate, evaluate_checkpoint
+from rn50_jax.evaluate import evaluate, evaluate_stored, make_eval_step
 from rn50_jax.models.resnet import ResNet
-from rn50_jax.optim import cosine_schedule
+from rn50_jax.plan import Plan, make_plan
 from rn50_jax.plot import plot_run
 from rn50_jax.report import (
     Report,
@@ -40,7 +39,10 @@ from rn50_jax.report import (
     write_run_files,
 )
 from rn50_jax.state import TrainState
-from rn50_jax.step import Batch, Metrics, eval_step, train_step
+from rn50_jax.step import Batch, Metrics, train_step
+from rn50_jax.stored import load_run
+from rn50_jax.weight_files import read_weights
+from rn50_jax.weights import start_from
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -56,14 +58,17 @@ def main(argv: Sequence[str]) -> int:
         "--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/, or the config.json of a run"
     )
     parser.add_argument("--workdir", type=Path, help="folder of the run (default: runs/<config name>)")
+    parser.add_argument("--pretrained_weights", metavar="FILE", help="weight file that a new run starts from")
     args, overrides = configs.parse_args(parser, argv)
+    if args.pretrained_weights is not None:
+        overrides.append(("model.pretrained_weights", args.pretrained_weights))
 
     config, name = configs.load(args.config)
     config = configs.override(config, overrides)
     configs.validate(config)
     workdir = args.workdir or Path("runs") / name
     if config.run.evaluate:
-        print(validation_text(evaluate_checkpoint(workdir, "latest", overrides)))
+        print(validation_text(evaluate_stored(load_run(workdir, "latest", overrides))))
         return 0
     train(prepare(config, workdir), argv)
     return 0
@@ -89,7 +94,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Setup:
     parallel.prepare_runtime(config.data.backend)
     devices = parallel.find_devices(backend=config.data.backend, precision=config.precision)
     dataset = open_dataset(config, need_val=not config.run.training_only)
-    plan = configs.plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
+    plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
     model = build_model(config, num_classes=len(dataset.class_names), platform=devices[0].platform)
     make_workdir(workdir)
     return Setup(config, workdir, parallel.make_mesh(devices), dataset, plan, model)
@@ -170,21 +175,20 @@ def _initial_state(setup: Setup, manager: checkpoint.CheckpointManager) -> tuple
     """Fresh state, or that of the latest checkpoint; with the numbers of epochs and steps that are done."""
     config, model, plan = setup.config, setup.model, setup.plan
     if not manager.all_steps():
-        return build_state(config, model), 0, 0
+        return _fresh_state(config, model), 0, 0
     meta = checkpoint.read_meta(manager, "latest")
     check_class_names(setup.dataset.class_names, tuple(meta["class_names"]), config.data.dir)
-    before = configs.flatten(ConfigDict(meta["config"]))
-    for key, now in (("model.arch", config.model.arch), ("model.width", config.model.width)):
-        if before[key] != now:
+    before, now = (configs.flatten(c) for c in (configs.from_tree(meta["config"]), config))
+    for key in ("model.arch", "model.stages", "model.width", "model.widths", "model.se_units"):
+        if before[key] != now[key]:
             raise UserError(
-                f"{setup.workdir} holds checkpoints of another model: config.{key} was {before[key]!r} and is {now!r} "
-                "now; set it back, or choose another --workdir"
+                f"{setup.workdir} holds checkpoints of another model: config.{key} was {before[key]!r} and is "
+                f"{now[key]!r} now; set it back, or choose another --workdir"
             )
     state = checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
-    for key, value in configs.flatten(config).items():
-        old = tuple(before[key]) if isinstance(before.get(key), list) else before.get(key)
-        if old != value:
-            warn(f"this run was started with another config.{key}: {old!r} became {value!r}")
+    for key, value in now.items():
+        if before.get(key) != value:
+            warn(f"this run was started with another config.{key}: {before.get(key)!r} became {value!r}")
     epoch = meta["epoch"]
     step = epoch * plan.steps_per_epoch
     if step != meta["step"]:
@@ -195,27 +199,32 @@ def _initial_state(setup: Setup, manager: checkpoint.CheckpointManager) -> tuple
     return state, epoch, step
 
 
+def _fresh_state(config: ConfigDict, model: ResNet) -> TrainState:
+    """Initialised, or with pretrained weights."""
+    source = config.model.pretrained_weights
+    if not source:
+        return build_state(config, model)
+    arrays = read_weights(Path(source)).arrays
+    state, told = start_from(build_state(config, model), arrays, model, source)
+    print(told)
+    return state
+
+
 def compile_steps(
     config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh
 ) -> tuple[TrainStep, Callable[[TrainState, Batch], Metrics]]:
     """The training and the evaluation step over all devices; each compiles at its first call."""
-    learning_rate = cosine_schedule(
-        peak=plan.peak_lr,
-        warmup_steps=config.recipe.warmup_epochs * plan.steps_per_epoch,
-        total_steps=plan.total_steps,
-    )
     one_train_step = partial(
         train_step,
         model=model,
         optimizer=build_optimizer(config),
-        learning_rate=learning_rate,
+        learning_rate=build_schedule(config, plan),
         options=build_options(config, plan.accumulation),
         axis_name=parallel.AXIS,
     )
-    one_eval_step = partial(eval_step, model=model, axis_name=parallel.AXIS)
     return (
         parallel.spread(one_train_step, mesh, mode=config.parallel, donate_state=True),
-        parallel.spread(one_eval_step, mesh, mode=config.parallel),
+        parallel.spread(make_eval_step(config, model), mesh, mode=config.parallel),
     )
 
 

@@ -11,6 +11,8 @@ from conftest import REPO
 from configs import default
 from rn50_jax import config as configs
 from rn50_jax.errors import UserError
+from rn50_jax.plan import Plan, make_plan
+from rn50_jax.rules import RULES
 
 
 def test_default_is_valid() -> None:
@@ -19,7 +21,7 @@ def test_default_is_valid() -> None:
 
 def test_every_key_has_a_rule_and_a_comment() -> None:
     keys = configs.flatten(default.get_config())
-    assert set(keys) == set(configs.RULES)
+    assert set(keys) == set(RULES)
     lines = (REPO / "configs/default.py").read_text().splitlines()
     documented = {line.split(" = ")[0].strip().removeprefix("config.") for line in lines if "  # " in line}
     assert set(keys) - documented == set()
@@ -31,7 +33,7 @@ def test_every_key_is_read_somewhere() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(re.sub(r"^(run\.)?config\.", "", ast.unparse(node)))
-    assert set(configs.RULES) - read == set()
+    assert set(RULES) - read == set()
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_reference_configs(name: str) -> None:
     stem, _, variant = name.partition(":")
     config, run_name = configs.load(f"configs/{stem}.py:{variant}")
     configs.validate(config)
-    plan = configs.plan(config, num_images=1281167, num_devices=devices)
+    plan = make_plan(config, num_images=1281167, num_devices=devices)
     assert run_name == f"{stem}-{variant}"
     assert (plan.global_batch, plan.accumulation, config.recipe.warmup_epochs) == (global_batch, passes, warmup)
     assert plan.peak_lr == pytest.approx(peak)
@@ -198,8 +200,8 @@ def test_first_variant_is_the_default() -> None:
 
 def test_plan_accumulates_on_fewer_devices() -> None:
     config = configs.override(default.get_config(), [("batch_size", "128"), ("recipe.optimizer_batch_size", "2048")])
-    plan = configs.plan(config, num_images=10_000, num_devices=4)
-    assert plan == configs.Plan(4, 4, 512, 2048, 4, 360, 0.256 * 8)
+    plan = make_plan(config, num_images=10_000, num_devices=4)
+    assert plan == Plan(4, 4, 512, 2048, 4, 360, 0.256 * 8)
 
 
 @pytest.mark.parametrize(
@@ -216,9 +218,9 @@ def test_plan_accumulates_on_fewer_devices() -> None:
 def test_impossible_plans(overrides: list[tuple[str, str]], num_images: int, num_devices: int, message: str) -> None:
     config = configs.override(default.get_config(), overrides)
     with pytest.raises(UserError, match=re.escape(message)):
-        configs.plan(config, num_images=num_images, num_devices=num_devices)
+        make_plan(config, num_images=num_images, num_devices=num_devices)
 
 
 def test_absolute_learning_rate() -> None:
     config = configs.override(default.get_config(), [("recipe.lr_batch_size", "0"), ("recipe.lr", "0.1")])
-    assert configs.plan(config, num_images=10**6, num_devices=8).peak_lr == 0.1
+    assert make_plan(config, num_images=10**6, num_devices=8).peak_lr == 0.1

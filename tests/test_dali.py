@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from trees import make_config, write_image
 
-from rn50_jax import config as configs
 from rn50_jax import parallel
 from rn50_jax.data import dali
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches, prefetch, train_batches
 from rn50_jax.data.order import train_order
 from rn50_jax.errors import UserError
+from rn50_jax.plan import make_plan
 
 
 def grey_numbers(batch: dict[str, jax.Array]) -> np.ndarray:
@@ -29,7 +29,7 @@ def test_training_batches_match_their_labels_and_order(tree: Path, num_devices: 
     config = make_config(tree, ("batch_size", str(4 // num_devices)))
     dataset = open_dataset(config)
     mesh = parallel.make_mesh(jax.devices()[:num_devices])
-    plan = configs.plan(config, num_images=22, num_devices=num_devices)
+    plan = make_plan(config, num_images=22, num_devices=num_devices)
     batches = list(train_batches(config, dataset.train, plan, mesh, first_epoch=0))
     assert len(batches) == 2 * 5
     wanted = [
@@ -48,7 +48,7 @@ def test_the_second_epoch_can_be_started_at(digits: Path) -> None:
     config = make_config(digits, ("batch_size", "500"), ("data.flip", "0.5"))
     dataset = open_dataset(config)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    plan = configs.plan(config, num_images=1500, num_devices=1)
+    plan = make_plan(config, num_images=1500, num_devices=1)
     everything = [np.asarray(b["image"]) for b in train_batches(config, dataset.train, plan, mesh, 0)]
     second = [np.asarray(b["image"]) for b in train_batches(config, dataset.train, plan, mesh, 1)]
     assert [a.tobytes() for a in everything[3:]] == [b.tobytes() for b in second]
@@ -59,7 +59,7 @@ def test_crops_do_not_depend_on_threads_or_prefetch(digits: Path) -> None:
     for workers, depth in (("1", "1"), ("3", "4")):
         config = make_config(digits, ("batch_size", "64"), ("data.workers", workers), ("data.prefetch", depth))
         dataset = open_dataset(config)
-        plan = configs.plan(config, num_images=1500, num_devices=1)
+        plan = make_plan(config, num_images=1500, num_devices=1)
         mesh = parallel.make_mesh(jax.devices()[:1])
         stream = train_batches(config, dataset.train, plan, mesh, 0)
         results.append([np.asarray(batch["image"]).tobytes() for batch in itertools.islice(stream, 5)])
@@ -217,7 +217,7 @@ def test_synthetic_data_stands_for_its_count() -> None:
     mesh = parallel.make_mesh(jax.devices()[:2])
     batches = list(eval_batches(config, dataset.val, mesh))
     assert sum(float(np.sum(batch["weight"])) for batch in batches) == 10
-    plan = configs.plan(config, num_images=20, num_devices=2)
+    plan = make_plan(config, num_images=20, num_devices=2)
     first, second = itertools.islice(train_batches(config, dataset.train, plan, mesh, 0), 2)
     assert first["image"].shape == (2, 4, 32, 32, 3)
     assert second["image"] is first["image"]

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from rn50_jax.config import Plan
 from rn50_jax.errors import UserError
+from rn50_jax.plan import Plan
 from rn50_jax.plot import plot_run, read_metrics
 from rn50_jax.report import Report, Window
 

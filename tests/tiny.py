@@ -16,7 +16,15 @@ from rn50_jax.step import TrainOptions, train_step
 
 VARIANT = Variant((1, 1), bottleneck=True)
 CLASSES = 5
-OPTIONS = TrainOptions(label_smoothing=0.1, mixup=0.0, accumulation=1, scaling=None, seed=0)
+OPTIONS = TrainOptions(
+    label_smoothing=0.1,
+    mixup=0.0,
+    mixup_draw="device",
+    running_average="mean",
+    accumulation=1,
+    scaling=None,
+    seed=0,
+)
 STATIC = Scaling(dynamic=False, growth_interval=2, growth=2.0, backoff=0.5, floor=1.0)
 
 

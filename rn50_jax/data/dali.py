@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from rn50_jax.errors import UserError
 def train_pipeline(
     files: Sequence[str],
     *,
+    transform: str,
     image_size: int,
     crop_area: tuple[float, float],
     crop_aspect: tuple[float, float],
@@ -30,11 +31,13 @@ def train_pipeline(
     as torchvision and the reference do not.
 
     Args:
+      transform: a key of `_TRANSFORMS`.
       pipeline_args: batch_size, num_threads, device_id, seed.
 
     Returns:
       A pipeline with outputs image uint8 [B, image_size, image_size, 3] and index int32 [B] into `files`.
     """
+    rules = _TRANSFORMS[transform]
 
     @pipeline_def(**pipeline_args)
     def pipeline() -> Any:
@@ -46,16 +49,18 @@ def train_pipeline(
             adjust_orientation=False,
             random_area=list(crop_area),
             random_aspect_ratio=list(crop_aspect),
-            num_attempts=10,
+            num_attempts=rules.crop_attempts,
         )
-        images = fn.resize(images, size=[image_size, image_size], **_RESIZE)
+        images = fn.resize(images, size=[image_size, image_size], **rules.resize)
         images = fn.flip(images, horizontal=fn.random.coin_flip(probability=flip))
         return images, index
 
     return pipeline()
 
 
-def eval_pipeline(files: Sequence[str], *, image_size: int, resize: int, on_gpu: bool, **pipeline_args: Any) -> Any:
+def eval_pipeline(
+    files: Sequence[str], *, transform: str, image_size: int, resize: int, on_gpu: bool, **pipeline_args: Any
+) -> Any:
     """Shorter side to `resize`, then a centre crop of `image_size`.
 
     Reads `files` in their order, once. Arguments and outputs are as in `train_pipeline`.
@@ -64,13 +69,25 @@ def eval_pipeline(files: Sequence[str], *, image_size: int, resize: int, on_gpu:
     @pipeline_def(**pipeline_args)
     def pipeline() -> Any:
         encoded, index = _read(files)
-        return _eval_transform(encoded, image_size, resize, on_gpu), index
+        return _eval_transform(encoded, transform, image_size, resize, on_gpu), index
 
     return pipeline()
 
 
-# subpixel_scale=False and truncated crop positions put every pixel where torchvision puts it.
-_RESIZE: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True, "subpixel_scale": False}
+class _Transform(NamedTuple):
+    resize: dict[str, Any]
+    crop_rounding: str
+    crop_attempts: int
+
+
+_TRANSFORMS = {
+    # subpixel_scale=False and truncated crop positions put every pixel where torchvision puts it.
+    "torchvision": _Transform(
+        {"interp_type": types.INTERP_LINEAR, "antialias": True, "subpixel_scale": False}, "truncate", 10
+    ),
+    # The reference's DALI pipeline: DALI's defaults, no antialiasing.
+    "dali": _Transform({"interp_type": types.INTERP_LINEAR, "antialias": False}, "round", 100),
+}
 
 
 def _read(files: Sequence[str]) -> tuple[Any, Any]:
@@ -78,12 +95,13 @@ def _read(files: Sequence[str]) -> tuple[Any, Any]:
     return encoded, fn.squeeze(index, axes=0)
 
 
-def _eval_transform(encoded: Any, image_size: int, resize: int, on_gpu: bool) -> Any:
+def _eval_transform(encoded: Any, transform: str, image_size: int, resize: int, on_gpu: bool) -> Any:
+    rules = _TRANSFORMS[transform]
     images = fn.decoders.image(
         encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, adjust_orientation=False
     )
-    images = fn.resize(images, resize_shorter=resize, **_RESIZE)
-    return fn.crop(images, crop=(image_size, image_size), rounding="truncate")
+    images = fn.resize(images, resize_shorter=resize, **rules.resize)
+    return fn.crop(images, crop=(image_size, image_size), rounding=rules.crop_rounding)
 
 
 def run_pipeline(pipeline: Any, files: Sequence[str]) -> Iterator[tuple[jax.Array, np.ndarray]]:
@@ -110,7 +128,7 @@ def run_pipeline(pipeline: Any, files: Sequence[str]) -> Iterator[tuple[jax.Arra
             yield batch["image"], index
     except RuntimeError as error:
         # DALI often keeps the name to itself; its reader is a few batches ahead of what it has delivered.
-        decode = make_decoder(image_size=32, resize=32, workers=1)
+        decode = make_decoder(transform="torchvision", image_size=32, resize=32, workers=1)
         suspects = files[done : done + 8 * pipeline.max_batch_size]
         name = next((file for file in suspects if not _can_decode(file, decode)), None)
         where = f"{name} is damaged or no image" if name else "an image cannot be read"
@@ -125,7 +143,7 @@ def _can_decode(file: str, decode: Callable[[bytes], np.ndarray]) -> bool:
     return True
 
 
-def make_decoder(*, image_size: int, resize: int, workers: int) -> Callable[[bytes], np.ndarray]:
+def make_decoder(*, transform: str, image_size: int, resize: int, workers: int) -> Callable[[bytes], np.ndarray]:
     """The evaluation transform for single encoded images, on the CPU.
 
     Returns:
@@ -135,7 +153,7 @@ def make_decoder(*, image_size: int, resize: int, workers: int) -> Callable[[byt
     @pipeline_def(batch_size=1, num_threads=workers, device_id=None, prefetch_queue_depth=1)
     def pipeline() -> Any:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        return _eval_transform(encoded, image_size, resize, on_gpu=False)
+        return _eval_transform(encoded, transform, image_size, resize, on_gpu=False)
 
     live: list[Any] = []
 

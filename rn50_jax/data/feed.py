@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax import parallel
-from rn50_jax.config import Plan
 from rn50_jax.data.folder import ImageSet
 from rn50_jax.data.order import crop_seed, eval_order, train_order
 from rn50_jax.data.synthetic import synthetic_batch
+from rn50_jax.plan import Plan
 from rn50_jax.step import Batch
 
 
@@ -97,7 +97,13 @@ def _files_per_device(images: ImageSet, order: np.ndarray) -> list[list[str]]:
 def _pipeline_args(config: ConfigDict, mesh: Mesh, device: int, batch_size: int) -> dict[str, Any]:
     on_gpu = config.data.backend == "dali-gpu"
     ordinal = mesh.devices.flat[device].local_hardware_id if on_gpu else None
-    return {"batch_size": batch_size, "num_threads": config.data.workers, "device_id": ordinal, "on_gpu": on_gpu}
+    return {
+        "transform": config.data.transform,
+        "batch_size": batch_size,
+        "num_threads": config.data.workers,
+        "device_id": ordinal,
+        "on_gpu": on_gpu,
+    }
 
 
 def _place(

@@ -1,4 +1,5 @@
-"""ResNet v1.5 (He et al. 2015, arXiv:1512.03385; v1.5 strides in the 3x3 convolution), NHWC.
+"""ResNet v1.5 (He et al. 2015, arXiv:1512.03385; v1.5 strides in the 3x3 convolution), NHWC, with its relatives
+ResNeXt (Xie et al. 2016, arXiv:1611.05431) and SE-ResNet (Hu et al. 2017, arXiv:1709.01507).
 
 Submodules carry torchvision's names with dots as underscores inside a block's path (`layer1_0.conv1`,
 `layer1_0.downsample_0`), so that weights map by renaming.
@@ -13,14 +14,28 @@ from flax import linen as nn
 from jax import lax
 
 from rn50_jax.models.conv import Conv
+from rn50_jax.models.norm import BatchNorm
 from rn50_jax.precision import Precision
 
 
 class Variant(NamedTuple):
-    """One member of the family: blocks per stage, and whether blocks are bottlenecks (expansion 4) or basic (1)."""
+    """One member of the family.
+
+    stages: blocks per stage. bottleneck: blocks of three convolutions (expansion 4) or of two (expansion 1).
+    groups: of the 3x3 convolution. inner: width of a bottleneck's first two convolutions over the stage's width.
+    se: whether each block ends in squeeze and excitation.
+    """
 
     stages: tuple[int, ...]
     bottleneck: bool
+    groups: int = 1
+    inner: int = 1
+    se: bool = False
+
+    @property
+    def expansion(self) -> int:
+        """Channels that leave a block over the stage's width."""
+        return 4 if self.bottleneck else 1
 
 
 FAMILY: dict[str, Variant] = {
@@ -29,31 +44,73 @@ FAMILY: dict[str, Variant] = {
     "resnet50": Variant((3, 4, 6, 3), bottleneck=True),
     "resnet101": Variant((3, 4, 23, 3), bottleneck=True),
     "resnet152": Variant((3, 8, 36, 3), bottleneck=True),
+    "resnext50-32x4d": Variant((3, 4, 6, 3), bottleneck=True, groups=32, inner=2),
+    "resnext101-32x4d": Variant((3, 4, 23, 3), bottleneck=True, groups=32, inner=2),
+    "se-resnet50": Variant((3, 4, 6, 3), bottleneck=True, se=True),
+    "se-resnext101-32x4d": Variant((3, 4, 23, 3), bottleneck=True, groups=32, inner=2, se=True),
 }
+
+
+def pool(x: jax.Array) -> jax.Array:
+    """Mean over the pixels of [B, H, W, C]: [B, C] in float32 (for float64 input, in that)."""
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+
+
+class Linear(nn.Module):
+    """Float32 linear layer with torch's `nn.Linear` initialisation: U(-1, 1) / sqrt(fan_in), bias too."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        bound = x.shape[-1] ** -0.5
+
+        def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = self.param("bias", init, (self.features,))
+        return jnp.dot(x, kernel, precision=lax.Precision.HIGHEST) + bias
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales each channel by a gate in (0, 1) that is computed, in float32, from the channels' means."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        means = pool(x)
+        gate = nn.sigmoid(Linear(x.shape[-1], name="fc2")(nn.relu(Linear(self.units, name="fc1")(means))))
+        return x * gate[:, None, None, :].astype(x.dtype)
 
 
 class Block(nn.Module):
     """Residual block: convolutions with BatchNorm, a shortcut, ReLU after the sum."""
 
+    variant: Variant
     width: int
     stride: int
-    bottleneck: bool
     conv: partial[Conv]
-    norm: partial[nn.BatchNorm]
+    norm: partial[BatchNorm]
     zero_init_last_gamma: bool
+    se_units: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         last = nn.initializers.zeros if self.zero_init_last_gamma else nn.initializers.ones
-        features = self.width * (4 if self.bottleneck else 1)
-        if self.bottleneck:
+        groups, inner = self.variant.groups, self.width * self.variant.inner
+        features = self.width * self.variant.expansion
+        if self.variant.bottleneck:
             # v1.5: the stride sits in the 3x3 convolution; v1 had it in the first 1x1.
-            y = nn.relu(self.norm(name="bn1")(self.conv(self.width, 1, name="conv1")(x)))
-            y = nn.relu(self.norm(name="bn2")(self.conv(self.width, 3, self.stride, name="conv2")(y)))
+            y = nn.relu(self.norm(name="bn1")(self.conv(inner, 1, name="conv1")(x)))
+            y = nn.relu(self.norm(name="bn2")(self.conv(inner, 3, self.stride, groups, name="conv2")(y)))
             y = self.norm(name="bn3", scale_init=last)(self.conv(features, 1, name="conv3")(y))
         else:
-            y = nn.relu(self.norm(name="bn1")(self.conv(self.width, 3, self.stride, name="conv1")(x)))
-            y = self.norm(name="bn2", scale_init=last)(self.conv(features, 3, name="conv2")(y))
+            y = nn.relu(self.norm(name="bn1")(self.conv(inner, 3, self.stride, groups, name="conv1")(x)))
+            y = self.norm(name="bn2", scale_init=last)(self.conv(features, 3, 1, groups, name="conv2")(y))
+        if self.variant.se:
+            y = SqueezeExcitation(self.se_units or max(features // 16, 1), name="se")(y)
         # By stride and channels, not by shape: on tiny images a stride may leave the shape as it was.
         if self.stride != 1 or x.shape[-1] != features:
             x = self.conv(features, 1, self.stride, name="downsample_0")(x)
@@ -65,14 +122,19 @@ class ResNet(nn.Module):
     """ResNet v1.5 of any variant; 25,557,032 parameters for resnet50 with 1,000 classes.
 
     Convolutions and activations are in `precision.compute`; parameters, BatchNorm statistics, pooled features
-    and logits are float32. BatchNorm: epsilon 1e-5, running averages 0.9 * old + 0.1 * batch (torch's defaults),
-    statistics of the device's own batch.
+    and logits are float32.
+
+    width: channels of the stem. widths: of the stages; empty for width * (1, 2, 4, ...). fan: see `Conv`.
+    se_units: hidden units of squeeze and excitation; 0 for a sixteenth of the block's channels.
     """
 
     variant: Variant
     num_classes: int
     precision: Precision
     width: int = 64
+    widths: tuple[int, ...] = ()
+    se_units: int = 0
+    fan: str = "fan_in"
     zero_init_last_gamma: bool = False
     lowering: str = "native"
 
@@ -88,37 +150,20 @@ class ResNet(nn.Module):
           Logits, float32 [B, num_classes].
         """
         dtype, matmul = self.precision.compute, self.precision.matmul
-        conv = partial(Conv, dtype=dtype, precision=matmul, lowering=self.lowering)
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
+        conv = partial(Conv, fan=self.fan, dtype=dtype, precision=matmul, lowering=self.lowering)
+        norm = partial(BatchNorm, use_running_average=not train, dtype=dtype)
         x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.variant.stages):
             for index in range(blocks):
                 x = Block(
-                    width=self.width * 2**stage,
+                    variant=self.variant,
+                    width=self.widths[stage] if self.widths else self.width * 2**stage,
                     stride=2 if stage > 0 and index == 0 else 1,
-                    bottleneck=self.variant.bottleneck,
                     conv=conv,
                     norm=norm,
                     zero_init_last_gamma=self.zero_init_last_gamma,
+                    se_units=self.se_units,
                     name=f"layer{stage + 1}_{index}",
                 )(x)
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        return Head(self.num_classes, name="fc")(x)
-
-
-class Head(nn.Module):
-    """Float32 linear classifier with torch's `nn.Linear` initialisation: U(-1, 1) / sqrt(fan_in), bias too."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        bound = x.shape[-1] ** -0.5
-
-        def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-        kernel = self.param("kernel", init, (x.shape[-1], self.num_classes))
-        bias = self.param("bias", init, (self.num_classes,))
-        return jnp.dot(x, kernel, precision=lax.Precision.HIGHEST) + bias
+        return Linear(self.num_classes, name="fc")(pool(x))

@@ -1,0 +1,125 @@
+"""What each key of a config may hold, and the presets that set several at once."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from rn50_jax.models.conv import INITS
+from rn50_jax.models.resnet import FAMILY
+from rn50_jax.optim import DECAY_MASKS, SCHEDULES
+
+
+class Rule(NamedTuple):
+    """What a key may hold: a Python type, a test and its description for error messages."""
+
+    kind: type
+    valid: str
+    test: Callable[[Any], bool]
+
+
+def _choice(*options: str) -> Rule:
+    return Rule(str, "one of " + ", ".join(repr(o) for o in options), lambda v: v in options)
+
+
+def _integer(low: int) -> Rule:
+    return Rule(int, f"an integer >= {low}", lambda v: v >= low)
+
+
+def _number(valid: str, test: Callable[[float], bool]) -> Rule:
+    return Rule(float, f"a number {valid}", test)
+
+
+def _range(low: float, high: float) -> Rule:
+    def test(pair: tuple[Any, ...]) -> bool:
+        numbers = len(pair) == 2 and all(isinstance(x, (int, float)) for x in pair)
+        return numbers and low <= pair[0] <= pair[1] <= high
+
+    return Rule(tuple, f"two numbers (smallest, largest) with {low:g} <= smallest <= largest <= {high:g}", test)
+
+
+def _integers(example: str) -> Rule:
+    def test(values: tuple[Any, ...]) -> bool:
+        return all(isinstance(x, int) and not isinstance(x, bool) and x >= 1 for x in values)
+
+    return Rule(tuple, f"integers >= 1, such as {example}", test)
+
+
+_BOOLEAN = Rule(bool, "True or False", lambda v: True)
+_FRACTION = _number(">= 0 and < 1", lambda v: 0 <= v < 1)
+
+RULES: dict[str, Rule] = {
+    "seed": _integer(0),
+    "epochs": _integer(1),
+    "batch_size": _integer(1),
+    "precision": _choice("fp32", "tf32", "bf16", "fp16"),
+    "parallel": _choice("pmap", "shard_map"),
+    "model.arch": _choice(*FAMILY),
+    "model.stages": _integers("(3, 4, 6, 3), or () for those of model.arch"),
+    "model.width": _integer(8),
+    "model.widths": _integers("(64, 128, 256, 512), or () to follow model.width"),
+    "model.se_units": _integer(0),
+    "model.num_classes": _integer(0),
+    "model.init": _choice(*INITS),
+    "model.zero_init_last_gamma": _BOOLEAN,
+    "model.pretrained_weights": Rule(str, "a weight file, or empty", lambda v: True),
+    "model.conv_lowering": _choice("auto", "native", "matmul"),
+    "data.dir": Rule(str, "a folder", lambda v: v != ""),
+    "data.builtin": _choice("", "digits"),
+    "data.backend": _choice("dali-cpu", "dali-gpu", "synthetic"),
+    "data.image_size": _integer(32),
+    "data.resize": _integer(32),
+    "data.crop_area": _range(1e-4, 1),
+    "data.crop_aspect": _range(0.1, 10),
+    "data.transform": _choice("torchvision", "dali"),
+    "data.flip": _number("from 0 to 1", lambda v: 0 <= v <= 1),
+    "data.workers": _integer(1),
+    "data.prefetch": _integer(1),
+    "data.synthetic_images": Rule(
+        tuple,
+        "two integers >= 1",
+        lambda v: len(v) == 2 and all(isinstance(n, int) and n >= 1 for n in v),
+    ),
+    "recipe.lr": _number("> 0", lambda v: 0 < v < float("inf")),
+    "recipe.lr_batch_size": _integer(0),
+    "recipe.schedule": _choice(*SCHEDULES),
+    "recipe.lr_update": _choice("step", "epoch"),
+    "recipe.warmup_epochs": _integer(0),
+    "recipe.end_lr": _number(">= 0", lambda v: 0 <= v < float("inf")),
+    "recipe.milestones": _integers("(30, 60, 80)"),
+    "recipe.milestone_factor": _number("> 0 and at most 1", lambda v: 0 < v <= 1),
+    "recipe.momentum": _FRACTION,
+    "recipe.nesterov": _BOOLEAN,
+    "recipe.weight_decay": _number(">= 0", lambda v: 0 <= v < float("inf")),
+    "recipe.decay_mask": _choice(*DECAY_MASKS),
+    "recipe.label_smoothing": _FRACTION,
+    "recipe.mixup": _number(">= 0", lambda v: 0 <= v < float("inf")),
+    "recipe.mixup_draw": _choice("device", "global"),
+    "recipe.optimizer_batch_size": _integer(0),
+    "recipe.running_average": _choice("mean", "first"),
+    "recipe.exact_reference": _BOOLEAN,
+    "loss_scale.mode": _choice("static", "dynamic"),
+    "loss_scale.init": _number("from 1 to 2**24", lambda v: 1 <= v <= 2**24),
+    "loss_scale.growth_interval": _integer(1),
+    "loss_scale.growth": _number("> 1", lambda v: 1 < v < float("inf")),
+    "loss_scale.backoff": _number("between 0 and 1", lambda v: 0 < v < 1),
+    "loss_scale.floor": _number("> 0", lambda v: 0 < v < float("inf")),
+    "checkpoint.every_epochs": _integer(1),
+    "checkpoint.keep": _integer(1),
+    "report.print_every": _integer(1),
+    "report.file": Rule(str, "a plain file name", lambda v: v not in ("", ".", "..") and "/" not in v),
+    "report.dle_json": Rule(str, "a file, or empty", lambda v: True),
+    "run.prof": _integer(0),
+    "run.training_only": _BOOLEAN,
+    "run.evaluate": _BOOLEAN,
+    "run.save_checkpoints": _BOOLEAN,
+}
+
+# What `recipe.exact_reference=True` stands for: each departure of the reference's code from its own documentation, or
+# from what we think right, that changes numbers and has a key. docs/recipe.md tells them one by one.
+EXACT_REFERENCE: dict[str, Any] = {
+    "recipe.lr_update": "epoch",
+    "recipe.decay_mask": "reference",
+    "recipe.running_average": "first",
+    "recipe.mixup_draw": "device",
+    "data.transform": "dali",
+    "model.se_units": 16,
+}
