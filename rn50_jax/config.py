@@ -202,6 +202,8 @@ def validate(config: ConfigDict) -> None:
                 f"config.recipe.exact_reference=True stands for config.{key}={value!r}, which is {flat[key]!r}; "
                 "change one of them"
             )
+    if config.report.dle_json == config.report.file:
+        raise UserError("config.report.dle_json and config.report.file name the same file; give them two names")
     if config.run.training_only and config.run.evaluate:
         raise UserError("config.run.training_only and config.run.evaluate exclude each other; set one of them")
 

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rn50_jax import __version__
 from rn50_jax.config import to_json
+from rn50_jax.dle import DleLog, drop_half_a_line
 from rn50_jax.errors import UserError
 from rn50_jax.plan import Plan
 
@@ -154,14 +154,16 @@ class Report:
     """The console and the metrics file of one training run; use it in a `with`.
 
     The metrics file gets one JSON object a line: `time` (Unix seconds), `step`, `epoch` (from 1), and metrics.
-    It is appended to when a run resumes.
+    It is appended to when a run resumes. `dle` gets the same in NVIDIA's format, and is closed with the report.
     """
 
-    def __init__(self, metrics_file: Path, plan: Plan, epochs: int, first_step: int) -> None:
+    def __init__(self, metrics_file: Path, plan: Plan, epochs: int, first_step: int, dle: DleLog | None = None) -> None:
         self._plan, self._epochs = plan, epochs
+        self._reported = first_step
         self._console = Console(highlight=False, soft_wrap=True)
         self._stack = ExitStack()
-        _drop_half_a_line(metrics_file)
+        drop_half_a_line(metrics_file)
+        self._dle = self._stack.enter_context(dle) if dle else None
         self._file = self._stack.enter_context(metrics_file.open("a", encoding="utf-8"))
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -196,6 +198,9 @@ class Report:
     def train(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
         """Reports a window of training steps that ended with `step` of `epoch` (from 0)."""
         self._write(step, epoch, metrics)
+        if self._dle:
+            self._dle.train(step, epoch, step - self._reported, metrics)
+        self._reported = step
         seconds = metrics["train.data_time"] + metrics["train.compute_time"]
         if metrics["train.total_ips"] > 0:
             self._speeds.append(seconds)
@@ -209,23 +214,24 @@ class Report:
             f"{metrics['train.total_ips']:8.1f} img/s  data {waiting:4.0%}  ETA {_clock(left)}"
         )
 
-    def validation(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Reports a validation after `step`, the end of `epoch` (from 0)."""
-        self._write(step, epoch, metrics)
-        self._validation_seconds = metrics["val.images"] / metrics["val.total_ips"]
-        self.line(f"epoch {epoch + 1:>3}/{self._epochs}  {validation_text(metrics)}")
+    def epoch(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
+        """Reports the end of `epoch` (from 0) after `step`, with the metrics of its validation, if there was one."""
+        if self._dle:
+            self._dle.epoch(epoch, metrics)
+        if metrics:
+            self._write(step, epoch, metrics)
+            self._validation_seconds = metrics["val.images"] / metrics["val.total_ips"]
+            self.line(f"epoch {epoch + 1:>3}/{self._epochs}  {validation_text(metrics)}")
+
+    def end(self) -> None:
+        """Reports the end of the run."""
+        if self._dle:
+            self._dle.summary()
 
     def _write(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
         line = {"time": round(time.time(), 3), "step": step, "epoch": epoch + 1} | metrics
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-
-
-def _drop_half_a_line(path: Path) -> None:
-    """What a killed run leaves at the end of its metrics must not spoil the next line."""
-    if path.exists():
-        text = path.read_bytes()
-        os.truncate(path, text.rfind(b"\n") + 1)
 
 
 def validation_text(metrics: dict[str, float]) -> str:

@@ -23,6 +23,7 @@ from rn50_jax.build import build_model, build_optimizer, build_options, build_sc
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches, train_batches
 from rn50_jax.data.folder import Dataset, check_class_names
+from rn50_jax.dle import DleLog, dle_parameters
 from rn50_jax.errors import UserError
 from rn50_jax.evaluate import evaluate, evaluate_stored, make_eval_step
 from rn50_jax.models.resnet import ResNet
@@ -120,9 +121,13 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
         state = parallel.replicate(state, mesh)
         train_fn, eval_fn = compile_steps(config, model, plan, mesh)
         window = Window(plan.global_batch)
+        dle = None
+        if config.report.dle_json:
+            parameters = dle_parameters(config, plan, workdir)
+            dle = DleLog(workdir / config.report.dle_json, parameters, steps_per_epoch=plan.steps_per_epoch)
         with (
             closing(train_batches(config, dataset.train, plan, mesh, first_epoch)) as batches,
-            Report(workdir / config.report.file, plan, config.epochs, step) as report,
+            Report(workdir / config.report.file, plan, config.epochs, step, dle) as report,
         ):
             for epoch in range(first_epoch, config.epochs):
                 state, step = _train_epoch(setup, state, batches, train_fn, window, report, epoch, step)
@@ -130,7 +135,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
                 if not config.run.training_only:
                     val_batches = islice(eval_batches(config, dataset.val, mesh), config.run.prof or None)
                     metrics = evaluate(eval_fn, state, val_batches)
-                    report.validation(step, epoch, metrics)
+                report.epoch(step, epoch, metrics)
                 done = epoch + 1 == config.epochs
                 if saving and (done or (epoch + 1) % config.checkpoint.every_epochs == 0):
                     meta = {"step": step, "epoch": epoch + 1, "class_names": list(dataset.class_names)}
@@ -138,6 +143,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
                     checkpoint.save(manager, state, meta, metrics)
                 if config.run.prof and step >= config.run.prof:
                     break
+            report.end()
     curves = workdir / "curves.png"
     plot_run(workdir / config.report.file, curves)
     print(f"done in {time.perf_counter() - started:.0f} s; curves in {curves}")

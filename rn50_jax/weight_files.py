@@ -104,7 +104,8 @@ def _read_safetensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 def _write_safetensors(path: Path, tensors: Arrays, meta: str) -> None:
-    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt", _META: meta})
+    # Through bytes: the library's own file writer makes files that only their owner may read.
+    path.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt", _META: meta}))
 
 
 def _import_torch() -> Any:

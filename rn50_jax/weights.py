@@ -146,25 +146,34 @@ def fit(arrays: Arrays, model: ResNet, source: str, *, any_head: bool = False) -
     """
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
-    leaves = {torch_name(path): (group, *path) for group in shapes for path in flatten_dict(shapes[group])}
+    groups = ("params", "batch_stats")
+    leaves = {torch_name(path): (group, *path) for group in groups for path in flatten_dict(shapes[group])}
     named = {torch_name(path): x.shape for group in shapes.values() for path, x in flatten_dict(group).items()}
     wanted = {name: _torch_shape(name, shape) for name, shape in named.items()}
     if any_head and "fc.weight" in arrays and arrays["fc.weight"].shape[0] != model.num_classes:
         for name in ("fc.weight", "fc.bias"):
             del leaves[name]
         arrays = {name: array for name, array in arrays.items() if name not in ("fc.weight", "fc.bias")}
-    problems = [f"missing {name}" for name in leaves if name not in arrays]
-    problems += [f"superfluous {name}" for name in arrays if name not in leaves]
-    problems += [
-        f"{name} is {list(arrays[name].shape)} instead of {list(wanted[name])}"
+    misshapen = [
+        f"{name} ({list(arrays[name].shape)} instead of {list(wanted[name])})"
         for name in leaves
         if name in arrays and arrays[name].shape != wanted[name]
     ]
-    if problems:
-        more = f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
-        raise UserError(f"{source} does not fit the model: {'; '.join(problems[:12])}{more}")
+    problems = {
+        "missing": [name for name in leaves if name not in arrays],
+        "superfluous": [name for name in arrays if name not in leaves],
+        "of another shape": misshapen,
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{what}: {_enumerate(names)}" for what, names in problems.items() if names)
+        raise UserError(f"{source} does not fit the model; {told}")
     trees = unflatten_dict({path: from_torch_layout(name, arrays[name]) for name, path in leaves.items()})
     return trees["params"], trees["batch_stats"]
+
+
+def _enumerate(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def start_from(state: TrainState, arrays: Arrays, model: ResNet, source: str) -> tuple[TrainState, str]:

@@ -2,11 +2,17 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+# Programs that the tests compile more than once, here, in workers or in commands, come from a cache.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rn50-jax-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
@@ -23,6 +29,13 @@ TINY = (
     "--config.epochs=2",
     "--config.report.print_every=10",
 )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes the cache when the last worker is done."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -49,14 +62,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def process_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment of a command: one CPU device, and compiled programs shared between the tests' processes."""
-    return os.environ | {
-        "XLA_FLAGS": "",
-        "PYTHONPATH": str(REPO),
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
+def process_env() -> dict[str, str]:
+    """Environment of a command: one CPU device."""
+    return os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
 
 
 @pytest.fixture(scope="session")

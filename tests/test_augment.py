@@ -1,8 +1,7 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rn50_jax.augment import mixup, normalise
+from rn50_jax.augment import draw_mixup, mixup, normalise
 
 
 def test_normalise() -> None:
@@ -17,7 +16,7 @@ def test_mixup_mixes_images_and_targets_alike() -> None:
     # Images that carry their own one-hot target: whatever is drawn, both must have been mixed the same way.
     targets = np.eye(8, dtype=np.float32)
     images = np.broadcast_to(targets[:, None, None, :], (8, 2, 2, 8))
-    mixed_images, mixed_targets = mixup(jax.random.key(3), images, targets, 0.2)
+    mixed_images, mixed_targets = mixup(images, targets, *draw_mixup(jax.random.key(3), 0.2, 8))
     np.testing.assert_allclose(mixed_images[:, 0, 0], mixed_targets, atol=1e-6)
     np.testing.assert_allclose(mixed_targets.sum(1), 1, atol=1e-6)
     np.testing.assert_allclose(mixed_targets.sum(0), 1, atol=1e-6)  # a permutation uses each image once
@@ -27,11 +26,9 @@ def test_mixup_mixes_images_and_targets_alike() -> None:
 
 
 def test_mixup_coefficient_has_the_moments_of_beta() -> None:
-    def coefficient(key: jax.Array) -> jax.Array:
-        return mixup(key, jnp.zeros((2, 1, 1, 3)), jnp.eye(2), 0.4)[1].max()
-
-    largest = np.asarray(jax.vmap(coefficient)(jax.random.split(jax.random.key(0), 4000)))
-    # max(c, 1 - c) where the two images were swapped (half of the draws), 1 where they were not.
-    draws = np.random.default_rng(0).beta(0.4, 0.4, 200_000)
-    wanted = 0.5 + 0.5 * np.maximum(draws, 1 - draws).mean()
-    assert abs(largest.mean() - wanted) < 0.01
+    keys = jax.random.split(jax.random.key(0), 4000)
+    draws, orders = jax.vmap(lambda key: draw_mixup(key, 0.4, 3))(keys)
+    assert abs(float(draws.mean()) - 0.5) < 0.02
+    assert abs(float(draws.var()) - 1 / (4 * (2 * 0.4 + 1))) < 0.01  # the variance of Beta(a, a)
+    assert np.all(np.sort(orders, axis=1) == np.arange(3))
+    assert len(np.unique(orders, axis=0)) == 6

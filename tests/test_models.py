@@ -1,6 +1,7 @@
 """Numbers of the model against an independent PyTorch implementation."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
-from torch_resnet import ResNet as TorchResNet
-from torch_resnet import to_torch, torch_name
+from parity import by_torch_name, load
+from torch_reference import ResNet as TorchResNet
 
-from rn50_jax.models.conv import conv2d
+from rn50_jax.models.conv import INITS, conv2d
+from rn50_jax.models.norm import BatchNorm
 from rn50_jax.models.resnet import FAMILY, ResNet, Variant
 from rn50_jax.precision import PRECISIONS
 
@@ -21,7 +23,17 @@ PARAMETERS = {
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
+    "resnext50-32x4d": 25_028_904,
+    "resnext101-32x4d": 44_177_704,
+    "se-resnet50": 28_088_024,
+    "se-resnext101-32x4d": 48_955_416,
 }
+
+
+def make_torch(variant: Variant, num_classes: int, se_units: int = 0, **kwargs: Any) -> TorchResNet:
+    se = se_units if variant.se else None
+    options = {"groups": variant.groups, "inner": variant.inner, "se_units": se, **kwargs}
+    return TorchResNet(variant.stages, variant.bottleneck, num_classes, **options)
 
 
 def shapes_of(model: ResNet, size: int = 32) -> dict:
@@ -44,21 +56,33 @@ def random_variables(model: ResNet) -> dict:
 def test_parameter_count(arch: str) -> None:
     model = ResNet(FAMILY[arch], 1000, PRECISIONS["fp32"])
     assert sum(x.size for x in jax.tree.leaves(shapes_of(model)["params"])) == PARAMETERS[arch]
-    torch_parameters = TorchResNet(*FAMILY[arch], num_classes=1000).parameters()
+    torch_parameters = make_torch(FAMILY[arch], 1000).parameters()
     assert sum(p.numel() for p in torch_parameters) == PARAMETERS[arch]
+
+
+# NVIDIA's SE blocks have 16 hidden units in every stage, timm's a sixteenth of the channels.
+def test_parameter_count_of_nvidias_se_model() -> None:
+    model = ResNet(FAMILY["se-resnext101-32x4d"], 1000, PRECISIONS["fp32"], se_units=16)
+    plain = PARAMETERS["resnext101-32x4d"]
+    channels = [256] * 3 + [512] * 4 + [1024] * 23 + [2048] * 3
+    se = sum(c * 16 + 16 + 16 * c + c for c in channels)
+    assert sum(x.size for x in jax.tree.leaves(shapes_of(model)["params"])) == plain + se
 
 
 @pytest.mark.parametrize(
     ("arch", "width", "size", "lowering"),
-    [("resnet18", 16, 64, "native"), ("resnet50", 8, 63, "matmul"), ("resnet50", 64, 64, "native")],
+    [
+        ("resnet18", 16, 64, "native"),
+        ("resnet50", 8, 63, "matmul"),
+        ("resnext50-32x4d", 16, 64, "native"),
+        ("se-resnet50", 8, 64, "matmul"),
+    ],
 )
 def test_logits_and_statistics_equal_torch(arch: str, width: int, size: int, lowering: str) -> None:
     model = ResNet(FAMILY[arch], 10, PRECISIONS["fp32"], width=width, lowering=lowering)
     variables = random_variables(model)
-    arrays = {torch_name(k): to_torch(v) for group in variables.values() for k, v in flatten_dict(group).items()}
-    other = TorchResNet(*FAMILY[arch], num_classes=10, width=width)
-    missing, unexpected = other.load_state_dict(arrays, strict=False)
-    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
+    other = make_torch(FAMILY[arch], 10, width=width)
+    load(other, variables["params"], variables["batch_stats"])
 
     images = np.random.default_rng(1).standard_normal((4, size, size, 3)).astype(np.float32)
     torch_images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
@@ -70,21 +94,46 @@ def test_logits_and_statistics_equal_torch(arch: str, width: int, size: int, low
     logits, updated = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, images)
     np.testing.assert_allclose(logits, train_logits, rtol=2e-4, atol=2e-4)
     running = dict(other.named_buffers())
-    for path, value in flatten_dict(updated["batch_stats"]).items():
-        if path[-1] == "mean":
-            np.testing.assert_allclose(value, running[torch_name(path)].numpy(), rtol=1e-3, atol=1e-4)
+    for name, value in by_torch_name(updated["batch_stats"]).items():
+        np.testing.assert_allclose(value, running[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_custom_stages_and_widths_equal_torch() -> None:
+    variant = Variant((1, 2, 1), bottleneck=True)
+    model = ResNet(variant, 3, PRECISIONS["fp32"], width=8, widths=(8, 12, 20), lowering="native")
+    variables = random_variables(model)
+    other = make_torch(variant, 3, width=8, widths=(8, 12, 20))
+    load(other, variables["params"], variables["batch_stats"])
+    images = np.random.default_rng(1).standard_normal((2, 32, 32, 3)).astype(np.float32)
+    with torch.no_grad():
+        wanted = other.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(model.apply(variables, images, train=False), wanted, rtol=2e-4, atol=2e-4)
+
+
+def test_running_variance_is_unbiased() -> None:
+    x = np.random.default_rng(0).normal(3, 2, (2, 1, 2, 5)).astype(np.float32)
+    module = BatchNorm(use_running_average=False)
+    variables = module.init(jax.random.key(0), x)
+    assert all(np.all(variables["batch_stats"][name] == value) for name, value in (("mean", 0), ("var", 1)))
+    y, updated = module.apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * x.reshape(4, 5).var(0, ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(y).reshape(4, 5).std(0), 1, rtol=1e-4)  # normalised by the biased one
+    _, updated = module.apply(variables, x[:1, :, :1], mutable=["batch_stats"])
+    assert np.all(np.isfinite(updated["batch_stats"]["var"]))  # torch refuses a single value per channel
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "size"), [(1, 1, 8), (1, 2, 9), (3, 1, 7), (3, 2, 8), (3, 2, 1), (7, 2, 9)]
+    ("kernel", "stride", "size", "groups"),
+    [(1, 1, 8, 1), (1, 2, 9, 1), (3, 1, 7, 1), (3, 2, 8, 1), (3, 2, 1, 1), (7, 2, 9, 1), (3, 1, 7, 3), (3, 2, 8, 3)],
 )
-def test_matmul_lowering_equals_native(kernel: int, stride: int, size: int) -> None:
+def test_matmul_lowering_equals_native(kernel: int, stride: int, size: int, groups: int) -> None:
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, size, size, 5)).astype(np.float32)
-    k = rng.standard_normal((kernel, kernel, 5, 6)).astype(np.float32)
+    x = rng.standard_normal((2, size, size, 9)).astype(np.float32)
+    k = rng.standard_normal((kernel, kernel, 9 // groups, 6)).astype(np.float32)
+    conv = partial(conv2d, stride=stride, groups=groups, precision=jax.lax.Precision.HIGHEST)
 
     def loss(x: jax.Array, k: jax.Array, lowering: str) -> jax.Array:
-        return jnp.sum(conv2d(x, k, stride, lowering=lowering, precision=jax.lax.Precision.HIGHEST) ** 2)
+        return jnp.sum(conv(x, k, lowering=lowering) ** 2)
 
     for argument in (0, 1):
         ours, theirs = (jax.grad(loss, argument)(x, k, lowering) for lowering in ("matmul", "native"))
@@ -94,9 +143,10 @@ def test_matmul_lowering_equals_native(kernel: int, stride: int, size: int) -> N
         torch.from_numpy(k.transpose(3, 2, 0, 1).copy()),
         stride=stride,
         padding=kernel // 2,
+        groups=groups,
     )
     for lowering in ("matmul", "native"):
-        out = conv2d(x, k, stride, lowering=lowering, precision=jax.lax.Precision.HIGHEST)
+        out = conv(x, k, lowering=lowering)
         np.testing.assert_allclose(out, torch_out.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
 
 
@@ -117,17 +167,25 @@ def test_dtypes(precision: str) -> None:
     assert all(f":{name}" in line for line in convolutions)
 
 
-def test_initial_weights() -> None:
-    model = ResNet(Variant((1, 1), bottleneck=True), 1000, PRECISIONS["fp32"])
+def test_names_of_initialisations() -> None:
+    assert INITS == {"classic": "fan_out", "fanin": "fan_in", "grp-fanin": "fan_in", "grp-fanout": "fan_out"}
+
+
+@pytest.mark.parametrize("fan", ["fan_in", "fan_out"])
+def test_initial_weights(fan: str) -> None:
+    model = ResNet(Variant((1, 1), True, groups=2, se=True), 1000, PRECISIONS["fp32"], fan=fan)
     params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)["params"]
-    for kernel in (params["layer2_0"]["conv2"]["kernel"], params["layer2_0"]["downsample_0"]["kernel"]):
-        fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]
-        assert float(jnp.std(kernel)) == pytest.approx((2 / fan_in) ** 0.5, rel=0.01)
+    for name in ("conv2", "downsample_0"):
+        kernel = params["layer2_0"][name]["kernel"]
+        weight = torch.empty(tuple(kernel.shape[axis] for axis in (3, 2, 0, 1)))
+        torch.nn.init.kaiming_normal_(weight, mode=fan, nonlinearity="relu")
+        assert float(jnp.std(kernel)) == pytest.approx(weight.std().item(), rel=0.02)
         # A normal cut at two standard deviations, as some libraries draw it, would end far below four.
-        assert float(jnp.max(jnp.abs(kernel))) > 4 * (2 / fan_in) ** 0.5
-    for value in params["fc"].values():
-        assert float(jnp.max(jnp.abs(value))) <= 512**-0.5
-        assert float(jnp.std(value)) == pytest.approx((512 * 3) ** -0.5, rel=0.1)
+        assert float(jnp.max(jnp.abs(kernel))) > 3.8 * float(jnp.std(kernel))
+    for layer, inputs in ((params["fc"], 512), (params["layer2_0"]["se"]["fc1"], 512)):
+        assert float(jnp.max(jnp.abs(layer["kernel"]))) <= inputs**-0.5
+        assert float(jnp.max(jnp.abs(layer["bias"]))) <= inputs**-0.5
+        assert float(jnp.std(layer["kernel"])) == pytest.approx((inputs * 3) ** -0.5, rel=0.1)
     assert bool(jnp.all(params["layer1_0"]["bn3"]["scale"] == 1))
 
 

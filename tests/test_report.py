@@ -60,7 +60,7 @@ def test_a_resumed_run_writes_after_the_last_whole_line(tmp_path: Path) -> None:
     plan = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=40, peak_lr=0.1)
     metrics = {"val.top1": 1.0, "val.top5": 2.0, "val.loss": 3.0, "val.images": 4, "val.total_ips": 5.0}
     with Report(path, plan, epochs=4, first_step=10) as report:
-        report.validation(20, 1, metrics)
+        report.epoch(20, 1, metrics)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20]
     assert lines[1]["epoch"] == 2

@@ -1,4 +1,4 @@
-"""The training step against PyTorch, and what it does with overflow, accumulation and padding."""
+"""What the steps do with overflow, mixing, several devices and padding; their numbers are those of test_parity."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
+from parity import load
 from tiny import (
     CLASSES,
     OPTIONS,
@@ -21,66 +22,11 @@ from tiny import (
     make_step,
     place,
 )
-from torch_resnet import ResNet as TorchResNet
-from torch_resnet import to_torch, torch_name
+from torch_reference import ResNet as TorchResNet
+from torch_reference import normalise
 
 from rn50_jax import parallel
-from rn50_jax.augment import MEAN, STD
-from rn50_jax.optim import decay_mask
 from rn50_jax.step import eval_step, predict_step
-
-
-def torch_twin(state: object) -> tuple[TorchResNet, torch.optim.SGD]:
-    stages = (*VARIANT.stages, 0, 0)
-    net = TorchResNet(stages, VARIANT.bottleneck, CLASSES, width=8)
-    net.fc = torch.nn.Linear(64, CLASSES)
-    arrays = flatten_dict(state.params) | flatten_dict(state.batch_stats)
-    net.load_state_dict({torch_name(path): to_torch(value) for path, value in arrays.items()}, strict=False)
-    decayed = {torch_name(path) for path, value in flatten_dict(decay_mask(state.params)).items() if value}
-    groups = [
-        {"params": [p for name, p in net.named_parameters() if name in decayed], "weight_decay": 1e-3},
-        {"params": [p for name, p in net.named_parameters() if name not in decayed], "weight_decay": 0.0},
-    ]
-    return net.train(), torch.optim.SGD(groups, lr=0.1, momentum=0.875)
-
-
-def torch_images(images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(
-        ((images - np.asarray(MEAN)) / np.asarray(STD)).astype(np.float32).transpose(0, 3, 1, 2).copy()
-    )
-
-
-@pytest.mark.parametrize(("num_devices", "accumulation"), [(1, 1), (1, 2), (2, 1), (2, 2)])
-def test_training_follows_torch(num_devices: int, accumulation: int) -> None:
-    # Per-device BatchNorm and accumulation are the same sum over slices of four images, each normalised for itself.
-    model = make_model()
-    state = make_state(model)
-    net, optimizer = torch_twin(state)
-    step, replicate = make_step(model, num_devices, OPTIONS._replace(accumulation=accumulation))
-    state = replicate(state)
-    for number in range(3):
-        batch = make_batch(num_devices, 4 * accumulation, seed=number)
-        state, metrics = step(state, place(batch))
-        optimizer.zero_grad()
-        losses = []
-        for images, labels in zip(batch["image"].reshape(-1, 4, 32, 32, 3), batch["label"].reshape(-1, 4), strict=True):
-            loss = torch.nn.functional.cross_entropy(
-                net(torch_images(images)), torch.from_numpy(labels).long(), label_smoothing=0.1
-            )
-            (loss / (num_devices * accumulation)).backward()
-            losses.append(loss.item())
-        for group in optimizer.param_groups:
-            group["lr"] = 0.1 / (1 + number)
-        optimizer.step()
-        assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=2e-4)
-        assert float(metrics["lr"]) == pytest.approx(0.1 / (1 + number))
-    assert int(state.step) == 3
-    theirs = dict(net.named_parameters())
-    for path, value in flatten_dict(state.params).items():
-        wanted = theirs[torch_name(path)].detach()
-        difference = torch.linalg.norm(to_torch(value) - wanted) / torch.linalg.norm(wanted)
-        # Three steps amplify float32 rounding; a wrong recipe is off by per cents.
-        assert float(difference) < 1e-3, path
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -139,21 +85,56 @@ def test_mixup_is_a_function_of_seed_and_step() -> None:
     assert losses(first)[0] != losses(other)[0]
 
 
+@pytest.mark.parametrize("draw", ["device", "global"])
+def test_each_device_or_all_together_draw_the_mixing(draw: str) -> None:
+    # All devices hold the same images, so they find the same loss if and only if they mix them alike: the mean is then
+    # that of a single device. The first device draws the same either way.
+    model = make_model()
+    options = OPTIONS._replace(mixup=0.4, mixup_draw=draw)
+    batch = make_batch(1, 4)
+    losses = []
+    for devices in (1, 2):
+        step, replicate = make_step(model, devices, options)
+        copies = {name: np.repeat(value, devices, axis=0) for name, value in batch.items()}
+        _, metrics = step(replicate(make_state(model)), place(copies))
+        losses.append(float(metrics["loss"]))
+    assert (losses[0] == pytest.approx(losses[1], rel=1e-6)) == (draw == "global")
+
+
+def test_running_averages_are_those_of_all_devices_or_the_first() -> None:
+    model, batch = make_model(), make_batch(2, 4)
+
+    def averages(num_devices: int, rule: str, *batches: dict[str, np.ndarray]) -> list[Any]:
+        step, replicate = make_step(model, num_devices, OPTIONS._replace(running_average=rule))
+        states = [step(replicate(make_state(model)), place(part))[0] for part in batches]
+        return [jax.device_get(state.batch_stats) for state in states]
+
+    one, two = averages(1, "mean", *({name: value[[d]] for name, value in batch.items()} for d in range(2)))
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, one, two)
+    for rule, wanted in (("mean", mean), ("first", one)):
+        (found,) = averages(2, rule, batch)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, wanted)
+
+
 def test_evaluation_counts_real_images_only() -> None:
     model = make_model()
     state = make_state(model)
     mesh = parallel.make_mesh(jax.devices()[:2])
-    step = parallel.spread(partial(eval_step, model=model, axis_name=parallel.AXIS), mesh, mode="pmap")
+    one_step = partial(eval_step, model=model, axis_name=parallel.AXIS, label_smoothing=0.1)
+    step = parallel.spread(one_step, mesh, mode="pmap")
     batch = make_batch(2, 4)
     batch["weight"][1, 2:] = 0
     sums = step(parallel.replicate(state, mesh), place(batch))
 
-    net, _ = torch_twin(state)
+    net = TorchResNet(VARIANT.stages, VARIANT.bottleneck, CLASSES, width=8)
+    load(net, state.params, state.batch_stats)
     with torch.no_grad():
-        logits = net.eval()(torch_images(batch["image"].reshape(8, 32, 32, 3)[:6]))
+        logits = net.eval()(normalise(batch["image"].reshape(8, 32, 32, 3)[:6]))
     labels = torch.from_numpy(batch["label"].reshape(8)[:6]).long()
     assert float(sums["images"]) == 6
-    assert float(sums["loss"]) == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item() * 6, rel=1e-4)
+    for name, smoothing in (("loss", 0.0), ("loss_smoothed", 0.1)):
+        wanted = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum").item()
+        assert float(sums[name]) == pytest.approx(wanted, rel=1e-4)
     assert float(sums["top1"]) == (logits.argmax(1) == labels).sum().item()
     assert float(sums["top5"]) == 6  # there are five classes
 

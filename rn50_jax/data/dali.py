@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.backend import TensorListCPU
 from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 from nvidia.dali.plugin.jax import DALIGenericIterator
@@ -76,17 +76,14 @@ def eval_pipeline(
 
 class _Transform(NamedTuple):
     resize: dict[str, Any]
-    crop_rounding: str
     crop_attempts: int
 
 
 _TRANSFORMS = {
-    # subpixel_scale=False and truncated crop positions put every pixel where torchvision puts it.
-    "torchvision": _Transform(
-        {"interp_type": types.INTERP_LINEAR, "antialias": True, "subpixel_scale": False}, "truncate", 10
-    ),
+    # subpixel_scale=False puts every pixel where torchvision puts it.
+    "torchvision": _Transform({"interp_type": types.INTERP_LINEAR, "antialias": True, "subpixel_scale": False}, 10),
     # The reference's DALI pipeline: DALI's defaults, no antialiasing.
-    "dali": _Transform({"interp_type": types.INTERP_LINEAR, "antialias": False}, "round", 100),
+    "dali": _Transform({"interp_type": types.INTERP_LINEAR, "antialias": False}, 100),
 }
 
 
@@ -100,8 +97,22 @@ def _eval_transform(encoded: Any, transform: str, image_size: int, resize: int, 
     images = fn.decoders.image(
         encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, adjust_orientation=False
     )
+    if transform == "torchvision":
+        return _resize_and_crop_as_torchvision(images, image_size, resize, rules)
     images = fn.resize(images, resize_shorter=resize, **rules.resize)
-    return fn.crop(images, crop=(image_size, image_size), rounding=rules.crop_rounding)
+    return fn.crop(images, crop=(image_size, image_size))
+
+
+def _resize_and_crop_as_torchvision(images: Any, image_size: int, resize: int, rules: _Transform) -> Any:
+    # To the pixel: the longer side is cut, where DALI's `resize_shorter` rounds it (640 x 427 becomes 383 x 256), and
+    # the crop starts at Python's round() of half the margin, which goes to the even one of two neighbours.
+    height, width = images.shape()[0], images.shape()[1]
+    shorter = math.min(height, width)
+    sides = [side * resize // shorter for side in (height, width)]
+    images = fn.resize(images, size=fn.cast(fn.stack(*sides), dtype=types.FLOAT), **rules.resize)
+    halves = [((side - image_size) // 2, (side - image_size) & 1) for side in sides]
+    start = fn.cast(fn.stack(*(half + odd * (half & 1) for half, odd in halves)), dtype=types.INT32)
+    return fn.slice(images, start=start, shape=[image_size, image_size], axes=[0, 1])
 
 
 def run_pipeline(pipeline: Any, files: Sequence[str]) -> Iterator[tuple[jax.Array, np.ndarray]]:

@@ -1,0 +1,188 @@
+"""NVIDIA's report: the `DLLL {...}` lines that DeepLearningExamples writes through dllogger, for existing parsers."""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from rn50_jax.errors import UserError
+from rn50_jax.plan import Plan
+
+Metrics = Mapping[str, float]
+
+_LOSS = {"format": ":.5f"}
+_SPEED = {"unit": "img/s", "format": ":.2f"}
+_TIME = {"unit": "s", "format": ":.5f"}
+_ACCURACY = {"unit": "%", "format": ":.2f"}
+# Names and units are the reference's; `train.lr` is what its later versions call `lr`.
+METRICS: dict[str, dict[str, str]] = {
+    "train.loss": _LOSS,
+    "train.compute_ips": _SPEED,
+    "train.total_ips": _SPEED,
+    "train.data_time": _TIME,
+    "train.compute_time": _TIME,
+    "lr": {"format": ":.5f"},
+    "train.lr": {"format": ":.5f"},
+    "train.grad_scale": {},
+    "val.top1": _ACCURACY,
+    "val.top5": _ACCURACY,
+    "val.loss": _LOSS,
+    "val.compute_ips": _SPEED,
+    "val.total_ips": _SPEED,
+    "val.data_time": _TIME,
+    "val.compute_latency": _TIME,
+    "val.compute_latency_at100": _TIME,
+    "val.compute_latency_at99": _TIME,
+    "val.compute_latency_at95": _TIME,
+}
+_LAST = ("lr", "train.lr", "train.grad_scale")  # where the last value counts, not the mean
+
+
+def dle_parameters(config: ConfigDict, plan: Plan, workdir: Path) -> dict[str, Any]:
+    """The run's settings under the names of the reference's command-line options."""
+    recipe, run = config.recipe, config.run
+    return {
+        "data": config.data.dir,
+        "data_backend": config.data.backend,
+        "arch": config.model.arch,
+        "model_config": config.model.init,
+        "workers": config.data.workers,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "optimizer_batch_size": recipe.optimizer_batch_size or -1,
+        "lr": plan.peak_lr,
+        "lr_schedule": recipe.schedule,
+        "warmup": recipe.warmup_epochs,
+        "label_smoothing": recipe.label_smoothing,
+        "mixup": recipe.mixup,
+        "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+        "bn_weight_decay": recipe.decay_mask == "all",
+        "nesterov": recipe.nesterov,
+        "print_freq": config.report.print_every,
+        "pretrained_weights": config.model.pretrained_weights,
+        "amp": config.precision in ("bf16", "fp16"),
+        "static_loss_scale": config.loss_scale.init if config.precision == "fp16" else 1,
+        "dynamic_loss_scale": config.precision == "fp16" and config.loss_scale.mode == "dynamic",
+        "prof": run.prof or -1,
+        "seed": config.seed,
+        "raport_file": config.report.dle_json,
+        "evaluate": run.evaluate,
+        "training_only": run.training_only,
+        "save_checkpoints": run.save_checkpoints,
+        "workspace": str(workdir),
+        "world_size": plan.num_devices,
+    }
+
+
+def drop_half_a_line(path: Path) -> None:
+    """What a killed run leaves at the end of a file of lines must not spoil the next one."""
+    if path.exists():
+        text = path.read_bytes()
+        os.truncate(path, text.rfind(b"\n") + 1)
+
+
+class DleLog:
+    """One run's file of `DLLL` lines; a resumed run appends, starting with its parameters. Use it in a `with`.
+
+    Steps are the reference's: `[epoch, iteration]` (from 0 and from 1) for a window of training, `[epoch]` for a
+    whole epoch and its validation, `[]` for the run. An iteration is an update. `val.loss` is what the reference
+    validates with: the smoothed loss, unless the run has no label smoothing or trains with mixup.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, parameters: Mapping[str, Any], *, steps_per_epoch: int) -> None:
+        self._path, self._steps_per_epoch = path, steps_per_epoch
+        self._smoothed = parameters["mixup"] == 0
+        self._started = time.time()
+        self._windows: list[tuple[int, Metrics]] = []
+        try:
+            drop_half_a_line(path)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"config.report.dle_json: cannot write {path}: {error.strerror}") from error
+        self._log("PARAMETER", parameters)
+        for name, metadata in METRICS.items():
+            self._write(type="METADATA", metric=name, metadata=metadata)
+
+    def __enter__(self) -> "DleLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def train(self, step: int, epoch: int, steps: int, metrics: Metrics) -> None:
+        """Reports a window of `steps` updates that ended with update `step` of the run, in `epoch` (from 0)."""
+        named = self._named(metrics)
+        self._windows.append((steps, named))
+        self._log([epoch, step - epoch * self._steps_per_epoch], named)
+
+    def epoch(self, epoch: int, metrics: Metrics) -> None:
+        """Reports `epoch` (from 0): means of its windows, and the metrics of its validation, if there was one."""
+        weights = [steps for steps, _ in self._windows]
+        means: dict[str, float] = {}
+        for name in self._windows[-1][1] if self._windows else ():
+            values = [window[name] for _, window in self._windows]
+            means[name] = values[-1] if name in _LAST else float(np.average(values, weights=weights))
+        self._log([epoch], means | self._named(metrics))
+        self._windows = []
+
+    def summary(self) -> None:
+        """Reports the run, as its file tells it: best accuracy, smallest loss, last rate, mean of everything else.
+
+        The reference means the smallest loss too, but reports the largest.
+        """
+        epochs: dict[int, Metrics] = {}
+        for text in self._path.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text.removeprefix("DLLL ")) if text.startswith("DLLL ") else {}
+            step = line.get("step")
+            if isinstance(step, list) and len(step) == 1:
+                epochs[step[0]] = line["data"]  # an epoch that was repeated after a kill counts once
+        result: dict[str, float] = {}
+        for name in METRICS:
+            values = [epochs[epoch][name] for epoch in sorted(epochs) if name in epochs[epoch]]
+            if values:
+                result[name] = _over_the_run(name, values)
+        self._log([], result)
+
+    def _named(self, metrics: Metrics) -> dict[str, float]:
+        found = dict(metrics)
+        if "lr" in found:
+            found["train.lr"] = found["lr"]
+        if "train.loss_scale" in found:
+            found["train.grad_scale"] = found["train.loss_scale"]
+        if self._smoothed and "val.loss_smoothed" in found:
+            found["val.loss"] = found["val.loss_smoothed"]
+        return {name: found[name] for name in METRICS if name in found}
+
+    def _log(self, step: str | Sequence[int], data: Mapping[str, Any]) -> None:
+        self._write(type="LOG", step=step, data=data)
+
+    def _write(self, **content: Any) -> None:
+        now = time.time()
+        times = {
+            "timestamp": str(now),
+            "datetime": str(datetime.fromtimestamp(now)),
+            "elapsedtime": str(now - self._started),
+        }
+        self._file.write(f"DLLL {json.dumps(times | content)}\n")
+        self._file.flush()
+
+
+def _over_the_run(name: str, values: Sequence[float]) -> float:
+    if name.endswith("loss"):
+        return min(values)
+    if name.startswith("val.top"):
+        return max(values)
+    return values[-1] if name in _LAST else float(np.mean(values))
