@@ -4,12 +4,14 @@ import ast
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from conftest import REPO
 
 from configs import default
 from rn50_jax import config as configs
+from rn50_jax.build import build_model, build_schedule
 from rn50_jax.errors import UserError
 from rn50_jax.plan import Plan, make_plan
 from rn50_jax.rules import RULES
@@ -148,38 +150,139 @@ def test_json_config_with_a_missing_key(tmp_path: Path) -> None:
         configs.validate(configs.load(str(path))[0])
 
 
-# NVIDIA's shipped training scripts: global batch, passes per update, peak learning rate, warm-up, mixup.
+class Shipped(NamedTuple):
+    """One of NVIDIA's training scripts: what it passes, and the rates that follow at some epochs (from 0)."""
+
+    machine: int  # GPUs
+    batch: int  # per GPU
+    global_batch: int
+    passes: int
+    peak: float
+    warmup: int
+    epochs: int
+    mixup: float
+    backend: str
+    rates: dict[int, float]
+
+
+RATES = {
+    (8, 50): {0: 0.256, 1: 0.512, 7: 2.048, 8: 2.048, 9: 2.04513669, 25: 1.3258293, 49: 0.00286331},
+    (8, 90): {0: 0.256, 7: 2.048, 8: 2.048, 9: 2.04724857, 45: 1.18031287, 88: 0.00300462, 89: 0.00075143},
+    (8, 250): {0: 0.256, 9: 2.04791372, 125: 1.07714951, 249: 8.628e-05},
+    (16, 90): {0: 0.256, 15: 4.096, 45: 2.7302703, 89: 0.00184532},
+    (16, 50): {0: 0.256, 15: 4.096, 16: 4.096},
+    (16, 250): {0: 0.256, 15: 4.096, 16: 4.096},
+}
+
+
+def shipped(gpus: int, epochs: int, *, batch: int = 256, backend: str = "dali-cpu") -> Shipped:
+    """The scripts follow one rule: a batch of 256 for each GPU, a thousandth of it as rate, mixup in long runs."""
+    total = 256 * gpus
+    mixup = 0.2 if epochs == 250 else 0.0
+    rates = RATES[gpus, epochs]
+    return Shipped(gpus, batch, total, total // (batch * gpus), total / 1000, gpus, epochs, mixup, backend, rates)
+
+
 REFERENCE = {
-    "dgx1_50e:fp16": (8, 2048, 1, 2.048, 8, 50, 0.0),
-    "dgx1_90e:fp16": (8, 2048, 1, 2.048, 8, 90, 0.0),
-    "dgx1_250e:fp16": (8, 2048, 1, 2.048, 8, 250, 0.2),
-    "dgx1_90e:fp32": (8, 2048, 2, 2.048, 8, 90, 0.0),
-    "dgx1_250e:fp32": (8, 2048, 2, 2.048, 8, 250, 0.2),
-    "dgx2_50e:fp16": (16, 4096, 1, 4.096, 16, 50, 0.0),
-    "dgx2_90e:fp16": (16, 4096, 1, 4.096, 16, 90, 0.0),
-    "dgx2_250e:fp32": (16, 4096, 2, 4.096, 16, 250, 0.2),
-    "dgxa100_90e:bf16": (8, 2048, 1, 2.048, 8, 90, 0.0),
-    "dgxa100_90e:tf32": (8, 2048, 1, 2.048, 8, 90, 0.0),
-    "dgxa100_250e:fp16": (8, 2048, 1, 2.048, 8, 250, 0.2),
+    **{f"dgx1_{epochs}e:fp16": shipped(8, epochs) for epochs in (50, 90, 250)},
+    **{f"dgx1_{epochs}e:fp32": shipped(8, epochs, batch=128) for epochs in (50, 90, 250)},
+    **{f"dgx2_{epochs}e:fp16": shipped(16, epochs, backend="dali-gpu") for epochs in (50, 90, 250)},
+    **{f"dgx2_{epochs}e:fp32": shipped(16, epochs, batch=128, backend="dali-gpu") for epochs in (50, 90, 250)},
+    **{f"dgxa100_{e}e:{p}": shipped(8, e) for e in (90, 250) for p in ("bf16", "fp16", "tf32", "fp32")},
 }
 
 
 @pytest.mark.parametrize("name", REFERENCE)
 def test_reference_configs(name: str) -> None:
-    devices, global_batch, passes, peak, warmup, epochs, mixup = REFERENCE[name]
+    wanted = REFERENCE[name]
     stem, _, variant = name.partition(":")
-    config, run_name = configs.load(f"configs/{stem}.py:{variant}")
-    configs.validate(config)
-    plan = make_plan(config, num_images=1281167, num_devices=devices)
+    plain, run_name = configs.load(f"configs/{stem}.py:{variant}")
+    exact = configs.override(plain, [("recipe.exact_reference", "true")])
     assert run_name == f"{stem}-{variant}"
-    assert (plan.global_batch, plan.accumulation, config.recipe.warmup_epochs) == (global_batch, passes, warmup)
-    assert plan.peak_lr == pytest.approx(peak)
-    assert plan.steps_per_epoch == 1281167 // global_batch
-    assert (config.epochs, config.recipe.mixup, config.precision) == (epochs, mixup, variant)
-    assert config.recipe.weight_decay == 3.0517578125e-05
-    assert (config.recipe.momentum, config.recipe.label_smoothing) == (0.875, 0.1)
-    assert (config.loss_scale.mode, config.loss_scale.init) == ("static", 128)
-    assert config.data.backend == ("dali-gpu" if stem.startswith("dgx2") else "dali-cpu")
+    for config in (plain, exact):
+        configs.validate(config)
+        plan = make_plan(config, num_images=1281167, num_devices=wanted.machine)
+        assert (plan.global_batch, plan.accumulation) == (wanted.global_batch, wanted.passes)
+        assert plan.peak_lr == pytest.approx(wanted.peak)
+        assert plan.steps_per_epoch == 1281167 // wanted.global_batch
+        recipe = config.recipe
+        assert (config.batch_size, config.epochs, config.precision) == (wanted.batch, wanted.epochs, variant)
+        assert (recipe.schedule, recipe.warmup_epochs, recipe.mixup) == ("cosine", wanted.warmup, wanted.mixup)
+        assert recipe.weight_decay == 3.0517578125e-05
+        assert (recipe.momentum, recipe.nesterov, recipe.label_smoothing) == (0.875, False, 0.1)
+        assert (config.loss_scale.mode, config.loss_scale.init) == ("static", 128)
+        assert (config.model.arch, config.model.init, config.model.zero_init_last_gamma) == ("resnet50", "fanin", False)
+        assert config.data.backend == wanted.backend
+        assert (config.data.image_size, config.data.resize, config.data.flip) == (224, 256, 0.5)
+        assert (config.data.crop_area, config.data.crop_aspect) == ((0.08, 1.0), (3 / 4, 4 / 3))
+        rate, steps = build_schedule(config, plan), plan.steps_per_epoch
+        for epoch, lr in wanted.rates.items():
+            # The default reaches the reference's rate at the end of a warm-up epoch, later at the beginning.
+            step = (epoch + 1) * steps - 1 if epoch < wanted.warmup else epoch * steps
+            assert float(rate(step)) == pytest.approx(lr, rel=1e-4)
+            if config is exact:
+                assert float(rate(epoch * steps)) == float(rate((epoch + 1) * steps - 1))
+
+
+def test_exact_reference_switches_every_quirk() -> None:
+    config = configs.override(default.get_config(), [("recipe.exact_reference", "true")])
+    configs.validate(config)
+    before = configs.flatten(default.get_config())
+    changed = {key: value for key, value in configs.flatten(config).items() if before[key] != value}
+    assert changed == {
+        "recipe.exact_reference": True,
+        "recipe.lr_update": "epoch",
+        "recipe.decay_mask": "reference",
+        "recipe.running_average": "first",
+        "data.transform": "dali",
+        "model.se_units": 16,
+    }
+    contradicting = [("recipe.lr_update", "step"), ("recipe.exact_reference", "true")]
+    with pytest.raises(UserError, match=r"exact_reference=True stands for config.recipe.lr_update='epoch', which is"):
+        configs.validate(configs.override(default.get_config(), contradicting))
+    # Read back from a run's JSON it stays what it was, and switching it off leaves the keys alone.
+    again = configs.from_tree(json.loads(configs.to_json(config)))
+    assert configs.flatten(configs.override(again, [])) == configs.flatten(config)
+    off = configs.override(again, [("recipe.exact_reference", "false"), ("recipe.lr_update", "step")])
+    configs.validate(off)
+    assert (off.recipe.lr_update, off.recipe.decay_mask) == ("step", "reference")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([("model.widths", "(64, 128)")], "has 2 stages, but config.model.stages=(3, 4, 6, 3)"),
+        ([("model.stages", "(1, 1)"), ("model.widths", "(8, 0)")], "integers >= 1, such as"),
+        ([("model.arch", "resnext50-32x4d"), ("model.width", "8")], "a multiple of 16, and config.model.width"),
+        ([("recipe.milestones", "30")], "must be integers >= 1, such as (30, 60, 80)"),
+        ([("recipe.schedule", "exponential")], "one of 'cosine', 'linear', 'step'"),
+        ([("report.dle_json", "metrics.jsonl")], "name the same file"),
+    ],
+)
+def test_impossible_models_and_recipes(overrides: list[tuple[str, str]], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        configs.validate(configs.override(default.get_config(), overrides))
+
+
+def test_config_builds_the_model_it_describes() -> None:
+    overrides = [("model.stages", "(1, 2)"), ("model.widths", "(8, 24)"), ("model.width", "16")]
+    overrides += [
+        ("model.arch", "se-resnet50"),
+        ("model.se_units", "4"),
+        ("model.init", "classic"),
+        ("precision", "fp32"),
+    ]
+    config = configs.override(default.get_config(), overrides)
+    configs.validate(config)
+    model = build_model(config, num_classes=3, platform="gpu")
+    assert model.variant.stages == (1, 2) and model.variant.se
+    assert (model.width, model.widths, model.se_units, model.fan, model.lowering) == (
+        16,
+        (8, 24),
+        4,
+        "fan_out",
+        "native",
+    )
 
 
 def test_all_shipped_configs_load_in_every_variant() -> None:

@@ -30,7 +30,7 @@ def test_a_window_averages_and_times_its_steps() -> None:
     assert result["train.loss"] == 4.0
     assert result["train.top1"] == 25.0
     assert result["lr"] == 2.0
-    assert 0.05 <= result["train.data_time"] < 0.07
+    assert result["train.data_time"] >= 0.05
     assert result["train.total_ips"] == pytest.approx(100 / (result["train.data_time"] + result["train.compute_time"]))
     assert result["train.compute_ips"] == pytest.approx(100 / result["train.compute_time"])
     window.add(step(7.0))
