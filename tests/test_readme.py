@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
+from rn50_jax.rules import RULES
+
 README = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)( needs=\w+)?\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
@@ -35,7 +37,7 @@ def test_readme_commands_run(project: Path, process_env: dict[str, str]) -> None
     commands = [
         line for language, needs, text in BLOCKS if language == "bash" and not needs for line in text.splitlines()
     ]
-    assert len(commands) == 7
+    assert len(commands) == 11
     for command in commands:
         if command == "./scripts/test.sh":
             continue  # this is it
@@ -61,9 +63,17 @@ def test_other_commands_are_marked_and_well_formed() -> None:
             assert (REPO / config).is_file()
 
 
-def test_links_of_the_readme_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (REPO / target).exists(), target
+def test_links_of_the_documents_exist() -> None:
+    for page in (REPO / "README.md", *(REPO / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", page.read_text()):
+            assert (page.parent / target).exists(), (page, target)
+
+
+def test_every_option_of_the_recipe_is_explained() -> None:
+    page = (REPO / "docs/recipe.md").read_text()
+    for key in RULES:
+        if key.startswith(("recipe.", "model.")) and key not in ("model.num_classes", "model.conv_lowering"):
+            assert re.search(re.escape(key.removeprefix("model.")) + r"\b", page), key
 
 
 def test_requirements_for_cuda_12_list_the_same_packages() -> None:
@@ -90,7 +100,8 @@ def test_constraints_pin_every_requirement() -> None:
         (r"^\s*(import|from) orbax", {"checkpoint.py"}),
         (r"^\s*(import|from) nvidia", {"dali.py"}),
         (r"jax\.pmap\(|jax\.shard_map\(", {"parallel.py"}),
-        (r"^\s*(import|from) torch", set()),
+        (r"^\s*(import|from) torch", {"weight_files.py"}),
+        (r"^\s*(import|from) safetensors", {"weight_files.py"}),
     ],
 )
 def test_what_has_one_home_stays_there(pattern: str, home: set[str]) -> None:
