@@ -10,7 +10,7 @@ from configs import default
 
 def get_config() -> ConfigDict:
     config = default.get_config()
-    config.epochs = 6
+    config.epochs = 8
     config.batch_size = 32
     config.precision = "fp32"
 
