@@ -97,7 +97,7 @@ class DleLog:
     validates with: the smoothed loss, unless the run has no label smoothing or trains with mixup.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: the file cannot be written, or holds something else.
     """
 
     def __init__(self, path: Path, parameters: Mapping[str, Any], *, steps_per_epoch: int) -> None:
@@ -106,6 +106,8 @@ class DleLog:
         self._started = time.time()
         self._windows: list[tuple[int, Metrics]] = []
         try:
+            if path.exists() and path.read_bytes()[:5] not in (b"", b"DLLL "):
+                raise UserError(f"config.report.dle_json: {path} holds something else; choose another file")
             drop_half_a_line(path)
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
@@ -145,7 +147,7 @@ class DleLog:
         """
         epochs: dict[int, Metrics] = {}
         for text in self._path.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text.removeprefix("DLLL ")) if text.startswith("DLLL ") else {}
+            line = json.loads(text.removeprefix("DLLL "))
             step = line.get("step")
             if isinstance(step, list) and len(step) == 1:
                 epochs[step[0]] = line["data"]  # an epoch that was repeated after a kill counts once

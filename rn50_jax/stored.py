@@ -90,14 +90,15 @@ def load_weights(path: Path, overrides: Overrides) -> StoredModel:
     file = read_weights(path)
     architecture = infer_architecture(file.arrays, str(path))
     known = {f"data.{key}": file.meta[key] for key in ("image_size", "resize", "transform") if key in file.meta}
-    facts = {"precision": "fp32", **known, **architecture.keys}
+    values = {"precision": "fp32", **known, **architecture.keys}
     config, _ = configs.load(str(configs.DEFAULT))
-    config = configs.override(config, [*((key, str(value)) for key, value in facts.items()), *overrides])
+    config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
     devices = _prepare(config)
     model = build_model(config, num_classes=architecture.num_classes, platform=devices[0].platform)
     class_names = tuple(file.meta.get("class_names", ()))
     load = partial(_state_of, file, model, str(path))
-    return StoredModel(str(path), config, class_names, {"weights": str(path)}, devices, model, load)
+    facts = {"weights": str(path)} | {key: file.meta[key] for key in ("step",) if key in file.meta}
+    return StoredModel(str(path), config, class_names, facts, devices, model, load)
 
 
 def _prepare(config: ConfigDict) -> list[jax.Device]:

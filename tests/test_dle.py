@@ -12,6 +12,7 @@ from conftest import assert_user_error
 from test_train import popen, read_lines, wait_for
 
 from rn50_jax.dle import METRICS, DleLog
+from rn50_jax.errors import UserError
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -93,6 +94,14 @@ def test_a_killed_run_goes_on_with_the_same_file(
     assert run["data"]["val.top1"] == max(line["val.top1"] for line in ours)
     # With the reference's quirks the rate stays within an epoch: the peak in both of them.
     assert {round(line["data"]["lr"], 6) for line in logged(lines, 2)} == {0.02}
+
+
+@pytest.mark.parametrize("content", ["notes without an end of line", '{"a": 1}\n'])
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: str) -> None:
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(UserError, match=r"r\.json holds something else; choose another file"):
+        DleLog(tmp_path / "r.json", {"mixup": 0.0}, steps_per_epoch=10)
+    assert (tmp_path / "r.json").read_text() == content
 
 
 def test_an_unwritable_report_is_told_before_training(train_tiny: Train, tmp_path: Path) -> None:

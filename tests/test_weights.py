@@ -292,6 +292,7 @@ def test_weights_of_a_run_do_what_the_run_does(
     assert evaluations[0] == evaluations[1] == evaluations[2]
     # A foreign file does not know names and sizes: they can be given.
     assert run("convert", tmp_path / "w.npz", tmp_path / "w.pth").returncode == 0
+    assert torch.load(tmp_path / "w.pth", weights_only=True)["bn1.num_batches_tracked"] == 92  # the run's steps
     sizes = ("--config.data.image_size=32", "--config.data.resize=32")
     done = run("evaluate", "--weights", tmp_path / "w.pth", data, *sizes, "--json", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
