@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shutil
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,6 +29,10 @@ def open_manager(directory: Path, *, keep: int = 1, read_only: bool = False) -> 
       read_only: for evaluation beside a training run: nothing is changed or cleaned up.
     """
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax tells every step of its work
+    if not read_only and jax.process_index() == 0:
+        # What a killed run left half-written. Not by orbax, whose background thread outlives a run that ends at once.
+        for unfinished in directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
     newest_and_best = policies.AnyPreservationPolicy(
         [
             policies.LatestN(keep),
@@ -38,7 +43,6 @@ def open_manager(directory: Path, *, keep: int = 1, read_only: bool = False) -> 
         best_fn=_score,
         keep_checkpoints_without_metrics=False,
         preservation_policy=newest_and_best,
-        cleanup_tmp_directories=not read_only,
         read_only=read_only,
         create=not read_only,
     )

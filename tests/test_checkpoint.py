@@ -102,3 +102,13 @@ def test_unreadable_metadata_is_a_user_error(tmp_path: Path, state: TrainState) 
     (tmp_path / "c/1/meta/metadata").write_text("{")
     with pytest.raises(UserError, match=r"checkpoint .*/1 cannot be read .*remove that folder"):
         read(tmp_path / "c", "latest")
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path: Path, state: TrainState) -> None:
+    save(tmp_path / "c", state, {1: 1.0})
+    left = tmp_path / "c/2.orbax-checkpoint-tmp/state"
+    left.mkdir(parents=True)
+    with checkpoint.open_manager(tmp_path / "c", read_only=True):
+        assert left.exists()  # it may be another process's save
+    with checkpoint.open_manager(tmp_path / "c") as manager:
+        assert not left.parent.exists() and list(manager.all_steps()) == [1]
