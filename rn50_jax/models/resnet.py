@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from rn50_jax.models.conv import Conv
-from rn50_jax.models.norm import BatchNorm
+from rn50_jax.models.norm import BatchNorm, NormSync
 from rn50_jax.precision import Precision
 
 
@@ -126,6 +126,7 @@ class ResNet(nn.Module):
 
     width: channels of the stem. widths: of the stages; empty for width * (1, 2, 4, ...). fan: see `Conv`.
     se_units: hidden units of squeeze and excitation; 0 for a sixteenth of the block's channels.
+    sync: devices that share BatchNorm's statistics in training; None if none do.
     """
 
     variant: Variant
@@ -137,6 +138,7 @@ class ResNet(nn.Module):
     fan: str = "fan_in"
     zero_init_last_gamma: bool = False
     lowering: str = "native"
+    sync: NormSync | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -151,7 +153,7 @@ class ResNet(nn.Module):
         """
         dtype, matmul = self.precision.compute, self.precision.matmul
         conv = partial(Conv, fan=self.fan, dtype=dtype, precision=matmul, lowering=self.lowering)
-        norm = partial(BatchNorm, use_running_average=not train, dtype=dtype)
+        norm = partial(BatchNorm, use_running_average=not train, dtype=dtype, sync=self.sync)
         x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.variant.stages):
