@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     config.epochs = 90  # passes over the training images, also the length of the schedule; integer >= 1
     config.batch_size = 256  # images per device in one forward pass; integer >= 1
     config.precision = "bf16"  # convolutions and activations: fp32, tf32, bf16 or fp16; parameters and loss stay fp32
+    config.all_reduce = "fp32"  # gradients are averaged over devices in fp32, or rounded to bf16 at half the traffic
     config.parallel = "pmap"  # how the step is spread over devices: pmap or shard_map (same numbers)
 
     config.model = model = ConfigDict()
@@ -59,6 +60,8 @@ def get_config() -> ConfigDict:
     recipe.mixup_draw = "device"  # each device and forward pass draws its mixing, or global: all devices have the same
     recipe.optimizer_batch_size = 0  # global batch of one update, reached by accumulating gradients; 0: no accumulation
     recipe.running_average = "mean"  # of BatchNorm: mean of the devices' running statistics, or those of the first
+    recipe.bn_group = 1  # devices that share BatchNorm's batch statistics: 1, each its own; G, neighbours; 0, all
+    recipe.ema_decay = 0.0  # of moving averages of weights and running statistics, such as 0.9999; 0: none
     recipe.exact_reference = False  # True: all departures of NVIDIA's code from its documentation, see docs/recipe.md
 
     config.loss_scale = loss_scale = ConfigDict()  # only read with precision fp16
@@ -83,4 +86,7 @@ def get_config() -> ConfigDict:
     run.training_only = False  # skip validation
     run.evaluate = False  # validate the latest checkpoint instead of training
     run.save_checkpoints = True  # False: nothing to resume from
+    run.max_skipped_steps = 50  # steps in a row without finite gradients, all left out, that stop the run; integer >= 1
+    run.hang_timeout = 1800  # seconds without a finished step or batch until the run ends itself (the first: 10 times)
+    run.heartbeat_timeout = 60  # several processes: seconds until the others end after one has died; integer >= 10
     return config.lock()

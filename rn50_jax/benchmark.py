@@ -18,9 +18,10 @@ from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan, make_plan
-from rn50_jax.report import describe_devices, versions, write_json
+from rn50_jax.state import variables_of
 from rn50_jax.step import predict_step
 from rn50_jax.train import compile_steps
+from rn50_jax.workdir import describe_devices, versions, write_json
 
 
 def benchmark(config: ConfigDict, mode: str, *, steps: int, warmup: int) -> dict[str, Any]:
@@ -99,13 +100,13 @@ def _infer_timer(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> t
     one_step = partial(predict_step, model=model, axis_name=parallel.AXIS)
     step = parallel.spread(one_step, mesh, mode=config.parallel, stacked=True)
     batch = synthetic_batch(config, config.batch_size, mesh)
-    state = parallel.replicate(build_state(config, model), mesh)
+    variables = parallel.replicate(variables_of(build_state(config, model))["val"], mesh)
 
     def run(count: int) -> list[float]:
         seconds = []
         for _ in range(count):
             start = time.perf_counter()
-            jax.block_until_ready(step(state, batch))
+            jax.block_until_ready(step(variables, batch))
             seconds.append(time.perf_counter() - start)
         return seconds
 

@@ -7,6 +7,7 @@ import optax
 from ml_collections import ConfigDict
 
 from rn50_jax.models.conv import INITS
+from rn50_jax.models.norm import NormSync
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.optim import Schedule, make_schedule, sgd
 from rn50_jax.plan import Plan
@@ -15,8 +16,13 @@ from rn50_jax.state import TrainState, init_state
 from rn50_jax.step import TrainOptions
 
 
-def build_model(config: ConfigDict, *, num_classes: int, platform: str) -> ResNet:
-    """The config's model. `platform` ("cpu", "gpu") decides how `model.conv_lowering="auto"` writes convolutions."""
+def build_model(config: ConfigDict, *, num_classes: int, platform: str, sync: NormSync | None = None) -> ResNet:
+    """The config's model.
+
+    Args:
+      platform: "cpu" or "gpu", decides how `model.conv_lowering="auto"` writes convolutions.
+      sync: devices that share BatchNorm's statistics; of use in training only.
+    """
     variant = FAMILY[config.model.arch]
     return ResNet(
         variant=variant._replace(stages=config.model.stages or variant.stages),
@@ -28,6 +34,7 @@ def build_model(config: ConfigDict, *, num_classes: int, platform: str) -> ResNe
         fan=INITS[config.model.init],
         zero_init_last_gamma=config.model.zero_init_last_gamma,
         lowering=conv_lowering(config, platform),
+        sync=sync,
     )
 
 
@@ -78,6 +85,8 @@ def build_options(config: ConfigDict, accumulation: int) -> TrainOptions:
         mixup_draw=config.recipe.mixup_draw,
         running_average=config.recipe.running_average,
         accumulation=accumulation,
+        all_reduce=config.all_reduce,
+        ema_decay=config.recipe.ema_decay,
         scaling=scaling if config.precision == "fp16" else None,
         seed=config.seed,
     )
@@ -94,6 +103,7 @@ def build_state(config: ConfigDict, model: ResNet, *, abstract: bool = False) ->
             seed=config.seed,
             image_size=config.data.image_size,
             loss_scale=loss_scale,
+            ema=config.recipe.ema_decay > 0,
         )
 
     return jax.eval_shape(init) if abstract else jax.jit(init)()

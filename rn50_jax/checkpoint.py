@@ -17,15 +17,14 @@ from rn50_jax.errors import UserError
 from rn50_jax.state import TrainState
 
 CheckpointManager: TypeAlias = ocp.CheckpointManager
-FORMAT = 1
-BEST_BY = "val.top1"
+FORMAT = 2
 
 
 def open_manager(directory: Path, *, keep: int = 1, read_only: bool = False) -> CheckpointManager:
     """Opens the checkpoints of a run; use it in a `with`, whose end waits for saves that are still being written.
 
     Args:
-      keep: newest checkpoints to keep; the best by `val.top1` is kept besides.
+      keep: newest checkpoints to keep; the best by `val.top1` or `val_ema.top1` is kept besides.
       read_only: for evaluation beside a training run: nothing is changed or cleaned up.
     """
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax tells every step of its work
@@ -49,10 +48,15 @@ def open_manager(directory: Path, *, keep: int = 1, read_only: bool = False) -> 
     return ocp.CheckpointManager(directory.resolve(), options=options)
 
 
+def ema_is_better(metrics: dict[str, float]) -> bool:
+    """Whether a checkpoint's averaged weights validated better than the live ones, or neither was validated."""
+    return "val.top1" not in metrics or metrics["val_ema.top1"] >= metrics["val.top1"]
+
+
 def _score(metrics: dict[str, float]) -> float:
     # NaN would win every comparison in orbax' ranking.
-    top1 = metrics.get(BEST_BY, math.nan)
-    return top1 if math.isfinite(top1) else -1.0
+    top1 = [metrics.get(name, math.nan) for name in ("val.top1", "val_ema.top1")]
+    return max((value for value in top1 if math.isfinite(value)), default=-1.0)
 
 
 def save(manager: CheckpointManager, state: TrainState, meta: dict[str, Any], metrics: dict[str, float]) -> None:
@@ -60,7 +64,8 @@ def save(manager: CheckpointManager, state: TrainState, meta: dict[str, Any], me
 
     Args:
       meta: JSON values to find again in `read_meta`: step, epoch, config, class_names.
-      metrics: validation metrics; may be empty. `val.top1` decides which checkpoint is the best.
+      metrics: validation metrics; may be empty. the larger of `val.top1` and
+        `val_ema.top1` decides which checkpoint is the best.
     """
     arrays = jax.device_get(flax.serialization.to_state_dict(state))
     metrics = {name: float(value) for name, value in metrics.items()}

@@ -7,7 +7,7 @@ import jax
 
 from rn50_jax import config as configs
 from rn50_jax import errors
-from rn50_jax.stored import load_run, load_weights
+from rn50_jax.stored import add_run_arguments, load_run, load_weights
 from rn50_jax.weight_files import SUFFIXES, WeightFile, write_weights
 from rn50_jax.weights import to_torch
 
@@ -22,21 +22,24 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("source", type=Path, help="work folder of a run, or a weight file")
     parser.add_argument("target", type=Path, help=f"file to write: {', '.join(SUFFIXES)}")
-    parser.add_argument("--checkpoint", default="best", help="of the run: best (default), latest or a step number")
+    add_run_arguments(parser)
     args, overrides = configs.parse_args(parser, argv)
 
     # Nothing is computed here: any machine and precision will do.
     overrides = [("data.backend", "synthetic"), ("precision", "fp32"), *overrides]
     from_run = args.source.is_dir()
-    stored = load_run(args.source, args.checkpoint, overrides) if from_run else load_weights(args.source, overrides)
-    state = stored.load()
+    if from_run:
+        stored = load_run(args.source, args.checkpoint, overrides, ema=args.ema)
+    else:
+        stored = load_weights(args.source, overrides)
+    variables = stored.load()
     data = stored.config.data
     meta = {"class_names": list(stored.class_names)} if stored.class_names else {}
     if from_run or meta:
         meta |= {"image_size": data.image_size, "resize": data.resize, "transform": data.transform}
     meta |= {key: stored.facts[key] for key in ("step",) if key in stored.facts}
-    write_weights(args.target, WeightFile(to_torch(state.params, state.batch_stats), meta))
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    write_weights(args.target, WeightFile(to_torch(**variables), meta))
+    parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     print(f"{stored.name}: {stored.config.model.arch}, {parameters:,} parameters, {stored.model.num_classes} classes")
     print(f"written to {args.target}")
     return 0

@@ -1,7 +1,9 @@
 """Mistakes that a user can mend, and how every command ends."""
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -11,6 +13,16 @@ class UserError(Exception):
 
     The message is one line that names the thing and the fix. Commands print it, no traceback, and exit with code 2.
     """
+
+
+class RunStopped(Exception):
+    """A run that must not go on: its training diverges, or its processes do.
+
+    The message is one line that says what was seen and what to try. Commands print it and exit with `EXIT_STOPPED`.
+    """
+
+
+EXIT_STOPPED = 3
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -24,17 +36,30 @@ class CommandLine(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Runs a command's `main(argv) -> exit code` and ends the process.
+def tell(error: BaseException) -> int:
+    """Prints what ended a command, in one line unless it was unexpected, and returns the exit code.
 
-    Exit codes: 0 done, 1 some inputs failed, 2 a mistake in the call or its inputs, 130 interrupted.
+    Exit codes: 0 done, 1 some inputs failed or an unexpected error, 2 a mistake in the call or its inputs, 3 the run
+    stopped itself, 130 interrupted.
     """
+    if isinstance(error, UserError | RunStopped):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, UserError) else EXIT_STOPPED
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    return 1
+
+
+def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Runs a command's `main(argv) -> exit code` and ends the process, see `tell`."""
     try:
         code = main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+    except (Exception, KeyboardInterrupt) as error:
+        code = tell(error)
+    if code and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        # An orderly exit would wait for the other processes, which may be waiting for this one.
+        os._exit(code)
     sys.exit(code)

@@ -17,30 +17,35 @@ from rn50_jax.data.feed import eval_batches
 from rn50_jax.data.folder import check_class_names
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import ResNet
-from rn50_jax.report import validation_text, write_json
-from rn50_jax.state import TrainState
+from rn50_jax.report import validation_text
+from rn50_jax.state import Variables
 from rn50_jax.step import Batch, Metrics, eval_step
 from rn50_jax.stored import StoredModel, add_source_arguments, load_model
+from rn50_jax.workdir import write_json
+
+EvalStep = Callable[[Variables, Batch], Metrics]
 
 
-def evaluate(
-    step: Callable[[TrainState, Batch], Metrics], state: TrainState, batches: Iterator[Batch]
-) -> dict[str, float]:
+def evaluate(step: EvalStep, variables: dict[str, Variables], batches: Iterator[Batch]) -> dict[str, float]:
     """Runs the compiled `eval_step` over all batches and divides the exact sums once, at the end.
 
+    Args:
+      variables: what to evaluate by the prefix of its metrics, see `state.variables_of`; all see the same batches.
+
     Returns:
-      val.top1 and val.top5 in per cent, val.loss (plain cross-entropy), val.loss_smoothed if the step has it, and
-      val.images; val.total_ips and val.compute_ips in images per second, with and without the time spent waiting for
-      data; val.data_time and val.compute_latency in seconds per batch, the latter also at quantiles (_at95, _at99,
-      _at100). The first batch, which may have to compile, does not count in the times unless it is alone.
+      For each prefix, "val" as an example: val.top1 and val.top5 in per cent, val.loss (plain cross-entropy) and
+      val.loss_smoothed if the step has it. Then val.images; val.total_ips and val.compute_ips in images per second,
+      with and without the time spent waiting for data; val.data_time and val.compute_latency in seconds per batch,
+      the latter also at quantiles (_at95, _at99, _at100). The first batch, which may have to compile, does not count
+      in the times unless it is alone.
     """
-    sums: list[Metrics] = []
+    sums: list[dict[str, Metrics]] = []
     waited: list[float] = []
     ready = [time.perf_counter()]
     before = ready[0]
     for batch in batches:
         waited.append(time.perf_counter() - before)
-        sums.append(step(state, batch))
+        sums.append({prefix: step(weights, batch) for prefix, weights in variables.items()})
         if len(sums) > 1:
             # One batch stays queued: the device never idles, and batches cannot pile up in its memory.
             jax.block_until_ready(sums[-2])
@@ -48,29 +53,33 @@ def evaluate(
         before = time.perf_counter()
     host = jax.device_get(sums)
     ready.append(time.perf_counter())
-    total = {key: float(np.sum([s[key] for s in host], dtype=np.float64)) for key in host[0]}
-    images = counted = total["images"]
-    intervals, waits = np.diff(ready), np.array([*waited[1:], 0.0])  # while a batch runs, the next one is waited for
+    result: dict[str, float] = {}
+    for prefix in variables:
+        part = [batch_sums[prefix] for batch_sums in host]
+        total = {key: float(np.sum([s[key] for s in part], dtype=np.float64)) for key in part[0]}
+        images = total.pop("images")
+        for key, value in total.items():
+            result[f"{prefix}.{key}"] = (100 if key.startswith("top") else 1) * value / images
+    per_batch = np.array([next(iter(batch_sums.values()))["images"] for batch_sums in host], np.float64)
+    return result | {"val.images": int(images)} | _times(per_batch, np.array(waited), np.array(ready))
+
+
+def _times(images: np.ndarray, waited: np.ndarray, ready: np.ndarray) -> dict[str, float]:
+    """Speeds and latencies from when each batch had arrived and was ready, and how long each was waited for."""
+    intervals, waits = np.diff(ready), np.append(waited[1:], 0.0)  # while a batch runs, the next one is waited for
     waits[0] += waited[0]
-    if len(host) > 1:
-        intervals, waits = intervals[1:], waits[1:]
-        counted -= float(host[0]["images"])
+    if len(images) > 1:
+        intervals, waits, images = intervals[1:], waits[1:], images[1:]
     latencies = np.maximum(intervals - waits, 1e-9)
     result = {
-        "val.top1": 100 * total["top1"] / images,
-        "val.top5": 100 * total["top5"] / images,
-        "val.loss": total["loss"] / images,
-        "val.images": int(images),
-        "val.total_ips": counted / float(np.sum(intervals)),
-        "val.compute_ips": counted / float(np.sum(latencies)),
+        "val.total_ips": float(np.sum(images) / np.sum(intervals)),
+        "val.compute_ips": float(np.sum(images) / np.sum(latencies)),
         "val.data_time": float(np.mean(waits)),
         "val.compute_latency": float(np.mean(latencies)),
     }
     for percent in (95, 99, 100):
         at = np.quantile(latencies, percent / 100, method="nearest")
         result[f"val.compute_latency_at{percent}"] = float(at)
-    if "loss_smoothed" in total:
-        result["val.loss_smoothed"] = total["loss_smoothed"] / images
     return result
 
 
@@ -78,7 +87,7 @@ def evaluate_stored(stored: StoredModel) -> dict[str, Any]:
     """Evaluates a run's checkpoint or a weight file on `val/` of its config's data.
 
     Returns:
-      The metrics of `evaluate` and `stored.facts`.
+      The metrics of `evaluate`, named val.* for averaged weights too, and `stored.facts`.
 
     Raises:
       UserError: the data's classes are not those of the model, or the state cannot be read.
@@ -93,12 +102,12 @@ def evaluate_stored(stored: StoredModel) -> dict[str, Any]:
             f"{stored.model.num_classes} classes; pass --config.data.dir=DIR"
         )
     mesh = parallel.make_mesh(stored.devices)
-    state = parallel.replicate(stored.load(), mesh)
+    variables = parallel.replicate(stored.load(), mesh)
     compiled = parallel.spread(make_eval_step(config, stored.model), mesh, mode=config.parallel)
-    return evaluate(compiled, state, eval_batches(config, dataset.val, mesh)) | stored.facts
+    return evaluate(compiled, {"val": variables}, eval_batches(config, dataset.val, mesh)) | stored.facts
 
 
-def make_eval_step(config: ConfigDict, model: ResNet) -> Callable[[TrainState, Batch], Metrics]:
+def make_eval_step(config: ConfigDict, model: ResNet) -> EvalStep:
     """The evaluation step of one device, the same in training and afterwards."""
     return partial(eval_step, model=model, axis_name=parallel.AXIS, label_smoothing=config.recipe.label_smoothing)
 

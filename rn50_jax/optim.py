@@ -49,6 +49,17 @@ def sgd(
     )
 
 
+def moving_average(average: Any, live: Any, *, decay: float, updates: jax.Array) -> Any:
+    """Exponential moving average of a tree: a <- d * a + (1 - d) * x, with d = min(decay, (1 + t) / (10 + t)).
+
+    t is the number of `updates` (int32 []) before this one: while they are few, the average follows closely and
+    forgets its random start (the warm-up of TensorFlow's ExponentialMovingAverage and of timm's ModelEmaV3).
+    """
+    t = updates.astype(float)
+    d = jnp.minimum(decay, (1 + t) / (10 + t))
+    return jax.tree.map(lambda a, x: a + (1 - d) * (x - a), average, live)
+
+
 SCHEDULES = ("cosine", "linear", "step")
 
 

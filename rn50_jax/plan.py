@@ -33,6 +33,9 @@ def make_plan(config: ConfigDict, *, num_images: int, num_devices: int) -> Plan:
             f"config.recipe.optimizer_batch_size={target} is not a multiple of batch_size {config.batch_size} x "
             f"{num_devices} device(s) = {forward_batch}; use {options}, or 0 for no accumulation"
         )
+    group = config.recipe.bn_group
+    if group and num_devices % group:
+        raise UserError(f"config.recipe.bn_group={group} does not divide {num_devices} device(s); use 1 or 0 (all)")
     if num_images < target:
         largest = num_images // num_devices
         if not largest:

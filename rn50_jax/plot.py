@@ -32,7 +32,8 @@ def read_metrics(path: Path) -> dict[str, Points]:
                 break  # a killed run may leave half a line
             raise UserError(f"{path}, line {number} is not JSON; remove it") from None
         for name, value in line.items():
-            series.setdefault(name, {})[line["step"]] = value
+            if value is not None:  # not finite
+                series.setdefault(name, {})[line["step"]] = value
     return series
 
 
@@ -42,7 +43,13 @@ def plot_run(metrics_file: Path, target: Path) -> None:
     epochs = _epoch_of(series)
     figure = Figure(figsize=(11, 7), layout="constrained")
     loss, accuracy, rate, speed = figure.subplots(2, 2).flat
-    _draw(loss, series, epochs, {"train.loss": "training", "val.loss": "validation"}, "loss")
+    _draw(
+        loss,
+        series,
+        epochs,
+        {"train.loss": "training", "val.loss": "validation", "val_ema.loss": "averaged weights"},
+        "loss",
+    )
     losses = [*series.get("train.loss", {}).values(), *series.get("val.loss", {}).values()]
     if losses and max(losses) > 10 * sorted(losses)[len(losses) // 2] and min(losses) > 0:
         loss.set_yscale("log")  # one early validation must not flatten the rest
@@ -50,7 +57,12 @@ def plot_run(metrics_file: Path, target: Path) -> None:
         accuracy,
         series,
         epochs,
-        {"train.top1": "training top-1", "val.top1": "validation top-1", "val.top5": "validation top-5"},
+        {
+            "train.top1": "training top-1",
+            "val.top1": "validation top-1",
+            "val.top5": "validation top-5",
+            "val_ema.top1": "averaged weights top-1",
+        },
         "accuracy, %",
     )
     _draw(rate, series, epochs, {"lr": "learning rate"}, "learning rate")
@@ -70,7 +82,9 @@ def _epoch_of(series: dict[str, Points]) -> Points:
 def _draw(axes: Axes, series: dict[str, Points], epochs: Points, labels: dict[str, str], title: str) -> None:
     for name, label in labels.items():
         points = sorted(series.get(name, {}).items())
-        marker = "o" if name.startswith("val.") else ""
+        if not points and name.startswith("val_ema."):
+            continue
+        marker = "o" if name.startswith("val") else ""
         axes.plot([epochs[step] for step, _ in points], [value for _, value in points], marker=marker, label=label)
     axes.set_xlabel("epoch" if series.get("val.top1") else "step")
     axes.set_ylabel(title)

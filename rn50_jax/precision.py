@@ -24,15 +24,17 @@ PRECISIONS = {
 
 
 class LossScale(NamedTuple):
-    """State of loss scaling: arrays only, all scalars.
+    """State of loss scaling and count of the steps left out, in any precision: arrays only, all scalars.
 
-    value: float32, what the loss is multiplied by. good_steps: int32, finite steps in a row.
-    skipped: int32, steps left out since the start of the run because a gradient was not finite.
+    value: float32, what the loss is multiplied by. good_steps: int32, finite steps in a row since the scale moved.
+    skipped: int32, steps left out since the start of the run because the loss or a gradient was not finite.
+    skipped_in_a_row: int32, how many of them up to now without a good one between.
     """
 
     value: jax.Array
     good_steps: jax.Array
     skipped: jax.Array
+    skipped_in_a_row: jax.Array
 
 
 class Scaling(NamedTuple):
@@ -48,25 +50,26 @@ class Scaling(NamedTuple):
 def init_loss_scale(init: float) -> LossScale:
     """A fresh loss scale of value `init`."""
     zero = jnp.zeros((), jnp.int32)
-    return LossScale(value=jnp.asarray(init, jnp.float32), good_steps=zero, skipped=zero)
+    return LossScale(jnp.asarray(init, jnp.float32), good_steps=zero, skipped=zero, skipped_in_a_row=zero)
 
 
-def update_loss_scale(scale: LossScale, finite: jax.Array, rules: Scaling) -> LossScale:
+def update_loss_scale(scale: LossScale, finite: jax.Array, rules: Scaling | None) -> LossScale:
     """The loss scale after a step (Micikevicius et al. 2018, arXiv:1710.03740).
 
     Args:
       scale: the scale that the step used.
       finite: bool [], whether every gradient of the step was finite.
-      rules: growth, backoff and floor. The scale never grows beyond 2**24.
+      rules: growth, backoff and floor; None without loss scaling. The scale never grows beyond 2**24.
     """
     good_steps = jnp.where(finite, scale.good_steps + 1, 0)
     skipped = scale.skipped + jnp.where(finite, 0, 1)
-    if not rules.dynamic:
-        return LossScale(scale.value, good_steps, skipped)
+    in_a_row = jnp.where(finite, 0, scale.skipped_in_a_row + 1)
+    if rules is None or not rules.dynamic:
+        return LossScale(scale.value, good_steps, skipped, in_a_row)
     grow = good_steps >= rules.growth_interval
     value = jnp.where(grow, jnp.minimum(scale.value * rules.growth, 2.0**24), scale.value)
     value = jnp.where(finite, value, jnp.maximum(scale.value * rules.backoff, rules.floor))
-    return LossScale(value, jnp.where(grow, 0, good_steps), skipped)
+    return LossScale(value, jnp.where(grow, 0, good_steps), skipped, in_a_row)
 
 
 def all_finite(tree: object) -> jax.Array:

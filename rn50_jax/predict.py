@@ -32,14 +32,14 @@ def predict(stored: StoredModel, images: np.ndarray) -> np.ndarray:
     mesh = parallel.make_mesh(stored.devices[:1])
     step = partial(predict_step, model=stored.model, axis_name=parallel.AXIS)
     compiled = parallel.spread(step, mesh, mode=stored.config.parallel, stacked=True)
-    state = parallel.replicate(stored.load(), mesh)
+    variables = parallel.replicate(stored.load(), mesh)
     size = min(_BATCH, len(images))
     parts = []
     for start in range(0, len(images), size):
         part = images[start : start + size]
         padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
         batch = {"image": parallel.shard([padded], mesh)}
-        parts.append(np.asarray(compiled(state, batch))[0, : len(part)])
+        parts.append(np.asarray(compiled(variables, batch))[0, : len(part)])
     return np.concatenate(parts)
 
 

@@ -1,87 +1,28 @@
-"""What a run tells: console lines, a live progress bar, `metrics.jsonl` and the files that describe the run."""
+"""What a run tells: console lines, a live progress bar and `metrics.jsonl`."""
 
-import importlib.metadata
 import json
-import platform
+import math
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from rn50_jax import __version__
-from rn50_jax.config import to_json
-from rn50_jax.dle import DleLog, drop_half_a_line
-from rn50_jax.errors import UserError
+from rn50_jax.data.folder import Dataset
+from rn50_jax.dle import DleLog, dle_parameters, drop_half_a_line
+from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy")
-_DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that can change a result."""
-    found = {"rn50_jax": __version__, "python": platform.python_version()}
-    for package in (*_PACKAGES, *_DALI):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def describe_devices(devices: Sequence[jax.Device]) -> str:
-    """For example "8 x NVIDIA H100 80GB HBM3"."""
-    return f"{len(devices)} x {devices[0].device_kind}"
-
-
-def make_workdir(workdir: Path) -> None:
-    """Creates the work folder.
-
-    Raises:
-      UserError: it cannot be created or written to.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        reason = "it is a file" if workdir.is_file() else error.strerror
-        raise UserError(f"cannot write to the work folder {workdir}: {reason}; choose another --workdir") from error
-
-
-def write_run_files(workdir: Path, config: ConfigDict, devices: Sequence[jax.Device], argv: Sequence[str]) -> None:
-    """Writes `config.json` (resolved) and `run.json` (command, start, devices, versions) to the work folder."""
-    facts = {
-        "command": ["python", "-m", "rn50_jax.train", *argv],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "devices": describe_devices(devices),
-        "versions": versions(),
-    }
-    (workdir / "config.json").write_text(to_json(config), encoding="utf-8")
-    (workdir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Writes a command's result.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    try:
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+from rn50_jax.state import TrainState
+from rn50_jax.workdir import describe_devices, write_run_files
 
 
 class Window:
@@ -90,8 +31,8 @@ class Window:
     The first step of a process, which compiles, counts in the metrics but not in the times.
     """
 
-    def __init__(self, global_batch: int) -> None:
-        self._global_batch = global_batch
+    def __init__(self, global_batch: int, *, loss_scaling: bool) -> None:
+        self._global_batch, self._loss_scaling = global_batch, loss_scaling
         self._compiled = False
         self.restart()
 
@@ -125,17 +66,19 @@ class Window:
         """Waits for the last step, averages, and starts the next window.
 
         Returns:
-          train.loss; train.top1 in per cent; the last lr (and train.loss_scale, train.skipped_steps with float16);
-          train.data_time and train.compute_time in seconds per step; train.total_ips and train.compute_ips in images
-          per second, with and without waiting for data.
+          train.loss, of the steps that were not left out; train.top1 in per cent; the last lr; with float16
+          train.loss_scale; train.skipped_steps of the run so far and train.skipped_in_a_row, the longest row of the
+          window; train.data_time and train.compute_time in seconds per step; train.total_ips and train.compute_ips in
+          images per second, with and without waiting for data.
         """
         steps = jax.device_get(self._pending)
         seconds = time.perf_counter() - self._start
         timed = max(self._timed, 1)
         data_time = self._waited / timed
         compute_time = max(seconds - self._waited, 1e-9) / timed
+        losses = [s["loss"] for s in steps]
         result = {
-            "train.loss": float(np.mean([s["loss"] for s in steps])),
+            "train.loss": float(np.mean([x for x in losses if np.isfinite(x)] or losses)),
             "train.top1": 100 * float(np.mean([s["top1"] for s in steps])),
             "lr": float(steps[-1]["lr"]),
             "train.total_ips": self._global_batch / (data_time + compute_time) if self._timed else 0.0,
@@ -143,9 +86,10 @@ class Window:
             "train.data_time": data_time,
             "train.compute_time": compute_time,
         }
-        for name in ("loss_scale", "skipped_steps"):
-            if name in steps[-1]:
-                result[f"train.{name}"] = float(steps[-1][name])
+        result["train.skipped_steps"] = int(steps[-1]["skipped_steps"])
+        result["train.skipped_in_a_row"] = int(max(s["skipped_in_a_row"] for s in steps))
+        if self._loss_scaling:
+            result["train.loss_scale"] = float(steps[-1]["loss_scale"])
         self.restart()
         return result
 
@@ -154,17 +98,22 @@ class Report:
     """The console and the metrics file of one training run; use it in a `with`.
 
     The metrics file gets one JSON object a line: `time` (Unix seconds), `step`, `epoch` (from 1), and metrics.
-    It is appended to when a run resumes. `dle` gets the same in NVIDIA's format, and is closed with the report.
+    It is appended to when a run resumes; a metric that is not finite is null. Without a file nothing is written.
+    `dle` gets the same in NVIDIA's format, and is closed with the report.
     """
 
-    def __init__(self, metrics_file: Path, plan: Plan, epochs: int, first_step: int, dle: DleLog | None = None) -> None:
+    def __init__(
+        self, metrics_file: Path | None, plan: Plan, epochs: int, first_step: int, dle: DleLog | None = None
+    ) -> None:
         self._plan, self._epochs = plan, epochs
         self._reported = first_step
         self._console = Console(highlight=False, soft_wrap=True)
         self._stack = ExitStack()
-        drop_half_a_line(metrics_file)
         self._dle = self._stack.enter_context(dle) if dle else None
-        self._file = self._stack.enter_context(metrics_file.open("a", encoding="utf-8"))
+        self._file = None
+        if metrics_file:
+            drop_half_a_line(metrics_file)
+            self._file = self._stack.enter_context(metrics_file.open("a", encoding="utf-8"))
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -221,7 +170,9 @@ class Report:
         if metrics:
             self._write(step, epoch, metrics)
             self._validation_seconds = metrics["val.images"] / metrics["val.total_ips"]
-            self.line(f"epoch {epoch + 1:>3}/{self._epochs}  {validation_text(metrics)}")
+            for prefix in ("val", "val_ema"):
+                if f"{prefix}.top1" in metrics:
+                    self.line(f"epoch {epoch + 1:>3}/{self._epochs}  {validation_text(metrics, prefix)}")
 
     def end(self) -> None:
         """Reports the end of the run."""
@@ -229,22 +180,70 @@ class Report:
             self._dle.summary()
 
     def _write(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
-        line = {"time": round(time.time(), 3), "step": step, "epoch": epoch + 1} | metrics
+        if not self._file:
+            return
+        line: dict[str, float | None] = {"time": round(time.time(), 3), "step": step, "epoch": epoch + 1}
+        line |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
 
-def validation_text(metrics: dict[str, float]) -> str:
+def open_report(
+    config: ConfigDict, workdir: Path, mesh: Mesh, plan: Plan, first_step: int, argv: Sequence[str]
+) -> Report:
+    """Writes the files that describe the run and opens its report; only the first of several processes has files."""
+    if jax.process_index() > 0:
+        return Report(None, plan, config.epochs, first_step)
+    write_run_files(workdir, config, list(mesh.devices.flat), argv)
+    dle = None
+    if config.report.dle_json:
+        parameters = dle_parameters(config, plan, workdir)
+        dle = DleLog(workdir / config.report.dle_json, parameters, steps_per_epoch=plan.steps_per_epoch)
+    return Report(workdir / config.report.file, plan, config.epochs, first_step, dle)
+
+
+def print_summary(
+    config: ConfigDict, workdir: Path, mesh: Mesh, dataset: Dataset, plan: Plan, model: ResNet, state: TrainState
+) -> None:
+    """Says what the run will do."""
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+    size = config.data.image_size
+    batch_bytes = plan.device_batch * size * size * 3 * (config.data.prefetch + 2)
+    source = config.data.backend if config.data.backend == "synthetic" else f"{config.data.dir} ({config.data.backend})"
+    scaling = f", {config.loss_scale.mode} loss scale {config.loss_scale.init:g}" if config.precision == "fp16" else ""
+    rows = {
+        "run": f"{workdir}, seed {config.seed}",
+        "devices": f"{describe_devices(list(mesh.devices.flat))}, {config.parallel}",
+        "data": f"{source}: {len(dataset.train.labels)} training and {len(dataset.val.labels)} validation images, "
+        f"{len(dataset.class_names)} classes",
+        "model": f"{config.model.arch}, {parameters:,} parameters, {size} px",
+        "precision": f"{config.precision}{scaling}, {model.lowering} convolutions",
+        "batch": f"{config.batch_size} per device x {plan.num_devices} device(s) x {plan.accumulation} pass(es) = "
+        f"{plan.global_batch} per update",
+        "schedule": f"{config.epochs} epochs x {plan.steps_per_epoch} steps = {plan.total_steps} steps, "
+        f"{config.recipe.warmup_epochs} epoch(s) of warm-up, peak learning rate {plan.peak_lr:g}",
+        "memory": f"{state_bytes / 1e6:.0f} MB of state and {batch_bytes / 1e6:.1f} MB of images per device, "
+        "activations come on top",
+    }
+    for name, text in rows.items():
+        print(f"{name:<10} {text}", flush=True)
+
+
+def validation_text(metrics: dict[str, float], prefix: str = "val") -> str:
     """The numbers of a validation as one line, the same in training and offline evaluation."""
+    what = "validation" if prefix == "val" else "averaged  "
+    top1, top5, loss = (metrics[f"{prefix}.{name}"] for name in ("top1", "top5", "loss"))
     return (
-        f"validation  top-1 {metrics['val.top1']:.3f} %  top-5 {metrics['val.top5']:.3f} %  "
-        f"loss {metrics['val.loss']:.5f}  {metrics['val.images']:.0f} images  {metrics['val.total_ips']:.1f} img/s"
+        f"{what}  top-1 {top1:.3f} %  top-5 {top5:.3f} %  loss {loss:.5f}  "
+        f"{metrics['val.images']:.0f} images  {metrics['val.total_ips']:.1f} img/s"
     )
 
 
 def warn(text: str) -> None:
-    """Prints what the user should know but need not mend."""
-    print(f"note: {text}", file=sys.stderr)
+    """Prints, once for all processes, what the user should know but need not mend."""
+    if jax.process_index() == 0:
+        print(f"note: {text}", file=sys.stderr)
 
 
 def _clock(seconds: float) -> str:

@@ -51,6 +51,7 @@ RULES: dict[str, Rule] = {
     "epochs": _integer(1),
     "batch_size": _integer(1),
     "precision": _choice("fp32", "tf32", "bf16", "fp16"),
+    "all_reduce": _choice("fp32", "bf16"),
     "parallel": _choice("pmap", "shard_map"),
     "model.arch": _choice(*FAMILY),
     "model.stages": _integers("(3, 4, 6, 3), or () for those of model.arch"),
@@ -95,6 +96,8 @@ RULES: dict[str, Rule] = {
     "recipe.mixup_draw": _choice("device", "global"),
     "recipe.optimizer_batch_size": _integer(0),
     "recipe.running_average": _choice("mean", "first"),
+    "recipe.bn_group": _integer(0),
+    "recipe.ema_decay": _FRACTION,
     "recipe.exact_reference": _BOOLEAN,
     "loss_scale.mode": _choice("static", "dynamic"),
     "loss_scale.init": _number("from 1 to 2**24", lambda v: 1 <= v <= 2**24),
@@ -111,6 +114,9 @@ RULES: dict[str, Rule] = {
     "run.training_only": _BOOLEAN,
     "run.evaluate": _BOOLEAN,
     "run.save_checkpoints": _BOOLEAN,
+    "run.max_skipped_steps": _integer(1),
+    "run.hang_timeout": _integer(1),
+    "run.heartbeat_timeout": _integer(10),
 }
 
 # What `recipe.exact_reference=True` stands for: each departure of the reference's code from its own documentation, or

@@ -13,9 +13,9 @@ from jax import lax
 from rn50_jax.augment import draw_mixup, mixup, normalise
 from rn50_jax.losses import cross_entropy, top_k_hits
 from rn50_jax.models.resnet import ResNet
-from rn50_jax.optim import Schedule
+from rn50_jax.optim import Schedule, moving_average
 from rn50_jax.precision import Scaling, all_finite, update_loss_scale
-from rn50_jax.state import TrainState
+from rn50_jax.state import TrainState, Variables
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -26,6 +26,8 @@ class TrainOptions(NamedTuple):
 
     mixup_draw: "device", each device and pass draws its own mixing, or "global", all devices the same.
     running_average: "mean" averages BatchNorm's running statistics over the devices, "first" keeps device 0's.
+    all_reduce: "fp32", or "bf16" to average rounded gradients over the devices at half the traffic.
+    ema_decay: of the moving averages of parameters and running statistics; 0 if the state has none.
     scaling: None unless gradients need a loss scale (float16).
     """
 
@@ -34,6 +36,8 @@ class TrainOptions(NamedTuple):
     mixup_draw: str
     running_average: str
     accumulation: int
+    all_reduce: str
+    ema_decay: float
     scaling: Scaling | None
     seed: int
 
@@ -56,18 +60,19 @@ def train_step(
     """One update from `options.accumulation` forward and backward passes over equal slices of the batch.
 
     Gradients, and BatchNorm's running averages unless `options` says otherwise, are averaged over the devices of
-    `axis_name`; batch statistics stay per device and pass, as in the reference. With `options.scaling`, a step with
-    a gradient that is not finite leaves the whole state as it was, only the loss scale moves.
+    `axis_name`; batch statistics stay per pass and per device, or per group of them if the model has one. A step
+    whose loss or a gradient is not finite leaves the whole state as it was, only the loss scale and the counts of
+    `LossScale` move.
 
     Returns:
-      The new state and {"loss", "top1", "lr"}: float32 [], the same on every device; with scaling also "loss_scale"
-      and "skipped_steps". The loss is the objective (smoothed, unscaled); top1 a share of 1 (under mixup: of the first
-      image's label).
+      The new state and {"loss", "top1", "lr", "loss_scale"}: float32 [], {"skipped_steps", "skipped_in_a_row"}:
+      int32 [], the same on every device. The loss is the objective (smoothed, unscaled); top1 a share of 1 (under
+      mixup: of the first image's label); loss_scale the one that the step used.
     """
     device = lax.axis_index(axis_name)
     key = mixup_key(options.seed, state.step, device if options.mixup_draw == "device" else 0)
     grads, batch_stats, metrics = _accumulate(state, batch, key, model, options)
-    grads, metrics = lax.pmean((grads, metrics), axis_name)
+    grads, metrics = _average(grads, options.all_reduce, axis_name), lax.pmean(metrics, axis_name)
     if options.running_average == "mean":
         batch_stats = lax.pmean(batch_stats, axis_name)
     else:
@@ -76,15 +81,29 @@ def train_step(
     lr = learning_rate(state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda w, u: w - lr * u, state.params, updates)
-    new_state = TrainState(state.step + 1, params, batch_stats, opt_state, state.loss_scale)
-    metrics["lr"] = lr
-    if options.scaling is not None:
-        finite = all_finite(grads)
-        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
-        loss_scale = update_loss_scale(state.loss_scale, finite, options.scaling)
-        new_state = new_state._replace(loss_scale=loss_scale)
-        metrics |= {"loss_scale": state.loss_scale.value, "skipped_steps": loss_scale.skipped}
-    return new_state, metrics
+    ema = state.ema
+    if options.ema_decay:
+        live = {"params": params, "batch_stats": batch_stats}
+        ema = moving_average(ema, live, decay=options.ema_decay, updates=state.step)
+    new_state = TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.loss_scale)
+
+    finite = all_finite((grads, metrics["loss"]))
+    new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+    loss_scale = update_loss_scale(state.loss_scale, finite, options.scaling)
+    metrics |= {
+        "lr": lr,
+        "loss_scale": state.loss_scale.value,
+        "skipped_steps": loss_scale.skipped,
+        "skipped_in_a_row": loss_scale.skipped_in_a_row,
+    }
+    return new_state._replace(loss_scale=loss_scale), metrics
+
+
+def _average(grads: Any, all_reduce: str, axis_name: str) -> Any:
+    if all_reduce == "fp32":
+        return lax.pmean(grads, axis_name)
+    rounded = lax.psum(jax.tree.map(lambda g: g.astype(jnp.bfloat16), grads), axis_name)
+    return jax.tree.map(lambda r, g: r.astype(g.dtype) / lax.axis_size(axis_name), rounded, grads)
 
 
 def _accumulate(
@@ -135,15 +154,18 @@ def _add(a: Any, b: Any) -> Any:
 
 
 def eval_step(
-    state: TrainState, batch: Batch, *, model: ResNet, axis_name: str, label_smoothing: float = 0.0
+    variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, label_smoothing: float = 0.0
 ) -> Metrics:
     """Sums over the real images of all devices' batches, with the running BatchNorm statistics.
+
+    Args:
+      variables: {"params", "batch_stats"}, live or averaged.
 
     Returns:
       {"loss", "top1", "top5", "images"}: float32 [], weighted sums; loss is plain cross-entropy. With
       `label_smoothing` also "loss_smoothed".
     """
-    logits = _logits(state, batch["image"], model)
+    logits = _logits(variables, batch["image"], model)
     top1, top5 = top_k_hits(logits, batch["label"], 5)
     weight = batch["weight"]
 
@@ -162,13 +184,12 @@ def eval_step(
     return lax.psum(sums, axis_name)
 
 
-def predict_step(state: TrainState, batch: Batch, *, model: ResNet, axis_name: str) -> jax.Array:
+def predict_step(variables: Variables, batch: Batch, *, model: ResNet, axis_name: str) -> jax.Array:
     """Class probabilities, float32 [B, K]."""
     del axis_name  # every device answers for its own images
-    return jax.nn.softmax(_logits(state, batch["image"], model))
+    return jax.nn.softmax(_logits(variables, batch["image"], model))
 
 
-def _logits(state: TrainState, images: jax.Array, model: ResNet) -> jax.Array:
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+def _logits(variables: Variables, images: jax.Array, model: ResNet) -> jax.Array:
     logits: jax.Array = model.apply(variables, normalise(images), train=False)
     return logits

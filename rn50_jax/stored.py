@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rn50_jax import checkpoint, parallel
@@ -15,8 +14,7 @@ from rn50_jax import config as configs
 from rn50_jax.build import build_model, build_state
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import ResNet
-from rn50_jax.precision import init_loss_scale
-from rn50_jax.state import TrainState
+from rn50_jax.state import Variables, variables_of
 from rn50_jax.weight_files import WeightFile, read_weights
 from rn50_jax.weights import fit, infer_architecture
 
@@ -26,8 +24,9 @@ Overrides = Sequence[tuple[str, str]]
 class StoredModel(NamedTuple):
     """A model that can be loaded.
 
-    name: what it came from, for messages. class_names: empty where a weight file does not tell. facts: step, epoch and
-    checkpoint, of a run. load: reads the state, verified, to the host; of a weight file without an optimiser.
+    name: what it came from, for messages. class_names: empty where a weight file does not tell. facts: step, epoch,
+    checkpoint and whether the weights are the averaged ones, of a run. load: reads {"params", "batch_stats"},
+    verified, to the host.
     """
 
     name: str
@@ -36,7 +35,7 @@ class StoredModel(NamedTuple):
     facts: dict[str, Any]
     devices: list[jax.Device]
     model: ResNet
-    load: Callable[[], TrainState]
+    load: Callable[[], Variables]
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,18 +43,32 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=Path, help="folder of a training run")
     source.add_argument("--weights", type=Path, metavar="FILE", help="or a .pth, .pth.tar, .safetensors or .npz file")
+    add_run_arguments(parser)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--checkpoint` and `--ema`, which say what of a run to read."""
     parser.add_argument("--checkpoint", default="best", help="of the run: best (default), latest or a step number")
+    parser.add_argument(
+        "--ema",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="of a run with recipe.ema_decay: averaged weights, live ones, or auto: what validated better (default)",
+    )
 
 
 def load_model(args: argparse.Namespace, overrides: Overrides) -> StoredModel:
     """The run or weight file that a command line names."""
     if args.weights:
         return load_weights(args.weights, overrides)
-    return load_run(args.workdir, args.checkpoint, overrides)
+    return load_run(args.workdir, args.checkpoint, overrides, ema=args.ema)
 
 
-def load_run(workdir: Path, which: str, overrides: Overrides) -> StoredModel:
+def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "auto") -> StoredModel:
     """Reads checkpoint `which` ("best", "latest" or a step) of a run, with its own config and the overrides.
+
+    Args:
+      ema: "on" for the averaged weights, "off" for the live ones, "auto" for what validated better.
 
     Raises:
       UserError: no such run or checkpoint, or an override that is wrong or fits neither devices nor model.
@@ -65,17 +78,26 @@ def load_run(workdir: Path, which: str, overrides: Overrides) -> StoredModel:
         raise UserError(f"{workdir} has no checkpoints; give the --workdir of a training run")
     with checkpoint.open_manager(directory, read_only=True) as manager:
         meta = checkpoint.read_meta(manager, which)
-    config = configs.override(configs.from_tree(meta["config"]), overrides)
+    saved = configs.from_tree(meta["config"])
+    has_ema = saved.recipe.ema_decay > 0
+    if ema == "on" and not has_ema:
+        raise UserError(f"{workdir} was trained without recipe.ema_decay; leave out --ema on")
+    averaged = has_ema and (ema == "on" or (ema == "auto" and checkpoint.ema_is_better(meta["metrics"])))
+    config = configs.override(saved, overrides)
     devices = _prepare(config)
     class_names = tuple(meta["class_names"])
     model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
 
-    def load() -> TrainState:
+    def load() -> Variables:
         with checkpoint.open_manager(directory, read_only=True) as manager:
-            return checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
+            state = checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
+        return variables_of(state)["val_ema" if averaged else "val"]
 
     facts = {"checkpoint": which, "step": meta["step"], "epoch": meta["epoch"]}
     name = f"checkpoint {which} of {workdir}: step {meta['step']}, epoch {meta['epoch']}"
+    if has_ema:
+        facts["ema"] = averaged
+        name += ", averaged weights" if averaged else ", live weights"
     return StoredModel(name, config, class_names, facts, devices, model, load)
 
 
@@ -96,7 +118,7 @@ def load_weights(path: Path, overrides: Overrides) -> StoredModel:
     devices = _prepare(config)
     model = build_model(config, num_classes=architecture.num_classes, platform=devices[0].platform)
     class_names = tuple(file.meta.get("class_names", ()))
-    load = partial(_state_of, file, model, str(path))
+    load = partial(_variables_of, file, model, str(path))
     facts = {"weights": str(path)} | {key: file.meta[key] for key in ("step",) if key in file.meta}
     return StoredModel(str(path), config, class_names, facts, devices, model, load)
 
@@ -107,6 +129,6 @@ def _prepare(config: ConfigDict) -> list[jax.Device]:
     return parallel.find_devices(backend=config.data.backend, precision=config.precision)
 
 
-def _state_of(file: WeightFile, model: ResNet, source: str) -> TrainState:
+def _variables_of(file: WeightFile, model: ResNet, source: str) -> Variables:
     params, batch_stats = fit(file.arrays, model, source)
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, (), init_loss_scale(1.0))
+    return {"params": params, "batch_stats": batch_stats}

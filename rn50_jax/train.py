@@ -4,46 +4,38 @@ The recipe, top to bottom: read the config, look at devices and data, derive the
 state, then train and validate epoch by epoch.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rn50_jax import checkpoint, errors, parallel
+from rn50_jax import checkpoint, errors, hosts, parallel
 from rn50_jax import config as configs
-from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule, build_state
+from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches, train_batches
-from rn50_jax.data.folder import Dataset, check_class_names
-from rn50_jax.dle import DleLog, dle_parameters
-from rn50_jax.errors import UserError
-from rn50_jax.evaluate import evaluate, evaluate_stored, make_eval_step
+from rn50_jax.data.folder import Dataset, fingerprint
+from rn50_jax.errors import RunStopped, UserError
+from rn50_jax.evaluate import EvalStep, evaluate, evaluate_stored, make_eval_step
+from rn50_jax.guard import Watchdog
+from rn50_jax.models.norm import norm_sync
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan, make_plan
 from rn50_jax.plot import plot_run
-from rn50_jax.report import (
-    Report,
-    Window,
-    describe_devices,
-    make_workdir,
-    validation_text,
-    versions,
-    warn,
-    write_run_files,
-)
-from rn50_jax.state import TrainState
+from rn50_jax.report import Report, Window, open_report, print_summary, validation_text
+from rn50_jax.resume import initial_state
+from rn50_jax.state import TrainState, variables_of
 from rn50_jax.step import Batch, Metrics, train_step
 from rn50_jax.stored import load_run
-from rn50_jax.weight_files import read_weights
-from rn50_jax.weights import start_from
+from rn50_jax.workdir import make_workdir, versions
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -60,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--workdir", type=Path, help="folder of the run (default: runs/<config name>)")
     parser.add_argument("--pretrained_weights", metavar="FILE", help="weight file that a new run starts from")
+    hosts.add_arguments(parser)
     args, overrides = configs.parse_args(parser, argv)
     if args.pretrained_weights is not None:
         overrides.append(("model.pretrained_weights", args.pretrained_weights))
@@ -68,10 +61,13 @@ def main(argv: Sequence[str]) -> int:
     config = configs.override(config, overrides)
     configs.validate(config)
     workdir = args.workdir or Path("runs") / name
+    parallel.prepare_runtime(config.data.backend)
+    hosts.connect(hosts.find_cluster(args, os.environ), heartbeat_timeout=config.run.heartbeat_timeout)
     if config.run.evaluate:
         print(validation_text(evaluate_stored(load_run(workdir, "latest", overrides))))
-        return 0
-    train(prepare(config, workdir), argv)
+    else:
+        train(prepare(config, workdir), argv)
+    hosts.finish()
     return 0
 
 
@@ -90,14 +86,22 @@ def prepare(config: ConfigDict, workdir: Path) -> Setup:
     """Looks at devices, data and work folder and derives what follows from them.
 
     Raises:
-      UserError: something is missing or does not fit the validated config.
+      UserError: something is missing or does not fit the validated config, or processes differ in it.
     """
-    parallel.prepare_runtime(config.data.backend)
     devices = parallel.find_devices(backend=config.data.backend, precision=config.precision)
     dataset = open_dataset(config, need_val=not config.run.training_only)
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
-    model = build_model(config, num_classes=len(dataset.class_names), platform=devices[0].platform)
+    model = build_model(
+        config,
+        num_classes=len(dataset.class_names),
+        platform=devices[0].platform,
+        sync=norm_sync(parallel.AXIS, len(devices), config.recipe.bn_group),
+    )
     make_workdir(workdir)
+    if jax.process_count() > 1:
+        facts = {f"config.{key}": value for key, value in configs.flatten(config).items()} | versions()
+        facts |= {"training set": fingerprint(dataset.train), "validation set": fingerprint(dataset.val)}
+        hosts.check_agreement(facts)
     return Setup(config, workdir, parallel.make_mesh(devices), dataset, plan, model)
 
 
@@ -106,47 +110,52 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
     config, workdir, mesh, dataset, plan, model = setup
     started = time.perf_counter()
     saving = config.run.save_checkpoints and config.run.prof == 0
-    with checkpoint.open_manager(workdir / "checkpoints", keep=config.checkpoint.keep) as manager:
+    with ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(config.run.hang_timeout))
+        manager = stack.enter_context(checkpoint.open_manager(workdir / "checkpoints", keep=config.checkpoint.keep))
         if not saving and manager.all_steps():
             raise UserError(
                 f"{workdir} holds the checkpoints of a run; give a run without checkpoints another --workdir"
             )
-        state, first_epoch, step = _initial_state(setup, manager)
+        state, first_epoch, step = initial_state(config, model, plan, dataset.class_names, workdir, manager)
+        hosts.check_agreement({"latest checkpoint (is the work folder shared?)": step})
         if first_epoch >= config.epochs:
             print(f"{workdir} is finished: {first_epoch} of {config.epochs} epochs are done")
             return
-        write_run_files(workdir, config, list(mesh.devices.flat), argv)
-        _print_summary(setup, state)
+        print_summary(config, workdir, mesh, dataset, plan, model, state)
 
         state = parallel.replicate(state, mesh)
         train_fn, eval_fn = compile_steps(config, model, plan, mesh)
-        window = Window(plan.global_batch)
-        dle = None
-        if config.report.dle_json:
-            parameters = dle_parameters(config, plan, workdir)
-            dle = DleLog(workdir / config.report.dle_json, parameters, steps_per_epoch=plan.steps_per_epoch)
-        with (
-            closing(train_batches(config, dataset.train, plan, mesh, first_epoch)) as batches,
-            Report(workdir / config.report.file, plan, config.epochs, step, dle) as report,
-        ):
-            for epoch in range(first_epoch, config.epochs):
-                state, step = _train_epoch(setup, state, batches, train_fn, window, report, epoch, step)
-                metrics: dict[str, float] = {}
-                if not config.run.training_only:
-                    val_batches = islice(eval_batches(config, dataset.val, mesh), config.run.prof or None)
-                    metrics = evaluate(eval_fn, state, val_batches)
-                report.epoch(step, epoch, metrics)
-                done = epoch + 1 == config.epochs
-                if saving and (done or (epoch + 1) % config.checkpoint.every_epochs == 0):
-                    meta = {"step": step, "epoch": epoch + 1, "class_names": list(dataset.class_names)}
-                    meta |= {"config": config.to_dict(), "versions": versions()}
-                    checkpoint.save(manager, state, meta, metrics)
-                if config.run.prof and step >= config.run.prof:
-                    break
-            report.end()
-    curves = workdir / "curves.png"
-    plot_run(workdir / config.report.file, curves)
-    print(f"done in {time.perf_counter() - started:.0f} s; curves in {curves}")
+        find_divergence = parallel.find_divergence(mesh, mode=config.parallel) if plan.num_devices > 1 else None
+        report = stack.enter_context(open_report(config, workdir, mesh, plan, step, argv))
+        batches = stack.enter_context(closing(train_batches(config, dataset.train, plan, mesh, first_epoch)))
+        stack.enter_context(hosts.ending_together())
+        window = Window(plan.global_batch, loss_scaling=config.precision == "fp16")
+        for epoch in range(first_epoch, config.epochs):
+            state, step = _train_epoch(setup, state, batches, train_fn, window, report, watchdog, epoch, step)
+            if find_divergence and (difference := find_divergence(state)):
+                raise RunStopped(f"the devices diverged by step {step}: {difference}; {_DIVERGED}")
+            metrics: dict[str, float] = {}
+            if not config.run.training_only:
+                val_batches = islice(eval_batches(config, dataset.val, mesh), config.run.prof or None)
+                metrics = evaluate(eval_fn, variables_of(state), watchdog.watch(val_batches))
+            report.epoch(step, epoch, metrics)
+            done = epoch + 1 == config.epochs
+            if saving and (done or (epoch + 1) % config.checkpoint.every_epochs == 0):
+                meta = {"step": step, "epoch": epoch + 1, "class_names": list(dataset.class_names)}
+                meta |= {"config": config.to_dict(), "versions": versions()}
+                checkpoint.save(manager, state, meta, metrics)
+                watchdog.progress()
+            if config.run.prof and step >= config.run.prof:
+                break
+        report.end()
+    if hosts.is_first():
+        curves = workdir / "curves.png"
+        plot_run(workdir / config.report.file, curves)
+        print(f"done in {time.perf_counter() - started:.0f} s; curves in {curves}")
+
+
+_DIVERGED = "a device or its memory may be faulty; run the same command again to go on from the last checkpoint"
 
 
 def _train_epoch(
@@ -156,6 +165,7 @@ def _train_epoch(
     train_fn: TrainStep,
     window: Window,
     report: Report,
+    watchdog: Watchdog,
     epoch: int,
     step: int,
 ) -> tuple[TrainState, int]:
@@ -171,54 +181,31 @@ def _train_epoch(
         state, metrics = train_fn(state, batch)
         window.add(metrics)
         step += 1
+        watchdog.progress()
         report.advance(step)
         if step % config.report.print_every == 0 or step == end:
-            report.train(step, epoch, window.summary())
+            summary = window.summary()
+            report.train(step, epoch, summary)
+            _stop_if_diverging(config, step, summary)
     return state, step
 
 
-def _initial_state(setup: Setup, manager: checkpoint.CheckpointManager) -> tuple[TrainState, int, int]:
-    """Fresh state, or that of the latest checkpoint; with the numbers of epochs and steps that are done."""
-    config, model, plan = setup.config, setup.model, setup.plan
-    if not manager.all_steps():
-        return _fresh_state(config, model), 0, 0
-    meta = checkpoint.read_meta(manager, "latest")
-    check_class_names(setup.dataset.class_names, tuple(meta["class_names"]), config.data.dir)
-    before, now = (configs.flatten(c) for c in (configs.from_tree(meta["config"]), config))
-    for key in ("model.arch", "model.stages", "model.width", "model.widths", "model.se_units"):
-        if before[key] != now[key]:
-            raise UserError(
-                f"{setup.workdir} holds checkpoints of another model: config.{key} was {before[key]!r} and is "
-                f"{now[key]!r} now; set it back, or choose another --workdir"
-            )
-    state = checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
-    for key, value in now.items():
-        if before.get(key) != value:
-            warn(f"this run was started with another config.{key}: {before.get(key)!r} became {value!r}")
-    epoch = meta["epoch"]
-    step = epoch * plan.steps_per_epoch
-    if step != meta["step"]:
-        warn(f"an epoch has another number of steps now: step {meta['step']} became {step}")
-        state = state._replace(step=jnp.asarray(step, jnp.int32))
-    if epoch < config.epochs:
-        print(f"resuming after epoch {epoch}, step {step}")
-    return state, epoch, step
+def _stop_if_diverging(config: ConfigDict, step: int, summary: dict[str, float]) -> None:
+    skipped = int(summary["train.skipped_in_a_row"])
+    if skipped < config.run.max_skipped_steps:
+        return
+    scale = f" and a loss scale of {summary['train.loss_scale']:g}" if "train.loss_scale" in summary else ""
+    fix = "lower config.recipe.lr, warm up for longer"
+    if config.precision == "fp16":
+        fix += ", use config.loss_scale.mode='dynamic'" if config.loss_scale.mode == "static" else ", use bf16"
+    raise RunStopped(
+        f"by step {step}, the loss or a gradient was not finite in {skipped} steps in a row (run.max_skipped_steps="
+        f"{config.run.max_skipped_steps}), at a learning rate of {summary['lr']:g}{scale}. These steps changed "
+        f"nothing; to get beyond: {fix}, or look at the images"
+    )
 
 
-def _fresh_state(config: ConfigDict, model: ResNet) -> TrainState:
-    """Initialised, or with pretrained weights."""
-    source = config.model.pretrained_weights
-    if not source:
-        return build_state(config, model)
-    arrays = read_weights(Path(source)).arrays
-    state, told = start_from(build_state(config, model), arrays, model, source)
-    print(told)
-    return state
-
-
-def compile_steps(
-    config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh
-) -> tuple[TrainStep, Callable[[TrainState, Batch], Metrics]]:
+def compile_steps(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> tuple[TrainStep, EvalStep]:
     """The training and the evaluation step over all devices; each compiles at its first call."""
     one_train_step = partial(
         train_step,
@@ -232,33 +219,6 @@ def compile_steps(
         parallel.spread(one_train_step, mesh, mode=config.parallel, donate_state=True),
         parallel.spread(make_eval_step(config, model), mesh, mode=config.parallel),
     )
-
-
-def _print_summary(setup: Setup, state: TrainState) -> None:
-    """Says what the run will do."""
-    config, workdir, mesh, dataset, plan, model = setup
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
-    size = config.data.image_size
-    batch_bytes = plan.device_batch * size * size * 3 * (config.data.prefetch + 2)
-    source = config.data.backend if config.data.backend == "synthetic" else f"{config.data.dir} ({config.data.backend})"
-    scaling = f", {config.loss_scale.mode} loss scale {config.loss_scale.init:g}" if config.precision == "fp16" else ""
-    rows = {
-        "run": f"{workdir}, seed {config.seed}",
-        "devices": f"{describe_devices(list(mesh.devices.flat))}, {config.parallel}",
-        "data": f"{source}: {len(dataset.train.labels)} training and {len(dataset.val.labels)} validation images, "
-        f"{len(dataset.class_names)} classes",
-        "model": f"{config.model.arch}, {parameters:,} parameters, {size} px",
-        "precision": f"{config.precision}{scaling}, {model.lowering} convolutions",
-        "batch": f"{config.batch_size} per device x {plan.num_devices} device(s) x {plan.accumulation} pass(es) = "
-        f"{plan.global_batch} per update",
-        "schedule": f"{config.epochs} epochs x {plan.steps_per_epoch} steps = {plan.total_steps} steps, "
-        f"{config.recipe.warmup_epochs} epoch(s) of warm-up, peak learning rate {plan.peak_lr:g}",
-        "memory": f"{state_bytes / 1e6:.0f} MB of state and {batch_bytes / 1e6:.1f} MB of images per device, "
-        "activations come on top",
-    }
-    for name, text in rows.items():
-        print(f"{name:<10} {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -190,4 +190,5 @@ def start_from(state: TrainState, arrays: Arrays, model: ResNet, source: str) ->
         told += f"; its classifier of {arrays['fc.weight'].shape[0]} classes is replaced by a new one"
         told += f" of {model.num_classes}"
         params = params | {"fc": state.params["fc"]}
-    return state._replace(params=params, batch_stats=batch_stats), told
+    ema = {"params": params, "batch_stats": batch_stats} if state.ema else {}
+    return state._replace(params=params, batch_stats=batch_stats, ema=ema), told

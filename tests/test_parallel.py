@@ -1,23 +1,146 @@
+from functools import partial
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from tiny import OPTIONS, assert_same_bits, make_batch, make_model, make_state, make_step, place
 
 from rn50_jax import parallel
 from rn50_jax.errors import UserError
+from rn50_jax.models.norm import EPSILON, batch_norm, norm_sync
+from rn50_jax.models.resnet import ResNet
+from rn50_jax.precision import Precision
 
 
-def train(mode: str, num_devices: int, steps: int = 3) -> object:
-    model = make_model()
-    step, replicate = make_step(model, num_devices, OPTIONS._replace(mixup=0.2), mode=mode)
-    state = replicate(make_state(model))
+def train(mode: str, num_devices: int, bn_group: int, steps: int = 3) -> object:
+    model = make_model(sync=norm_sync(parallel.AXIS, num_devices, bn_group))
+    options = OPTIONS._replace(mixup=0.2, accumulation=2, ema_decay=0.9)
+    step, replicate = make_step(model, num_devices, options, mode=mode)
+    state = replicate(make_state(model, ema=True))
     for number in range(steps):
         state, metrics = step(state, place(make_batch(num_devices, 4, seed=number)))
     return jax.device_get((state, metrics))
 
 
-def test_pmap_and_shard_map_give_the_same_bits() -> None:
-    assert_same_bits(train("pmap", 4), train("shard_map", 4))
+@pytest.mark.parametrize(("num_devices", "bn_group"), [(4, 1), (8, 2)])
+def test_pmap_and_shard_map_give_the_same_bits(num_devices: int, bn_group: int) -> None:
+    assert_same_bits(train("pmap", num_devices, bn_group), train("shard_map", num_devices, bn_group))
+
+
+def split(batch: dict[str, np.ndarray], num_devices: int, accumulation: int) -> dict[str, np.ndarray]:
+    """One device's batch [1, A * B, ...] over several, so that each forward pass sees the same images."""
+
+    def spread_out(x: np.ndarray) -> np.ndarray:
+        x = x.reshape(accumulation, num_devices, -1, *x.shape[2:])
+        return x.swapaxes(0, 1).reshape(num_devices, -1, *x.shape[3:])
+
+    return {name: spread_out(value) for name, value in batch.items()}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_one_batch_or_its_parts_on_eight_devices_with_shared_statistics(accumulation: int) -> None:
+    with jax.enable_x64(True):
+        results = []
+        for num_devices in (1, 8):
+            sync = norm_sync(parallel.AXIS, num_devices, 0)
+            model = float64(make_model("fp32", sync))
+            step, replicate = make_step(model, num_devices, OPTIONS._replace(accumulation=accumulation))
+            state = replicate(jax.tree.map(widen, make_state(model)))
+            for number in range(3):
+                batch = make_batch(1, 32, seed=number)
+                state, metrics = step(state, place(split(batch, num_devices, accumulation)))
+            results.append(jax.device_get((state, metrics["loss"])))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11), *results)
+
+
+def float64(model: ResNet) -> ResNet:
+    return model.clone(precision=Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST))
+
+
+def widen(x: jax.Array) -> jax.Array:
+    return x.astype(np.float64) if x.dtype == np.float32 else x
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_batch_norm_of_each_device_or_group_by_hand(group: int) -> None:
+    # A loss with a different weight for each pixel; NumPy has the value, torch the gradients.
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 3, 2, 2, 5)) * 3 + 1
+    weight, scale, bias = rng.standard_normal(x.shape), rng.uniform(0.5, 2, 5), rng.standard_normal(5)
+
+    def device(parameters: Any, batch: Any) -> Any:
+        def loss(x: jax.Array, parameters: Any) -> tuple[jax.Array, Any]:
+            sync = norm_sync(parallel.AXIS, 4, group)
+            y, mean, var = batch_norm(x, *parameters, np.dtype(np.float64), sync)
+            return jnp.sum(y * batch["weight"]), (y, mean, var)
+
+        (dx, dp), aux = jax.grad(loss, argnums=(0, 1), has_aux=True)(batch["x"], parameters)
+        return aux, dx, jax.lax.psum(dp, parallel.AXIS)
+
+    with jax.enable_x64(True):
+        mesh = parallel.make_mesh(jax.devices()[:4])
+        compiled = parallel.spread(device, mesh, mode="pmap", stacked=True)
+        batch = {"x": parallel.shard(x, mesh), "weight": parallel.shard(weight, mesh)}
+        (y, mean, var), dx, dp = jax.device_get(compiled((scale, bias), batch))
+
+    parts = x.reshape(4 // group, group * 3, 2, 2, 5)
+    means, variances = (f(parts, axis=(1, 2, 3)) for f in (np.mean, np.var))
+    np.testing.assert_allclose(mean, means.repeat(group, 0), rtol=1e-12)
+    np.testing.assert_allclose(var, variances.repeat(group, 0), rtol=1e-11)
+    leaves = [torch.from_numpy(v).requires_grad_() for v in (x, scale, bias)]
+    pixels = leaves[0].reshape(4 // group, -1, 5)
+    normalised = [torch.nn.functional.batch_norm(part, None, None, *leaves[1:], True, eps=EPSILON) for part in pixels]
+    wanted = torch.stack(normalised).reshape(x.shape)
+    (wanted * torch.from_numpy(weight)).sum().backward()
+    np.testing.assert_allclose(y, wanted.detach().numpy(), rtol=1e-10, atol=1e-12)
+    for found, leaf in zip((dx, dp[0][0], dp[1][0]), leaves, strict=True):
+        np.testing.assert_allclose(found, leaf.grad.numpy(), rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("mode", ["pmap", "shard_map"])
+def test_the_training_step_compiles_once_and_copies_no_state(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model()
+    step, replicate = make_step(model, 4, OPTIONS._replace(ema_decay=0.9), mode=mode)
+    state, batch = replicate(make_state(model, ema=True)), place(make_batch(4, 2))
+    memory = step.lower(state, batch).compile().memory_analysis()
+    state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+    assert memory.alias_size_in_bytes == state_bytes
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 5000  # the metrics
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for _ in range(3):
+            state, _ = step(state, batch)
+    assert sum(record.getMessage().startswith("Compiling") for record in caplog.records) <= 1
+
+
+@pytest.mark.parametrize("mode", ["pmap", "shard_map"])
+def test_devices_that_differ_are_found(mode: str) -> None:
+    mesh = parallel.make_mesh(jax.devices()[:4])
+    state = parallel.replicate(make_state(make_model()), mesh)
+    check = parallel.find_divergence(mesh, mode=mode)
+    assert check(state) is None
+
+    def change(x: jax.Array, index: tuple[int, ...]) -> jax.Array:
+        parts = [np.array(part.data) for part in x.addressable_shards]
+        bits = parts[2].view(np.uint32)
+        bits[index] ^= 1  # the smallest possible difference
+        placed = [jax.device_put(part, device) for part, device in zip(parts, mesh.devices.flat, strict=True)]
+        return jax.make_array_from_single_device_arrays(x.shape, x.sharding, placed)
+
+    kernel = state.params["fc"]["kernel"]
+    state.params["fc"]["kernel"] = change(kernel, (3, 1))
+    found = check(state)
+    assert found is not None and found.startswith("device(s) 2 (process 0) differ from device 0 in 1 of ")
+    assert "['fc']['kernel'] the first" in found
+    # Two values that change places leave a plain sum as it was.
+    state.params["fc"]["kernel"] = kernel
+    parts = [np.array(part.data) for part in kernel.addressable_shards]
+    parts[1][[0, 1]] = parts[1][[1, 0]]
+    placed = [jax.device_put(part, device) for part, device in zip(parts, mesh.devices.flat, strict=True)]
+    state.params["fc"]["kernel"] = jax.make_array_from_single_device_arrays(kernel.shape, kernel.sharding, placed)
+    assert "device(s) 1 (process 0)" in (check(state) or "")
 
 
 @pytest.mark.parametrize("mode", ["pmap", "shard_map"])

@@ -1,10 +1,12 @@
 """What the steps do with overflow, mixing, several devices and padding; their numbers are those of test_parity."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -26,22 +28,74 @@ from torch_reference import ResNet as TorchResNet
 from torch_reference import normalise
 
 from rn50_jax import parallel
+from rn50_jax.optim import decay_mask
+from rn50_jax.state import variables_of
 from rn50_jax.step import eval_step, predict_step
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_overflow_changes_nothing_but_the_scale(dynamic: bool) -> None:
     model = make_model("fp16")
-    options = OPTIONS._replace(scaling=STATIC._replace(dynamic=dynamic))
+    options = OPTIONS._replace(scaling=STATIC._replace(dynamic=dynamic), ema_decay=0.99)
     step, replicate = make_step(model, 2, options)
-    before = jax.device_get(make_state(model, loss_scale=2.0**24))
+    before = jax.device_get(make_state(model, loss_scale=2.0**24, ema=True))
     state, metrics = step(replicate(before), place(make_batch(2, 4)))
     after = jax.device_get(state)
     assert_same_bits(before._replace(loss_scale=None), after._replace(loss_scale=None))
     assert float(after.loss_scale.value) == 2.0 ** (23 if dynamic else 24)
-    assert (int(after.loss_scale.skipped), int(after.loss_scale.good_steps)) == (1, 0)
+    assert [int(x) for x in after.loss_scale[1:]] == [0, 1, 1]
     assert np.isfinite(float(metrics["loss"]))
-    assert int(metrics["skipped_steps"]) == 1
+    assert int(metrics["skipped_steps"]) == int(metrics["skipped_in_a_row"]) == 1
+    assert float(metrics["lr"]) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_that_is_not_finite_is_left_out_and_counted_in_any_precision(precision: str) -> None:
+    model = make_model(precision)
+    step, replicate = make_step(model, 2)
+    state = replicate(make_state(model))
+    good, bad = make_batch(2, 4), make_batch(2, 4)
+    bad["image"] = np.where(np.arange(2)[:, None, None, None, None] == 1, np.float32(np.nan), bad["image"])
+    in_a_row = []
+    for batch in (good, bad, bad, good, bad):
+        before = jax.device_get(state)
+        state, metrics = step(state, place(batch | {"image": batch["image"].astype(np.float32)}))
+        in_a_row.append(int(metrics["skipped_in_a_row"]))
+        if batch is bad:  # one device alone saw it, and none moves
+            assert_same_bits(before._replace(loss_scale=None), jax.device_get(state)._replace(loss_scale=None))
+    assert in_a_row == [0, 1, 2, 0, 1]
+    assert (int(state.step), int(metrics["skipped_steps"])) == (2, 3)
+
+
+def test_moving_averages_follow_the_state() -> None:
+    model = make_model()
+    step, replicate = make_step(model, 2, OPTIONS._replace(ema_decay=0.25))
+    state = replicate(make_state(model, ema=True))
+    wanted = jax.device_get(state.ema)
+    for number, decay in enumerate((0.1, 2 / 11, 0.25, 0.25)):  # (1 + t) / (10 + t), up to the limit
+        state, _ = step(state, place(make_batch(2, 4, seed=number)))
+        live = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+        wanted = jax.tree.map(lambda a, x, d=decay: d * a + (1 - d) * x, wanted, live)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), jax.device_get(state.ema), wanted)
+
+
+def test_gradients_may_travel_in_bfloat16() -> None:
+    model, batch = make_model(), make_batch(1, 8)
+    results = {}
+    for dtype in ("fp32", "bf16"):
+        step, replicate = make_step(model, 1, OPTIONS._replace(all_reduce=dtype), lr=1.0)
+        state = replicate(make_state(model))
+        text = step.lower(state, place(batch)).as_text()
+        reduced = re.findall(r"all_reduce.*?\(tensor<[^>]*x(\w+)>\) ->", text, re.DOTALL)
+        assert ("bf16" in reduced) == (dtype == "bf16")
+        after, _ = step(state, place(batch))
+        results[dtype] = jax.device_get(after.opt_state[1].trace)
+    params = jax.device_get(make_state(model).params)
+    decayed = jax.tree.map(lambda w, keep: 1e-3 * w * keep, params, decay_mask(params))
+    wanted = jax.tree.map(
+        lambda v, d: np.asarray(jnp.asarray(v - d).astype(jnp.bfloat16), np.float32) + d, results["fp32"], decayed
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=8e-3, atol=1e-7), results["bf16"], wanted)
 
 
 def test_loss_scale_does_not_change_the_gradients() -> None:
@@ -124,7 +178,7 @@ def test_evaluation_counts_real_images_only() -> None:
     step = parallel.spread(one_step, mesh, mode="pmap")
     batch = make_batch(2, 4)
     batch["weight"][1, 2:] = 0
-    sums = step(parallel.replicate(state, mesh), place(batch))
+    sums = step(parallel.replicate(variables_of(state)["val"], mesh), place(batch))
 
     net = TorchResNet(VARIANT.stages, VARIANT.bottleneck, CLASSES, width=8)
     load(net, state.params, state.batch_stats)
@@ -147,7 +201,7 @@ def test_padding_that_overflows_does_not_reach_the_sums() -> None:
     step = parallel.spread(partial(eval_step, model=model, axis_name=parallel.AXIS), mesh, mode="pmap")
     batch = make_batch(1, 2)
     batch["weight"][:] = 0
-    sums = step(parallel.replicate(state, mesh), place(batch))
+    sums = step(parallel.replicate(variables_of(state)["val"], mesh), place(batch))
     assert {name: float(value) for name, value in sums.items()} == {"loss": 0, "top1": 0, "top5": 0, "images": 0}
 
 
@@ -155,7 +209,7 @@ def test_predictions_stay_on_their_device() -> None:
     model = make_model()
     mesh = parallel.make_mesh(jax.devices()[:2])
     step = partial(predict_step, model=model, axis_name=parallel.AXIS)
-    state = parallel.replicate(make_state(model), mesh)
+    state = parallel.replicate(variables_of(make_state(model))["val"], mesh)
     batch = place(make_batch(2, 3))
     results = [parallel.spread(step, mesh, mode=mode, stacked=True)(state, batch) for mode in ("pmap", "shard_map")]
     assert results[0].shape == (2, 3, CLASSES)

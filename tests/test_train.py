@@ -24,6 +24,8 @@ TRAIN_METRICS = {
     "train.compute_ips",
     "train.data_time",
     "train.compute_time",
+    "train.skipped_steps",
+    "train.skipped_in_a_row",
     "lr",
 }
 VAL_METRICS = {

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from rn50_jax import parallel
+from rn50_jax.models.norm import NormSync
 from rn50_jax.models.resnet import ResNet, Variant
 from rn50_jax.optim import sgd
 from rn50_jax.precision import PRECISIONS, Scaling
@@ -22,22 +23,24 @@ OPTIONS = TrainOptions(
     mixup_draw="device",
     running_average="mean",
     accumulation=1,
+    all_reduce="fp32",
+    ema_decay=0.0,
     scaling=None,
     seed=0,
 )
 STATIC = Scaling(dynamic=False, growth_interval=2, growth=2.0, backoff=0.5, floor=1.0)
 
 
-def make_model(precision: str = "fp32") -> ResNet:
-    return ResNet(VARIANT, CLASSES, PRECISIONS[precision], width=8, lowering="native")
+def make_model(precision: str = "fp32", sync: NormSync | None = None) -> ResNet:
+    return ResNet(VARIANT, CLASSES, PRECISIONS[precision], width=8, lowering="native", sync=sync)
 
 
 def make_optimizer() -> optax.GradientTransformation:
     return sgd(momentum=0.875, weight_decay=1e-3)
 
 
-def make_state(model: ResNet, loss_scale: float = 1.0) -> TrainState:
-    init = partial(init_state, model, make_optimizer(), seed=0, image_size=32, loss_scale=loss_scale)
+def make_state(model: ResNet, loss_scale: float = 1.0, ema: bool = False) -> TrainState:
+    init = partial(init_state, model, make_optimizer(), seed=0, image_size=32, loss_scale=loss_scale, ema=ema)
     return jax.jit(init)()
 
 

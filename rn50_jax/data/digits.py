@@ -1,6 +1,7 @@
 """The built-in data: scikit-learn's 1,797 real handwritten digits as JPEG class folders."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,14 @@ SIZE = 32  # pixels; the digits come as 8x8
 def write_digits(root: Path) -> None:
     """Writes `root/train/<digit>/<number>.jpg` (1,500 images) and `root/val/...` (297), a fixed random split.
 
-    The folder appears complete or not at all.
+    The folder appears complete or not at all, also if several processes write it at once.
     """
     from sklearn.datasets import load_digits  # takes a second to import, needed once
 
     digits = load_digits()
     order = np.random.RandomState(0).permutation(len(digits.images))
     root.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = root.with_name(root.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{root.name}.unfinished", dir=root.parent))
     for rank, index in enumerate(order):
         split = "train" if rank < NUM_TRAIN else "val"
         folder = unfinished / split / str(digits.target[index])
@@ -29,4 +29,10 @@ def write_digits(root: Path) -> None:
         pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
         image = Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         image.save(folder / f"{index:04d}.jpg", quality=95)
-    unfinished.rename(root)
+    unfinished.chmod(0o755)
+    try:
+        unfinished.rename(root)
+    except OSError:
+        shutil.rmtree(unfinished)
+        if not root.is_dir():
+            raise

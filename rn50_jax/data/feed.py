@@ -1,10 +1,11 @@
 """Batches on the devices, made ready ahead of the step.
 
 A batch is {"image": uint8 [D, B, S, S, 3], "label": int32 [D, B], "weight": float32 [D, B]}, sharded over D devices.
+Of several processes each decodes and places the images of its own devices.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from typing import Any
@@ -48,10 +49,11 @@ def _train_epoch(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, e
         seed=config.seed,
         epoch=epoch,
     )
-    files = _files_per_device(images, order)
+    devices = parallel.local_indices(mesh)
+    files = _files_per_device(images, order, devices)
     pipelines = [
         dali.train_pipeline(
-            files[device],
+            device_files,
             image_size=config.data.image_size,
             crop_area=config.data.crop_area,
             crop_aspect=config.data.crop_aspect,
@@ -59,7 +61,7 @@ def _train_epoch(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, e
             seed=crop_seed(config.seed, epoch, device),
             **_pipeline_args(config, mesh, device, plan.device_batch),
         )
-        for device in range(plan.num_devices)
+        for device, device_files in zip(devices, files, strict=True)
     ]
     weights = np.ones(order.shape, np.float32)
     steps = zip(*map(dali.run_pipeline, pipelines, files), strict=True)
@@ -70,28 +72,29 @@ def eval_batches(config: ConfigDict, images: ImageSet, mesh: Mesh) -> Iterator[B
     """Every image of the set exactly once, the last batch filled up with images of weight 0."""
     num_devices = mesh.devices.size
     order, weights = eval_order(len(images.labels), num_devices=num_devices, device_batch=config.batch_size)
+    devices = parallel.local_indices(mesh)
     if config.data.backend == "synthetic":
         batch = synthetic_batch(config, config.batch_size, mesh)
-        yield from (batch | {"weight": parallel.shard(w, mesh)} for w in weights)
+        yield from (batch | {"weight": parallel.shard(w[devices], mesh)} for w in weights)
         return
     from rn50_jax.data import dali
 
-    files = _files_per_device(images, order)
+    files = _files_per_device(images, order, devices)
     pipelines = [
         dali.eval_pipeline(
-            files[device],
+            device_files,
             image_size=config.data.image_size,
             resize=config.data.resize,
             **_pipeline_args(config, mesh, device, config.batch_size),
         )
-        for device in range(num_devices)
+        for device, device_files in zip(devices, files, strict=True)
     ]
     steps = zip(*map(dali.run_pipeline, pipelines, files), strict=True)
     yield from prefetch(_place(steps, images, order, weights, mesh), config.data.prefetch)
 
 
-def _files_per_device(images: ImageSet, order: np.ndarray) -> list[list[str]]:
-    return [[images.files[i] for i in order[:, device].flat] for device in range(order.shape[1])]
+def _files_per_device(images: ImageSet, order: np.ndarray, devices: Sequence[int]) -> list[list[str]]:
+    return [[images.files[i] for i in order[:, device].flat] for device in devices]
 
 
 def _pipeline_args(config: ConfigDict, mesh: Mesh, device: int, batch_size: int) -> dict[str, Any]:
@@ -113,13 +116,14 @@ def _place(
     weights: np.ndarray,
     mesh: Mesh,
 ) -> Iterator[Batch]:
+    devices = parallel.local_indices(mesh)
     for step, outputs in enumerate(steps):
         # DALI numbers a device's files from 0; their place in `order` is the image's index in the data set.
-        labels = [images.labels[order[:, d].flat[index]] for d, (_, index) in enumerate(outputs)]
+        labels = [images.labels[order[:, d].flat[index]] for d, (_, index) in zip(devices, outputs, strict=True)]
         yield {
             "image": parallel.shard([pixels for pixels, _ in outputs], mesh),
             "label": parallel.shard(labels, mesh),
-            "weight": parallel.shard(weights[step], mesh),
+            "weight": parallel.shard(weights[step, devices], mesh),
         }
 
 

@@ -1,5 +1,6 @@
 """The index of a class-folder tree: `train/<class>/<image>` and `val/<class>/<image>`."""
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,12 @@ class Dataset(NamedTuple):
     train: ImageSet
     val: ImageSet
     class_names: tuple[str, ...]
+
+
+def fingerprint(images: ImageSet) -> str:
+    """The number of images and a hash of their order, classes and names, wherever the folder lies."""
+    names = "\n".join("/".join(Path(file).parts[-2:]) for file in images.files)
+    return f"{len(images.labels)} images, {hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
 
 def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:

@@ -17,12 +17,15 @@ def synthetic_dataset(config: ConfigDict) -> Dataset:
 
 def synthetic_batch(config: ConfigDict, device_batch: int, mesh: Mesh) -> Batch:
     """One random batch that stays on the devices: images uint8 [D, B, S, S, 3], labels below the number of classes."""
-    rng = np.random.default_rng(config.seed)
-    size, shape = config.data.image_size, (mesh.devices.size, device_batch)
+    size, classes = config.data.image_size, _num_classes(config)
+    streams = [np.random.default_rng([config.seed, device]) for device in parallel.local_indices(mesh)]
+    images = [rng.integers(0, 256, (device_batch, size, size, 3), np.uint8) for rng in streams]
+    labels = [rng.integers(0, classes, device_batch, np.int32) for rng in streams]
+    weights = [np.ones(device_batch, np.float32)] * len(streams)
     return {
-        "image": parallel.shard(rng.integers(0, 256, (*shape, size, size, 3), np.uint8), mesh),
-        "label": parallel.shard(rng.integers(0, _num_classes(config), shape, np.int32), mesh),
-        "weight": parallel.shard(np.ones(shape, np.float32), mesh),
+        "image": parallel.shard(images, mesh),
+        "label": parallel.shard(labels, mesh),
+        "weight": parallel.shard(weights, mesh),
     }
 
 

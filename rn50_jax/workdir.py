@@ -1,0 +1,75 @@
+"""The work folder and the files that describe a run."""
+
+import importlib.metadata
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rn50_jax import __version__
+from rn50_jax.config import to_json
+from rn50_jax.errors import UserError
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy")
+_DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a result."""
+    found = {"rn50_jax": __version__, "python": platform.python_version()}
+    for package in (*_PACKAGES, *_DALI):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_devices(devices: Sequence[jax.Device]) -> str:
+    """For example "8 x NVIDIA H100 80GB HBM3"."""
+    return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def make_workdir(workdir: Path) -> None:
+    """Creates the work folder.
+
+    Raises:
+      UserError: it cannot be created or written to.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        reason = "it is a file" if workdir.is_file() else error.strerror
+        raise UserError(f"cannot write to the work folder {workdir}: {reason}; choose another --workdir") from error
+
+
+def write_run_files(workdir: Path, config: ConfigDict, devices: Sequence[jax.Device], argv: Sequence[str]) -> None:
+    """Writes `config.json` (resolved) and `run.json` (command, start, devices, versions) to the work folder."""
+    facts = {
+        "command": ["python", "-m", "rn50_jax.train", *argv],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "devices": describe_devices(devices),
+        "versions": versions(),
+    }
+    (workdir / "config.json").write_text(to_json(config), encoding="utf-8")
+    (workdir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Writes a command's result.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
