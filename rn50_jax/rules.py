@@ -51,7 +51,7 @@ RULES: dict[str, Rule] = {
     "epochs": _integer(1),
     "batch_size": _integer(1),
     "precision": _choice("fp32", "tf32", "bf16", "fp16"),
-    "all_reduce": _choice("fp32", "bf16"),
+    "all_reduce": _choice("fp32", "bf16", "ordered"),
     "parallel": _choice("pmap", "shard_map"),
     "model.arch": _choice(*FAMILY),
     "model.stages": _integers("(3, 4, 6, 3), or () for those of model.arch"),

@@ -4,8 +4,8 @@
     python scripts/launch.py --processes 8 -- python -m rn50_jax.train --config configs/dgxa100_90e.py
 
 Each process gets an equal share of the GPUs (of `CUDA_VISIBLE_DEVICES`, if set), its number and where to meet the
-others in `JAX_PROCESS_ID`, `JAX_NUM_PROCESSES` and `JAX_COORDINATOR_ADDRESS`. On several machines start it on each, with
-`--machines`, `--machine` and `--coordinator`. One process for all GPUs needs no launcher. Needs only Python.
+others in `JAX_PROCESS_ID`, `JAX_NUM_PROCESSES` and `JAX_COORDINATOR_ADDRESS`. On several machines start it on each,
+with `--machines`, `--machine` and `--coordinator`. One process for all GPUs needs no launcher. Needs only Python.
 """
 
 import argparse

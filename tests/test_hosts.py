@@ -52,7 +52,7 @@ def without_times(workdir: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize(
     ("processes", "devices", "options"),
-    [(2, 1, ()), (2, 2, ("--config.recipe.bn_group=2", "--config.parallel=shard_map"))],
+    [(2, 1, ()), (2, 2, ("--config.all_reduce=ordered", "--config.recipe.bn_group=2"))],
     ids=["2x1", "2x2"],
 )
 def test_processes_train_to_the_bits_of_one(
@@ -159,7 +159,7 @@ def test_the_launcher_ends_what_is_left(env: dict[str, str], tmp_path: Path) -> 
     done = launch(env, 3, [sys.executable, "-c", script])
     assert done.returncode == 7 and time.monotonic() - started < BOUND
     assert "process 2 ended with code 7; ending the others" in done.stderr
-    shares = "import os; print(os.environ['JAX_PROCESS_ID'], os.environ['CUDA_VISIBLE_DEVICES'])"
+    shares = "import os; os.write(1, '{JAX_PROCESS_ID} {CUDA_VISIBLE_DEVICES}\\n'.format(**os.environ).encode())"
     done = launch(env | {"CUDA_VISIBLE_DEVICES": "1,3,5,7"}, 2, [sys.executable, "-c", shares])
     assert sorted(done.stdout.splitlines()) == ["0 1,3", "1 5,7"]
 
