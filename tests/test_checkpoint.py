@@ -62,6 +62,17 @@ def test_newest_and_best_are_kept(
     assert read(tmp_path / "c", "latest")["step"] == int(left[-1])
 
 
+def test_averaged_weights_can_be_the_best(tmp_path: Path, state: TrainState) -> None:
+    metrics = [{"val.top1": 10.0, "val_ema.top1": 60.0}, {"val.top1": 50.0, "val_ema.top1": 40.0}, {"val.top1": 5.0}]
+    with checkpoint.open_manager(tmp_path / "c") as manager:
+        for step, values in enumerate(metrics, 1):
+            meta = {"step": step, "epoch": step}
+            checkpoint.save(manager, state._replace(step=np.int32(step)), meta, values)
+    assert read(tmp_path / "c", "best")["step"] == 1
+    assert checkpoint.ema_is_better(metrics[0]) and not checkpoint.ema_is_better(metrics[1])
+    assert checkpoint.ema_is_better({})  # nothing was validated
+
+
 def test_missing_checkpoints(tmp_path: Path, state: TrainState) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no checkpoint; train first"):

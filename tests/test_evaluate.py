@@ -50,6 +50,7 @@ def test_mistakes_are_told_in_one_line(trained: tuple[Path, str], run: Run, tmp_
     missing = run("evaluate", "--workdir", workdir, f"--config.data.dir={digits / 'train'}")
     assert_user_error(missing, "train/val does not exist")
     assert_user_error(run("evaluate", "--workdir", workdir, "--config.x=1"), "no key 'x'")
+    assert_user_error(run("evaluate", "--workdir", workdir, "--ema", "on"), "trained without recipe.ema_decay")
     other = run("evaluate", "--workdir", workdir, "--config.model.arch=resnet34")
     assert_user_error(other, "is of another model", "layer1_2.bn1.mean is missing there and float32[8] here")
     unwritable = run("evaluate", "--workdir", workdir, "--json", tmp_path / "none/x.json")

@@ -57,7 +57,7 @@ def test_other_commands_are_marked_and_well_formed() -> None:
     others = [line for language, needs, text in BLOCKS if language == "bash" and needs for line in text.splitlines()]
     assert others
     for line in others:
-        module = re.match(r"python -m rn50_jax\.(\w+) ", line)
+        module = re.search(r"(?:^|-- )python -m rn50_jax\.(\w+) ", line)
         assert module and (REPO / f"rn50_jax/{module[1]}.py").is_file()
         for config in re.findall(r"configs/\w+\.py", line):
             assert (REPO / config).is_file()
@@ -100,6 +100,7 @@ def test_constraints_pin_every_requirement() -> None:
         (r"^\s*(import|from) orbax", {"checkpoint.py"}),
         (r"^\s*(import|from) nvidia", {"dali.py"}),
         (r"jax\.pmap\(|jax\.shard_map\(", {"parallel.py"}),
+        (r"jax\.distributed\.initialize|multihost_utils", {"hosts.py"}),
         (r"^\s*(import|from) torch", {"weight_files.py"}),
         (r"^\s*(import|from) safetensors", {"weight_files.py"}),
     ],

@@ -248,6 +248,46 @@ def test_mistakes_are_told_in_one_line(run: Run, digits: Path, args: list[str], 
     assert_user_error(run("train", *args), *parts)
 
 
+def test_a_run_without_finite_gradients_stops_and_says_why(train_tiny: Train, tmp_path: Path) -> None:
+    options = ("--config.recipe.lr=1e30", "--config.run.max_skipped_steps=3", "--config.recipe.warmup_epochs=0")
+    done = train_tiny(tmp_path / "run", *options)
+    assert done.returncode == 3, (done.stdout, done.stderr)
+    (line,) = done.stderr.strip().splitlines()
+    assert re.match(r"error: by step 10, the loss or a gradient was not finite in \d steps in a row", line)
+    assert "e+29. These steps changed nothing" in line and "lower config.recipe.lr" in line
+    (written,) = read_lines(tmp_path / "run")
+    assert written["train.skipped_in_a_row"] >= 3 and written["train.skipped_steps"] >= 3
+
+
+def test_averaged_weights_are_validated_kept_and_used(
+    train_tiny: Train, run: Run, tmp_path: Path, digits: Path
+) -> None:
+    workdir, weights = tmp_path / "run", tmp_path / "weights.npz"
+    options = ("--config.recipe.ema_decay=0.9", "--config.epochs=1")
+    done = train_tiny(workdir, *options)
+    assert done.returncode == 0, done.stderr
+    line = read_lines(workdir)[-1]
+    assert {"val_ema.top1", "val_ema.top5", "val_ema.loss", "val_ema.loss_smoothed"} <= set(line)
+    assert f"averaged    top-1 {line['val_ema.top1']:.3f} %" in done.stdout
+    results = {}
+    for ema, prefix in (("on", "val_ema"), ("off", "val")):
+        done = run("evaluate", "--workdir", workdir, "--ema", ema, "--json", tmp_path / "result.json")
+        assert done.returncode == 0, done.stderr
+        results[ema] = json.loads((tmp_path / "result.json").read_text())
+        assert results[ema]["val.loss"] == line[f"{prefix}.loss"], ema
+        assert results[ema]["ema"] == (prefix == "val_ema")
+    assert results["on"]["val.loss"] != results["off"]["val.loss"]
+    converted = run("convert", workdir, weights)  # what validated better
+    better = "val_ema" if line["val_ema.top1"] >= line["val.top1"] else "val"
+    assert ("averaged weights" if better == "val_ema" else "live weights") in converted.stdout
+    done = run("evaluate", "--weights", weights, f"--config.data.dir={digits}", "--json", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["val.loss"] == pytest.approx(line[f"{better}.loss"], rel=1e-5)
+    refused = train_tiny(workdir, "--config.epochs=2")
+    assert_user_error(refused, "config.recipe.ema_decay was 0.9 and is 0.0 now")
+
+
 def test_checkpoints_of_another_run_are_refused(trained: tuple[Path, str], train_tiny: Train, tmp_path: Path) -> None:
     workdir, _ = trained
     assert_user_error(train_tiny(workdir, "--config.model.width=16"), "another model", "config.model.width was 8")
