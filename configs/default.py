@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_epochs = 1  # epochs between checkpoints (the last epoch always has one); integer >= 1
+    checkpoint.every_minutes = 15.0  # minutes between checkpoints within an epoch; >= 0, 0: none
     checkpoint.keep = 2  # newest checkpoints kept, beside the best by val.top1; integer >= 1
 
     config.report = report = ConfigDict()
@@ -89,6 +90,7 @@ def get_config() -> ConfigDict:
     run.evaluate = False  # validate the latest checkpoint instead of training
     run.save_checkpoints = True  # False: nothing to resume from
     run.max_skipped_steps = 50  # steps in a row without finite gradients, all left out, that stop the run; integer >= 1
+    run.compile_cache = "auto"  # folder that keeps compiled programs; auto: ~/.cache/rn50-jax; "": none
     run.hang_timeout = 1800  # seconds without a finished step or batch until the run ends itself (the first: 10 times)
     run.heartbeat_timeout = 60  # several processes: seconds until the others end after one has died; integer >= 10
     return config.lock()

@@ -25,6 +25,20 @@ class RunStopped(Exception):
 EXIT_STOPPED = 3
 
 
+class Interrupted(Exception):
+    """A run that a signal has ended in good order; the exit code is 128 + `number`."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def warn(text: str) -> None:
+    """Prints, once for all processes, what the user should know but need not mend."""
+    if "jax" not in sys.modules or sys.modules["jax"].process_index() == 0:
+        print(f"note: {text}", file=sys.stderr, flush=True)
+
+
 class CommandLine(argparse.ArgumentParser):
     """An argument parser whose complaints are `UserError`s, and that takes no abbreviations."""
 
@@ -40,8 +54,11 @@ def tell(error: BaseException) -> int:
     """Prints what ended a command, in one line unless it was unexpected, and returns the exit code.
 
     Exit codes: 0 done, 1 some inputs failed or an unexpected error, 2 a mistake in the call or its inputs, 3 the run
-    stopped itself, 130 interrupted.
+    stopped itself, 130 (SIGINT) and 143 (SIGTERM) interrupted.
     """
+    if isinstance(error, Interrupted):
+        print(error, file=sys.stderr, flush=True)
+        return 128 + error.number
     if isinstance(error, UserError | RunStopped):
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, UserError) else EXIT_STOPPED

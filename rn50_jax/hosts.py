@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rn50_jax import errors
-from rn50_jax.errors import RunStopped, UserError
+from rn50_jax.errors import Interrupted, RunStopped, UserError
 
 CONNECT_TIMEOUT = 300  # seconds that processes wait for each other at the start
 
@@ -170,11 +170,11 @@ def finish() -> None:
 def ending_together() -> Iterator[None]:
     """Ends one of several processes at once when something fails inside: the others would wait for it for ever.
 
-    `RunStopped` is raised by all of them and may be handled in order.
+    `RunStopped` and `Interrupted` are raised by all of them and may be handled in order.
     """
     try:
         yield
-    except RunStopped:
+    except (RunStopped, Interrupted):
         raise
     except (Exception, KeyboardInterrupt) as error:
         if jax.process_count() == 1:
@@ -183,9 +183,25 @@ def ending_together() -> Iterator[None]:
         os._exit(errors.tell(error))
 
 
+def count() -> int:
+    """Processes of the run."""
+    return jax.process_count()
+
+
 def is_first() -> bool:
     """Whether this process is the one that prints and writes."""
     return jax.process_index() == 0
+
+
+def gather(value: Any) -> list[Any]:
+    """A JSON value of each process, in their order, on all of them."""
+    if jax.process_count() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    lengths = multihost_utils.process_allgather(np.int32(len(text))).reshape(-1)
+    padded = np.frombuffer(text.ljust(int(lengths.max()), b" "), np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded)).astype(np.uint8).reshape(len(lengths), -1)
+    return [json.loads(row.tobytes()) for row in rows]
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:
@@ -200,18 +216,15 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     """
     if jax.process_count() == 1:
         return
-    text = json.dumps(facts, sort_keys=True).encode()
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    padded = np.frombuffer(text[:length].ljust(length, b" "), np.uint8)
-    first = json.loads(multihost_utils.broadcast_one_to_all(padded).astype(np.uint8).tobytes())
-    mine = json.loads(text)
+    everyone = gather(dict(facts))
+    first, mine = everyone[0], everyone[jax.process_index()]
     differing = [name for name in sorted(first.keys() | mine.keys()) if first.get(name) != mine.get(name)]
-    agree = multihost_utils.process_allgather(np.int32(not differing)).reshape(-1)
+    others = [number for number, theirs in enumerate(everyone) if theirs != first]
     if differing:
         name = differing[0]
         raise UserError(
             f"process {jax.process_index()} on {socket.gethostname()} has another {name} than process 0: "
             f"{mine.get(name)} instead of {first.get(name)}; run the same command on the same data everywhere"
         )
-    if not agree.all():
-        raise RunStopped(f"process(es) {np.flatnonzero(agree == 0).tolist()} disagree with process 0, see their errors")
+    if others:
+        raise RunStopped(f"process(es) {others} disagree with process 0, see their errors")

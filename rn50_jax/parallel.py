@@ -1,7 +1,10 @@
 """Devices, where arrays live on them, and the only place that says `pmap`."""
 
+import hashlib
 import os
+import platform
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +31,34 @@ def prepare_runtime(backend: str) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if flag not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+def use_compile_cache(setting: str) -> None:
+    """Keeps compiled programs over runs, on GPUs the results of autotuning too.
+
+    Args:
+      setting: a folder; "auto" for one in the user's cache, a different one for each kind of CPU; "" for none. The
+        environment's JAX_COMPILATION_CACHE_DIR goes before.
+    """
+    if not setting or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = Path(setting)
+    if setting == "auto":
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = cache / "rn50-jax" / f"compiled-{_cpu_kind()}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
+
+
+def _cpu_kind() -> str:
+    # Programs compiled for one CPU may hold instructions that another one, with the same home folder, does not have.
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
 
 
 def find_devices(*, backend: str, precision: str) -> list[jax.Device]:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rn50_jax.data.folder import Dataset
 from rn50_jax.dle import DleLog, dle_parameters, drop_half_a_line
+from rn50_jax.goodput import goodput_text
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
 from rn50_jax.state import TrainState
@@ -29,11 +29,17 @@ class Window:
     """Metrics and times of the training steps since the last report, kept on the device until `summary`.
 
     The first step of a process, which compiles, counts in the metrics but not in the times.
+
+    compiled: whether the first step is behind. left_out: of the last window reported, the steps without finite
+    gradients, counted back from its end (-1: the last).
     """
+
+    left_out: list[int]
 
     def __init__(self, global_batch: int, *, loss_scaling: bool) -> None:
         self._global_batch, self._loss_scaling = global_batch, loss_scaling
-        self._compiled = False
+        self.compiled = False
+        self.left_out = []
         self.restart()
 
     def restart(self) -> None:
@@ -54,9 +60,9 @@ class Window:
         """Takes a step's metrics, which may still be being computed."""
         self._pending.append(metrics)
         self._timed += 1
-        if not self._compiled:
+        if not self.compiled:
             jax.block_until_ready(metrics)
-            self._compiled, self._timed, self._waited = True, 0, 0.0
+            self.compiled, self._timed, self._waited = True, 0, 0.0
             self._start = time.perf_counter()
         elif len(self._pending) > 2:
             # Two steps stay queued: the device never idles, and batches cannot pile up in its memory.
@@ -77,6 +83,7 @@ class Window:
         data_time = self._waited / timed
         compute_time = max(seconds - self._waited, 1e-9) / timed
         losses = [s["loss"] for s in steps]
+        self.left_out = [i - len(steps) for i, s in enumerate(steps) if s["skipped_in_a_row"]]
         result = {
             "train.loss": float(np.mean([x for x in losses if np.isfinite(x)] or losses)),
             "train.top1": 100 * float(np.mean([s["top1"] for s in steps])),
@@ -174,9 +181,11 @@ class Report:
                 if f"{prefix}.top1" in metrics:
                     self.line(f"epoch {epoch + 1:>3}/{self._epochs}  {validation_text(metrics, prefix)}")
 
-    def end(self) -> None:
-        """Reports the end of the run."""
-        if self._dle:
+    def end(self, step: int, epoch: int, goodput: dict[str, float], *, finished: bool) -> None:
+        """Reports the end of the run, or of this process's part of it, and where the time went."""
+        self._write(step, epoch, {f"goodput.{phase}": round(seconds, 3) for phase, seconds in goodput.items()})
+        self.line(goodput_text(goodput))
+        if self._dle and finished:
             self._dle.summary()
 
     def _write(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
@@ -238,12 +247,6 @@ def validation_text(metrics: dict[str, float], prefix: str = "val") -> str:
         f"{what}  top-1 {top1:.3f} %  top-5 {top5:.3f} %  loss {loss:.5f}  "
         f"{metrics['val.images']:.0f} images  {metrics['val.total_ips']:.1f} img/s"
     )
-
-
-def warn(text: str) -> None:
-    """Prints, once for all processes, what the user should know but need not mend."""
-    if jax.process_index() == 0:
-        print(f"note: {text}", file=sys.stderr)
 
 
 def _clock(seconds: float) -> str:

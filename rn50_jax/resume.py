@@ -1,45 +1,72 @@
-"""The state that a run starts from: fresh, with pretrained weights, or of its latest checkpoint."""
+"""What a run starts from: a fresh state, pretrained weights, or its newest whole checkpoint."""
 
-from collections.abc import Sequence
+import base64
+import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rn50_jax import checkpoint
 from rn50_jax import config as configs
+from rn50_jax import hosts, parallel
 from rn50_jax.build import build_state
-from rn50_jax.data.folder import check_class_names
-from rn50_jax.errors import UserError
+from rn50_jax.checkpoint import Checkpoints, Meta
+from rn50_jax.data.feed import Position, stream_facts
+from rn50_jax.data.folder import Dataset, check_class_names
+from rn50_jax.errors import UserError, warn
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
-from rn50_jax.report import warn
 from rn50_jax.state import TrainState
 from rn50_jax.weight_files import read_weights
 from rn50_jax.weights import start_from
+from rn50_jax.workdir import versions
 
 # What decides which arrays a state has.
 _FIXED = ("model.arch", "model.stages", "model.width", "model.widths", "model.se_units")
 
 
-def initial_state(
-    config: ConfigDict,
-    model: ResNet,
-    plan: Plan,
-    class_names: Sequence[str],
-    workdir: Path,
-    manager: checkpoint.CheckpointManager,
-) -> tuple[TrainState, int, int]:
-    """The state, on the host, with the numbers of epochs and steps that are done.
+class Start(NamedTuple):
+    """Where a run begins or goes on.
+
+    state: on the host. position: of the stream of batches. goodput: seconds by phase until the checkpoint; lost:
+    seconds after it, whose work must be done again.
+    """
+
+    state: TrainState
+    position: Position
+    goodput: dict[str, float]
+    lost: float
+
+
+def find_start(
+    config: ConfigDict, model: ResNet, plan: Plan, dataset: Dataset, workdir: Path, checkpoints: Checkpoints
+) -> Start:
+    """The newest whole checkpoint of the work folder, or a fresh start.
 
     Raises:
-      UserError: the checkpoint or the weight file cannot be read, or is of another model or other classes.
+      UserError: checkpoints or weight file cannot be read, are of another model or other classes, or of the middle of
+        an epoch that cannot go on in the same way.
     """
-    if not manager.all_steps():
-        return _fresh_state(config, model), 0, 0
-    meta = checkpoint.read_meta(manager, "latest")
-    check_class_names(tuple(class_names), tuple(meta["class_names"]), config.data.dir)
+
+    def check(meta: Meta) -> None:
+        check_class_names(dataset.class_names, tuple(meta["class_names"]), config.data.dir)
+        _check_model(config, configs.from_tree(meta["config"]), workdir)
+
+    found = checkpoints.restore_newest(build_state(config, model, abstract=True), check)
+    if found is None:
+        return Start(_fresh_state(config, model), Position(0, 0), {}, 0.0)
+    state, meta = found
     before, now = (configs.flatten(c) for c in (configs.from_tree(meta["config"]), config))
+    for key, value in now.items():
+        if before.get(key) != value:
+            warn(f"this run was started with another config.{key}: {before.get(key)!r} became {value!r}")
+    state, position = _position(config, plan, dataset, state, meta, checkpoints)
+    return Start(state, position, meta["goodput"], _lost(workdir / config.report.file, meta))
+
+
+def _check_model(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
+    before, now = configs.flatten(saved), configs.flatten(config)
     for key in (*_FIXED, "recipe.ema_decay"):
         switched = bool(before[key]) != bool(now[key])  # a decay of another size goes on with the same averages
         if before[key] != now[key] and (key in _FIXED or switched):
@@ -47,18 +74,62 @@ def initial_state(
                 f"{workdir} holds checkpoints of another model: config.{key} was {before[key]!r} and is "
                 f"{now[key]!r} now; set it back, or choose another --workdir"
             )
-    state = checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
-    for key, value in now.items():
-        if before.get(key) != value:
-            warn(f"this run was started with another config.{key}: {before.get(key)!r} became {value!r}")
-    epoch = meta["epoch"]
-    step = epoch * plan.steps_per_epoch
-    if step != meta["step"]:
-        warn(f"an epoch has another number of steps now: step {meta['step']} became {step}")
-        state = state._replace(step=jnp.asarray(step, jnp.int32))
-    if epoch < config.epochs:
-        print(f"resuming after epoch {epoch}, step {step}")
-    return state, epoch, step
+
+
+def _position(
+    config: ConfigDict, plan: Plan, dataset: Dataset, state: TrainState, meta: Meta, checkpoints: Checkpoints
+) -> tuple[TrainState, Position]:
+    epoch, step = meta["position"]["epoch"], meta["position"]["step"]
+    in_the_middle = 0 < step < meta["steps_per_epoch"]
+    if in_the_middle:
+        was, is_now = meta["stream"], json.loads(json.dumps(stream_facts(config, dataset.train, plan)))
+        for name in was.keys() | is_now.keys():
+            if was.get(name) != is_now.get(name):
+                place = checkpoints.directory / str(meta["step"])
+                raise UserError(
+                    f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
+                    f"{name} was {was.get(name)} and is {is_now.get(name)} now; set it back until the epoch has "
+                    "ended, or remove that folder to go on from the one before"
+                )
+        kept = [base64.b64decode(text) for text in meta["position"]["pipelines"]]
+        mesh = parallel.make_mesh(parallel.find_devices(backend=config.data.backend, precision=config.precision))
+        mine = tuple(kept[device] for device in parallel.local_indices(mesh)) if kept else ()
+        return state, Position(epoch, step, mine)
+    done = epoch + (step > 0)  # epochs whose training is done, if not yet their validation
+    if meta["steps_per_epoch"] != plan.steps_per_epoch:
+        now = done * plan.steps_per_epoch
+        warn(f"an epoch has another number of steps now: step {meta['step']} became {now}")
+        state = state._replace(step=jnp.asarray(now, jnp.int32))
+    return state, Position(epoch, plan.steps_per_epoch if step else 0)
+
+
+def describe(config: ConfigDict, dataset: Dataset, plan: Plan, stream: dict[str, Any], position: Position) -> Meta:
+    """What a checkpoint says beside its state; all processes take part.
+
+    Args:
+      stream: of `stream_facts`, which takes seconds on a large training set.
+    """
+    pipelines = [base64.b64encode(kept).decode() for kept in position.pipelines]
+    every = [text for texts in hosts.gather(pipelines) for text in texts]
+    return {
+        "step": position.epoch * plan.steps_per_epoch + position.step,
+        "epoch": position.epoch,
+        "position": {"epoch": position.epoch, "step": position.step, "pipelines": every},
+        "steps_per_epoch": plan.steps_per_epoch,
+        "stream": stream,
+        "class_names": list(dataset.class_names),
+        "config": config.to_dict(),
+        "versions": versions(),
+    }
+
+
+def _lost(metrics_file: Path, meta: Meta) -> float:
+    """Seconds from the checkpoint to the last line that the run wrote, if that was of a later step."""
+    try:
+        last = json.loads(metrics_file.read_text(encoding="utf-8").splitlines()[-1])
+        return max(last["time"] - meta["time"], 0.0) if last["step"] > meta["step"] else 0.0
+    except (OSError, IndexError, ValueError, KeyError):
+        return 0.0
 
 
 def _fresh_state(config: ConfigDict, model: ResNet) -> TrainState:

@@ -106,6 +106,7 @@ RULES: dict[str, Rule] = {
     "loss_scale.backoff": _number("between 0 and 1", lambda v: 0 < v < 1),
     "loss_scale.floor": _number("> 0", lambda v: 0 < v < float("inf")),
     "checkpoint.every_epochs": _integer(1),
+    "checkpoint.every_minutes": _number(">= 0", lambda v: 0 <= v < float("inf")),
     "checkpoint.keep": _integer(1),
     "report.print_every": _integer(1),
     "report.file": Rule(str, "a plain file name", lambda v: v not in ("", ".", "..") and "/" not in v),
@@ -115,6 +116,7 @@ RULES: dict[str, Rule] = {
     "run.evaluate": _BOOLEAN,
     "run.save_checkpoints": _BOOLEAN,
     "run.max_skipped_steps": _integer(1),
+    "run.compile_cache": Rule(str, "a folder, auto or empty", lambda v: True),
     "run.hang_timeout": _integer(1),
     "run.heartbeat_timeout": _integer(10),
 }

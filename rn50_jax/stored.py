@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from rn50_jax import checkpoint, parallel
 from rn50_jax import config as configs
+from rn50_jax import parallel
 from rn50_jax.build import build_model, build_state
+from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.errors import UserError
+from rn50_jax.integrity import ema_is_better
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables, variables_of
 from rn50_jax.weight_files import WeightFile, read_weights
@@ -76,21 +78,21 @@ def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "aut
     directory = workdir / "checkpoints"
     if not directory.is_dir():
         raise UserError(f"{workdir} has no checkpoints; give the --workdir of a training run")
-    with checkpoint.open_manager(directory, read_only=True) as manager:
-        meta = checkpoint.read_meta(manager, which)
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        meta = checkpoints.read_meta(which)
     saved = configs.from_tree(meta["config"])
     has_ema = saved.recipe.ema_decay > 0
     if ema == "on" and not has_ema:
         raise UserError(f"{workdir} was trained without recipe.ema_decay; leave out --ema on")
-    averaged = has_ema and (ema == "on" or (ema == "auto" and checkpoint.ema_is_better(meta["metrics"])))
+    averaged = has_ema and (ema == "on" or (ema == "auto" and ema_is_better(meta["metrics"])))
     config = configs.override(saved, overrides)
     devices = _prepare(config)
     class_names = tuple(meta["class_names"])
     model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
 
     def load() -> Variables:
-        with checkpoint.open_manager(directory, read_only=True) as manager:
-            state = checkpoint.restore(manager, meta, build_state(config, model, abstract=True))
+        with Checkpoints(directory, read_only=True) as checkpoints:
+            state = checkpoints.restore(meta, build_state(config, model, abstract=True))
         return variables_of(state)["val_ema" if averaged else "val"]
 
     facts = {"checkpoint": which, "step": meta["step"], "epoch": meta["epoch"]}

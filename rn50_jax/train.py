@@ -5,33 +5,38 @@ state, then train and validate epoch by epoch.
 """
 
 import os
-import time
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rn50_jax import checkpoint, errors, hosts, parallel
 from rn50_jax import config as configs
+from rn50_jax import errors, hosts, parallel
 from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule
+from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.feed import eval_batches, train_batches
-from rn50_jax.data.folder import Dataset, fingerprint
-from rn50_jax.errors import RunStopped, UserError
+from rn50_jax.data.feed import Position, TrainBatch, eval_batches, stream_facts, train_batches
+from rn50_jax.data.folder import fingerprint
+from rn50_jax.diagnosis import note_steps_left_out, stop_if_diverging, telling_of_memory
+from rn50_jax.errors import Interrupted, RunStopped, UserError
 from rn50_jax.evaluate import EvalStep, evaluate, evaluate_stored, make_eval_step
-from rn50_jax.guard import Watchdog
+from rn50_jax.goodput import Goodput
+from rn50_jax.guard import Request, Signals, Watchdog, locked
 from rn50_jax.models.norm import norm_sync
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan, make_plan
 from rn50_jax.plot import plot_run
 from rn50_jax.report import Report, Window, open_report, print_summary, validation_text
-from rn50_jax.resume import initial_state
+from rn50_jax.resume import describe, find_start
+from rn50_jax.setup import Setup
 from rn50_jax.state import TrainState, variables_of
 from rn50_jax.step import Batch, Metrics, train_step
 from rn50_jax.stored import load_run
@@ -62,24 +67,18 @@ def main(argv: Sequence[str]) -> int:
     configs.validate(config)
     workdir = args.workdir or Path("runs") / name
     parallel.prepare_runtime(config.data.backend)
+    parallel.use_compile_cache(config.run.compile_cache)
     hosts.connect(hosts.find_cluster(args, os.environ), heartbeat_timeout=config.run.heartbeat_timeout)
     if config.run.evaluate:
         print(validation_text(evaluate_stored(load_run(workdir, "latest", overrides))))
     else:
-        train(prepare(config, workdir), argv)
+        try:
+            train(prepare(config, workdir), argv)
+        except Interrupted:
+            hosts.finish()
+            raise
     hosts.finish()
     return 0
-
-
-class Setup(NamedTuple):
-    """What a run consists of, known before anything is compiled."""
-
-    config: ConfigDict
-    workdir: Path
-    mesh: Mesh
-    dataset: Dataset
-    plan: Plan
-    model: ResNet
 
 
 def prepare(config: ConfigDict, workdir: Path) -> Setup:
@@ -106,103 +105,180 @@ def prepare(config: ConfigDict, workdir: Path) -> Setup:
 
 
 def train(setup: Setup, argv: Sequence[str]) -> None:
-    """Trains, or goes on training; `argv` is written down with the run."""
+    """Trains, or goes on training; `argv` is written down with the run.
+
+    Raises:
+      Interrupted: by a signal, with everything saved.
+      RunStopped: training or devices diverged, a device's memory is too small, or checkpoints cannot be written.
+    """
     config, workdir, mesh, dataset, plan, model = setup
-    started = time.perf_counter()
-    saving = config.run.save_checkpoints and config.run.prof == 0
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config.run.hang_timeout))
-        manager = stack.enter_context(checkpoint.open_manager(workdir / "checkpoints", keep=config.checkpoint.keep))
-        if not saving and manager.all_steps():
+        stack.enter_context(locked(workdir))
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep))
+        if not _saves(config) and checkpoints.steps():
             raise UserError(
                 f"{workdir} holds the checkpoints of a run; give a run without checkpoints another --workdir"
             )
-        state, first_epoch, step = initial_state(config, model, plan, dataset.class_names, workdir, manager)
-        hosts.check_agreement({"latest checkpoint (is the work folder shared?)": step})
-        if first_epoch >= config.epochs:
-            print(f"{workdir} is finished: {first_epoch} of {config.epochs} epochs are done")
+        start = find_start(config, model, plan, dataset, workdir, checkpoints)
+        hosts.check_agreement({"latest checkpoint (is the work folder shared?)": start.position[:2]})
+        if start.position.epoch >= config.epochs:
+            print(f"{workdir} is finished: {start.position.epoch} of {config.epochs} epochs are done")
             return
-        print_summary(config, workdir, mesh, dataset, plan, model, state)
+        print_summary(config, workdir, mesh, dataset, plan, model, start.state)
+        step = start.position.epoch * plan.steps_per_epoch + start.position.step
+        if step:
+            print(f"resuming after epoch {start.position.epoch}, step {step}", flush=True)
 
-        state = parallel.replicate(state, mesh)
         train_fn, eval_fn = compile_steps(config, model, plan, mesh)
-        find_divergence = parallel.find_divergence(mesh, mode=config.parallel) if plan.num_devices > 1 else None
-        report = stack.enter_context(open_report(config, workdir, mesh, plan, step, argv))
-        batches = stack.enter_context(closing(train_batches(config, dataset.train, plan, mesh, first_epoch)))
+        run = _Run(
+            setup=setup,
+            train_fn=train_fn,
+            eval_fn=eval_fn,
+            find_divergence=parallel.find_divergence(mesh, mode=config.parallel) if plan.num_devices > 1 else None,
+            stream=stream_facts(config, dataset.train, plan),
+            signals=stack.enter_context(Signals(60 * config.checkpoint.every_minutes)),
+            watchdog=watchdog,
+            checkpoints=checkpoints,
+            report=stack.enter_context(open_report(config, workdir, mesh, plan, step, argv)),
+            goodput=Goodput(start.goodput, start.lost),
+            batches=stack.enter_context(closing(train_batches(config, dataset.train, plan, mesh, start.position))),
+            state=parallel.replicate(start.state, mesh),
+            position=start.position,
+        )
         stack.enter_context(hosts.ending_together())
-        window = Window(plan.global_batch, loss_scaling=config.precision == "fp16")
-        for epoch in range(first_epoch, config.epochs):
-            state, step = _train_epoch(setup, state, batches, train_fn, window, report, watchdog, epoch, step)
-            if find_divergence and (difference := find_divergence(state)):
-                raise RunStopped(f"the devices diverged by step {step}: {difference}; {_DIVERGED}")
-            metrics: dict[str, float] = {}
-            if not config.run.training_only:
-                val_batches = islice(eval_batches(config, dataset.val, mesh), config.run.prof or None)
-                metrics = evaluate(eval_fn, variables_of(state), watchdog.watch(val_batches))
-            report.epoch(step, epoch, metrics)
-            done = epoch + 1 == config.epochs
-            if saving and (done or (epoch + 1) % config.checkpoint.every_epochs == 0):
-                meta = {"step": step, "epoch": epoch + 1, "class_names": list(dataset.class_names)}
-                meta |= {"config": config.to_dict(), "versions": versions()}
-                checkpoint.save(manager, state, meta, metrics)
-                watchdog.progress()
-            if config.run.prof and step >= config.run.prof:
+        stack.enter_context(telling_of_memory(config))
+        for epoch in range(start.position.epoch, config.epochs):
+            run.train_epoch(epoch)
+            metrics = run.validate(epoch)
+            run.finish_epoch(epoch, metrics)
+            if config.run.prof and run.step >= config.run.prof:
                 break
-        report.end()
+        run.finish()
     if hosts.is_first():
         curves = workdir / "curves.png"
         plot_run(workdir / config.report.file, curves)
-        print(f"done in {time.perf_counter() - started:.0f} s; curves in {curves}")
+        print(f"done; curves in {curves}")
+
+
+def _saves(config: ConfigDict) -> bool:
+    return bool(config.run.save_checkpoints and config.run.prof == 0)
+
+
+@dataclass
+class _Run:
+    """The running training: what it needs, its state and its place in the stream of batches."""
+
+    setup: Setup
+    train_fn: TrainStep
+    eval_fn: EvalStep
+    find_divergence: Callable[[TrainState], str | None] | None
+    stream: dict[str, Any]
+    signals: Signals
+    watchdog: Watchdog
+    checkpoints: Checkpoints
+    report: Report
+    goodput: Goodput
+    batches: Iterator[TrainBatch]
+    state: TrainState
+    position: Position
+
+    def __post_init__(self) -> None:
+        config = self.setup.config
+        self.window = Window(self.setup.plan.global_batch, loss_scaling=config.precision == "fp16")
+
+    @property
+    def step(self) -> int:
+        """Updates done or left out since the start of the run."""
+        return self.position.epoch * self.setup.plan.steps_per_epoch + self.position.step
+
+    def train_epoch(self, epoch: int) -> None:
+        """What is left of one epoch, or of `run.prof`."""
+        config, plan = self.setup.config, self.setup.plan
+        end = (epoch + 1) * plan.steps_per_epoch
+        if config.run.prof:
+            end = min(end, config.run.prof)
+        self.goodput.switch("train")
+        self.window.restart()
+        while self.step < end:
+            with self.window.waiting(), self.goodput.during("data"):
+                batch = next(self.batches)
+            with self.goodput.during("train" if self.window.compiled else "compile"):
+                self.state, metrics = self.train_fn(self.state, batch.batch)
+                self.window.add(metrics)
+            self.position = Position(epoch, self.position.step + 1, batch.pipelines)
+            self.watchdog.progress()
+            self.report.advance(self.step)
+            reported = self.step % config.report.print_every == 0 or self.step == end
+            if reported:
+                self._report_window(epoch)
+            self._answer(self.signals.poll(together=reported))
+
+    def _report_window(self, epoch: int) -> None:
+        summary = self.window.summary()
+        self.report.train(self.step, epoch, summary)
+        left_out = [self.step + offset for offset in self.window.left_out]
+        if left_out and hosts.is_first():
+            note_steps_left_out(self.setup, left_out)
+        stop_if_diverging(self.setup, self.step, summary)
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """The metrics of all kinds of weights on all of `val/`; none with `run.training_only`."""
+        config, _, mesh, dataset, _, _ = self.setup
+        with self.goodput.during("validation"):
+            if self.find_divergence and (difference := self.find_divergence(self.state)):
+                raise RunStopped(f"the devices diverged by step {self.step}: {difference}; {_DIVERGED}")
+            if config.run.training_only:
+                return {}
+            batches = islice(eval_batches(config, dataset.val, mesh), config.run.prof or None)
+            return evaluate(self.eval_fn, variables_of(self.state), self._heed_signals(batches))
+
+    def _heed_signals(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for number, batch in enumerate(self.watchdog.watch(batches), 1):
+            self._answer(self.signals.poll(together=number % self.setup.config.report.print_every == 0))
+            yield batch
+
+    def finish_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Reports an epoch and saves it."""
+        config = self.setup.config
+        self.report.epoch(self.step, epoch, metrics)
+        if self.position.step < self.setup.plan.steps_per_epoch:
+            return  # run.prof has ended within the epoch
+        self.position = Position(epoch + 1, 0)
+        if epoch + 1 == config.epochs or (epoch + 1) % config.checkpoint.every_epochs == 0:
+            self._save(metrics)
+
+    def _answer(self, request: Request) -> None:
+        """Does what was asked for from outside."""
+        if request.save or request.stop:
+            self._save({})
+        if request.stop:
+            with self.goodput.during("checkpoint"):
+                self.checkpoints.wait()
+            name = signal.Signals(request.stop).name
+            kept = "everything is saved" if _saves(self.setup.config) else "nothing is saved in such a run"
+            self.report.end(self.step, self.position.epoch, self.goodput.totals(), finished=False)
+            raise Interrupted(request.stop, f"ended by {name} after step {self.step}; {kept}")
+
+    def _save(self, metrics: dict[str, float]) -> None:
+        self.signals.saved()
+        if not _saves(self.setup.config):
+            return
+        config, _, _, dataset, plan, _ = self.setup
+        with self.goodput.during("checkpoint"):
+            meta = describe(config, dataset, plan, self.stream, self.position)
+            self.checkpoints.save(self.state, meta | {"goodput": self.goodput.totals()}, metrics)
+        self.watchdog.progress()
+
+    def finish(self) -> None:
+        """Waits for the last checkpoint and reports the run."""
+        with self.goodput.during("checkpoint"):
+            self.checkpoints.wait()
+        epoch = max(self.position.epoch - (self.position.step == 0), 0)
+        self.report.end(self.step, epoch, self.goodput.totals(), finished=True)
 
 
 _DIVERGED = "a device or its memory may be faulty; run the same command again to go on from the last checkpoint"
-
-
-def _train_epoch(
-    setup: Setup,
-    state: TrainState,
-    batches: Iterator[Batch],
-    train_fn: TrainStep,
-    window: Window,
-    report: Report,
-    watchdog: Watchdog,
-    epoch: int,
-    step: int,
-) -> tuple[TrainState, int]:
-    """One epoch, or what `run.prof` leaves of it; returns the state and the number of steps done so far."""
-    config = setup.config
-    end = (epoch + 1) * setup.plan.steps_per_epoch
-    if config.run.prof:
-        end = min(end, config.run.prof)
-    window.restart()
-    while step < end:
-        with window.waiting():
-            batch = next(batches)
-        state, metrics = train_fn(state, batch)
-        window.add(metrics)
-        step += 1
-        watchdog.progress()
-        report.advance(step)
-        if step % config.report.print_every == 0 or step == end:
-            summary = window.summary()
-            report.train(step, epoch, summary)
-            _stop_if_diverging(config, step, summary)
-    return state, step
-
-
-def _stop_if_diverging(config: ConfigDict, step: int, summary: dict[str, float]) -> None:
-    skipped = int(summary["train.skipped_in_a_row"])
-    if skipped < config.run.max_skipped_steps:
-        return
-    scale = f" and a loss scale of {summary['train.loss_scale']:g}" if "train.loss_scale" in summary else ""
-    fix = "lower config.recipe.lr, warm up for longer"
-    if config.precision == "fp16":
-        fix += ", use config.loss_scale.mode='dynamic'" if config.loss_scale.mode == "static" else ", use bf16"
-    raise RunStopped(
-        f"by step {step}, the loss or a gradient was not finite in {skipped} steps in a row (run.max_skipped_steps="
-        f"{config.run.max_skipped_steps}), at a learning rate of {summary['lr']:g}{scale}. These steps changed "
-        f"nothing; to get beyond: {fix}, or look at the images"
-    )
 
 
 def compile_steps(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> tuple[TrainStep, EvalStep]:

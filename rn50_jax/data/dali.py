@@ -32,7 +32,7 @@ def train_pipeline(
 
     Args:
       transform: a key of `_TRANSFORMS`.
-      pipeline_args: batch_size, num_threads, device_id, seed.
+      pipeline_args: batch_size, num_threads, device_id, seed, enable_checkpointing, checkpoint.
 
     Returns:
       A pipeline with outputs image uint8 [B, image_size, image_size, 3] and index int32 [B] into `files`.
@@ -115,16 +115,28 @@ def _resize_and_crop_as_torchvision(images: Any, image_size: int, resize: int, r
     return fn.slice(images, start=start, shape=[image_size, image_size], axes=[0, 1])
 
 
-def run_pipeline(pipeline: Any, files: Sequence[str]) -> Iterator[tuple[jax.Array, np.ndarray]]:
+class Delivery(NamedTuple):
+    """One batch of a pipeline.
+
+    images: on the pipeline's device. samples: int32 [B], indices into its files. position: where the pipeline stands
+    afterwards, whatever it has read ahead, to be given to a new one as `checkpoint`; or empty.
+    """
+
+    images: jax.Array
+    samples: np.ndarray
+    position: bytes
+
+
+def run_pipeline(pipeline: Any, files: Sequence[str], *, done: int = 0, remember: bool = False) -> Iterator[Delivery]:
     """Runs a pipeline until its files are used up.
 
-    Yields:
-      Images, a JAX array on the pipeline's device, and their indices into `files`, int32 [B].
+    Args:
+      done: images that it has delivered before, if it was made from a position.
+      remember: give positions, from a pipeline made with `enable_checkpointing`.
 
     Raises:
       UserError: naming an image that cannot be read or decoded.
     """
-    done = 0
     try:
         batches = DALIGenericIterator(
             pipeline,
@@ -136,7 +148,7 @@ def run_pipeline(pipeline: Any, files: Sequence[str]) -> Iterator[tuple[jax.Arra
         for batch in batches:
             index = np.asarray(batch["index"])
             done += len(index)
-            yield batch["image"], index
+            yield Delivery(batch["image"], index, batches.checkpoints()[0] if remember else b"")
     except RuntimeError as error:
         # DALI often keeps the name to itself; its reader is a few batches ahead of what it has delivered.
         decode = make_decoder(transform="torchvision", image_size=32, resize=32, workers=1)

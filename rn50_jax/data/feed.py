@@ -5,43 +5,82 @@ Of several processes each decodes and places the images of its own devices.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
-from typing import Any
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax import parallel
-from rn50_jax.data.folder import ImageSet
+from rn50_jax.data.folder import ImageSet, fingerprint
 from rn50_jax.data.order import crop_seed, eval_order, train_order
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.plan import Plan
 from rn50_jax.step import Batch
+from rn50_jax.workdir import versions
+
+if TYPE_CHECKING:
+    from rn50_jax.data import dali
+
+T = TypeVar("T")
 
 
-def train_batches(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, first_epoch: int) -> Generator[Batch]:
-    """All batches of the run from `first_epoch` on, `plan.steps_per_epoch` an epoch.
+class Position(NamedTuple):
+    """A place in the stream of training batches: so many steps into an epoch (both from 0).
+
+    pipelines: for each device of this process, where its pipeline stands; empty at the start of an epoch, and for
+    synthetic data.
+    """
+
+    epoch: int
+    step: int
+    pipelines: tuple[bytes, ...] = ()
+
+
+class TrainBatch(NamedTuple):
+    """A batch, and `Position.pipelines` behind it."""
+
+    batch: Batch
+    pipelines: tuple[bytes, ...]
+
+
+def train_batches(
+    config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, start: Position
+) -> Generator[TrainBatch]:
+    """All batches of the run from `start` on, `plan.steps_per_epoch` an epoch.
 
     One stream for all epochs: while the last steps and the validation of one run, the next one's files are opened.
+    From a position that was kept, the stream goes on with the very bits that it would have had.
     """
+    if start.step == plan.steps_per_epoch:
+        start = Position(start.epoch + 1, 0)
     if config.data.backend == "synthetic":
-        yield from repeat(synthetic_batch(config, plan.device_batch, mesh))
-    batches = (
-        batch
-        for epoch in range(first_epoch, config.epochs)
-        for batch in _train_epoch(config, images, plan, mesh, epoch)
-    )
+        batch = synthetic_batch(config, plan.device_batch, mesh)
+        yield from repeat(TrainBatch(batch, ()))
+    starts = chain([start], (Position(epoch, 0) for epoch in range(start.epoch + 1, config.epochs)))
+    batches = (batch for start in starts for batch in _train_epoch(config, images, plan, mesh, start))
     yield from prefetch(batches, config.data.prefetch)
 
 
-def _train_epoch(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, epoch: int) -> Iterator[Batch]:
-    from rn50_jax.data import dali  # a second to import, and not needed for synthetic data
+def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, Any]:
+    """What decides the stream of an epoch: a position in it means something only where all of this is the same."""
+    keys = ("backend", "image_size", "crop_area", "crop_aspect", "transform", "flip")
+    facts = {f"config.data.{key}": config.data[key] for key in keys} | {
+        "config.seed": config.seed,
+        "the number of devices": plan.num_devices,
+        "the number of images per device and update": plan.device_batch,
+        "the training set": fingerprint(images),
+    }
+    if config.data.backend != "synthetic":
+        facts["the version of DALI"] = next(v for name, v in versions().items() if "dali" in name)
+    return facts
 
-    order = train_order(
+
+def _order(config: ConfigDict, images: ImageSet, plan: Plan, epoch: int) -> np.ndarray:
+    return train_order(
         len(images.labels),
         steps=plan.steps_per_epoch,
         num_devices=plan.num_devices,
@@ -49,8 +88,23 @@ def _train_epoch(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, e
         seed=config.seed,
         epoch=epoch,
     )
+
+
+def files_of_step(config: ConfigDict, images: ImageSet, plan: Plan, step: int) -> list[str]:
+    """The images of the update with number `step` of the run (from 0), over all devices; none of synthetic data."""
+    if config.data.backend == "synthetic":
+        return []
+    epoch, step = divmod(step, plan.steps_per_epoch)
+    return [images.files[index] for index in _order(config, images, plan, epoch)[step].flat]
+
+
+def _train_epoch(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, start: Position) -> Iterator[TrainBatch]:
+    from rn50_jax.data import dali  # a second to import, and not needed for synthetic data
+
+    order = _order(config, images, plan, start.epoch)
     devices = parallel.local_indices(mesh)
     files = _files_per_device(images, order, devices)
+    kept = start.pipelines or (None,) * len(devices)
     pipelines = [
         dali.train_pipeline(
             device_files,
@@ -58,14 +112,19 @@ def _train_epoch(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, e
             crop_area=config.data.crop_area,
             crop_aspect=config.data.crop_aspect,
             flip=config.data.flip,
-            seed=crop_seed(config.seed, epoch, device),
+            seed=crop_seed(config.seed, start.epoch, device),
+            enable_checkpointing=True,
+            checkpoint=position,
             **_pipeline_args(config, mesh, device, plan.device_batch),
         )
-        for device, device_files in zip(devices, files, strict=True)
+        for device, device_files, position in zip(devices, files, kept, strict=True)
     ]
     weights = np.ones(order.shape, np.float32)
-    steps = zip(*map(dali.run_pipeline, pipelines, files), strict=True)
-    yield from _place(steps, images, order, weights, mesh)
+    done = start.step * plan.device_batch
+    runs = [dali.run_pipeline(*args, done=done, remember=True) for args in zip(pipelines, files, strict=True)]
+    for step, deliveries in enumerate(zip(*runs, strict=True), start.step):
+        batch = _place(deliveries, images, order, weights[step], mesh)
+        yield TrainBatch(batch, tuple(delivery.position for delivery in deliveries))
 
 
 def eval_batches(config: ConfigDict, images: ImageSet, mesh: Mesh) -> Iterator[Batch]:
@@ -90,7 +149,10 @@ def eval_batches(config: ConfigDict, images: ImageSet, mesh: Mesh) -> Iterator[B
         for device, device_files in zip(devices, files, strict=True)
     ]
     steps = zip(*map(dali.run_pipeline, pipelines, files), strict=True)
-    yield from prefetch(_place(steps, images, order, weights, mesh), config.data.prefetch)
+    batches = (
+        _place(step, images, order, step_weights, mesh) for step, step_weights in zip(steps, weights, strict=True)
+    )
+    yield from prefetch(batches, config.data.prefetch)
 
 
 def _files_per_device(images: ImageSet, order: np.ndarray, devices: Sequence[int]) -> list[list[str]]:
@@ -110,24 +172,19 @@ def _pipeline_args(config: ConfigDict, mesh: Mesh, device: int, batch_size: int)
 
 
 def _place(
-    steps: Iterable[tuple[tuple[jax.Array, np.ndarray], ...]],
-    images: ImageSet,
-    order: np.ndarray,
-    weights: np.ndarray,
-    mesh: Mesh,
-) -> Iterator[Batch]:
+    deliveries: "Sequence[dali.Delivery]", images: ImageSet, order: np.ndarray, weights: np.ndarray, mesh: Mesh
+) -> Batch:
     devices = parallel.local_indices(mesh)
-    for step, outputs in enumerate(steps):
-        # DALI numbers a device's files from 0; their place in `order` is the image's index in the data set.
-        labels = [images.labels[order[:, d].flat[index]] for d, (_, index) in zip(devices, outputs, strict=True)]
-        yield {
-            "image": parallel.shard([pixels for pixels, _ in outputs], mesh),
-            "label": parallel.shard(labels, mesh),
-            "weight": parallel.shard(weights[step, devices], mesh),
-        }
+    # DALI numbers a device's files from 0; their place in `order` is the image's index in the data set.
+    labels = [images.labels[order[:, d].flat[it.samples]] for d, it in zip(devices, deliveries, strict=True)]
+    return {
+        "image": parallel.shard([it.images for it in deliveries], mesh),
+        "label": parallel.shard(labels, mesh),
+        "weight": parallel.shard(weights[devices], mesh),
+    }
 
 
-def prefetch(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+def prefetch(batches: Iterator[T], depth: int) -> Iterator[T]:
     """Keeps up to `depth` batches ready, made in a background thread in their order."""
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as worker:
         ready = deque(worker.submit(next, batches, None) for _ in range(depth))

@@ -31,7 +31,7 @@ class Dataset(NamedTuple):
 
 def fingerprint(images: ImageSet) -> str:
     """The number of images and a hash of their order, classes and names, wherever the folder lies."""
-    names = "\n".join("/".join(Path(file).parts[-2:]) for file in images.files)
+    names = "\n".join("/".join(file.rsplit("/", 2)[-2:]) for file in images.files)
     return f"{len(images.labels)} images, {hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
 

@@ -1,0 +1,70 @@
+"""What makes a checkpoint trustworthy: hashes of its arrays, a seal on its description, and its worth.
+
+orbax' files hold no checksums of their data: a changed bit would go unnoticed.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from rn50_jax.errors import RunStopped
+
+
+def ema_is_better(metrics: dict[str, float]) -> bool:
+    """Whether a checkpoint's averaged weights validated better than the live ones, or neither was validated."""
+    return "val.top1" not in metrics or metrics.get("val_ema.top1", -1.0) >= metrics["val.top1"]
+
+
+def score(metrics: dict[str, float]) -> float:
+    """Top-1 of the better of a checkpoint's kinds of weights; -1 if it was not validated."""
+    return max((metrics[name] for name in ("val.top1", "val_ema.top1") if name in metrics), default=-1.0)
+
+
+def check_finite(arrays: Any, step: int) -> None:
+    """Refuses to save a state that training could not go on from.
+
+    Raises:
+      RunStopped: naming the first array that is not finite.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise RunStopped(
+                f"the state of step {step} is not finite ({name}) and is not saved; the checkpoint before it is whole, "
+                "and the same command goes on from there, with a lower config.recipe.lr if need be"
+            )
+
+
+def seal(meta: dict[str, Any]) -> str:
+    """A hash of JSON values, the same before and after they were written and read."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def describe_arrays(arrays: Any) -> dict[str, list[Any]]:
+    """{path: [dtype, shape, sha256 of the bytes]} of a tree of host arrays."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): [
+            str(leaf.dtype),
+            list(leaf.shape),
+            hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest(),
+        ]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+
+
+def describe_entry(entry: list[Any] | None) -> str:
+    """For example "float32[64]"."""
+    return f"{entry[0]}{entry[1]}" if entry else "missing"
+
+
+def first_line(error: Exception) -> str:
+    """What is worth telling of an error of orbax."""
+    text = str(error).strip()
+    # What the system said stands last in orbax' and TensorStore's long messages.
+    for reason in ("No space left on device", "File too large", "Read-only file system", "Permission denied"):
+        if reason in text:
+            return reason
+    return f"{type(error).__name__}: {text.splitlines()[0][:160]}" if text else type(error).__name__
