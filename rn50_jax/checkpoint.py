@@ -4,10 +4,14 @@ A folder `<directory>/<step>` is a checkpoint. Which ones to keep and which is t
 saved with them.
 """
 
+import gc
 import math
 import shutil
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +35,23 @@ Meta = dict[str, Any]
 
 class DamagedError(Exception):
     """A checkpoint that cannot be read, or is not what was saved. The message names it."""
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps what orbax leaves behind after a failed read, pages of tracebacks of its coroutines, off the console."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                yield
+            except BaseException:
+                time.sleep(0.3)  # reads that were under way still report to a loop that is closed
+                gc.collect()
+                raise
+    finally:
+        sys.unraisablehook = hook
 
 
 class Checkpoints:
@@ -215,7 +236,8 @@ class Checkpoints:
     def _meta(self, step: int) -> Meta:
         place = self._place(step)
         try:
-            meta: Meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            with _quietly():
+                meta: Meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             sealed = meta.pop("seal", None) if isinstance(meta, dict) else None
             intact = meta.get("format") != FORMAT or (sealed == seal(meta) and meta["step"] == step)
         except Exception as error:
@@ -256,7 +278,8 @@ class Checkpoints:
                 )
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            arrays = self._manager.restore(meta["step"], args=args)["state"]
+            with _quietly():
+                arrays = self._manager.restore(meta["step"], args=args)["state"]
         except Exception as error:
             raise DamagedError(f"{place} cannot be read ({first_line(error)})") from error
         found = describe_arrays(arrays)

@@ -1,43 +1,47 @@
 """Checkpoints on disk: the same bits back, the right ones kept, and damage or a wrong model told."""
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from conftest import REPO
 from tiny import assert_same_bits, make_model, make_state
 
-from rn50_jax import checkpoint
-from rn50_jax.errors import UserError
+from rn50_jax.checkpoint import Checkpoints
+from rn50_jax.errors import RunStopped, UserError
+from rn50_jax.integrity import ema_is_better
 from rn50_jax.state import TrainState
 
 
 @pytest.fixture(scope="module")
 def state() -> TrainState:
-    return jax.device_get(make_state(make_model(), loss_scale=128.0))
+    return jax.device_get(make_state(make_model(), loss_scale=128.0, ema=True))
 
 
 def save(directory: Path, state: TrainState, top1: dict[int, float | None], keep: int = 1) -> None:
-    with checkpoint.open_manager(directory, keep=keep) as manager:
+    with Checkpoints(directory, keep=keep) as checkpoints:
         for step, value in top1.items():
             metrics = {} if value is None else {"val.top1": value}
-            checkpoint.save(manager, state._replace(step=np.int32(step)), {"step": step, "epoch": step}, metrics)
+            checkpoints.save(state._replace(step=np.int32(step)), {"step": step, "epoch": step}, metrics)
 
 
 def read(directory: Path, which: str) -> dict[str, Any]:
-    with checkpoint.open_manager(directory, read_only=True) as manager:
-        return checkpoint.read_meta(manager, which)
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        return checkpoints.read_meta(which)
 
 
 def load(directory: Path, which: str, like: TrainState) -> TrainState:
-    with checkpoint.open_manager(directory, read_only=True) as manager:
-        return checkpoint.restore(manager, checkpoint.read_meta(manager, which), like)
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        return checkpoints.restore(checkpoints.read_meta(which), like)
 
 
 def test_state_comes_back_bit_for_bit(tmp_path: Path, state: TrainState) -> None:
     save(tmp_path / "c", state, {7: 50.0})
-    like = jax.eval_shape(lambda: make_state(make_model()))
+    like = jax.eval_shape(lambda: make_state(make_model(), ema=True))
     assert_same_bits(load(tmp_path / "c", "latest", like), state._replace(step=np.int32(7)))
     meta = read(tmp_path / "c", "7")
     assert (meta["step"], meta["epoch"], meta["metrics"]) == (7, 7, {"val.top1": 50.0})
@@ -64,13 +68,13 @@ def test_newest_and_best_are_kept(
 
 def test_averaged_weights_can_be_the_best(tmp_path: Path, state: TrainState) -> None:
     metrics = [{"val.top1": 10.0, "val_ema.top1": 60.0}, {"val.top1": 50.0, "val_ema.top1": 40.0}, {"val.top1": 5.0}]
-    with checkpoint.open_manager(tmp_path / "c") as manager:
+    with Checkpoints(tmp_path / "c") as checkpoints:
         for step, values in enumerate(metrics, 1):
             meta = {"step": step, "epoch": step}
-            checkpoint.save(manager, state._replace(step=np.int32(step)), meta, values)
+            checkpoints.save(state._replace(step=np.int32(step)), meta, values)
     assert read(tmp_path / "c", "best")["step"] == 1
-    assert checkpoint.ema_is_better(metrics[0]) and not checkpoint.ema_is_better(metrics[1])
-    assert checkpoint.ema_is_better({})  # nothing was validated
+    assert ema_is_better(metrics[0]) and not ema_is_better(metrics[1])
+    assert ema_is_better({})  # nothing was validated
 
 
 def test_missing_checkpoints(tmp_path: Path, state: TrainState) -> None:
@@ -111,7 +115,7 @@ def test_changed_bytes_are_noticed(tmp_path: Path, state: TrainState) -> None:
 def test_unreadable_metadata_is_a_user_error(tmp_path: Path, state: TrainState) -> None:
     save(tmp_path / "c", state, {1: 1.0})
     (tmp_path / "c/1/meta/metadata").write_text("{")
-    with pytest.raises(UserError, match=r"checkpoint .*/1 cannot be read .*remove that folder"):
+    with pytest.raises(UserError, match=r"checkpoint .*/1 cannot be read .*falls back to an older one"):
         read(tmp_path / "c", "latest")
 
 
@@ -119,7 +123,101 @@ def test_what_a_killed_save_left_is_removed(tmp_path: Path, state: TrainState) -
     save(tmp_path / "c", state, {1: 1.0})
     left = tmp_path / "c/2.orbax-checkpoint-tmp/state"
     left.mkdir(parents=True)
-    with checkpoint.open_manager(tmp_path / "c", read_only=True):
+    (tmp_path / "c/0.removed").mkdir()
+    (tmp_path / "c/1").rename(tmp_path / "c/1.replaced")  # killed between the old one and the new one
+    with Checkpoints(tmp_path / "c", read_only=True):
         assert left.exists()  # it may be another process's save
-    with checkpoint.open_manager(tmp_path / "c") as manager:
-        assert not left.parent.exists() and list(manager.all_steps()) == [1]
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert [path.name for path in (tmp_path / "c").iterdir()] == ["1"] and checkpoints.steps() == [1]
+
+
+def damage(rng: np.random.Generator, checkpoint: Path) -> None:
+    """Changes a bit, overwrites, cuts off or removes one file."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.stat().st_size)
+    if rng.random() < 0.5:  # most bytes are in few files
+        files = sorted(files, key=lambda path: path.stat().st_size)[-3:]
+    file = files[rng.integers(len(files))]
+    data = bytearray(file.read_bytes())
+    at = int(rng.integers(len(data)))
+    match rng.integers(4):
+        case 0:
+            data[at] ^= 1 << int(rng.integers(8))
+        case 1:
+            data[at : at + 4096] = bytes(len(data[at : at + 4096]))
+        case 2:
+            del data[at:]
+        case _:
+            file.unlink()
+            return
+    file.write_bytes(data)
+
+
+def test_no_damage_is_ever_loaded(tmp_path: Path, state: TrainState, capfd: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    states = [jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), state) for _ in range(2)]
+    with Checkpoints(tmp_path / "whole", keep=2) as checkpoints:
+        for step, one in enumerate(states, 1):
+            checkpoints.save(one, {"step": step, "epoch": step}, {"val.top1": 1.0})
+    noticed = 0
+    for number in range(40):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole", folder)
+        damage(rng, folder / "2")
+        with Checkpoints(folder) as checkpoints:
+            found = checkpoints.restore_newest(state, lambda meta: None)
+        assert found is not None
+        restored, meta = found
+        assert_same_bits(restored, states[meta["step"] - 1])
+        if meta["step"] == 1:
+            noticed += 1
+            assert {path.name for path in folder.iterdir()} == {"1", "2.damaged"}
+            err = capfd.readouterr().err
+            assert len(err.strip().splitlines()) == 1, err
+            assert re.search(r"note: checkpoint .*/2 (is damaged|cannot be read).*; it is set aside as 2.damaged", err)
+    assert noticed > 10
+
+
+def test_a_gutted_or_empty_folder_is_no_checkpoint(tmp_path: Path, state: TrainState) -> None:
+    save(tmp_path / "c", state, {1: 1.0})
+    (tmp_path / "c/99").mkdir()
+    shutil.copytree(tmp_path / "c/1/state", tmp_path / "c/5/state")
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        found = checkpoints.restore_newest(state, lambda meta: None)
+    assert found is not None and found[1]["step"] == 1
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.set_aside(1)
+        with pytest.raises(UserError, match=r"all checkpoints in .* are damaged"):
+            checkpoints.restore_newest(state, lambda meta: None)
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path, state: TrainState) -> None:
+    save(tmp_path / "c", state, {1: 1.0})
+    bad = state._replace(batch_stats=jax.tree.map(lambda x: x * np.float32(np.nan), state.batch_stats))
+    with pytest.raises(RunStopped, match=r"state of step 2 is not finite \(batch_stats.bn1.mean\) and is not saved"):
+        save(tmp_path / "c", bad, {2: 99.0})
+    assert read(tmp_path / "c", "best")["step"] == read(tmp_path / "c", "latest")["step"] == 1
+
+
+def test_a_step_can_be_saved_again_and_later_ones_are_outdated(tmp_path: Path, state: TrainState) -> None:
+    save(tmp_path / "c", state, {10: None, 20: 5.0})
+    changed = jax.tree.map(lambda x: x + np.ones((), x.dtype), state)
+    save(tmp_path / "c", changed, {10: 50.0})  # fewer steps an epoch, on more devices
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["10"]
+    assert_same_bits(load(tmp_path / "c", "best", state), changed._replace(step=np.int32(10)))
+
+
+def test_a_checkpoint_of_an_earlier_day(state: TrainState) -> None:
+    # Written on 2026-11-25 with orbax-checkpoint 0.12.8; a format that cannot read it needs a new number.
+    golden = REPO / "tests/golden"
+    assert read(golden, "latest")["metrics"] == {"val.top1": 12.5}
+    assert_same_bits(load(golden, "latest", state), golden_state(state))
+
+
+def golden_state(like: TrainState) -> TrainState:
+    """Values that depend on nothing but their number and place."""
+    leaves, structure = jax.tree.flatten(like)
+    values = [
+        (np.arange(leaf.size, dtype=np.int64) * (number + 1) % 251).reshape(leaf.shape).astype(leaf.dtype)
+        for number, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, values)

@@ -1,6 +1,7 @@
 """The DALI pipelines and the feed, on real files."""
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from trees import make_config, write_image
 from rn50_jax import parallel
 from rn50_jax.data import dali
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.feed import eval_batches, prefetch, train_batches
+from rn50_jax.data.feed import Position, TrainBatch, eval_batches, files_of_step, prefetch, train_batches
 from rn50_jax.data.order import train_order
 from rn50_jax.errors import UserError
 from rn50_jax.plan import make_plan
@@ -30,7 +31,7 @@ def test_training_batches_match_their_labels_and_order(tree: Path, num_devices: 
     dataset = open_dataset(config)
     mesh = parallel.make_mesh(jax.devices()[:num_devices])
     plan = make_plan(config, num_images=22, num_devices=num_devices)
-    batches = list(train_batches(config, dataset.train, plan, mesh, first_epoch=0))
+    batches = [b.batch for b in train_batches(config, dataset.train, plan, mesh, Position(0, 0))]
     assert len(batches) == 2 * 5
     wanted = [
         train_order(22, steps=5, num_devices=num_devices, device_batch=4 // num_devices, seed=0, epoch=epoch)
@@ -44,14 +45,28 @@ def test_training_batches_match_their_labels_and_order(tree: Path, num_devices: 
         assert np.all(np.asarray(batch["weight"]) == 1)
 
 
-def test_the_second_epoch_can_be_started_at(digits: Path) -> None:
-    config = make_config(digits, ("batch_size", "500"), ("data.flip", "0.5"))
+@pytest.mark.parametrize("num_devices", [1, 3])
+def test_the_stream_goes_on_from_any_position(digits: Path, num_devices: int) -> None:
+    config = make_config(digits, ("batch_size", str(300 // num_devices)), ("data.flip", "0.5"))
     dataset = open_dataset(config)
-    mesh = parallel.make_mesh(jax.devices()[:1])
-    plan = make_plan(config, num_images=1500, num_devices=1)
-    everything = [np.asarray(b["image"]) for b in train_batches(config, dataset.train, plan, mesh, 0)]
-    second = [np.asarray(b["image"]) for b in train_batches(config, dataset.train, plan, mesh, 1)]
-    assert [a.tobytes() for a in everything[3:]] == [b.tobytes() for b in second]
+    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    plan = make_plan(config, num_images=1500, num_devices=num_devices)
+
+    def bits(batches: Iterable[TrainBatch]) -> list[tuple[bytes, bytes]]:
+        return [(np.asarray(b.batch["image"]).tobytes(), np.asarray(b.batch["label"]).tobytes()) for b in batches]
+
+    everything = list(train_batches(config, dataset.train, plan, mesh, Position(0, 0)))
+    wanted = bits(everything)
+    assert len(set(wanted)) == len(wanted) == 10
+    for done in (0, 1, 3, 5, 9):
+        epoch, step = divmod(done, 5)
+        start = Position(epoch, step, everything[done - 1].pipelines if step else ())
+        starts = [start, Position(epoch - 1, 5, everything[done - 1].pipelines)] if done == 5 else [start]
+        for start in starts:  # the beginning of an epoch is the end of the one before
+            assert bits(train_batches(config, dataset.train, plan, mesh, start)) == wanted[done:]
+    names = files_of_step(config, dataset.train, plan, 7)
+    labels = [int(Path(name).parent.name) for name in names]
+    np.testing.assert_array_equal(labels, np.asarray(everything[7].batch["label"]).reshape(-1))
 
 
 def test_crops_do_not_depend_on_threads_or_prefetch(digits: Path) -> None:
@@ -61,8 +76,8 @@ def test_crops_do_not_depend_on_threads_or_prefetch(digits: Path) -> None:
         dataset = open_dataset(config)
         plan = make_plan(config, num_images=1500, num_devices=1)
         mesh = parallel.make_mesh(jax.devices()[:1])
-        stream = train_batches(config, dataset.train, plan, mesh, 0)
-        results.append([np.asarray(batch["image"]).tobytes() for batch in itertools.islice(stream, 5)])
+        stream = train_batches(config, dataset.train, plan, mesh, Position(0, 0))
+        results.append([np.asarray(b.batch["image"]).tobytes() for b in itertools.islice(stream, 5)])
         stream.close()
     assert results[0] == results[1]
 
@@ -88,7 +103,7 @@ def test_crop_and_flip_follow_the_config(tmp_path: Path) -> None:
             device_id=None,
             seed=3,
         )
-        batch, _ = next(dali.run_pipeline(pipeline, [str(path)] * 64))
+        batch = next(dali.run_pipeline(pipeline, [str(path)] * 64)).images
         return np.asarray(batch)
 
     whole = images(0.0, (1.0, 1.0))
@@ -236,6 +251,8 @@ def test_synthetic_data_stands_for_its_count() -> None:
     batches = list(eval_batches(config, dataset.val, mesh))
     assert sum(float(np.sum(batch["weight"])) for batch in batches) == 10
     plan = make_plan(config, num_images=20, num_devices=2)
-    first, second = itertools.islice(train_batches(config, dataset.train, plan, mesh, 0), 2)
+    first, second = (
+        b.batch for b in itertools.islice(train_batches(config, dataset.train, plan, mesh, Position(0, 0)), 2)
+    )
     assert first["image"].shape == (2, 4, 32, 32, 3)
     assert second["image"] is first["image"]

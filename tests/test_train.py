@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import REPO, TINY, Run, assert_user_error
 
-from rn50_jax import checkpoint
+from rn50_jax.checkpoint import Checkpoints
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -50,8 +50,12 @@ def read_lines(workdir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any
 
 def final_arrays(workdir: Path) -> dict[str, Any]:
     """Dtype, shape and sha256 of every array of the latest checkpoint."""
-    with checkpoint.open_manager(workdir / "checkpoints", read_only=True) as manager:
-        return checkpoint.read_meta(manager, "latest")["arrays"]
+    return read_meta(workdir)["arrays"]
+
+
+def read_meta(workdir: Path) -> dict[str, Any]:
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.read_meta("latest")
 
 
 def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], digits: Path) -> None:
@@ -88,9 +92,7 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
     assert facts["command"][:3] == ["python", "-m", "rn50_jax.train"]
     assert {"jax", "nvidia-dali-cuda130", "python"} <= set(facts["versions"])
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
-    with checkpoint.open_manager(workdir / "checkpoints", read_only=True) as manager:
-        meta = checkpoint.read_meta(manager, "latest")
-    assert meta["class_names"] == [str(digit) for digit in range(10)]
+    assert read_meta(workdir)["class_names"] == [str(digit) for digit in range(10)]
 
 
 def test_a_finished_run_says_so(trained: tuple[Path, str], train_tiny: Train) -> None:
