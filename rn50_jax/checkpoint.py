@@ -9,9 +9,8 @@ import math
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,20 +37,26 @@ class DamagedError(Exception):
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keeps what orbax leaves behind after a failed read, pages of tracebacks of its coroutines, off the console."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+def _without_noise() -> Iterator[None]:
+    """Keeps what orbax leaves behind after a failure, pages of tracebacks of its coroutines, off the console."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, RuntimeError | GeneratorExit | BaseExceptionGroup):
+            before(unraisable)
+
+    sys.unraisablehook = hook
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                yield
-            except BaseException:
-                time.sleep(0.3)  # reads that were under way still report to a loop that is closed
-                gc.collect()
-                raise
+        yield
     finally:
-        sys.unraisablehook = hook
+        gc.collect()
+        sys.unraisablehook = before
+
+
+def _settle() -> None:
+    # Reads and writes that were under way when one failed still report to an event loop that is closed.
+    time.sleep(0.3)
+    gc.collect()
 
 
 class Checkpoints:
@@ -74,15 +79,18 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
+        self._stack = ExitStack()
+        self._stack.enter_context(_without_noise())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self.wait()
-        finally:
-            self._manager.close()
+        with self._stack:
+            try:
+                self.wait()
+            finally:
+                self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, oldest first."""
@@ -151,6 +159,7 @@ class Checkpoints:
         assert self._saving is not None
         step, _ = self._saving
         self._failures += 1
+        _settle()
         self._remove_unfinished()  # it may be what fills the disk
         self._manager.reload()
         last = self.steps()[-1:]
@@ -236,11 +245,11 @@ class Checkpoints:
     def _meta(self, step: int) -> Meta:
         place = self._place(step)
         try:
-            with _quietly():
-                meta: Meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            meta: Meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             sealed = meta.pop("seal", None) if isinstance(meta, dict) else None
             intact = meta.get("format") != FORMAT or (sealed == seal(meta) and meta["step"] == step)
         except Exception as error:
+            _settle()
             raise DamagedError(f"{place} cannot be read ({first_line(error)})") from error
         if not intact:
             raise DamagedError(f"{place} is damaged: its description is not what was saved")
@@ -278,9 +287,9 @@ class Checkpoints:
                 )
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            with _quietly():
-                arrays = self._manager.restore(meta["step"], args=args)["state"]
+            arrays = self._manager.restore(meta["step"], args=args)["state"]
         except Exception as error:
+            _settle()
             raise DamagedError(f"{place} cannot be read ({first_line(error)})") from error
         found = describe_arrays(arrays)
         damaged = [name for name in saved if saved[name] != found[name]]

@@ -21,10 +21,14 @@ def note_steps_left_out(setup: Setup, steps: Sequence[int]) -> None:
     overflows are part of training; otherwise the user is told.
     """
     config, path = setup.config, setup.workdir / LEFT_OUT
-    with path.open("a", encoding="utf-8") as file:
-        for step in steps:
-            files = files_of_step(config, setup.dataset.train, setup.plan, step)
-            file.write(json.dumps({"step": step + 1, "files": files}) + "\n")
+    lines = [
+        {"step": step + 1, "files": files_of_step(config, setup.dataset.train, setup.plan, step)} for step in steps
+    ]
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    except OSError as error:
+        warn(f"{path} cannot be written: {error.strerror}")
     if not (config.precision == "fp16" and config.loss_scale.mode == "dynamic"):
         which = ", ".join(str(step + 1) for step in steps[:5]) + (" ..." if len(steps) > 5 else "")
         warn(f"step {which}: the loss or a gradient was not finite, nothing was changed; images in {path}")

@@ -1,12 +1,15 @@
 """Classifies images: `python -m rn50_jax.predict --workdir W IMAGE [IMAGE ...]`, or `--weights FILE`."""
 
+import io
 import json
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
@@ -17,6 +20,7 @@ from rn50_jax.stored import StoredModel, add_source_arguments, load_model
 
 # Images classified at a time: enough to fill a device, and one program for any number of files.
 _BATCH = 32
+MAX_PIXELS = 200_000_000  # 600 MB when decoded
 
 
 def predict(stored: StoredModel, images: np.ndarray) -> np.ndarray:
@@ -61,12 +65,31 @@ def decode_files(stored: StoredModel, paths: Sequence[Path]) -> tuple[list[np.nd
     images, problems = [], {}
     for path in paths:
         try:
-            images.append(decode(path.read_bytes()))
+            encoded = path.read_bytes()
+            if too_large := _too_large(encoded):
+                problems[path] = too_large
+                continue
+            images.append(decode(encoded))
         except OSError as error:
             problems[path] = f"cannot be read: {error.strerror}"
         except ValueError:
             problems[path] = "is not an image that can be decoded (JPEG, PNG, WebP, BMP, TIFF, JPEG 2000 or PNM)"
     return images, problems
+
+
+def _too_large(encoded: bytes) -> str | None:
+    """What is wrong with an image whose few bytes would unpack to gigabytes; None for any other file."""
+    pixels = 0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(encoded)) as image:  # reads the header alone
+                pixels = image.width * image.height
+    except Image.DecompressionBombError:
+        pixels = 2 * MAX_PIXELS
+    except Exception:  # what Pillow does not know, DALI may
+        return None
+    return f"is too large: more than {MAX_PIXELS:,} pixels" if pixels > MAX_PIXELS else None
 
 
 def answer(stored: StoredModel, paths: Sequence[Path], top_k: int) -> list[dict[str, Any]]:

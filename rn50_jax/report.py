@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rn50_jax.data.folder import Dataset
 from rn50_jax.dle import DleLog, dle_parameters, drop_half_a_line
+from rn50_jax.errors import warn
 from rn50_jax.goodput import goodput_text
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
@@ -193,8 +194,14 @@ class Report:
             return
         line: dict[str, float | None] = {"time": round(time.time(), 3), "step": step, "epoch": epoch + 1}
         line |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:  # a full disk must not end the training
+            warn(
+                f"{self._file.name} cannot be written ({error.strerror}); metrics from here on are on the console alone"
+            )
+            self._file = None
 
 
 def open_report(

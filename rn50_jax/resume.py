@@ -57,11 +57,11 @@ def find_start(
     if found is None:
         return Start(_fresh_state(config, model), Position(0, 0), {}, 0.0)
     state, meta = found
+    state, position = _position(config, plan, dataset, state, meta, checkpoints)
     before, now = (configs.flatten(c) for c in (configs.from_tree(meta["config"]), config))
     for key, value in now.items():
         if before.get(key) != value:
             warn(f"this run was started with another config.{key}: {before.get(key)!r} became {value!r}")
-    state, position = _position(config, plan, dataset, state, meta, checkpoints)
     return Start(state, position, meta["goodput"], _lost(workdir / config.report.file, meta))
 
 

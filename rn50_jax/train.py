@@ -26,7 +26,7 @@ from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import Position, TrainBatch, eval_batches, stream_facts, train_batches
 from rn50_jax.data.folder import fingerprint
 from rn50_jax.diagnosis import note_steps_left_out, stop_if_diverging, telling_of_memory
-from rn50_jax.errors import Interrupted, RunStopped, UserError
+from rn50_jax.errors import Interrupted, RunStopped, UserError, warn
 from rn50_jax.evaluate import EvalStep, evaluate, evaluate_stored, make_eval_step
 from rn50_jax.goodput import Goodput
 from rn50_jax.guard import Request, Signals, Watchdog, locked
@@ -157,7 +157,10 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
         run.finish()
     if hosts.is_first():
         curves = workdir / "curves.png"
-        plot_run(workdir / config.report.file, curves)
+        try:
+            plot_run(workdir / config.report.file, curves)
+        except OSError as error:
+            warn(f"{curves} cannot be written: {error.strerror}")
         print(f"done; curves in {curves}")
 
 

@@ -2,16 +2,13 @@
 
 import json
 import re
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPO, TINY, Run, assert_user_error
+from conftest import Run, assert_user_error
 
 from rn50_jax.checkpoint import Checkpoints
 
@@ -102,59 +99,6 @@ def test_a_finished_run_says_so(trained: tuple[Path, str], train_tiny: Train) ->
     assert done.returncode == 0
     assert "is finished: 2 of 2 epochs are done" in done.stdout
     assert (workdir / "metrics.jsonl").read_text() == before
-
-
-def popen(env: dict[str, str], digits: Path, workdir: Path, *args: str) -> subprocess.Popen[str]:
-    # Where the tests run as a shell's background job, interrupts are ignored, and children inherit that.
-    notice_interrupts = (
-        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    )
-    command = [sys.executable, "-c", notice_interrupts]
-    command += ["-m", "rn50_jax.train", "--config", str(REPO / "configs/quickstart.py")]
-    command += [f"--config.data.dir={digits}", *TINY, *args, "--workdir", str(workdir)]
-    return subprocess.Popen(command, env=env, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    for _ in range(6000):
-        if path.exists():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError(f"{path} did not appear")
-
-
-def test_a_killed_run_goes_on_to_the_same_bits(
-    train_tiny: Train, process_env: dict[str, str], digits: Path, tmp_path: Path
-) -> None:
-    longer = "--config.epochs=4"
-    assert train_tiny(tmp_path / "whole", longer).returncode == 0
-    for round_, step in enumerate((46, 92)):
-        process = popen(process_env, digits, tmp_path / "killed", longer)
-        wait_for(tmp_path / "killed/checkpoints" / str(step), process)
-        process.send_signal(signal.SIGKILL)
-        out, _ = process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        assert ("resuming after epoch" in out) == (round_ > 0)
-    done = train_tiny(tmp_path / "killed", longer)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"resuming after epoch [23], step (92|138)", done.stdout)
-    assert final_arrays(tmp_path / "killed") == final_arrays(tmp_path / "whole")
-    losses = [
-        {line["step"]: line["train.loss"] for line in read_lines(tmp_path / name) if "train.loss" in line}
-        for name in ("killed", "whole")
-    ]
-    assert losses[0] == losses[1]
-
-
-def test_interrupt_ends_without_a_traceback(process_env: dict[str, str], digits: Path, tmp_path: Path) -> None:
-    process = popen(process_env, digits, tmp_path / "run", "--config.epochs=50")
-    wait_for(tmp_path / "run/checkpoints/46", process)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.strip().splitlines() == ["interrupted"]
 
 
 def test_a_run_can_be_prolonged(train_tiny: Train, tmp_path: Path) -> None:
@@ -248,17 +192,6 @@ def test_mistakes_are_told_in_one_line(run: Run, digits: Path, args: list[str], 
     if "quickstart" in args[1]:
         args = [*args, f"--config.data.dir={digits}"]
     assert_user_error(run("train", *args), *parts)
-
-
-def test_a_run_without_finite_gradients_stops_and_says_why(train_tiny: Train, tmp_path: Path) -> None:
-    options = ("--config.recipe.lr=1e30", "--config.run.max_skipped_steps=3", "--config.recipe.warmup_epochs=0")
-    done = train_tiny(tmp_path / "run", *options)
-    assert done.returncode == 3, (done.stdout, done.stderr)
-    (line,) = done.stderr.strip().splitlines()
-    assert re.match(r"error: by step 10, the loss or a gradient was not finite in \d steps in a row", line)
-    assert "e+29. These steps changed nothing" in line and "lower config.recipe.lr" in line
-    (written,) = read_lines(tmp_path / "run")
-    assert written["train.skipped_in_a_row"] >= 3 and written["train.skipped_steps"] >= 3
 
 
 def test_averaged_weights_are_validated_kept_and_used(
