@@ -5,6 +5,7 @@ saved with them.
 """
 
 import gc
+import logging
 import math
 import shutil
 import sys
@@ -45,12 +46,16 @@ def _without_noise() -> Iterator[None]:
         if not isinstance(unraisable.exc_value, RuntimeError | GeneratorExit | BaseExceptionGroup):
             before(unraisable)
 
+    logger = logging.getLogger("asyncio")
+    level = logger.level
     sys.unraisablehook = hook
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         gc.collect()
         sys.unraisablehook = before
+        logger.setLevel(level)
 
 
 def _settle() -> None:

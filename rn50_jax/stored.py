@@ -128,6 +128,7 @@ def load_weights(path: Path, overrides: Overrides) -> StoredModel:
 def _prepare(config: ConfigDict) -> list[jax.Device]:
     configs.validate(config)
     parallel.prepare_runtime(config.data.backend)
+    parallel.use_compile_cache(config.run.compile_cache)
     return parallel.find_devices(backend=config.data.backend, precision=config.precision)
 
 

@@ -3,13 +3,15 @@
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import assert_user_error
-from test_train import popen, read_lines, wait_for
+from conftest import REPO, TINY, assert_user_error
+from test_reliability import wait_until
+from test_train import read_lines
 
 from rn50_jax.dle import METRICS, DleLog
 from rn50_jax.errors import UserError
@@ -71,8 +73,11 @@ def test_a_killed_run_goes_on_with_the_same_file(
 ) -> None:
     workdir, report = tmp_path / "run", tmp_path / "report.json"
     options = (f"--config.report.dle_json={report}", "--config.recipe.exact_reference=true")
-    process = popen(process_env, digits, workdir, *options)
-    wait_for(workdir / "checkpoints/46", process)
+    line = [sys.executable, "-m", "rn50_jax.train", "--config", "configs/quickstart.py", "--workdir", str(workdir)]
+    line += [f"--config.data.dir={digits}", *TINY, *options]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(line, env=process_env, cwd=REPO, stdout=pipe, stderr=pipe, text=True)
+    wait_until((workdir / "checkpoints/46").exists, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     with report.open("a") as file:

@@ -133,8 +133,8 @@ def test_another_number_of_devices_may_go_on(train_tiny: Train, tmp_path: Path) 
 def test_short_measuring_runs(train_tiny: Train, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     done = train_tiny(tmp_path / "run", "--config.run.prof=3", "--config.report.file=benchmark.json", *overrides)
     assert done.returncode == 0, done.stderr
-    train, val = read_lines(tmp_path / "run", "benchmark.json")
-    assert train["step"] == 3
+    train, val, account = read_lines(tmp_path / "run", "benchmark.json")
+    assert train["step"] == account["step"] == 3
     assert 0 < train["train.loss"] < 20
     assert val["val.images"] == 96  # three batches of 32
     assert ("train.loss_scale" in train) == ("fp16" in overrides[0])
