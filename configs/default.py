@@ -12,9 +12,7 @@ def get_config() -> ConfigDict:
     config.epochs = 90  # passes over the training images, also the length of the schedule; integer >= 1
     config.batch_size = 256  # images per device in one forward pass; integer >= 1
     config.precision = "bf16"  # convolutions and activations: fp32, tf32, bf16 or fp16; parameters and loss stay fp32
-    config.all_reduce = (
-        "fp32"  # averages gradients over devices in fp32, rounded to bf16, or ordered (docs/precision.md)
-    )
+    config.all_reduce = "fp32"  # of gradients, over devices: fp32, bf16 (rounded) or ordered; see docs/precision.md
     config.parallel = "pmap"  # how the step is spread over devices: pmap or shard_map (same numbers)
 
     config.model = model = ConfigDict()

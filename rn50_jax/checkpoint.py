@@ -4,14 +4,11 @@ A folder `<directory>/<step>` is a checkpoint. Which ones to keep and which is t
 saved with them.
 """
 
-import gc
-import logging
 import math
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +21,7 @@ from absl import logging as absl_logging
 
 from rn50_jax.errors import RunStopped, UserError, warn
 from rn50_jax.integrity import check_finite, describe_arrays, describe_entry, first_line, score, seal
+from rn50_jax.quiet import settle, without_noise
 from rn50_jax.state import TrainState
 
 FORMAT = 3
@@ -35,33 +33,6 @@ Meta = dict[str, Any]
 
 class DamagedError(Exception):
     """A checkpoint that cannot be read, or is not what was saved. The message names it."""
-
-
-@contextmanager
-def _without_noise() -> Iterator[None]:
-    """Keeps what orbax leaves behind after a failure, pages of tracebacks of its coroutines, off the console."""
-    before = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if not isinstance(unraisable.exc_value, RuntimeError | GeneratorExit | BaseExceptionGroup):
-            before(unraisable)
-
-    logger = logging.getLogger("asyncio")
-    level = logger.level
-    sys.unraisablehook = hook
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        gc.collect()
-        sys.unraisablehook = before
-        logger.setLevel(level)
-
-
-def _settle() -> None:
-    # Reads and writes that were under way when one failed still report to an event loop that is closed.
-    time.sleep(0.3)
-    gc.collect()
 
 
 class Checkpoints:
@@ -85,7 +56,7 @@ class Checkpoints:
 
     def __enter__(self) -> "Checkpoints":
         self._stack = ExitStack()
-        self._stack.enter_context(_without_noise())
+        self._stack.enter_context(without_noise())
         return self
 
     def __exit__(
@@ -164,7 +135,7 @@ class Checkpoints:
         assert self._saving is not None
         step, _ = self._saving
         self._failures += 1
-        _settle()
+        settle()
         self._remove_unfinished()  # it may be what fills the disk
         self._manager.reload()
         last = self.steps()[-1:]
@@ -254,7 +225,7 @@ class Checkpoints:
             sealed = meta.pop("seal", None) if isinstance(meta, dict) else None
             intact = meta.get("format") != FORMAT or (sealed == seal(meta) and meta["step"] == step)
         except Exception as error:
-            _settle()
+            settle()
             raise DamagedError(f"{place} cannot be read ({first_line(error)})") from error
         if not intact:
             raise DamagedError(f"{place} is damaged: its description is not what was saved")
@@ -294,7 +265,7 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
             arrays = self._manager.restore(meta["step"], args=args)["state"]
         except Exception as error:
-            _settle()
+            settle()
             raise DamagedError(f"{place} cannot be read ({first_line(error)})") from error
         found = describe_arrays(arrays)
         damaged = [name for name in saved if saved[name] != found[name]]
