@@ -24,10 +24,20 @@ bench train-bf16-512 --mode train --steps 200 --warmup 20 --config.batch_size=51
 bench train-bf16-256-shard_map --mode train --steps 200 --warmup 20 --config.parallel=shard_map
 
 # The quick start in every precision, decoded on the CPU and on the GPU: does it reach 96 %?
-for run in bf16:dali-cpu fp16:dali-cpu tf32:dali-cpu bf16:dali-gpu; do
-  echo "== quickstart-$run"
-  python -m rn50_jax.train --config configs/quickstart.py --workdir "$out/quickstart-${run/:/-}" \
-    --config.precision="${run%:*}" --config.data.backend="${run#*:}" 2>&1 | tee "$out/quickstart-${run/:/-}.log" ||
-    echo "failed: quickstart-$run" | tee -a "$out/failures.txt"
-done
+quickstart() { # NAME ARGS...
+  local name=quickstart-$1
+  shift
+  echo "== $name"
+  python -m rn50_jax.train --config configs/quickstart.py --workdir "$out/$name" "$@" 2>&1 | tee "$out/$name.log" ||
+    echo "failed: $name" | tee -a "$out/failures.txt"
+}
+quickstart bf16 --config.precision=bf16 --config.recipe.ema_decay=0.99
+quickstart bf16-dali-gpu --config.precision=bf16 --config.data.backend=dali-gpu
+quickstart fp16-static --config.precision=fp16
+quickstart fp16-dynamic --config.precision=fp16 --config.loss_scale.mode=dynamic
+quickstart tf32 --config.precision=tf32
+
+# Is resuming exact here too?
+XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_deterministic_ops=true" python scripts/torture.py --kills 5 --damages 0 \
+  >"$out/torture.json" 2>"$out/torture.log" || echo "failed: torture" | tee -a "$out/failures.txt"
 [ ! -e "$out/failures.txt" ]
