@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
+from rn50_jax import hosts
 from rn50_jax.errors import RunStopped, UserError, warn
 from rn50_jax.integrity import check_finite, describe_arrays, describe_entry, first_line, score, seal
 from rn50_jax.quiet import settle, without_noise
@@ -101,6 +102,7 @@ class Checkpoints:
         if self._writes and step in self.steps():  # saved before its validation, or by a run of other steps
             place = self.directory / str(step)
             place.rename(place.with_name(place.name + REPLACED))
+        hosts.barrier(f"checkpoint {step}")
         self._manager.reload()
         args = ocp.args.Composite(state=ocp.args.StandardSave(items["state"]), meta=ocp.args.JsonSave(items["meta"]))
         try:
@@ -141,9 +143,11 @@ class Checkpoints:
         last = self.steps()[-1:]
         left = f"the newest complete one is of step {last[0]}" if last else "there is no complete one"
         told = f"checkpoint {self.directory / str(step)} could not be written ({first_line(error)}); {left}"
+        stop = RunStopped(f"{told}. Make room or choose another --workdir, and run the same command again")
+        hosts.end_if_several(stop)
         if self._failures >= _FAILURES:
             self._saving = None
-            raise RunStopped(f"{told}. Make room or choose another --workdir, and run the same command again") from None
+            raise stop from None
         warn(f"{told}; trying again")
 
     def _prune(self, saved: int) -> None:

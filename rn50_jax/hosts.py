@@ -177,15 +177,27 @@ def ending_together() -> Iterator[None]:
     except (RunStopped, Interrupted):
         raise
     except (Exception, KeyboardInterrupt) as error:
-        if jax.process_count() == 1:
-            raise
-        print(f"process {jax.process_index()} on {socket.gethostname()} failed:", file=sys.stderr)
-        os._exit(errors.tell(error))
+        if jax.process_count() > 1:
+            print(f"process {jax.process_index()} on {socket.gethostname()} failed:", file=sys.stderr)
+        end_if_several(error)
+        raise
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def count() -> int:
     """Processes of the run."""
     return jax.process_count()
+
+
+def end_if_several(error: BaseException) -> None:
+    """Ends this process with an error that it alone has: the others, which may wait for it, end by its silence."""
+    if jax.process_count() > 1:
+        os._exit(errors.tell(error))
 
 
 def is_first() -> bool:

@@ -185,7 +185,10 @@ def test_evaluate_only(trained: tuple[Path, str], train_tiny: Train) -> None:
         ),
         (["--config", "configs/quickstart.py", "--config.recipe.optimizer_batch_size=50"], ["use 32 or 64"]),
         (["--config", "configs/quickstart.py", "--workdir", "LICENSE"], ["LICENSE", "it is a file", "--workdir"]),
-        (["--config", "configs/quickstart.py", "--workdir", "/proc/run"], ["cannot write to", "/proc/run", "--workdir"]),
+        (
+            ["--config", "configs/quickstart.py", "--workdir", "/proc/run"],
+            ["cannot write to", "/proc/run", "--workdir"],
+        ),
     ],
     ids=lambda value: value[-1].removeprefix("--config.") if isinstance(value, list) else None,
 )
