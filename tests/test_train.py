@@ -205,7 +205,7 @@ def test_averaged_weights_are_validated_kept_and_used(
     options = ("--config.recipe.ema_decay=0.9", "--config.epochs=1")
     done = train_tiny(workdir, *options)
     assert done.returncode == 0, done.stderr
-    line = read_lines(workdir)[-1]
+    line = next(line for line in read_lines(workdir) if "val.top1" in line)
     assert {"val_ema.top1", "val_ema.top5", "val_ema.loss", "val_ema.loss_smoothed"} <= set(line)
     assert f"averaged    top-1 {line['val_ema.top1']:.3f} %" in done.stdout
     results = {}
