@@ -7,7 +7,7 @@ saved with them.
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -124,6 +124,8 @@ class Checkpoints:
         step, items = self._saving
         try:
             self._manager.wait_until_finished()
+            if self._writes and step not in self.steps():  # a save that failed before it began tells nothing here
+                raise FileNotFoundError("it was not written")
         except Exception as error:
             self._failed(error)
             if retry:
@@ -153,17 +155,13 @@ class Checkpoints:
     def _prune(self, saved: int) -> None:
         # Later steps than the one just saved are of a time when an epoch had more steps, on fewer devices.
         steps = [step for step in self.steps() if step <= saved]
-        best = self._best(steps)
-        for step in self.steps():
-            if step not in steps[-self._keep :] and step != best:
-                self._remove(self.directory / str(step))
+        kept = {*steps[-self._keep :], self._best(steps)}  # on all processes: orbax' reads wait for each other
+        for step in set(self.steps()) - kept if self._writes else ():
+            # Renamed first: a run killed meanwhile leaves no half checkpoint under its name.
+            path = self.directory / str(step)
+            path.rename(path.with_name(path.name + ".removed"))
         self._remove_unfinished()
         self._manager.reload()
-
-    def _remove(self, path: Path) -> None:
-        # Renamed first: a run killed meanwhile leaves no half checkpoint under its name.
-        if self._writes:
-            shutil.rmtree(path.rename(path.with_name(path.name + ".removed")), ignore_errors=True)
 
     def _remove_unfinished(self) -> None:
         # Not by orbax, whose background thread outlives a run that ends at once.
@@ -300,14 +298,11 @@ class Checkpoints:
                 self.set_aside(step)
                 continue
             return state, meta
-        if list(self._damaged()):
+        if any(self.directory.glob(f"*{DAMAGED}")):
             raise UserError(
                 f"all checkpoints in {self.directory} are damaged; restore one from a copy, or choose another --workdir"
             )
         return None
-
-    def _damaged(self) -> Iterator[Path]:
-        return self.directory.glob(f"*{DAMAGED}")
 
     def _place(self, step: int) -> str:
         return f"checkpoint {self.directory / str(step)}"

@@ -162,7 +162,7 @@ def _check_coordinator(address: str, *, here: bool, timeout: float) -> None:
 def finish() -> None:
     """Waits until all processes are done, so that none takes another's end for a death."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the end of the run")
+        barrier("the end of the run")
         jax.distributed.shutdown()
 
 

@@ -12,11 +12,11 @@ from rn50_jax import config as configs
 from rn50_jax import hosts, parallel
 from rn50_jax.build import build_state
 from rn50_jax.checkpoint import Checkpoints, Meta
-from rn50_jax.data.feed import Position, stream_facts
-from rn50_jax.data.folder import Dataset, check_class_names
+from rn50_jax.data.feed import Position
+from rn50_jax.data.folder import check_class_names
 from rn50_jax.errors import UserError, warn
 from rn50_jax.models.resnet import ResNet
-from rn50_jax.plan import Plan
+from rn50_jax.setup import Setup
 from rn50_jax.state import TrainState
 from rn50_jax.weight_files import read_weights
 from rn50_jax.weights import start_from
@@ -39,15 +39,17 @@ class Start(NamedTuple):
     lost: float
 
 
-def find_start(
-    config: ConfigDict, model: ResNet, plan: Plan, dataset: Dataset, workdir: Path, checkpoints: Checkpoints
-) -> Start:
+def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -> Start:
     """The newest whole checkpoint of the work folder, or a fresh start.
+
+    Args:
+      stream: of `stream_facts`.
 
     Raises:
       UserError: checkpoints or weight file cannot be read, are of another model or other classes, or of the middle of
         an epoch that cannot go on in the same way.
     """
+    config, workdir, _, dataset, _, model = setup
 
     def check(meta: Meta) -> None:
         check_class_names(dataset.class_names, tuple(meta["class_names"]), config.data.dir)
@@ -57,7 +59,7 @@ def find_start(
     if found is None:
         return Start(_fresh_state(config, model), Position(0, 0), {}, 0.0)
     state, meta = found
-    state, position = _position(config, plan, dataset, state, meta, checkpoints)
+    state, position = _position(setup, stream, state, meta, checkpoints)
     before, now = (configs.flatten(c) for c in (configs.from_tree(meta["config"]), config))
     for key, value in now.items():
         if before.get(key) != value:
@@ -77,12 +79,13 @@ def _check_model(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
 
 
 def _position(
-    config: ConfigDict, plan: Plan, dataset: Dataset, state: TrainState, meta: Meta, checkpoints: Checkpoints
+    setup: Setup, stream: dict[str, Any], state: TrainState, meta: Meta, checkpoints: Checkpoints
 ) -> tuple[TrainState, Position]:
+    plan = setup.plan
     epoch, step = meta["position"]["epoch"], meta["position"]["step"]
     in_the_middle = 0 < step < meta["steps_per_epoch"]
     if in_the_middle:
-        was, is_now = meta["stream"], json.loads(json.dumps(stream_facts(config, dataset.train, plan)))
+        was, is_now = meta["stream"], json.loads(json.dumps(stream))
         for name in was.keys() | is_now.keys():
             if was.get(name) != is_now.get(name):
                 place = checkpoints.directory / str(meta["step"])
@@ -92,8 +95,7 @@ def _position(
                     "ended, or remove that folder to go on from the one before"
                 )
         kept = [base64.b64decode(text) for text in meta["position"]["pipelines"]]
-        mesh = parallel.make_mesh(parallel.find_devices(backend=config.data.backend, precision=config.precision))
-        mine = tuple(kept[device] for device in parallel.local_indices(mesh)) if kept else ()
+        mine = tuple(kept[device] for device in parallel.local_indices(setup.mesh)) if kept else ()
         return state, Position(epoch, step, mine)
     done = epoch + (step > 0)  # epochs whose training is done, if not yet their validation
     if meta["steps_per_epoch"] != plan.steps_per_epoch:
@@ -103,12 +105,13 @@ def _position(
     return state, Position(epoch, plan.steps_per_epoch if step else 0)
 
 
-def describe(config: ConfigDict, dataset: Dataset, plan: Plan, stream: dict[str, Any], position: Position) -> Meta:
+def describe(setup: Setup, stream: dict[str, Any], position: Position) -> Meta:
     """What a checkpoint says beside its state; all processes take part.
 
     Args:
       stream: of `stream_facts`, which takes seconds on a large training set.
     """
+    plan = setup.plan
     pipelines = [base64.b64encode(kept).decode() for kept in position.pipelines]
     every = [text for texts in hosts.gather(pipelines) for text in texts]
     return {
@@ -117,8 +120,8 @@ def describe(config: ConfigDict, dataset: Dataset, plan: Plan, stream: dict[str,
         "position": {"epoch": position.epoch, "step": position.step, "pipelines": every},
         "steps_per_epoch": plan.steps_per_epoch,
         "stream": stream,
-        "class_names": list(dataset.class_names),
-        "config": config.to_dict(),
+        "class_names": list(setup.dataset.class_names),
+        "config": setup.config.to_dict(),
         "versions": versions(),
     }
 

@@ -120,7 +120,8 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             raise UserError(
                 f"{workdir} holds the checkpoints of a run; give a run without checkpoints another --workdir"
             )
-        start = find_start(config, model, plan, dataset, workdir, checkpoints)
+        stream = stream_facts(config, dataset.train, plan)
+        start = find_start(setup, stream, checkpoints)
         hosts.check_agreement({"latest checkpoint (is the work folder shared?)": start.position[:2]})
         if start.position.epoch >= config.epochs:
             print(f"{workdir} is finished: {start.position.epoch} of {config.epochs} epochs are done")
@@ -136,7 +137,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             train_fn=train_fn,
             eval_fn=eval_fn,
             find_divergence=parallel.find_divergence(mesh, mode=config.parallel) if plan.num_devices > 1 else None,
-            stream=stream_facts(config, dataset.train, plan),
+            stream=stream,
             signals=stack.enter_context(Signals(60 * config.checkpoint.every_minutes)),
             watchdog=watchdog,
             checkpoints=checkpoints,
@@ -267,9 +268,8 @@ class _Run:
         self.signals.saved()
         if not _saves(self.setup.config):
             return
-        config, _, _, dataset, plan, _ = self.setup
         with self.goodput.during("checkpoint"):
-            meta = describe(config, dataset, plan, self.stream, self.position)
+            meta = describe(self.setup, self.stream, self.position)
             self.checkpoints.save(self.state, meta | {"goodput": self.goodput.totals()}, metrics)
         self.watchdog.progress()
 
