@@ -33,12 +33,19 @@ def get_config() -> ConfigDict:
     data.builtin = ""  # digits: training writes scikit-learn's 1,797 digits to a data.dir that does not exist
     data.backend = "dali-cpu"  # dali-cpu, dali-gpu (decodes on the GPU) or synthetic (one constant random batch)
     data.image_size = 224  # pixels, height and width that the model sees; integer >= 32
+    data.image_sizes = ()  # training only: ((first epoch, pixels), ...), such as ((0, 128), (30, 176)); (): image_size
     data.resize = 256  # pixels, shorter side before the centre crop in evaluation; integer >= data.image_size
     data.crop_area = (0.08, 1.0)  # training crop, share of the image's area (smallest, largest); in (0, 1]
     data.crop_aspect = (3 / 4, 4 / 3)  # training crop, width over height (smallest, largest); in [0.1, 10]
     data.transform = "torchvision"  # pixels of torchvision (antialiased) or of NVIDIA's dali pipeline (not antialiased)
     data.flip = 0.5  # probability of a horizontal flip in training; 0 to 1
+    data.augment = "none"  # after crop and flip: none, randaugment, autoaugment or trivialaugment (DALI's)
+    data.randaugment = (2, 9)  # operations per image and their magnitude, 0 to 30
+    data.on_bad_file = "substitute"  # an image that cannot be decoded: substitute leaves it out, error ends the run
+    data.max_bad_files = 100  # such images that a run puts up with; integer >= 0
     data.workers = 5  # DALI threads per device; integer >= 1
+    data.hw_decoder_load = 0.65  # dali-gpu: share of JPEGs that go to the GPU's JPEG engine, if it has one; 0 to 1
+    data.mmap = True  # map image files into memory, for local disks; False reads them, for network file systems
     data.prefetch = 2  # batches made ready on the device ahead of the step; integer >= 1
     data.synthetic_images = (1281167, 50000)  # images per epoch that synthetic data stands for (training, validation)
 

@@ -107,11 +107,13 @@ def from_json(text: str, *, source: str) -> ConfigDict:
 
 def from_tree(tree: dict[str, Any]) -> ConfigDict:
     """The config that a checkpoint or JSON file holds as nested dicts; there, tuples have become lists."""
-    lists_to_tuples = {
-        key: {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()} if isinstance(value, dict) else value
-        for key, value in tree.items()
-    }
-    return ConfigDict(lists_to_tuples).lock()
+    tree = {k: {n: _tuples(v) for n, v in x.items()} if isinstance(x, dict) else x for k, x in tree.items()}
+    return ConfigDict(tree).lock()
+
+
+def _tuples(value: Any) -> Any:
+    """With all lists made tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
@@ -160,8 +162,7 @@ def _parse_value(key: str, text: str) -> Any:
         return text
     try:
         if kind is tuple:
-            value = ast.literal_eval(text)
-            return tuple(value) if isinstance(value, list) else value
+            return _tuples(ast.literal_eval(text))
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
         return kind(text)

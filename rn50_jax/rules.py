@@ -1,6 +1,7 @@
 """What each key of a config may hold, and the presets that set several at once."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from rn50_jax.models.conv import INITS
@@ -43,6 +44,14 @@ def _integers(example: str) -> Rule:
     return Rule(tuple, f"integers >= 1, such as {example}", test)
 
 
+def _is_image_sizes(pairs: tuple[Any, ...]) -> bool:
+    if not all(isinstance(p, tuple) and len(p) == 2 and all(isinstance(n, int) for n in p) for p in pairs):
+        return False
+    epochs = [epoch for epoch, _ in pairs]
+    rising = all(a < b for a, b in pairwise(epochs))
+    return not pairs or (epochs[0] == 0 and rising and all(size >= 32 for _, size in pairs))
+
+
 _BOOLEAN = Rule(bool, "True or False", lambda v: True)
 _FRACTION = _number(">= 0 and < 1", lambda v: 0 <= v < 1)
 
@@ -67,12 +76,27 @@ RULES: dict[str, Rule] = {
     "data.builtin": _choice("", "digits"),
     "data.backend": _choice("dali-cpu", "dali-gpu", "synthetic"),
     "data.image_size": _integer(32),
+    "data.image_sizes": Rule(
+        tuple,
+        "pairs (first epoch, pixels) such as ((0, 128), (30, 176)), epochs rising from 0 and pixels >= 32, or ()",
+        lambda v: _is_image_sizes(v),
+    ),
     "data.resize": _integer(32),
     "data.crop_area": _range(1e-4, 1),
     "data.crop_aspect": _range(0.1, 10),
     "data.transform": _choice("torchvision", "dali"),
     "data.flip": _number("from 0 to 1", lambda v: 0 <= v <= 1),
+    "data.augment": _choice("none", "randaugment", "autoaugment", "trivialaugment"),
+    "data.randaugment": Rule(
+        tuple,
+        "two integers, operations >= 1 and magnitude from 0 to 30",
+        lambda v: len(v) == 2 and all(isinstance(n, int) for n in v) and v[0] >= 1 and 0 <= v[1] <= 30,
+    ),
+    "data.on_bad_file": _choice("substitute", "error"),
+    "data.max_bad_files": _integer(0),
     "data.workers": _integer(1),
+    "data.hw_decoder_load": _number("from 0 to 1", lambda v: 0 <= v <= 1),
+    "data.mmap": _BOOLEAN,
     "data.prefetch": _integer(1),
     "data.synthetic_images": Rule(
         tuple,

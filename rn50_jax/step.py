@@ -133,9 +133,9 @@ def _accumulate(
             logits, updated = model.apply(
                 {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
             )
-            loss = jnp.mean(cross_entropy(logits, targets, options.label_smoothing))
+            loss = _weighted_mean(cross_entropy(logits, targets, options.label_smoothing), part["weight"])
             top1, _ = top_k_hits(logits, part["label"], 1)
-            metrics = {"loss": loss, "top1": jnp.mean(top1.astype(jnp.float32))}
+            metrics = {"loss": loss, "top1": _weighted_mean(top1, part["weight"])}
             return loss if scale is None else loss * scale, (updated["batch_stats"], metrics)
 
         grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -159,6 +159,11 @@ def _accumulate(
     if options.accumulation > 1 or scale is not None:
         grads = jax.tree.map(lambda g: g / divisor, grads)
     return grads, batch_stats, metrics
+
+
+def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean of [B] values with weights 0 or 1: images that stand in for bad ones do not count."""
+    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1)
 
 
 def _add(a: Any, b: Any) -> Any:

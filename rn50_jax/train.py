@@ -23,8 +23,17 @@ from rn50_jax import errors, hosts, parallel
 from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule
 from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.feed import Position, TrainBatch, eval_batches, stream_facts, train_batches
+from rn50_jax.data.feed import (
+    Position,
+    TrainBatch,
+    eval_batches,
+    make_quarantine,
+    stream_facts,
+    train_batches,
+    train_size,
+)
 from rn50_jax.data.folder import fingerprint
+from rn50_jax.data.quarantine import Quarantine
 from rn50_jax.diagnosis import note_steps_left_out, stop_if_diverging, telling_of_memory
 from rn50_jax.errors import Interrupted, RunStopped, UserError, warn
 from rn50_jax.evaluate import EvalStep, evaluate, evaluate_stored, make_eval_step
@@ -132,6 +141,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             print(f"resuming after epoch {start.position.epoch}, step {step}", flush=True)
 
         train_fn, eval_fn = compile_steps(config, model, plan, mesh)
+        quarantine = make_quarantine(config, workdir / "quarantine.json")
         run = _Run(
             setup=setup,
             train_fn=train_fn,
@@ -143,7 +153,10 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             checkpoints=checkpoints,
             report=stack.enter_context(open_report(config, workdir, mesh, plan, step, argv)),
             goodput=Goodput(start.goodput, start.lost),
-            batches=stack.enter_context(closing(train_batches(config, dataset.train, plan, mesh, start.position))),
+            quarantine=quarantine,
+            batches=stack.enter_context(
+                closing(train_batches(config, dataset.train, plan, mesh, start.position, quarantine))
+            ),
             state=parallel.replicate(start.state, mesh),
             position=start.position,
         )
@@ -183,6 +196,7 @@ class _Run:
     checkpoints: Checkpoints
     report: Report
     goodput: Goodput
+    quarantine: Quarantine
     batches: Iterator[TrainBatch]
     state: TrainState
     position: Position
@@ -203,6 +217,8 @@ class _Run:
         if config.run.prof:
             end = min(end, config.run.prof)
         self.goodput.switch("train")
+        if train_size(config, epoch) != train_size(config, epoch - 1):
+            self.window.compiled = False  # the step compiles anew
         self.window.restart()
         while self.step < end:
             with self.window.waiting(), self.goodput.during("data"):
@@ -234,7 +250,10 @@ class _Run:
                 raise RunStopped(f"the devices diverged by step {self.step}: {difference}; {_DIVERGED}")
             if config.run.training_only:
                 return {}
-            batches = islice(eval_batches(config, dataset.val, mesh), config.run.prof or None)
+            batches = islice(
+                eval_batches(config, dataset.val, mesh, epoch=epoch, quarantine=self.quarantine),
+                config.run.prof or None,
+            )
             return evaluate(self.eval_fn, variables_of(self.state), self._heed_signals(batches))
 
     def _heed_signals(self, batches: Iterator[Batch]) -> Iterator[Batch]:

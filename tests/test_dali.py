@@ -14,6 +14,7 @@ from trees import make_config, write_image
 from rn50_jax import parallel
 from rn50_jax.data import dali
 from rn50_jax.data.dataset import open_dataset
+from rn50_jax.data.folder import ImageSet
 from rn50_jax.data.feed import Position, TrainBatch, eval_batches, files_of_step, prefetch, train_batches
 from rn50_jax.data.order import train_order
 from rn50_jax.errors import UserError
@@ -90,21 +91,19 @@ def test_crop_and_flip_follow_the_config(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(path)
 
     def images(flip: float, area: tuple[float, float]) -> np.ndarray:
+        one = ImageSet((str(path),), np.zeros(1, np.int32))
         pipeline = dali.train_pipeline(
-            [str(path)] * 64,
-            transform="torchvision",
+            one,
+            np.zeros(64, np.int64),
+            decoding=dali.Decoding("torchvision"),
             image_size=32,
-            crop_area=area,
-            crop_aspect=(1.0, 1.0),
-            flip=flip,
-            on_gpu=False,
+            crops=dali.Crops(area, (1.0, 1.0), flip),
             batch_size=64,
             num_threads=2,
             device_id=None,
             seed=3,
         )
-        batch = next(dali.run_pipeline(pipeline, [str(path)] * 64)).images
-        return np.asarray(batch)
+        return np.asarray(next(dali.deliver(pipeline, one, remember=False)).images)
 
     whole = images(0.0, (1.0, 1.0))
     away_from_the_edge = np.r_[0:15, 17:32]
@@ -200,7 +199,7 @@ def test_decoder_goes_on_after_a_bad_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["text", "empty", "truncated", "gone"])
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_a_bad_file_in_the_stream_is_named(tree: Path, damage: str, num_devices: int) -> None:
-    config = make_config(tree)
+    config = make_config(tree, ("data.on_bad_file", "error"))
     dataset = open_dataset(config)
     bad = tree / "val/cat/2.png"
     {

@@ -1,7 +1,8 @@
-"""DALI pipelines: files in, uint8 images [B, S, S, 3] as JAX arrays out."""
+"""DALI pipelines: encoded images in, uint8 images [B, S, S, 3] as JAX arrays out."""
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -11,65 +12,97 @@ from nvidia.dali.backend import TensorListCPU
 from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 from nvidia.dali.plugin.jax import DALIGenericIterator
 
-from rn50_jax.errors import UserError
+from rn50_jax.data.folder import ImageSet, read_image
+
+
+class DecodeError(Exception):
+    """An image that cannot be read or decoded, which DALI does not always name; the pipeline is dead."""
+
+
+class Decoding(NamedTuple):
+    """How files become pixels.
+
+    transform: a key of `_TRANSFORMS`. on_gpu: decode there, `hw_decoder_load` of it by the hardware's JPEG engine,
+    where there is one. mmap: map files into memory instead of reading them, which suits local disks.
+    """
+
+    transform: str
+    on_gpu: bool = False
+    hw_decoder_load: float = 0.65
+    mmap: bool = True
+
+    def arguments(self) -> dict[str, Any]:
+        """Of all decoders. Images are not rotated by their EXIF tag, as torchvision and the reference do not."""
+        common = {"output_type": types.RGB, "adjust_orientation": False}
+        if not self.on_gpu:
+            return common | {"device": "cpu"}
+        # Room for ImageNet's largest image at once, so that no batch waits for its buffers to grow.
+        hints = {"preallocate_width_hint": 5980, "preallocate_height_hint": 6430}
+        return common | {"device": "mixed", "hw_decoder_load": self.hw_decoder_load, **hints}
+
+
+class Crops(NamedTuple):
+    """The random part of the training transform.
+
+    area: share of the image's, aspect: width over height, each (smallest, largest). flip: probability. augment: one of
+    `AUGMENTATIONS`; randaugment: its number of operations and their magnitude (0 to 30).
+    """
+
+    area: tuple[float, float]
+    aspect: tuple[float, float]
+    flip: float
+    augment: str = "none"
+    randaugment: tuple[int, int] = (2, 9)
+
+
+AUGMENTATIONS = ("none", "randaugment", "autoaugment", "trivialaugment")
 
 
 def train_pipeline(
-    files: Sequence[str],
-    *,
-    transform: str,
-    image_size: int,
-    crop_area: tuple[float, float],
-    crop_aspect: tuple[float, float],
-    flip: float,
-    on_gpu: bool,
-    **pipeline_args: Any,
+    images: ImageSet, indices: np.ndarray, *, decoding: Decoding, image_size: int, crops: Crops, **pipeline_args: Any
 ) -> Any:
-    """Random-resized crop and flip, as the reference's training transform.
+    """Random-resized crop and flip, as the reference's training transform, and augmentation if asked for.
 
-    Reads `files` in their order, once. Only the crop is decoded. Images are not rotated by their EXIF tag,
-    as torchvision and the reference do not.
+    Reads images[indices] in that order, once. Only the crop is decoded.
 
     Args:
-      transform: a key of `_TRANSFORMS`.
+      indices: int [N], N a multiple of the batch size.
       pipeline_args: batch_size, num_threads, device_id, seed, enable_checkpointing, checkpoint.
 
     Returns:
-      A pipeline with outputs image uint8 [B, image_size, image_size, 3] and index int32 [B] into `files`.
+      A pipeline with outputs image uint8 [B, image_size, image_size, 3] and int32 [B], places in `indices`.
     """
-    rules = _TRANSFORMS[transform]
+    rules = _TRANSFORMS[decoding.transform]
 
-    @pipeline_def(**pipeline_args)
+    @pipeline_def(enable_conditionals=crops.augment != "none", **pipeline_args)
     def pipeline() -> Any:
-        encoded, index = _read(files)
-        images = fn.decoders.image_random_crop(
+        encoded, places = _read(images, indices, decoding, pipeline_args["batch_size"])
+        pixels = fn.decoders.image_random_crop(
             encoded,
-            device="mixed" if on_gpu else "cpu",
-            output_type=types.RGB,
-            adjust_orientation=False,
-            random_area=list(crop_area),
-            random_aspect_ratio=list(crop_aspect),
+            random_area=list(crops.area),
+            random_aspect_ratio=list(crops.aspect),
             num_attempts=rules.crop_attempts,
+            **decoding.arguments(),
         )
-        images = fn.resize(images, size=[image_size, image_size], **rules.resize)
-        images = fn.flip(images, horizontal=fn.random.coin_flip(probability=flip))
-        return images, index
+        pixels = fn.resize(pixels, size=[image_size, image_size], **rules.resize)
+        pixels = fn.flip(pixels, horizontal=fn.random.coin_flip(probability=crops.flip))
+        return _augment(pixels, image_size, crops), places
 
     return pipeline()
 
 
 def eval_pipeline(
-    files: Sequence[str], *, transform: str, image_size: int, resize: int, on_gpu: bool, **pipeline_args: Any
+    images: ImageSet, indices: np.ndarray, *, decoding: Decoding, image_size: int, resize: int, **pipeline_args: Any
 ) -> Any:
     """Shorter side to `resize`, then a centre crop of `image_size`.
 
-    Reads `files` in their order, once. Arguments and outputs are as in `train_pipeline`.
+    Arguments and outputs are as in `train_pipeline`.
     """
 
     @pipeline_def(**pipeline_args)
     def pipeline() -> Any:
-        encoded, index = _read(files)
-        return _eval_transform(encoded, transform, image_size, resize, on_gpu), index
+        encoded, places = _read(images, indices, decoding, pipeline_args["batch_size"])
+        return _eval_transform(encoded, decoding, image_size, resize), places
 
     return pipeline()
 
@@ -87,17 +120,82 @@ _TRANSFORMS = {
 }
 
 
-def _read(files: Sequence[str]) -> tuple[Any, Any]:
-    encoded, index = fn.readers.file(files=list(files), labels=list(range(len(files))), name="Reader")
-    return encoded, fn.squeeze(index, axes=0)
+def _read(images: ImageSet, indices: np.ndarray, decoding: Decoding, batch_size: int) -> tuple[Any, Any]:
+    """Encoded images and their places in `indices`; from files or from tars, what follows draws the same numbers."""
+    if images.members is None:
+        encoded, places = fn.readers.file(
+            files=[images.files[i] for i in indices],
+            labels=list(range(len(indices))),
+            dont_use_mmap=not decoding.mmap,
+            name="Reader",
+            seed=0,  # its own; without one it would take the first of the pipeline's random streams, tars would not
+        )
+    else:
+        encoded, places = fn.external_source(
+            source=_TarReader(images, indices, batch_size),
+            num_outputs=2,
+            batch=True,
+            batch_info=True,
+            dtype=[types.UINT8, types.INT32],
+            ndim=[1, 1],
+        )
+    return encoded, fn.squeeze(places, axes=0)
 
 
-def _eval_transform(encoded: Any, transform: str, image_size: int, resize: int, on_gpu: bool) -> Any:
-    rules = _TRANSFORMS[transform]
-    images = fn.decoders.image(
-        encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, adjust_orientation=False
-    )
-    if transform == "torchvision":
+class _TarReader:
+    """Batches of encoded images from tars, read by a few threads ahead of their use."""
+
+    AHEAD = 3  # batches
+    CHUNK = 16  # images that a thread reads at a time
+
+    def __init__(self, images: ImageSet, indices: np.ndarray, batch_size: int) -> None:
+        self._images, self._indices, self._batch_size = images, indices, batch_size
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="tar")
+        self._reading: dict[int, list[Future[list[np.ndarray]]]] = {}
+
+    def __call__(self, info: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        last = len(self._indices) // self._batch_size
+        if info.iteration >= last:
+            raise StopIteration
+        for batch in range(info.iteration, min(info.iteration + self.AHEAD + 1, last)):
+            if batch not in self._reading:
+                part = self._indices[batch * self._batch_size : (batch + 1) * self._batch_size]
+                chunks = [part[i : i + self.CHUNK] for i in range(0, len(part), self.CHUNK)]
+                self._reading[batch] = [self._threads.submit(self._read, chunk) for chunk in chunks]
+        encoded = [image for chunk in self._reading.pop(info.iteration) for image in chunk.result()]
+        first = info.iteration * self._batch_size
+        return encoded, [np.array([place], np.int32) for place in range(first, first + self._batch_size)]
+
+    def _read(self, indices: np.ndarray) -> list[np.ndarray]:
+        return [np.frombuffer(self._read_one(index) or b"\0", np.uint8) for index in indices]
+
+    def _read_one(self, index: int) -> bytes:
+        try:
+            return read_image(self._images, index)
+        except OSError:
+            return b""  # fails to decode like any other damaged image
+
+
+def _augment(pixels: Any, image_size: int, crops: Crops) -> Any:
+    if crops.augment == "none":
+        return pixels
+    from nvidia.dali.auto_aug import auto_augment, rand_augment, trivial_augment
+
+    # DALI warns of operators that its own library still uses under their old names.
+    warnings.filterwarnings("ignore", r"(?s).*nvidia\.dali\.fn\.experimental", DeprecationWarning)
+    shape = [image_size, image_size]
+    if crops.augment == "randaugment":
+        count, magnitude = crops.randaugment
+        return rand_augment.rand_augment(pixels, n=count, m=magnitude, shape=shape, fill_value=128)
+    if crops.augment == "autoaugment":
+        return auto_augment.auto_augment_image_net(pixels, shape=shape)
+    return trivial_augment.trivial_augment_wide(pixels, shape=shape)
+
+
+def _eval_transform(encoded: Any, decoding: Decoding, image_size: int, resize: int) -> Any:
+    rules = _TRANSFORMS[decoding.transform]
+    images = fn.decoders.image(encoded, **decoding.arguments())
+    if decoding.transform == "torchvision":
         return _resize_and_crop_as_torchvision(images, image_size, resize, rules)
     images = fn.resize(images, resize_shorter=resize, **rules.resize)
     return fn.crop(images, crop=(image_size, image_size))
@@ -118,52 +216,32 @@ def _resize_and_crop_as_torchvision(images: Any, image_size: int, resize: int, r
 class Delivery(NamedTuple):
     """One batch of a pipeline.
 
-    images: on the pipeline's device. samples: int32 [B], indices into its files. position: where the pipeline stands
-    afterwards, whatever it has read ahead, to be given to a new one as `checkpoint`; or empty.
+    images: on the pipeline's device. places: int32 [B], in its indices. position: where the pipeline stands afterwards,
+    whatever it has read ahead, to be given to a new one as `checkpoint`; or empty.
     """
 
     images: jax.Array
-    samples: np.ndarray
+    places: np.ndarray
     position: bytes
 
 
-def run_pipeline(pipeline: Any, files: Sequence[str], *, done: int = 0, remember: bool = False) -> Iterator[Delivery]:
-    """Runs a pipeline until its files are used up.
+def deliver(pipeline: Any, images: ImageSet, *, remember: bool) -> Iterator[Delivery]:
+    """Runs a pipeline until its images are used up.
 
     Args:
-      done: images that it has delivered before, if it was made from a position.
       remember: give positions, from a pipeline made with `enable_checkpointing`.
 
     Raises:
-      UserError: naming an image that cannot be read or decoded.
+      DecodeError: an image of this batch, or of one of the next, cannot be read or decoded.
     """
+    reader = {"reader_name": "Reader", "last_batch_policy": LastBatchPolicy.DROP} if images.members is None else {}
     try:
-        batches = DALIGenericIterator(
-            pipeline,
-            ["image", "index"],
-            reader_name="Reader",
-            last_batch_policy=LastBatchPolicy.DROP,
-            prepare_first_batch=False,
-        )
+        batches = DALIGenericIterator(pipeline, ["image", "place"], prepare_first_batch=False, **reader)
         for batch in batches:
-            index = np.asarray(batch["index"])
-            done += len(index)
-            yield Delivery(batch["image"], index, batches.checkpoints()[0] if remember else b"")
+            position = batches.checkpoints()[0] if remember else b""
+            yield Delivery(batch["image"], np.asarray(batch["place"]), position)
     except RuntimeError as error:
-        # DALI often keeps the name to itself; its reader is a few batches ahead of what it has delivered.
-        decode = make_decoder(transform="torchvision", image_size=32, resize=32, workers=1)
-        suspects = files[done : done + 8 * pipeline.max_batch_size]
-        name = next((file for file in suspects if not _can_decode(file, decode)), None)
-        where = f"{name} is damaged or no image" if name else "an image cannot be read"
-        raise UserError(f"{where} ({_cause(error)}); repair or remove it") from error
-
-
-def _can_decode(file: str, decode: Callable[[bytes], np.ndarray]) -> bool:
-    try:
-        decode(Path(file).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return True
+        raise DecodeError(_cause(error)) from error
 
 
 def make_decoder(*, transform: str, image_size: int, resize: int, workers: int) -> Callable[[bytes], np.ndarray]:
@@ -176,7 +254,7 @@ def make_decoder(*, transform: str, image_size: int, resize: int, workers: int) 
     @pipeline_def(batch_size=1, num_threads=workers, device_id=None, prefetch_queue_depth=1)
     def pipeline() -> Any:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        return _eval_transform(encoded, transform, image_size, resize, on_gpu=False)
+        return _eval_transform(encoded, Decoding(transform), image_size, resize)
 
     live: list[Any] = []
 

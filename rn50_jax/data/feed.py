@@ -5,9 +5,11 @@ Of several processes each decodes and places the images of its own devices.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain, repeat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,8 +17,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax import parallel
-from rn50_jax.data.folder import ImageSet, fingerprint
+from rn50_jax.data.folder import ImageSet, fingerprint, short_name
 from rn50_jax.data.order import crop_seed, eval_order, train_order
+from rn50_jax.data.quarantine import Quarantine
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.plan import Plan
 from rn50_jax.step import Batch
@@ -47,27 +50,38 @@ class TrainBatch(NamedTuple):
     pipelines: tuple[bytes, ...]
 
 
+def train_size(config: ConfigDict, epoch: int) -> int:
+    """Height and width of the training images in an epoch (from 0), in pixels."""
+    sizes = [size for first, size in config.data.image_sizes if first <= epoch]
+    return int(sizes[-1] if sizes else config.data.image_size)
+
+
 def train_batches(
-    config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, start: Position
+    config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, start: Position, quarantine: Quarantine | None = None
 ) -> Generator[TrainBatch]:
     """All batches of the run from `start` on, `plan.steps_per_epoch` an epoch.
 
     One stream for all epochs: while the last steps and the validation of one run, the next one's files are opened.
-    From a position that was kept, the stream goes on with the very bits that it would have had.
+    From a position that was kept, the stream goes on with the very bits that it would have had. An image that cannot
+    be decoded goes to the `quarantine`; another one takes its place, with weight 0.
     """
     if start.step == plan.steps_per_epoch:
         start = Position(start.epoch + 1, 0)
     if config.data.backend == "synthetic":
-        batch = synthetic_batch(config, plan.device_batch, mesh)
-        yield from repeat(TrainBatch(batch, ()))
+        for epoch in range(start.epoch, config.epochs):
+            batch = synthetic_batch(config, plan.device_batch, mesh, train_size(config, epoch))
+            steps = plan.steps_per_epoch - (start.step if epoch == start.epoch else 0)
+            yield from repeat(TrainBatch(batch, ()), steps)
+        return
+    bad_images = quarantine or make_quarantine(config)
     starts = chain([start], (Position(epoch, 0) for epoch in range(start.epoch + 1, config.epochs)))
-    batches = (batch for start in starts for batch in _train_epoch(config, images, plan, mesh, start))
+    batches = (batch for start in starts for batch in _train_epoch(config, images, plan, mesh, start, bad_images))
     yield from prefetch(batches, config.data.prefetch)
 
 
 def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, Any]:
     """What decides the stream of an epoch: a position in it means something only where all of this is the same."""
-    keys = ("backend", "image_size", "crop_area", "crop_aspect", "transform", "flip")
+    keys = ("backend", "image_size", "image_sizes", "crop_area", "crop_aspect", "transform", "flip", "augment")
     facts = {f"config.data.{key}": config.data[key] for key in keys} | {
         "config.seed": config.seed,
         "the number of devices": plan.num_devices,
@@ -75,6 +89,7 @@ def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, 
         "the training set": fingerprint(images),
     }
     if config.data.backend != "synthetic":
+        facts["the form of the stream"] = 2
         facts["the version of DALI"] = next(v for name, v in versions().items() if "dali" in name)
     return facts
 
@@ -98,89 +113,124 @@ def files_of_step(config: ConfigDict, images: ImageSet, plan: Plan, step: int) -
     return [images.files[index] for index in _order(config, images, plan, epoch)[step].flat]
 
 
-def _train_epoch(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, start: Position) -> Iterator[TrainBatch]:
+def _train_epoch(
+    config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, start: Position, quarantine: Quarantine
+) -> Iterator[TrainBatch]:
     from rn50_jax.data import dali  # a second to import, and not needed for synthetic data
 
     order = _order(config, images, plan, start.epoch)
-    devices = parallel.local_indices(mesh)
-    files = _files_per_device(images, order, devices)
-    kept = start.pipelines or (None,) * len(devices)
-    pipelines = [
-        dali.train_pipeline(
-            device_files,
-            image_size=config.data.image_size,
-            crop_area=config.data.crop_area,
-            crop_aspect=config.data.crop_aspect,
-            flip=config.data.flip,
+    crops = dali.Crops(
+        config.data.crop_area,
+        config.data.crop_aspect,
+        config.data.flip,
+        config.data.augment,
+        config.data.randaugment,
+    )
+
+    def make(device: int, indices: np.ndarray, position: bytes | None) -> Any:
+        return dali.train_pipeline(
+            images,
+            indices,
+            crops=crops,
+            image_size=train_size(config, start.epoch),
             seed=crop_seed(config.seed, start.epoch, device),
             enable_checkpointing=True,
             checkpoint=position,
             **_pipeline_args(config, mesh, device, plan.device_batch),
         )
-        for device, device_files, position in zip(devices, files, kept, strict=True)
-    ]
-    weights = np.ones(order.shape, np.float32)
-    done = start.step * plan.device_batch
-    runs = [dali.run_pipeline(*args, done=done, remember=True) for args in zip(pipelines, files, strict=True)]
-    for step, deliveries in enumerate(zip(*runs, strict=True), start.step):
-        batch = _place(deliveries, images, order, weights[step], mesh)
+
+    kept = start.pipelines or (None,) * len(parallel.local_indices(mesh))
+    steps = _run(images, order, np.ones(order.shape, np.float32), mesh, make, quarantine, "train", start, kept)
+    for batch, deliveries in steps:
         yield TrainBatch(batch, tuple(delivery.position for delivery in deliveries))
 
 
-def eval_batches(config: ConfigDict, images: ImageSet, mesh: Mesh) -> Iterator[Batch]:
-    """Every image of the set exactly once, the last batch filled up with images of weight 0."""
+def eval_batches(
+    config: ConfigDict, images: ImageSet, mesh: Mesh, *, epoch: int = 0, quarantine: Quarantine | None = None
+) -> Iterator[Batch]:
+    """Every image of the set exactly once, the last batch filled up with images of weight 0.
+
+    Args:
+      epoch: of the training run that validates, from 0.
+      quarantine: of that run; images in it have weight 0.
+    """
     num_devices = mesh.devices.size
     order, weights = eval_order(len(images.labels), num_devices=num_devices, device_batch=config.batch_size)
-    devices = parallel.local_indices(mesh)
     if config.data.backend == "synthetic":
         batch = synthetic_batch(config, config.batch_size, mesh)
+        devices = parallel.local_indices(mesh)
         yield from (batch | {"weight": parallel.shard(w[devices], mesh)} for w in weights)
         return
     from rn50_jax.data import dali
 
-    files = _files_per_device(images, order, devices)
-    pipelines = [
-        dali.eval_pipeline(
-            device_files,
+    def make(device: int, indices: np.ndarray, _: bytes | None) -> Any:
+        return dali.eval_pipeline(
+            images,
+            indices,
             image_size=config.data.image_size,
             resize=config.data.resize,
             **_pipeline_args(config, mesh, device, config.batch_size),
         )
-        for device, device_files in zip(devices, files, strict=True)
+
+    bad_images = quarantine or make_quarantine(config)
+    steps = _run(images, order, weights, mesh, make, bad_images, "val", Position(epoch, 0), None)
+    yield from prefetch((batch for batch, _ in steps), config.data.prefetch)
+
+
+def make_quarantine(config: ConfigDict, path: Path | None = None) -> Quarantine:
+    """The list of bad images that the config wants, kept in `path` if there is one."""
+    return Quarantine(path, policy=config.data.on_bad_file, limit=config.data.max_bad_files)
+
+
+def _run(
+    images: ImageSet,
+    order: np.ndarray,
+    weights: np.ndarray,
+    mesh: Mesh,
+    make: Callable[[int, np.ndarray, bytes | None], Any],
+    quarantine: Quarantine,
+    split: str,
+    start: Position,
+    kept: Sequence[bytes | None] | None,
+) -> Iterator[tuple[Batch, "Sequence[dali.Delivery]"]]:
+    """The batches of one epoch from all devices of this process; `kept` are the positions to go on from, if any."""
+    from rn50_jax.data.stream import Part, first_good, stream
+
+    if names := quarantine.left_out(split, start.epoch):
+        bad = np.array([short_name(file) in names for file in images.files])[order]
+        order, weights = np.where(bad, first_good(images), order), np.where(bad, np.float32(0), weights)
+    devices = parallel.local_indices(mesh)
+    streams = [
+        stream(
+            images,
+            Part(order[:, device], weights[:, device]),
+            partial(make, device),
+            lambda index, reason: quarantine.add(split, images, index, epoch=start.epoch, reason=reason),
+            start=start.step,
+            position=kept[i] if kept else None,
+            remember=kept is not None,
+        )
+        for i, device in enumerate(devices)
     ]
-    steps = zip(*map(dali.run_pipeline, pipelines, files), strict=True)
-    batches = (
-        _place(step, images, order, step_weights, mesh) for step, step_weights in zip(steps, weights, strict=True)
-    )
-    yield from prefetch(batches, config.data.prefetch)
-
-
-def _files_per_device(images: ImageSet, order: np.ndarray, devices: Sequence[int]) -> list[list[str]]:
-    return [[images.files[i] for i in order[:, device].flat] for device in devices]
+    for step, deliveries in enumerate(zip(*streams, strict=True), start.step):
+        batch = {
+            "image": parallel.shard([delivery.images for delivery in deliveries], mesh),
+            "label": parallel.shard(images.labels[order[step, devices]], mesh),
+            "weight": parallel.shard(weights[step, devices], mesh),
+        }
+        yield batch, deliveries
 
 
 def _pipeline_args(config: ConfigDict, mesh: Mesh, device: int, batch_size: int) -> dict[str, Any]:
+    from rn50_jax.data.dali import Decoding
+
     on_gpu = config.data.backend == "dali-gpu"
     ordinal = mesh.devices.flat[device].local_hardware_id if on_gpu else None
     return {
-        "transform": config.data.transform,
+        "decoding": Decoding(config.data.transform, on_gpu, config.data.hw_decoder_load, config.data.mmap),
         "batch_size": batch_size,
         "num_threads": config.data.workers,
         "device_id": ordinal,
-        "on_gpu": on_gpu,
-    }
-
-
-def _place(
-    deliveries: "Sequence[dali.Delivery]", images: ImageSet, order: np.ndarray, weights: np.ndarray, mesh: Mesh
-) -> Batch:
-    devices = parallel.local_indices(mesh)
-    # DALI numbers a device's files from 0; their place in `order` is the image's index in the data set.
-    labels = [images.labels[order[:, d].flat[it.samples]] for d, it in zip(devices, deliveries, strict=True)]
-    return {
-        "image": parallel.shard([it.images for it in deliveries], mesh),
-        "label": parallel.shard(labels, mesh),
-        "weight": parallel.shard(weights[devices], mesh),
     }
 
 

@@ -14,11 +14,48 @@ from rn50_jax.errors import UserError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2")
 
 
+class Members(NamedTuple):
+    """Where N images lie inside tar files.
+
+    tars: paths. tar: int32 [N], whose member an image is. offset, size: int64 [N], bytes of it in the tar.
+    """
+
+    tars: tuple[str, ...]
+    tar: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+
+
 class ImageSet(NamedTuple):
-    """Images of one split, sorted by class and name. files: N paths (none for synthetic data). labels: int32 [N]."""
+    """Images of one split, sorted by class and name.
+
+    files: N paths, or names inside tars (none for synthetic data). labels: int32 [N]. members: None for plain files.
+    """
 
     files: tuple[str, ...]
     labels: np.ndarray
+    members: Members | None = None
+
+
+def short_name(file: str) -> str:
+    """A file's class folder and name, the same wherever the data lies."""
+    return "/".join(file.rsplit("/", 2)[-2:])
+
+
+def read_image(images: ImageSet, index: int) -> bytes:
+    """The encoded bytes of one image.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    if images.members is None:
+        return Path(images.files[index]).read_bytes()
+    tars, tar, offset, size = images.members
+    descriptor = os.open(tars[tar[index]], os.O_RDONLY)
+    try:
+        return os.pread(descriptor, int(size[index]), int(offset[index]))
+    finally:
+        os.close(descriptor)
 
 
 class Dataset(NamedTuple):
@@ -31,7 +68,7 @@ class Dataset(NamedTuple):
 
 def fingerprint(images: ImageSet) -> str:
     """The number of images and a hash of their order, classes and names, wherever the folder lies."""
-    names = "\n".join("/".join(file.rsplit("/", 2)[-2:]) for file in images.files)
+    names = "\n".join(map(short_name, images.files))
     return f"{len(images.labels)} images, {hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
 

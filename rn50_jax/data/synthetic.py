@@ -15,9 +15,13 @@ def synthetic_dataset(config: ConfigDict) -> Dataset:
     return Dataset(train, val, tuple(str(label) for label in range(_num_classes(config))))
 
 
-def synthetic_batch(config: ConfigDict, device_batch: int, mesh: Mesh) -> Batch:
-    """One random batch that stays on the devices: images uint8 [D, B, S, S, 3], labels below the number of classes."""
-    size, classes = config.data.image_size, _num_classes(config)
+def synthetic_batch(config: ConfigDict, device_batch: int, mesh: Mesh, image_size: int = 0) -> Batch:
+    """One random batch that stays on the devices: images uint8 [D, B, S, S, 3], labels below the number of classes.
+
+    Args:
+      image_size: S; 0 for that of the config.
+    """
+    size, classes = image_size or config.data.image_size, _num_classes(config)
     streams = [np.random.default_rng([config.seed, device]) for device in parallel.local_indices(mesh)]
     images = [rng.integers(0, 256, (device_batch, size, size, 3), np.uint8) for rng in streams]
     labels = [rng.integers(0, classes, device_batch, np.int32) for rng in streams]

@@ -1,0 +1,131 @@
+"""One device's batches of an epoch, whatever its files are like."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rn50_jax.data.dali import DecodeError, Delivery, deliver, make_decoder
+from rn50_jax.data.folder import ImageSet, read_image
+from rn50_jax.errors import UserError
+
+# Batches that a pipeline may be ahead of the one that it delivers when it meets a bad file.
+_HORIZON = 8
+
+
+class Part(NamedTuple):
+    """What one device sees of an epoch; bad images are exchanged in place.
+
+    order: int64 [steps, B], indices of images. weights: float32 [steps, B].
+    """
+
+    order: np.ndarray
+    weights: np.ndarray
+
+
+Make = Callable[[np.ndarray, bytes | None], Any]
+Decode = Callable[[bytes], np.ndarray]
+
+
+def stream(
+    images: ImageSet,
+    part: Part,
+    make: Make,
+    report: Callable[[int, str], None],
+    *,
+    start: int = 0,
+    position: bytes | None = None,
+    remember: bool = True,
+) -> Iterator[Delivery]:
+    """The batches of `part` from step `start` on; an image that cannot be decoded is exchanged for a good one.
+
+    The good one is the first of the set, with weight 0. All other images get the pixels that they would have had, as
+    random crops belong to places in the stream, not to files.
+
+    Args:
+      make: a pipeline for indices int [N] that goes on from a position.
+      report: told of each bad image, by its index, and why; may raise.
+      position: of an earlier delivery, the one before `start`.
+      remember: deliveries have positions, and pipelines can be made from them; otherwise one starts anew where it must.
+    """
+    step = start
+
+    def pipeline(order: np.ndarray) -> Iterator[Delivery]:
+        if remember:
+            return deliver(make(order.reshape(-1), position), images, remember=True)
+        return deliver(make(order[step:].reshape(-1), None), images, remember=False)
+
+    while step < len(part.order):
+        try:
+            for delivery in pipeline(part.order):
+                step, position = step + 1, delivery.position
+                yield _numbered(delivery, step - 1)
+            return
+        except DecodeError:
+            pass
+        # Which image it was, DALI does not say, and it has read ahead. Until it is found, batches go one by one, with
+        # all that follow standing in as good images: each either comes out as it always would, or is the bad one.
+        good = first_good(images)
+        for _ in range(min(_HORIZON, len(part.order) - step)):
+            repaired = False
+            while True:
+                alone = np.full_like(part.order, good)
+                alone[step] = part.order[step]
+                try:
+                    delivery = next(pipeline(alone))
+                    break
+                except DecodeError as error:
+                    _exchange(images, part, step, good, report, str(error))
+                    repaired = True
+            step, position = step + 1, delivery.position
+            yield _numbered(delivery, step - 1)
+            if repaired:
+                break
+
+
+def _numbered(delivery: Delivery, step: int) -> Delivery:
+    """With places in the whole of a device's epoch, also if a pipeline has started anew."""
+    count = len(delivery.places)
+    return delivery._replace(places=np.arange(step * count, (step + 1) * count, dtype=np.int32))
+
+
+def _exchange(
+    images: ImageSet, part: Part, step: int, good: int, report: Callable[[int, str], None], reason: str
+) -> None:
+    decode = _probe()
+    found = {index: why for index in np.unique(part.order[step]) if (why := _what_is_wrong(images, int(index), decode))}
+    if not found:
+        names = ", ".join(images.files[index] for index in part.order[step, :3])
+        raise UserError(f"one of {len(part.order[step])} images cannot be decoded ({reason}), among them {names}")
+    for index, why in found.items():
+        report(int(index), why)
+        bad = part.order[step] == index
+        part.order[step, bad], part.weights[step, bad] = good, 0.0
+
+
+def first_good(images: ImageSet) -> int:
+    """The index of the first image that can be decoded.
+
+    Raises:
+      UserError: there is none.
+    """
+    decode = _probe()
+    for index in range(len(images.files)):
+        if not _what_is_wrong(images, index, decode):
+            return index
+    raise UserError(f"none of {len(images.files)} images can be decoded, {images.files[0]} among them")
+
+
+def _probe() -> Decode:
+    return make_decoder(transform="dali", image_size=32, resize=32, workers=1)
+
+
+def _what_is_wrong(images: ImageSet, index: int, decode: Decode) -> str:
+    """Why an image cannot be decoded; empty if it can."""
+    try:
+        decode(read_image(images, index))  # the whole of it: a crop may miss what is missing
+    except OSError as error:
+        return error.strerror or "it cannot be read"
+    except ValueError as error:
+        return str(error)
+    return ""
