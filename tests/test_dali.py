@@ -14,11 +14,13 @@ from trees import make_config, write_image
 from rn50_jax import parallel
 from rn50_jax.data import dali
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.folder import ImageSet
 from rn50_jax.data.feed import Position, TrainBatch, eval_batches, files_of_step, prefetch, train_batches
+from rn50_jax.data.folder import ImageSet
 from rn50_jax.data.order import train_order
 from rn50_jax.errors import UserError
 from rn50_jax.plan import make_plan
+
+START = Position(0, 0)
 
 
 def grey_numbers(batch: dict[str, jax.Array]) -> np.ndarray:
@@ -26,24 +28,28 @@ def grey_numbers(batch: dict[str, jax.Array]) -> np.ndarray:
     return np.round(np.asarray(batch["image"]).mean((2, 3, 4)) / 5).astype(int)
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
-def test_training_batches_match_their_labels_and_order(tree: Path, num_devices: int) -> None:
-    config = make_config(tree, ("batch_size", str(4 // num_devices)))
+@pytest.mark.parametrize(("num_devices", "device_batch"), [(1, 4), (2, 2), (3, 2), (8, 1)])
+def test_training_batches_match_their_labels_and_order(tree: Path, num_devices: int, device_batch: int) -> None:
+    config = make_config(tree, ("batch_size", str(device_batch)))
     dataset = open_dataset(config)
     mesh = parallel.make_mesh(jax.devices()[:num_devices])
     plan = make_plan(config, num_images=22, num_devices=num_devices)
     batches = [b.batch for b in train_batches(config, dataset.train, plan, mesh, Position(0, 0))]
-    assert len(batches) == 2 * 5
+    steps = 22 // (num_devices * device_batch)
+    assert len(batches) == 2 * steps
     wanted = [
-        train_order(22, steps=5, num_devices=num_devices, device_batch=4 // num_devices, seed=0, epoch=epoch)
+        train_order(22, steps=steps, num_devices=num_devices, device_batch=device_batch, seed=0, epoch=epoch)
         for epoch in range(2)
     ]
     for batch, indices in zip(batches, np.concatenate(wanted), strict=True):
-        assert batch["image"].shape == (num_devices, 4 // num_devices, 32, 32, 3)
+        assert batch["image"].shape == (num_devices, device_batch, 32, 32, 3)
         assert (batch["image"].dtype, batch["label"].dtype) == (np.uint8, np.int32)
         np.testing.assert_array_equal(grey_numbers(batch), indices)
         np.testing.assert_array_equal(batch["label"], dataset.train.labels[indices])
         assert np.all(np.asarray(batch["weight"]) == 1)
+    for epoch in range(2):  # every image at most once, and at most one global batch is left out
+        seen = np.concatenate([grey_numbers(b).reshape(-1) for b in batches[epoch * steps : (epoch + 1) * steps]])
+        assert len(set(seen.tolist())) == len(seen) > 22 - num_devices * device_batch
 
 
 @pytest.mark.parametrize("num_devices", [1, 3])
@@ -83,6 +89,51 @@ def test_crops_do_not_depend_on_threads_or_prefetch(digits: Path) -> None:
     assert results[0] == results[1]
 
 
+def test_no_buffer_is_used_again_while_a_batch_lives(digits: Path) -> None:
+    config = make_config(digits, ("batch_size", "50"), ("epochs", "1"))
+    dataset = open_dataset(config)
+    plan = make_plan(config, num_images=1500, num_devices=2)
+    mesh = parallel.make_mesh(jax.devices()[:2])
+    checksum = jax.jit(lambda x: x.astype(np.uint32).sum((1, 2, 3, 4)))
+    batches, sums = [], []
+    for batch, _ in train_batches(config, dataset.train, plan, mesh, Position(0, 0)):
+        batches.append(batch)
+        sums.append(checksum(batch["image"]))  # computed later, while the feed goes on
+    wanted = [np.asarray(batch["image"]).astype(np.uint32).sum((1, 2, 3, 4)) for batch in batches]
+    np.testing.assert_array_equal(sums, wanted)
+    assert len({tuple(s.tolist()) for s in wanted}) == len(wanted) == 15
+
+
+def test_image_size_by_epoch(digits: Path) -> None:
+    config = make_config(
+        digits, ("batch_size", "500"), ("epochs", "4"), ("data.image_sizes", "((0, 32), (1, 64), (3, 40))")
+    )
+    dataset = open_dataset(config)
+    plan = make_plan(config, num_images=1500, num_devices=1)
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    stream = train_batches(config, dataset.train, plan, mesh, Position(0, 0))
+    assert [b.batch["image"].shape[2] for b in stream] == 3 * [32] + 6 * [64] + 3 * [40]
+    assert next(eval_batches(config, dataset.val, mesh))["image"].shape[2] == 32
+
+
+@pytest.mark.parametrize("augment", ["randaugment", "autoaugment", "trivialaugment"])
+def test_augmentation_changes_pixels_and_resumes_exactly(digits: Path, augment: str) -> None:
+    mesh = parallel.make_mesh(jax.devices()[:1])
+
+    def pixels(augment: str, start: Position = START) -> tuple[list[np.ndarray], list[TrainBatch]]:
+        config = make_config(digits, ("batch_size", "250"), ("epochs", "1"), ("data.augment", augment))
+        plan = make_plan(config, num_images=1500, num_devices=1)
+        got = list(train_batches(config, open_dataset(config).train, plan, mesh, start))
+        return [np.asarray(b.batch["image"][0], np.float32) for b in got], got
+
+    plain, _ = pixels("none")
+    changed, batches = pixels(augment)
+    different = [np.any(a != b, axis=(1, 2, 3)) for a, b in zip(plain, changed, strict=True)]
+    assert np.mean(different) > 0.5
+    again, _ = pixels(augment, Position(0, 2, batches[1].pipelines))
+    np.testing.assert_array_equal(again, changed[2:])
+
+
 def test_crop_and_flip_follow_the_config(tmp_path: Path) -> None:
     # Left half black, right half white: a flip swaps the halves, a crop moves the edge.
     pixels = np.zeros((64, 64, 3), np.uint8)
@@ -115,7 +166,7 @@ def test_crop_and_flip_follow_the_config(tmp_path: Path) -> None:
     assert len(np.unique(edges)) > 8
 
 
-@pytest.mark.parametrize("num_devices", [1, 3])
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 8])
 def test_evaluation_batches_are_exact(tree: Path, num_devices: int) -> None:
     config = make_config(tree)
     dataset = open_dataset(config)

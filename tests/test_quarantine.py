@@ -1,0 +1,152 @@
+"""Images that cannot be decoded, in the stream and in real runs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from trees import make_config
+
+from rn50_jax import parallel
+from rn50_jax.data.dataset import open_dataset
+from rn50_jax.data.feed import Position, eval_batches, train_batches
+from rn50_jax.data.quarantine import Quarantine
+from rn50_jax.errors import RunStopped, UserError
+from rn50_jax.plan import make_plan
+
+NUM_TRAIN = 60
+Seen = dict[tuple[int, int, int], tuple[bytes, int, float]]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Noisy JPEGs of three classes, large enough that a crop may miss what is missing at a file's end."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", NUM_TRAIN // 3), ("val", 4)):
+        for name in ("ant", "bee", "cat"):
+            for i in range(count):
+                path = tmp_path / "data" / split / name / f"{i:02}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (120, 160, 3), np.uint8)).save(path, quality=80)
+    return tmp_path / "data"
+
+
+def damage(root: Path) -> dict[str, str]:
+    """Spoils five training images and one for validation; returns their short names by kind."""
+    bad = {
+        "text": root / "train/ant/03.jpg",
+        "empty": root / "train/ant/11.jpg",
+        "half": root / "train/bee/00.jpg",
+        "tail": root / "train/cat/07.jpg",
+        "gone": root / "train/cat/19.jpg",
+        "val": root / "val/bee/02.jpg",
+    }
+    bad["text"].write_bytes(b"no image")
+    bad["empty"].write_bytes(b"")
+    for kind, share in (("half", 0.5), ("tail", 0.9), ("val", 0.5)):
+        whole = bad[kind].read_bytes()
+        bad[kind].write_bytes(whole[: int(share * len(whole))])
+    bad["gone"].unlink()
+    return {kind: f"{path.parent.name}/{path.name}" for kind, path in bad.items()}
+
+
+def run(
+    root: Path, quarantine: Quarantine, num_devices: int, start: Position, images: object = None
+) -> Iterator[tuple]:
+    """(position behind it, its images, labels and weights) for each step of two... of three epochs."""
+    config = make_config(
+        root,
+        ("batch_size", str(12 // num_devices)),
+        ("epochs", "4"),
+        ("data.flip", "0.5"),
+        ("data.crop_area", "(.2,1)"),
+    )
+    dataset = open_dataset(config) if images is None else images
+    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    plan = make_plan(config, num_images=NUM_TRAIN, num_devices=num_devices)
+    epoch, step = start.epoch, start.step
+    for batch, pipelines in train_batches(config, dataset.train, plan, mesh, start, quarantine):
+        step += 1
+        position = Position(epoch, step, pipelines)
+        pixels, labels, weights = (np.asarray(batch[key]) for key in ("image", "label", "weight"))
+        yield position, pixels.reshape(-1, 32, 32, 3), labels.reshape(-1), weights.reshape(-1)
+        if step == plan.steps_per_epoch:
+            epoch, step = epoch + 1, 0
+
+
+@pytest.mark.parametrize("num_devices", [1, 3])
+def test_the_others_get_the_pixels_that_they_would_have_had(photos: Path, tmp_path: Path, num_devices: int) -> None:
+    clean = list(run(photos, Quarantine(None, policy="error", limit=0), num_devices, Position(0, 0)))
+    images = open_dataset(make_config(photos))
+    names = damage(photos)
+    path = tmp_path / "quarantine.json"
+    with pytest.MonkeyPatch.context():
+        spoilt = list(run(photos, Quarantine(path, policy="substitute", limit=9), num_devices, Position(0, 0), images))
+    assert len(spoilt) == len(clean) == 20
+    for epoch in range(4):
+        left_out = 0
+        for (_, pixels, labels, weights), (_, wanted, wanted_labels, _) in zip(
+            spoilt[5 * epoch : 5 * epoch + 5], clean[5 * epoch : 5 * epoch + 5], strict=True
+        ):
+            np.testing.assert_array_equal(pixels[weights == 1], wanted[weights == 1])
+            np.testing.assert_array_equal(labels[weights == 1], wanted_labels[weights == 1])
+            left_out += int(np.sum(weights == 0))
+        assert 4 <= left_out <= 5  # the one without its tail may be lucky
+    entries = {entry["file"].split("train/")[1]: entry for entry in json.loads(path.read_text())["files"]}
+    assert set(entries) <= {name for kind, name in names.items() if kind != "val"}
+    assert all(entries[names[kind]]["epoch"] == 1 for kind in ("text", "empty", "half", "gone"))
+    assert all(entry["split"] == "train" and entry["reason"] for entry in entries.values())
+
+
+def test_a_resumed_stream_leaves_out_the_same(photos: Path, tmp_path: Path) -> None:
+    images = open_dataset(make_config(photos))
+    damage(photos)
+    path = tmp_path / "quarantine.json"
+    everything = list(run(photos, Quarantine(path, policy="substitute", limit=9), 3, Position(0, 0), images))
+    wanted = [(p.tobytes(), labels.tolist(), weights.tolist()) for _, p, labels, weights in everything]
+    for done in (1, 3, 5, 7, 12, 19):
+        # The list is now longer than it was when the position was kept; that must not matter.
+        goes_on = run(photos, Quarantine(path, policy="substitute", limit=9), 3, everything[done - 1][0], images)
+        got = [(p.tobytes(), labels.tolist(), weights.tolist()) for _, p, labels, weights in goes_on]
+        assert got == wanted[done:], done
+
+
+def test_evaluation_counts_every_good_image_once(photos: Path) -> None:
+    config = make_config(photos)
+    dataset = open_dataset(config)
+    damage(photos)
+    mesh = parallel.make_mesh(jax.devices()[:3])
+    quarantine = Quarantine(None, policy="substitute", limit=9)
+    for _ in range(2):
+        batches = list(eval_batches(config, dataset.val, mesh, quarantine=quarantine))
+        weights = np.concatenate([np.asarray(batch["weight"]).reshape(-1) for batch in batches])
+        labels = np.concatenate([np.asarray(batch["label"]).reshape(-1) for batch in batches])
+        assert weights.sum() == 11
+        assert np.bincount(labels[weights == 1]).tolist() == [4, 3, 4]
+
+
+def test_too_many_bad_images_stop_the_run(photos: Path, tmp_path: Path) -> None:
+    images = open_dataset(make_config(photos))
+    damage(photos)
+    quarantine = Quarantine(tmp_path / "quarantine.json", policy="substitute", limit=2)
+    with pytest.raises(RunStopped, match=r"more than config\.data\.max_bad_files=2 .*check_data"):
+        list(run(photos, quarantine, 1, Position(0, 0), images))
+    with pytest.raises(UserError, match=r"(?s)is damaged or no image .*on_bad_file"):
+        list(run(photos, Quarantine(None, policy="error", limit=9), 1, Position(0, 0), images))
+
+
+def test_no_good_image_at_all(photos: Path) -> None:
+    images = open_dataset(make_config(photos))
+    for path in photos.glob("train/*/*"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="none of 60 images can be decoded"):
+        list(run(photos, Quarantine(None, policy="substitute", limit=99), 1, Position(0, 0), images))
+
+
+def test_a_spoilt_list_is_named(tmp_path: Path) -> None:
+    (tmp_path / "quarantine.json").write_text("{")
+    with pytest.raises(UserError, match=r"quarantine\.json cannot be read"):
+        Quarantine(tmp_path / "quarantine.json", policy="substitute", limit=1)
