@@ -1,0 +1,114 @@
+"""File lists: a text file that says which images a split has, and of which class each is.
+
+UTF-8, one image a line: its path, a tab, its class. Paths are relative to the data folder (`config.data.dir`), or
+absolute. A line `#class<TAB>NAME` names the next class, from number 0 on; other lines that begin with `#`, and empty
+ones, are comments. See docs/data.md.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rn50_jax.errors import UserError
+
+_CLASS = "#class\t"
+
+
+class FileList(NamedTuple):
+    """class_names: their position is the label. files: N paths as written. labels: int32 [N]."""
+
+    class_names: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: np.ndarray
+
+
+def list_file(split_dir: Path) -> Path:
+    """Where `pack` keeps the list of what it packed into a split: `train.tsv` beside `train/`."""
+    return split_dir.with_name(f"{split_dir.name}.tsv")
+
+
+def write_list(file: Path, class_names: Sequence[str], files: Sequence[str], labels: Sequence[int]) -> None:
+    """Writes a list that `read_list` reads back equal, complete or not at all.
+
+    Raises:
+      ValueError: a name holds a tab or a line break, or is not UTF-8, see `listable`.
+      OSError: it cannot be written.
+    """
+    for name in (*class_names, *files):
+        if not listable(name):
+            raise ValueError(f"{name!r} cannot be in a list")
+    unfinished = file.with_name(file.name + ".partial")
+    with unfinished.open("w", encoding="utf-8", newline="\n") as out:
+        out.write("# images of rn50-jax: path, tab, class; the classes in the order of their labels:\n")
+        out.writelines(f"{_CLASS}{name}\n" for name in class_names)
+        out.writelines(
+            f"{'./' if path.startswith('#') else ''}{path}\t{class_names[label]}\n"
+            for path, label in zip(files, labels, strict=True)
+        )
+    unfinished.replace(file)
+
+
+def listable(name: str) -> bool:
+    """Whether a name can be in a list: UTF-8, not empty, without tabs and line breaks of any kind."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\t" not in name and name.splitlines() == [name]
+
+
+def read_list(file: Path) -> FileList:
+    """Reads a list; looks at no image.
+
+    A class is a name of the `#class` lines or else its number. Without such lines, classes that are all numbers are
+    labels from 0, called by their numbers, and other classes are numbered in the order of their sorted names.
+
+    Raises:
+      UserError: it cannot be read, has no images, a line without a tab, or an unknown class.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"file list {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"file list {file} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    names: list[str] = []
+    files: list[str] = []
+    classes: list[str] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r")
+        if line.startswith(_CLASS):
+            names.append(line.removeprefix(_CLASS))
+        elif line and not line.startswith("#"):
+            path, tab, label = line.partition("\t")
+            if not (path and tab and label) or "\t" in label:
+                raise UserError(f"{file}, line {number}: expected a path, one tab and a class, got {line[:80]!r}")
+            files.append(path)
+            classes.append(label)
+    if not files:
+        raise UserError(f"file list {file} names no images")
+    class_names, label_of = _number_classes(file, names, set(classes))
+    labels = np.fromiter((label_of[name] for name in classes), np.int32, len(classes))
+    return FileList(class_names, tuple(files), labels)
+
+
+def _number_classes(file: Path, names: list[str], used: set[str]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Class names, and the label of each word used for a class."""
+    numbers = {word: int(word) for word in used if word.isascii() and word.isdecimal()}
+    if not names and len(numbers) == len(used):
+        count = max(numbers.values()) + 1
+        if count > 1_000_000:
+            raise UserError(f"file list {file}: {count - 1} is no label; classes are numbered from 0")
+        return tuple(map(str, range(count))), numbers
+    names = names or sorted(used)
+    label_of = {name: label for label, name in enumerate(names)}
+    if len(label_of) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"file list {file} names class {twice!r} twice")
+    for word in used - set(label_of):
+        if word not in numbers or numbers[word] >= len(names):
+            raise UserError(f"file list {file}: class {word!r} is not one of its {len(names)} #class lines")
+        label_of[word] = numbers[word]
+    return tuple(names), label_of
