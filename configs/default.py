@@ -29,7 +29,9 @@ def get_config() -> ConfigDict:
     model.conv_lowering = "auto"  # native, matmul (faster on CPU at small sizes) or auto: matmul on CPU, native on GPU
 
     config.data = data = ConfigDict()
-    data.dir = "/data/imagenet"  # holds train/<class>/<image> and val/<class>/<image>
+    data.dir = "/data/imagenet"  # holds train/<class>/<image> and val/<class>/<image>, or train/*.tar and val/*.tar
+    data.train_list = ""  # file list of the training images, a path and a class per line, see docs/data.md; "": none
+    data.val_list = ""  # the same for validation
     data.builtin = ""  # digits: training writes scikit-learn's 1,797 digits to a data.dir that does not exist
     data.backend = "dali-cpu"  # dali-cpu, dali-gpu (decodes on the GPU) or synthetic (one constant random batch)
     data.image_size = 224  # pixels, height and width that the model sees; integer >= 32

@@ -73,6 +73,8 @@ RULES: dict[str, Rule] = {
     "model.pretrained_weights": Rule(str, "a weight file, or empty", lambda v: True),
     "model.conv_lowering": _choice("auto", "native", "matmul"),
     "data.dir": Rule(str, "a folder", lambda v: v != ""),
+    "data.train_list": Rule(str, "a file, or empty", lambda v: True),
+    "data.val_list": Rule(str, "a file, or empty", lambda v: True),
     "data.builtin": _choice("", "digits"),
     "data.backend": _choice("dali-cpu", "dali-gpu", "synthetic"),
     "data.image_size": _integer(32),

@@ -1,6 +1,7 @@
 """DALI pipelines: encoded images in, uint8 images [B, S, S, 3] as JAX arrays out."""
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -140,8 +141,19 @@ def _read(images: ImageSet, indices: np.ndarray, decoding: Decoding, batch_size:
             batch_info=True,
             dtype=[types.UINT8, types.INT32],
             ndim=[1, 1],
+            no_copy=True,
         )
-    return encoded, fn.squeeze(places, axes=0)
+    return _with_readable_headers(encoded), fn.squeeze(places, axes=0)
+
+
+def _with_readable_headers(encoded: Any) -> Any:
+    """The same bytes, if what they begin with is an image.
+
+    DALI 2.4's decoders crash the process (a segmentation fault) on batches with bytes that they take for no image.
+    Peeking at the shape raises an error instead. The copy, small beside decoding, makes the decoder wait for it.
+    """
+    height = fn.peek_image_shape(encoded)[0:1]
+    return fn.slice(encoded, start=fn.cast(0 * height, dtype=types.INT32), rel_shape=[1.0], axes=[0])
 
 
 class _TarReader:
@@ -149,11 +161,13 @@ class _TarReader:
 
     AHEAD = 3  # batches
     CHUNK = 16  # images that a thread reads at a time
+    IN_USE = 6  # batches that the pipeline may still be looking at: it gets no copies
 
     def __init__(self, images: ImageSet, indices: np.ndarray, batch_size: int) -> None:
         self._images, self._indices, self._batch_size = images, indices, batch_size
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="tar")
         self._reading: dict[int, list[Future[list[np.ndarray]]]] = {}
+        self._in_use: deque[list[np.ndarray]] = deque(maxlen=self.IN_USE)
 
     def __call__(self, info: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
         last = len(self._indices) // self._batch_size
@@ -165,6 +179,7 @@ class _TarReader:
                 chunks = [part[i : i + self.CHUNK] for i in range(0, len(part), self.CHUNK)]
                 self._reading[batch] = [self._threads.submit(self._read, chunk) for chunk in chunks]
         encoded = [image for chunk in self._reading.pop(info.iteration) for image in chunk.result()]
+        self._in_use.append(encoded)
         first = info.iteration * self._batch_size
         return encoded, [np.array([place], np.int32) for place in range(first, first + self._batch_size)]
 
@@ -254,7 +269,7 @@ def make_decoder(*, transform: str, image_size: int, resize: int, workers: int) 
     @pipeline_def(batch_size=1, num_threads=workers, device_id=None, prefetch_queue_depth=1)
     def pipeline() -> Any:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        return _eval_transform(encoded, Decoding(transform), image_size, resize)
+        return _eval_transform(_with_readable_headers(encoded), Decoding(transform), image_size, resize)
 
     live: list[Any] = []
 

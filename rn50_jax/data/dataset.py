@@ -6,7 +6,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rn50_jax.data.digits import write_digits
-from rn50_jax.data.folder import Dataset, ImageSet, check_same_classes, scan_split
+from rn50_jax.data.filelist import read_list
+from rn50_jax.data.folder import Dataset, ImageSet, Members, check_same_classes, scan_split
+from rn50_jax.data.shards import has_shards, scan_shards
 from rn50_jax.data.synthetic import synthetic_dataset
 from rn50_jax.errors import UserError
 
@@ -29,14 +31,31 @@ def open_dataset(config: ConfigDict, *, need_train: bool = True, need_val: bool 
     if not root.is_dir():
         raise UserError(f"config.data.dir={config.data.dir!r} is not a folder; pass --config.data.dir=DIR")
     nothing = ((), ImageSet((), np.zeros(0, np.int32)))
-    train_classes, train = scan_split(root / "train") if need_train else nothing
-    val_classes, val = scan_split(root / "val") if need_val else nothing
+    train_classes, train = _open_split(root, "train", config.data.train_list) if need_train else nothing
+    val_classes, val = _open_split(root, "val", config.data.val_list) if need_val else nothing
     if need_train and need_val:
         check_same_classes(root, train_classes, val_classes)
     class_names = train_classes or val_classes
     if config.model.num_classes not in (0, len(class_names)):
         raise UserError(
-            f"config.model.num_classes={config.model.num_classes}, but {root} has {len(class_names)} class folders; "
+            f"config.model.num_classes={config.model.num_classes}, but {root} has {len(class_names)} classes; "
             "use 0 to take their number"
         )
     return Dataset(train, val, class_names)
+
+
+def _open_split(root: Path, split: str, file_list: str) -> tuple[tuple[str, ...], ImageSet]:
+    """Class names and images of one split: of a file list, of tar shards, or of class folders."""
+    if file_list:
+        listed = read_list(root / file_list)
+        files = tuple(str(root / file) for file in listed.files)
+        if not Path(files[0]).exists():
+            raise UserError(
+                f"{root / file_list} lists {files[0]}, which does not exist; its paths are relative to config.data.dir"
+            )
+        return listed.class_names, ImageSet(files, listed.labels)
+    if has_shards(root / split):
+        class_names, shards = scan_shards(root / split)
+        members = Members(shards.tars, shards.shard, shards.offsets, shards.sizes)
+        return class_names, ImageSet(shards.names, shards.labels, members)
+    return scan_split(root / split)

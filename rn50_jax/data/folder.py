@@ -97,8 +97,15 @@ def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
 def _list_images(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         return sorted(
-            e.path for e in entries if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".") and e.is_file()
+            e.path for e in entries if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".") and _is_file(e)
         )
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def check_same_classes(root: Path, train: tuple[str, ...], val: tuple[str, ...]) -> None:
