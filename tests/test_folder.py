@@ -73,7 +73,7 @@ def test_damaged_trees_are_refused(tree: Path, damage: Any, message: str) -> Non
 def test_missing_data_and_wrong_class_count(tree: Path) -> None:
     with pytest.raises(UserError, match=r"data.dir='/nowhere' is not a folder; pass --config.data.dir=DIR"):
         open_dataset(make_config("/nowhere"))
-    with pytest.raises(UserError, match=r"num_classes=7, but .* has 3 class folders"):
+    with pytest.raises(UserError, match=r"num_classes=7, but .* has 3 classes"):
         open_dataset(make_config(tree, ("model.num_classes", "7")))
 
 
