@@ -82,7 +82,7 @@ def train_batches(
 def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, Any]:
     """What decides the stream of an epoch: a position in it means something only where all of this is the same."""
     keys = ("backend", "image_size", "image_sizes", "crop_area", "crop_aspect", "transform", "flip", "augment")
-    facts = {f"config.data.{key}": config.data[key] for key in keys} | {
+    facts = {f"config.data.{key}": config.data[key] for key in (*keys, "randaugment")} | {
         "config.seed": config.seed,
         "the number of devices": plan.num_devices,
         "the number of images per device and update": plan.device_batch,
