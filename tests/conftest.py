@@ -14,7 +14,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rn50-jax-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Tiny networks take longer to compile than to run, so they are compiled quickly.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 
 import pytest
 from trees import write_image
@@ -22,6 +24,7 @@ from trees import write_image
 from rn50_jax.data.digits import write_digits
 
 REPO = Path(__file__).parent.parent
+QUICK_COMPILE = os.environ["XLA_FLAGS"].rpartition(" ")[0]
 # A network and schedule that train in seconds; the commands' real model is ResNet-50.
 TINY = (
     "--config.model.arch=resnet18",
@@ -64,7 +67,7 @@ def tree(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def process_env() -> dict[str, str]:
     """Environment of a command: one CPU device."""
-    return os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
+    return os.environ | {"XLA_FLAGS": QUICK_COMPILE, "PYTHONPATH": str(REPO)}
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +75,8 @@ def run(process_env: dict[str, str]) -> Run:
     """Runs `python -m rn50_jax.MODULE ARGS...` to its end."""
 
     def run_module(module: str, *args: object, devices: int = 1, cwd: Path = REPO) -> subprocess.CompletedProcess[str]:
-        env = process_env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        flags = f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILE}"
+        env = process_env | {"XLA_FLAGS": flags}
         command = [sys.executable, "-m", f"rn50_jax.{module}", *map(str, args)]
         return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPO, TINY, assert_user_error
+from conftest import QUICK_COMPILE, REPO, TINY, assert_user_error
 from test_train import Train, final_arrays, read_lines
 
 from rn50_jax.errors import UserError
@@ -40,7 +40,7 @@ def env(process_env: dict[str, str]) -> dict[str, str]:
 
 
 def launch(env: dict[str, str], processes: int, line: list[str], devices: int = 1) -> subprocess.CompletedProcess[str]:
-    env = env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    env = env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILE}"}
     launcher = [sys.executable, str(REPO / "scripts/launch.py"), "--processes", str(processes), "--"]
     return subprocess.run([*launcher, *line], env=env, cwd=REPO, capture_output=True, text=True, timeout=300)
 

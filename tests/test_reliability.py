@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import REPO, TINY, Run, assert_user_error
+from conftest import QUICK_COMPILE, REPO, TINY, Run, assert_user_error
 from PIL import Image
 from test_hosts import SMALL
 from test_train import Train, final_arrays, read_lines, read_meta
@@ -212,10 +212,10 @@ def test_several_processes_save_the_same_step(process_env: dict[str, str], digit
     assert len(read_meta(tmp_path / "run")["position"]["pipelines"]) == 2
     # Their division into processes may change within an epoch, not their number.
     one = [*line[len(launcher) :], "--config.epochs=2"]
-    env = process_env | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    env = process_env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=3 {QUICK_COMPILE}"}
     refused = subprocess.run(one, env=env, cwd=REPO, capture_output=True, text=True, timeout=100)
     assert_user_error(refused, "in the middle of epoch 1", "the number of", "set it back until the epoch has ended")
-    env = process_env | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env = process_env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {QUICK_COMPILE}"}
     done = subprocess.run(one, env=env, cwd=REPO, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and "resuming after epoch 0" in done.stdout, done.stderr
 
