@@ -99,7 +99,7 @@ def test_constraints_pin_every_requirement() -> None:
     ("pattern", "home"),
     [
         (r"^\s*(import|from) orbax", {"checkpoint.py"}),
-        (r"^\s*(import|from) nvidia", {"dali.py"}),
+        (r"^\s*(import|from) nvidia", {"dali.py", "verify.py"}),
         (r"jax\.pmap\(|jax\.shard_map\(", {"parallel.py"}),
         (r"jax\.distributed\.initialize|multihost_utils", {"hosts.py"}),
         (r"^\s*(import|from) torch", {"weight_files.py"}),

@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 from rn50_jax.data.digits import write_digits
 from rn50_jax.data.filelist import read_list
 from rn50_jax.data.folder import Dataset, ImageSet, Members, check_same_classes, scan_split
+from rn50_jax.data.names import imagenet_notes
 from rn50_jax.data.shards import has_shards, scan_shards
 from rn50_jax.data.synthetic import synthetic_dataset
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, warn
 
 
 def open_dataset(config: ConfigDict, *, need_train: bool = True, need_val: bool = True) -> Dataset:
@@ -41,6 +42,8 @@ def open_dataset(config: ConfigDict, *, need_train: bool = True, need_val: bool 
             f"config.model.num_classes={config.model.num_classes}, but {root} has {len(class_names)} classes; "
             "use 0 to take their number"
         )
+    for note in imagenet_notes(class_names):
+        warn(note)
     return Dataset(train, val, class_names)
 
 

@@ -1,0 +1,219 @@
+"""Looks through a data set before training: `python -m rn50_jax.check_data DIR`."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rn50_jax import errors
+from rn50_jax.data.filelist import listable, write_list
+from rn50_jax.data.health import (
+    Place,
+    duplicate_findings,
+    image_findings,
+    imagenet_findings,
+    is_imagenet,
+    keep_one,
+    split_facts,
+    summarise,
+)
+from rn50_jax.data.listing import Split, list_dataset
+from rn50_jax.data.processes import count_workers
+from rn50_jax.data.scan import Looked, find_duplicates, look_at
+from rn50_jax.errors import UserError
+
+_EXAMPLES = 3  # of each kind, that are printed
+
+
+def check(
+    root: Path, *, lists: Sequence[Path] = (), full: bool = False, workers: int = 1
+) -> tuple[dict[str, Any], dict[str, Split], set[Place], set[Place]]:
+    """Looks at everything in a data set.
+
+    Args:
+      root: holds train/ and val/, or is one split, of class folders or tar shards; never written to.
+      lists: file lists of splits, used instead.
+      full: decode every image; otherwise ends and header, and only what leaves a doubt is decoded.
+
+    Returns:
+      The report (see docs/data.md); the splits; the bad images; and those to leave out for no content to be twice.
+
+    Raises:
+      UserError: there is no data set of any kind at `root`.
+    """
+    started = time.monotonic()
+    splits, findings = list_dataset(root, lists)
+    seen: dict[str, Looked] = {}
+    for name, split in splits.items():
+        with progress(f"{name}: {'decoding' if full else 'looking at'} images", len(split.names)) as advance:
+            seen[name] = look_at(split.sources, full=full, workers=workers, advance=advance)
+    looked_for = time.monotonic() - started
+    groups = _find_duplicates(splits, seen, workers)
+    for name, split in splits.items():
+        findings += image_findings(split, seen[name])
+    findings += duplicate_findings(splits, groups) + imagenet_findings(splits)
+    problems, notes = summarise(findings)
+    images = sum(len(split.names) for split in splits.values())
+    report = {
+        "dir": str(root),
+        "mode": "full" if full else "quick",
+        "images": images,
+        "seconds": round(time.monotonic() - started, 2),
+        "images_per_second": round(images / looked_for, 1),
+        "imagenet": bool(splits) and all(is_imagenet(split) for split in splits.values()),
+        "splits": {name: split_facts(split, seen[name]) for name, split in splits.items()},
+        "problems": problems,
+        "notes": notes,
+    }
+    bad = {(name, i) for name in splits for i in seen[name].problems}
+    return report, splits, bad, keep_one(splits, groups)
+
+
+def _find_duplicates(splits: dict[str, Split], seen: dict[str, Looked], workers: int) -> list[list[Place]]:
+    """Groups of good images of the same content, within and across splits."""
+    good = {name: np.delete(np.arange(len(split.names)), list(seen[name].problems)) for name, split in splits.items()}
+    sources = [splits[name].sources[i] for name, numbers in good.items() for i in numbers.tolist()]
+    keys = np.concatenate([seen[name].keys[numbers] for name, numbers in good.items()])
+    with progress("comparing images that look the same", None) as advance:
+        groups = find_duplicates(sources, keys, workers=workers, advance=advance)
+    names = [name for name, numbers in good.items() for _ in numbers]
+    places = np.concatenate(list(good.values()))
+    return [[(names[i], places[i].item()) for i in group] for group in groups]
+
+
+@contextmanager
+def progress(text: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar, if standard error is a terminal; call what it yields with how many more are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """The report as a page to read."""
+    lines = [
+        f"{report['dir']}: {report['mode']} check of {report['images']:,} images in {report['seconds']:.1f} s "
+        f"({report['images_per_second']:,.0f} images per second)"
+    ]
+    for name, facts in report["splits"].items():
+        lines += ["", f"{name}: {facts['images']:,} images of {facts['classes']:,} classes, {facts['kind']}"]
+        lines += [f"  {label:<17}{text}" for label, text in _split_rows(facts)]
+    if report["imagenet"]:
+        lines += ["", "The classes are ImageNet's 1,000 synsets, in the order of their labels."]
+    for title, kinds in (("Problems", report["problems"]), ("Notes", report["notes"])):
+        lines += ["", f"{title}:" if kinds else f"{title}: none"]
+        for kind, found in kinds.items():
+            lines.append(f"  {found['count']:>7,}  {kind}: {found['meaning']}")
+            examples = found["files"][:_EXAMPLES]
+            lines += [f"             {f['file']}" + (f" ({f['detail']})" if "detail" in f else "") for f in examples]
+            if found["count"] > len(examples):
+                lines.append(f"             and {found['count'] - len(examples):,} more")
+    if report["mode"] == "quick":
+        lines += ["", "Only images whose beginning or end left a doubt were decoded; --mode full decodes all."]
+    return "\n".join(lines)
+
+
+def _split_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if counts := facts.get("images_per_class"):
+        smallest, largest = f"{counts['min']:,} ({counts['smallest']})", f"{counts['max']:,} ({counts['largest']})"
+        yield "images per class", f"{smallest} to {largest}, median {counts['median']:,.10g}"
+        yield "imbalance", f"{counts['imbalance']:.3g} times as many in the largest as in the smallest class with any"
+    if size := facts.get("bytes"):
+        total, median, most = (_bytes_text(size[key]) for key in ("total", "median", "max"))
+        yield "bytes", f"{total}; median {median}, largest {most}"
+    for key in ("formats", "colours"):
+        yield key, ", ".join(f"{name} {count:,}" for name, count in facts[key].items())
+    for key, unit in (("width", " pixels"), ("height", " pixels"), ("aspect", "")):
+        if span := facts.get(key):
+            middle = f"nine in ten {span['p5']:g} to {span['p95']:g}, median {span['median']:g}"
+            yield key, f"{span['min']:g} to {span['max']:g}{unit}; {middle}"
+
+
+def _bytes_text(count: float) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def write_clean_lists(file: Path, root: Path, splits: dict[str, Split], left_out: set[Place]) -> list[str]:
+    """Writes a list of what is not left out, per split: FILE, or FILE.train.tsv and FILE.val.tsv for train and val.
+
+    Returns:
+      What was written, a line for each.
+    """
+    if any(split.kind == "tar shards" for split in splits.values()):
+        raise UserError(f"--write_list is for files; {root} holds tar shards")
+    kept = {
+        name: [i for i, path in enumerate(split.names) if (name, i) not in left_out and listable(path)]
+        for name, split in splits.items()
+    }
+    class_names = _classes_of(splits, kept)
+    number = {name: label for label, name in enumerate(class_names)}
+    told = []
+    for name, split in splits.items():
+        target = file if len(splits) == 1 else file.with_name(f"{file.stem}.{name}{file.suffix or '.tsv'}")
+        labels = [number[split.class_names[split.labels[i]]] for i in kept[name]]
+        try:
+            write_list(target, class_names, [split.names[i] for i in kept[name]], labels)
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {error.strerror}") from error
+        told.append(f"{target}: {len(labels):,} images, {len(split.names) - len(labels):,} left out")
+    return told
+
+
+def _classes_of(splits: dict[str, Split], kept: dict[str, list[int]]) -> list[str]:
+    """Classes with images, in the order that all splits agree on, or sorted."""
+    orders = {split.class_names for split in splits.values()}
+    names = next(iter(orders)) if len(orders) == 1 else sorted(set().union(*orders))
+    used = {split.class_names[label] for name, split in splits.items() for label in set(split.labels[kept[name]])}
+    return [name for name in names if name in used]
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns its exit code: 1 if there are problems."""
+    parser = errors.CommandLine(
+        prog="rn50_jax.check_data",
+        description="Look through a data set before training: what is in it, and what is wrong with it.",
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="holds train/ and val/, or is one split; or tar shards")
+    parser.add_argument("--list", type=Path, action="append", default=[], help="check the images of a file list of DIR")
+    parser.add_argument("--mode", choices=("quick", "full"), default="quick", help="full: decode every image")
+    parser.add_argument("--workers", type=int, default=count_workers(), help="processes (default: one per processor)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything found to FILE")
+    parser.add_argument("--write_list", type=Path, metavar="FILE", help="write the good images to a file list")
+    parser.add_argument("--drop_duplicates", action="store_true", help="and no content twice, see docs/data.md")
+    args = parser.parse_args(argv)
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers} must be at least 1")
+    if args.drop_duplicates and not args.write_list:
+        raise UserError("--drop_duplicates changes the list of --write_list FILE, which is missing")
+    full = args.mode == "full"
+    report, splits, bad, twice = check(args.dir, lists=args.list, full=full, workers=args.workers)
+    text = report_text(report)
+    if args.json:
+        from rn50_jax.workdir import write_json
+
+        write_json(args.json, report)
+    if args.write_list:
+        left_out = bad | twice if args.drop_duplicates else bad
+        text += "\n\n" + "\n".join(write_clean_lists(args.write_list, args.dir, splits, left_out))
+    try:
+        print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
+    except BrokenPipeError:  # `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1 if report["problems"] else 0
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,212 @@
+"""What a data set holds, without opening an image: what training would see, and what it would not, and why."""
+
+import os
+import stat
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rn50_jax.data.filelist import FileList, listable, read_list
+from rn50_jax.data.folder import SUFFIXES
+from rn50_jax.data.image_file import DECODABLE, sniff
+from rn50_jax.data.shards import has_shards, scan_shards
+from rn50_jax.errors import UserError
+
+# What is wrong with the order of a data set, and what to do.
+PROBLEMS = {
+    "dangling link": "points to nothing; training leaves it out",
+    "no plain file": "a folder, pipe or device named like an image; training leaves it out",
+    "unreadable folder": "see its permissions",
+    "empty class": "training refuses class folders without images; remove it",
+    "class in one split only": "training refuses splits of different classes",
+    "class names alike": "they differ in case or Unicode form only; on other file systems they are one",
+    "image in no class": "training leaves images outside of class folders out",
+    "image in a subfolder": "training leaves what is below class folders out",
+    "image of unknown suffix": f"training leaves it out; rename it (it reads {' '.join(SUFFIXES)})",
+    "name not UTF-8": "rename it",
+}
+NOTES = {
+    "hidden": "names that begin with a dot are left out",
+    "stray file": "no image; left out",
+}
+
+
+class Finding(NamedTuple):
+    """Something to tell. kind: a key of PROBLEMS or NOTES here, of those of `image_file`, or of `check_data`."""
+
+    kind: str
+    path: str
+    detail: str = ""
+
+
+class Source(NamedTuple):
+    """Where the bytes of an image are: `size` from `offset` of a file, or all of it (-1); suffix is the image's own."""
+
+    path: str
+    suffix: str
+    offset: int = 0
+    size: int = -1
+
+
+class Split(NamedTuple):
+    """N images. kind: how they are stored. names: as told to people. labels: int32 [N], positions in class_names."""
+
+    kind: str
+    class_names: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: np.ndarray
+    sources: tuple[Source, ...]
+
+
+def list_dataset(root: Path, lists: Iterable[Path] = ()) -> tuple[dict[str, Split], list[Finding]]:
+    """Lists `root/train` and `root/val`, or `root` as a single split, or the images that file lists name.
+
+    Raises:
+      UserError: there is nothing of this kind, or what `scan_shards` and `read_list` raise.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; pass a folder with train/ and val/")
+    findings: list[Finding] = []
+    splits = {file.stem: _list_listed(root, read_list(file), findings) for file in lists}
+    if not splits:
+        parts = [root / name for name in ("train", "val") if (root / name).is_dir()] or [root]
+        splits = {part.name or "data": _list_split(root, part, findings) for part in parts}
+    if not any(split.names for split in splits.values()) and not findings:
+        raise UserError(
+            f"{root} holds no class folders and no tar shards; put images into {root}/train/<class>/<image>"
+        )
+    _compare_classes(splits, findings)
+    return splits, findings
+
+
+def _list_split(root: Path, folder: Path, findings: list[Finding]) -> Split:
+    if not has_shards(folder):
+        return _list_folders(root, folder, findings)
+    class_names, images = scan_shards(folder)
+    tars = [images.tars[i] for i in images.shard.tolist()]
+    sources = map(Source, tars, map(_suffix, images.names), images.offsets.tolist(), images.sizes.tolist())
+    return Split("tar shards", class_names, images.names, images.labels, tuple(sources))
+
+
+def _list_listed(root: Path, listed: FileList, findings: list[Finding]) -> Split:
+    for name, count in Counter(listed.files).items():
+        if count > 1:
+            findings.append(Finding("listed twice", name))
+    sources = tuple(Source(str(root / name), _suffix(name)) for name in listed.files)
+    return Split("file list", listed.class_names, listed.files, listed.labels, sources)
+
+
+def _list_folders(root: Path, split_dir: Path, findings: list[Finding]) -> Split:
+    """The class folders of a split; `folder.scan_split` finds the same images where nothing is wrong."""
+    class_names = []
+    for entry in sorted(_entries(root, split_dir, findings), key=lambda entry: entry.name):
+        kind = _kind(entry)
+        name = _relative(root, entry.path)
+        if entry.name.startswith("."):
+            findings.append(Finding("hidden", name))
+        elif kind == "folder":
+            class_names.append(entry.name)
+        elif kind == "file":
+            findings.append(Finding("image in no class" if _holds_image(entry.path) else "stray file", name))
+        else:
+            findings.append(Finding("dangling link" if kind == "link" else "stray file", name))
+
+    def list_one(name: str) -> tuple[list[str], list[Finding]]:
+        found: list[Finding] = []
+        return _list_class(root, split_dir / name, found), found
+
+    # Network file systems answer slowly, but many questions at a time.
+    with ThreadPoolExecutor(16) as pool:
+        per_class = list(pool.map(list_one, class_names))
+    for name, (files, found) in zip(class_names, per_class, strict=True):
+        findings.extend(found)
+        if not files and not any(finding.kind == "unreadable folder" for finding in found):
+            findings.append(Finding("empty class", _relative(root, str(split_dir / name))))
+    paths = [path for files, _ in per_class for path in files]
+    labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(files) for files, _ in per_class])
+    names = tuple(_relative(root, path) for path in paths)
+    findings.extend(Finding("name not UTF-8", name) for name in names if not listable(name))
+    return Split("class folders", tuple(class_names), names, labels, tuple(map(Source, paths, map(_suffix, paths))))
+
+
+def _list_class(root: Path, folder: Path, findings: list[Finding]) -> list[str]:
+    files = []
+    for entry in sorted(_entries(root, folder, findings), key=lambda entry: entry.path):
+        name, kind = _relative(root, entry.path), _kind(entry)
+        named_image = entry.name.lower().endswith(SUFFIXES)
+        if entry.name.startswith("."):
+            findings.append(Finding("hidden", name))
+        elif named_image and kind == "file":
+            files.append(entry.path)
+        elif kind == "link":
+            findings.append(Finding("dangling link", name))
+        elif named_image:
+            findings.append(Finding("no plain file", name, kind))
+        elif kind == "folder":
+            findings.append(_look_below(root, Path(entry.path), name))
+        elif kind == "file" and _holds_image(entry.path):
+            findings.append(Finding("image of unknown suffix", name))
+        else:
+            findings.append(Finding("stray file", name))
+    return files
+
+
+def _look_below(root: Path, folder: Path, name: str) -> Finding:
+    below: list[Finding] = []
+    images = sum(entry.name.lower().endswith(SUFFIXES) for entry in _entries(root, folder, below))
+    return Finding("image in a subfolder", name, f"images: {images}") if images else Finding("stray file", name)
+
+
+def _entries(root: Path, folder: Path, findings: list[Finding]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        findings.append(Finding("unreadable folder", _relative(root, str(folder)), error.strerror or ""))
+        return []
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What an entry is, or what it points to: "file", "folder", "link" if to nothing, or "pipe or device"."""
+    try:
+        mode = entry.stat().st_mode
+    except OSError:
+        return "link"
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "pipe or device"
+
+
+def _relative(root: Path, path: str) -> str:
+    return path.removeprefix(f"{root}/")
+
+
+def _suffix(path: str) -> str:
+    return sys.intern(os.path.splitext(path)[1].lower())  # noqa: PTH122
+
+
+def _holds_image(path: str) -> bool:
+    """Whether a file without an image's suffix is an image that training could use."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return sniff(file.read(64)) in DECODABLE
+    except OSError:
+        return False
+
+
+def _compare_classes(splits: dict[str, Split], findings: list[Finding]) -> None:
+    """Classes that only one split has, and names that are easily one."""
+    for name, split in splits.items():
+        for other, others in splits.items():
+            for missing in sorted(set(split.class_names) - set(others.class_names)):
+                findings.append(Finding("class in one split only", f"{name}/{missing}", f"not in {other}"))
+        alike: dict[str, str] = {}
+        for class_name in split.class_names:
+            plain = unicodedata.normalize("NFC", class_name).casefold().strip()
+            if plain in alike:
+                findings.append(Finding("class names alike", f"{name}/{class_name}", f"and {alike[plain]!r}"))
+            alike[plain] = class_name
