@@ -3,8 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,11 @@ from rn50_jax.data.health import (
     summarise,
 )
 from rn50_jax.data.listing import Split, list_dataset
+from rn50_jax.data.output import size_text
 from rn50_jax.data.processes import count_workers
 from rn50_jax.data.scan import Looked, find_duplicates, look_at
 from rn50_jax.errors import UserError
+from rn50_jax.progress import progress
 
 _EXAMPLES = 3  # of each kind, that are printed
 
@@ -86,19 +87,6 @@ def _find_duplicates(splits: dict[str, Split], seen: dict[str, Looked], workers:
     return [[(names[i], places[i].item()) for i in group] for group in groups]
 
 
-@contextmanager
-def progress(text: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar, if standard error is a terminal; call what it yields with how many more are done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(text, total=total)
-        yield lambda count: bar.advance(task, count)
-
-
 def report_text(report: dict[str, Any]) -> str:
     """The report as a page to read."""
     lines = [
@@ -129,7 +117,7 @@ def _split_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "images per class", f"{smallest} to {largest}, median {counts['median']:,.10g}"
         yield "imbalance", f"{counts['imbalance']:.3g} times as many in the largest as in the smallest class with any"
     if size := facts.get("bytes"):
-        total, median, most = (_bytes_text(size[key]) for key in ("total", "median", "max"))
+        total, median, most = (size_text(size[key]) for key in ("total", "median", "max"))
         yield "bytes", f"{total}; median {median}, largest {most}"
     for key in ("formats", "colours"):
         yield key, ", ".join(f"{name} {count:,}" for name, count in facts[key].items())
@@ -137,13 +125,6 @@ def _split_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if span := facts.get(key):
             middle = f"nine in ten {span['p5']:g} to {span['p95']:g}, median {span['median']:g}"
             yield key, f"{span['min']:g} to {span['max']:g}{unit}; {middle}"
-
-
-def _bytes_text(count: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count:.0f} bytes"
 
 
 def write_clean_lists(file: Path, root: Path, splits: dict[str, Split], left_out: set[Place]) -> list[str]:
