@@ -1,0 +1,125 @@
+"""ImageNet's official archives to class folders: `python -m rn50_jax.prepare_imagenet ARCHIVES OUT`."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rn50_jax import errors, pack
+from rn50_jax.data import ilsvrc
+from rn50_jax.data.folder import scan_split
+from rn50_jax.data.names import IMAGENET_IMAGES, likely_names
+from rn50_jax.data.output import holding, require_space, size_text, telling_of_the_disk
+from rn50_jax.data.processes import count_workers
+from rn50_jax.errors import UserError
+from rn50_jax.progress import progress
+
+
+class Expected(NamedTuple):
+    """What the archives must hold. synsets: sorted."""
+
+    synsets: tuple[str, ...]
+    train: int
+    val: int
+
+
+def imagenet() -> Expected:
+    """The whole of ILSVRC2012."""
+    return Expected(likely_names(1000), IMAGENET_IMAGES["train"], IMAGENET_IMAGES["val"])
+
+
+def prepare(
+    archives: Path, out: Path, expected: Expected, *, check: bool = False, workers: int = 1, spare: int = 0
+) -> None:
+    """Extracts `out/train/<synset>/*.JPEG` and `out/val/<synset>/*.JPEG`; the same call goes on after an interruption.
+
+    A class's folder gets its name when all its images are there; no name in an archive leads out of `out`.
+
+    Args:
+      archives: folder with the three official archives.
+      expected: what must come out.
+      check: compare them with the published MD5 sums first.
+      workers: threads.
+      spare: bytes that must be free besides.
+
+    Raises:
+      UserError: an archive is missing, damaged or another one, there is too little room, or the result is not whole.
+    """
+    train, val, devkit_file = (archives / name for name in (ilsvrc.TRAIN, ilsvrc.VAL, ilsvrc.DEVKIT))
+    for file in (devkit_file, val, train):
+        if not file.is_file():
+            raise UserError(f"{file} is missing; get it from image-net.org (ILSVRC2012, tasks 1 and 2)")
+    with telling_of_the_disk(out), holding(out):
+        if check:
+            _check_md5((devkit_file, val, train))
+        devkit = ilsvrc.read_devkit(devkit_file)
+        if devkit.synsets != expected.synsets:
+            raise UserError(f"{devkit_file}: its {len(devkit.synsets):,} classes are not ImageNet's 1,000")
+        parts = ilsvrc.plan(train, val, out, devkit)
+        count, size = sum(part.images for part in parts), sum(part.size for part in parts)
+        # Files take whole blocks of a disk, most often of 4 kB.
+        print(f"{count:,} images to extract, {size_text(size)}", flush=True)
+        require_space(out, size + 2048 * count + spare)
+        with progress("extracting", count) as advance:
+            ilsvrc.extract(parts, workers=workers, advance=advance)
+        _verify(out, devkit, expected)
+    print(f"{out}: {expected.train:,} + {expected.val:,} images of {len(expected.synsets):,} classes, complete")
+
+
+def _check_md5(files: Sequence[Path]) -> None:
+    with progress("comparing MD5 sums", sum(file.stat().st_size for file in files)) as advance:
+        for file in files:
+            if found := ilsvrc.wrong_md5(file, advance):
+                raise UserError(f"{file} has MD5 {found} instead of {ilsvrc.MD5[file.name]}; get it again")
+
+
+def _verify(out: Path, devkit: ilsvrc.Devkit, expected: Expected) -> None:
+    """Counts what is there."""
+    val_images = Counter(devkit.val_synsets)
+    for split, total, wanted in (("train", expected.train, devkit.train_images), ("val", expected.val, val_images)):
+        class_names, images = scan_split(out / split)
+        if class_names != expected.synsets:
+            other = sorted(set(class_names) ^ set(expected.synsets))[0]
+            raise UserError(
+                f"{out / split} has other class folders than ImageNet's classes, such as {other}; remove it"
+            )
+        found = np.bincount(images.labels, minlength=len(class_names))
+        if found.sum() != total:
+            wrong = [name for name, count in zip(class_names, found, strict=True) if count != wanted[name]]
+            examples = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+            raise UserError(
+                f"{out / split} has {found.sum():,} images instead of {total:,}; remove the folders of incomplete "
+                f"classes ({examples}) and run the same command again"
+            )
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns its exit code."""
+    parser = errors.CommandLine(
+        prog="rn50_jax.prepare_imagenet",
+        description="Extract ImageNet's official archives (ILSVRC2012, tasks 1 and 2) to class folders, without any "
+        "network. The same command again goes on where it stopped.",
+    )
+    parser.add_argument("archives", type=Path, metavar="ARCHIVES", help=f"folder with {', '.join(ilsvrc.MD5)}")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write train/ and val/ to")
+    parser.add_argument("--check", action="store_true", help="compare the archives with their published MD5 sums first")
+    parser.add_argument("--pack", type=Path, metavar="SHARDS", help="then pack OUT into tar shards in SHARDS")
+    parser.add_argument("--workers", type=int, default=count_workers(), help="threads (default: one per processor)")
+    args = parser.parse_args(argv)
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers} must be at least 1")
+    spare = 0
+    if args.pack is not None:
+        there = sum(tar.stat().st_size for tar in args.pack.glob("*/*.tar"))
+        tars = [args.archives / name for name in (ilsvrc.TRAIN, ilsvrc.VAL)]
+        spare = max(0, sum(tar.stat().st_size for tar in tars if tar.is_file()) - there)
+    prepare(args.archives, args.out, imagenet(), check=args.check, workers=args.workers, spare=spare)
+    if args.pack is not None:
+        return pack.main([str(args.out), str(args.pack), "--workers", str(args.workers)])
+    return 0
+
+
+if __name__ == "__main__":
+    errors.run(main)

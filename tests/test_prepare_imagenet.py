@@ -1,0 +1,292 @@
+"""ImageNet's preparation, on miniature archives of the same structure."""
+
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import REPO, Run, assert_user_error
+from scipy.io import savemat
+
+from rn50_jax import prepare_imagenet
+from rn50_jax.data import ilsvrc
+from rn50_jax.data.names import likely_names
+from rn50_jax.data.shards import scan_shards
+from rn50_jax.errors import UserError
+from rn50_jax.prepare_imagenet import Expected, prepare
+
+SYNSETS = ("n01440764", "n01443537", "n02056570", "n07873807", "n15075141")
+TRAIN_IMAGES = (30, 25, 41, 7, 33)
+# Numbers in the devkit do not follow the order of the synsets.
+NUMBERS = (4, 1, 5, 3, 2)
+EXPECTED = Expected(SYNSETS, sum(TRAIN_IMAGES), 60)
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes, **changes: Any) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for key, value in changes.items():
+        setattr(info, key, value)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def write_devkit(file: Path, val_numbers: Sequence[int], train_images: Sequence[int] = TRAIN_IMAGES) -> None:
+    """As the real one: a struct array [K, 1] with leaves and inner nodes, and a text file of numbers."""
+    fields = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height")
+    rows = [
+        (number, synset, f"words, of {synset}", "a gloss", 0, np.zeros((1, 0)), 0, count)
+        for number, synset, count in zip(NUMBERS, SYNSETS, train_images, strict=True)
+    ]
+    rows.sort(key=lambda row: row[0])
+    rows += [
+        (6, "n00001740", "entity", "what is", 2, np.array([[7, 1]]), 2, 0),
+        (7, "n00001930", "physical entity", "what is there", 4, np.array([[2, 3, 4, 5]]), 1, 0),
+    ]
+    dtype = [(field, object) for field in (*fields, "num_train_images")]
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": np.array(rows, dtype=dtype).reshape(-1, 1)})
+    with tarfile.open(file, "w:gz") as archive:
+        add(archive, "ILSVRC2012_devkit_t12/readme.txt", b"read me")
+        add(archive, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
+        text = "".join(f"{number}\n" for number in val_numbers)
+        add(archive, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", text.encode())
+
+
+def write_class_tar(synset: str, count: int) -> bytes:
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w") as archive:
+        for i in range(count):
+            add(archive, f"{synset}_{10 * i}.JPEG", f"{synset} {i} ".encode() * (50 + i))
+    return inner.getvalue()
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> Path:
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    val_numbers = [1 + (3 * i) % 5 for i in range(60)]
+    write_devkit(folder / ilsvrc.DEVKIT, val_numbers)
+    with tarfile.open(folder / ilsvrc.TRAIN, "w") as archive:
+        for synset, count in zip(SYNSETS, TRAIN_IMAGES, strict=True):
+            add(archive, f"{synset}.tar", write_class_tar(synset, count))
+    with tarfile.open(folder / ilsvrc.VAL, "w") as archive:
+        for i in range(1, 61):
+            add(archive, f"ILSVRC2012_val_{i:08d}.JPEG", f"val {i} ".encode() * 60)
+    return folder
+
+
+def rewrite(file: Path, change: Any) -> None:
+    """Copies a tar, with each member passed through `change(name, data) -> (name, data, attributes) or None`."""
+    with tarfile.open(file) as old:
+        members = [(m.name, old.extractfile(m).read()) for m in old]  # type: ignore[union-attr]
+    with tarfile.open(file, "w:gz" if file.suffix == ".gz" else "w") as new:
+        for name, data in members:
+            if (changed := change(name, data)) is not None:
+                add(new, changed[0], changed[1], **changed[2])
+
+
+def check_tree(out: Path) -> None:
+    train = {str(p.relative_to(out / "train")): p.read_bytes() for p in (out / "train").rglob("*") if p.is_file()}
+    assert train == {
+        f"{synset}/{synset}_{10 * i}.JPEG": f"{synset} {i} ".encode() * (50 + i)
+        for synset, count in zip(SYNSETS, TRAIN_IMAGES, strict=True)
+        for i in range(count)
+    }
+    synset_of = dict(zip(NUMBERS, SYNSETS, strict=True))
+    val = {str(p.relative_to(out / "val")): p.read_bytes() for p in (out / "val").rglob("*") if p.is_file()}
+    assert val == {
+        f"{synset_of[1 + (3 * (i - 1)) % 5]}/ILSVRC2012_val_{i:08d}.JPEG": f"val {i} ".encode() * 60
+        for i in range(1, 61)
+    }
+
+
+def test_class_folders_and_validation_labels(
+    archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(archives, tmp_path / "out", EXPECTED, workers=2)
+    check_tree(tmp_path / "out")
+    assert "136 + 60 images of 5 classes, complete" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    prepare(archives, tmp_path / "out", EXPECTED)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    assert "0 images to extract" in capsys.readouterr().out
+
+
+def test_killed_again_and_again_it_ends_in_the_same_files(
+    archives: Path, tmp_path: Path, process_env: dict[str, str]
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from rn50_jax.prepare_imagenet import Expected, prepare\n"
+        f"prepare(Path({str(archives)!r}), Path({str(tmp_path / 'out')!r}), Expected({SYNSETS}, 136, 60))\n"
+    )
+    rng, kills = random.Random(1), 0
+    while True:
+        process = subprocess.Popen([sys.executable, str(script)], env=process_env, cwd=REPO, stdout=subprocess.DEVNULL)
+        wanted = len(list((tmp_path / "out").rglob("*.JPEG"))) + rng.randrange(1, 40)
+        while process.poll() is None and kills < 4:
+            if len(list((tmp_path / "out").rglob("*.JPEG"))) >= wanted:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+        if process.wait(timeout=60) == 0:
+            break
+        # A class that has its name is whole, whenever the kill came.
+        for synset, count in zip(SYNSETS, TRAIN_IMAGES, strict=True):
+            folder = tmp_path / "out/train" / synset
+            assert not folder.exists() or len(list(folder.iterdir())) == count
+    assert kills >= 1
+    check_tree(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "changes"),
+    [
+        ("../../escaped.JPEG", b"x", {}),
+        ("/tmp/escaped.JPEG", b"x", {}),
+        ("n01440764_1.JPEG", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
+        ("n01440764_1.JPEG", b"", {"type": tarfile.DIRTYPE}),
+        ("n01440764_1.exe", b"x", {}),
+    ],
+)
+def test_nothing_is_written_outside(
+    archives: Path, tmp_path: Path, name: str, data: bytes, changes: dict[str, Any]
+) -> None:
+    def spoil(member: str, content: bytes) -> tuple[str, bytes, dict[str, Any]]:
+        if member == f"{SYNSETS[0]}.tar":
+            inner = io.BytesIO(content)
+            with tarfile.open(fileobj=inner, mode="a") as archive:
+                add(archive, name, data, **changes)
+            content = inner.getvalue()
+        return member, content, {}
+
+    rewrite(archives / ilsvrc.TRAIN, spoil)
+    with pytest.raises(UserError, match=f"n01440764.tar holds {name!r}, which is no image of ILSVRC2012"):
+        prepare(archives, tmp_path / "out", EXPECTED)
+    assert not list(tmp_path.rglob("escaped*")) and not Path("/tmp/escaped.JPEG").exists()
+    assert not (tmp_path / "out/train" / SYNSETS[0]).exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda a: (a / ilsvrc.VAL).unlink(), "img_val.tar is missing; get it from image-net.org"),
+        (lambda a: os.truncate(a / ilsvrc.TRAIN, 100_000), "img_train.tar is damaged or cut off"),
+        (lambda a: os.truncate(a / ilsvrc.VAL, 30_100), "img_val.tar is damaged or cut off"),
+        (lambda a: os.truncate(a / ilsvrc.DEVKIT, 500), "devkit_t12.tar.gz cannot be read"),
+        (lambda a: (a / ilsvrc.DEVKIT).write_text("<html>"), "devkit_t12.tar.gz cannot be read"),
+        (
+            lambda a: rewrite(a / ilsvrc.DEVKIT, lambda n, d: None if "truth" in n else (n, d, {})),
+            "has no 'data/ILSVRC2012_validation_ground_truth.txt'",
+        ),
+        (
+            lambda a: rewrite(a / ilsvrc.DEVKIT, lambda n, d: (n, d[:200] if n.endswith("mat") else d, {})),
+            "devkit_t12.tar.gz cannot be read",
+        ),
+        (lambda a: write_devkit(a / ilsvrc.DEVKIT, [1] * 59), "has 60 images, and the devkit labels of 59"),
+        (lambda a: write_devkit(a / ilsvrc.DEVKIT, [9] * 60), "has no 9"),
+        (
+            lambda a: rewrite(a / ilsvrc.TRAIN, lambda n, d: None if "n07873807" in n else (n, d, {})),
+            "does not have the devkit's classes (see 'n07873807' and 0 more)",
+        ),
+        (
+            lambda a: rewrite(a / ilsvrc.VAL, lambda n, d: (n.replace("_00000007", "_00000099"), d, {})),
+            "lacks image number 7",
+        ),
+        (
+            lambda a: rewrite(a / ilsvrc.TRAIN, lambda n, d: (n, d[: len(d) // 2] if "n0205" in n else d, {})),
+            "n02056570.tar is damaged",
+        ),
+    ],
+)
+def test_archives_that_are_not_right(archives: Path, tmp_path: Path, spoil: Any, message: str) -> None:
+    spoil(archives)
+    with pytest.raises(UserError) as error:
+        prepare(archives, tmp_path / "out", EXPECTED)
+    assert message in str(error.value)
+
+
+def test_an_incomplete_result_is_told(archives: Path, tmp_path: Path) -> None:
+    prepare(archives, tmp_path / "out", EXPECTED)
+    (tmp_path / "out/train/n07873807/n07873807_0.JPEG").unlink()
+    message = r"train has 135 images instead of 136; remove the folders of incomplete classes \(n07873807\)"
+    with pytest.raises(UserError, match=message):
+        prepare(archives, tmp_path / "out", EXPECTED)
+    (tmp_path / "out/train/other").mkdir()
+    (tmp_path / "out/train/other/a.jpg").touch()
+    with pytest.raises(UserError, match="other class folders than ImageNet's classes, such as other"):
+        prepare(archives, tmp_path / "out", EXPECTED)
+
+
+def test_md5_sums(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"devkit_t12.tar.gz has MD5 [0-9a-f]{32} instead of fa75699e90414af0"):
+        prepare(archives, tmp_path / "out", EXPECTED, check=True)
+    sums = {name: hashlib.md5((archives / name).read_bytes()).hexdigest() for name in ilsvrc.MD5}
+    monkeypatch.setattr(ilsvrc, "MD5", sums)
+    prepare(archives, tmp_path / "out", EXPECTED, check=True)
+
+
+def test_room_is_looked_for_in_advance(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 5000}))
+    with pytest.raises(UserError, match=r"out needs \d+ kB more, and its disk has 5 kB free"):
+        prepare(archives, tmp_path / "out", EXPECTED)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_script(archives: Path, tmp_path: Path, process_env: dict[str, str]) -> None:
+    """The script as users call it, from another folder; miniature archives are not ImageNet."""
+    project = tmp_path / "project"
+    for name in ("scripts", "rn50_jax", "constraints.txt", *(path.name for path in REPO.glob("requirements*.txt"))):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).symlink_to(REPO / name)
+    # setup.sh goes to the folder above its own, which must be the copy: no link.
+    (project / "scripts").unlink()
+    (project / "scripts").mkdir()
+    for name in ("setup.sh", "prepare_imagenet.sh"):
+        (project / "scripts" / name).write_bytes((REPO / "scripts" / name).read_bytes())
+        (project / "scripts" / name).chmod(0o755)
+    wanted = subprocess.run(["bash", "-c", "cat constraints.txt requirements*.txt | cksum"], cwd=project, stdout=-1)
+    (project / ".venv/bin").mkdir(parents=True)
+    (project / ".venv/bin/python").symlink_to(sys.executable)
+    (project / ".venv/bin/activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+    (project / ".venv/installed-requirements.txt").write_bytes(wanted.stdout)
+    done = subprocess.run(
+        [project / "scripts/prepare_imagenet.sh", "archives", "out"],
+        env={k: v for k, v in process_env.items() if k != "PYTHONPATH"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert_user_error(done, "archives/ILSVRC2012_devkit_t12.tar.gz: its 5 classes are not ImageNet's 1,000")
+
+
+def test_the_whole_way_to_shards(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_imagenet, "imagenet", lambda: EXPECTED)
+    args = [str(archives), str(tmp_path / "out"), "--pack", str(tmp_path / "shards"), "--workers", "2"]
+    assert prepare_imagenet.main(args) == 0
+    class_names, images = scan_shards(tmp_path / "shards/train")
+    assert class_names == SYNSETS and len(images.names) == 136
+    assert json.loads((tmp_path / "shards/dataset.json").read_text())["splits"]["val"]["images"] == 60
+
+
+def test_what_is_expected_of_the_real_one() -> None:
+    expected = prepare_imagenet.imagenet()
+    assert (len(expected.synsets), expected.train, expected.val) == (1000, 1_281_167, 50_000)
+    assert expected.synsets == likely_names(1000)
+
+
+def test_mistakes_are_told_in_one_line(run: Run, tmp_path: Path) -> None:
+    assert_user_error(run("prepare_imagenet", tmp_path, tmp_path / "out"), "devkit_t12.tar.gz is missing")
+    with pytest.raises(UserError, match="--workers 0 must be at least 1"):
+        prepare_imagenet.main([str(tmp_path), str(tmp_path / "out"), "--workers", "0"])
