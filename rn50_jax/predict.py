@@ -13,6 +13,7 @@ from PIL import Image
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
+from rn50_jax.data.image_file import MAX_PIXELS
 from rn50_jax.data.names import human_names, likely_names
 from rn50_jax.errors import UserError
 from rn50_jax.step import predict_step
@@ -20,7 +21,6 @@ from rn50_jax.stored import StoredModel, add_source_arguments, load_model
 
 # Images classified at a time: enough to fill a device, and one program for any number of files.
 _BATCH = 32
-MAX_PIXELS = 200_000_000  # 600 MB when decoded
 
 
 def predict(stored: StoredModel, images: np.ndarray) -> np.ndarray:

@@ -16,14 +16,19 @@ import numpy as np
 import pytest
 from conftest import REPO, Run, assert_user_error
 from damage import encode, make_photo, write_kinds
+from test_formats import bits
 from test_shards import sample, write_tar
+from trees import make_config
 
+from rn50_jax.data.dataset import open_dataset
+from rn50_jax.data.feed import stream_facts
 from rn50_jax.data.filelist import read_list, write_list
 from rn50_jax.data.folder import scan_split
 from rn50_jax.data.packing import plan_split
 from rn50_jax.data.shards import ShardedImages, read_idx, read_members, scan_shards
 from rn50_jax.errors import UserError
 from rn50_jax.pack import main, open_splits, pack_folder, parse_size, read_class_names
+from rn50_jax.plan import make_plan
 
 LISTS: dict[str, Path | None] = {"train": None, "val": None}
 
@@ -146,6 +151,16 @@ def test_a_list_is_packed(folders: Path, tmp_path: Path) -> None:
     assert told.startswith(f"{tmp_path}/out/train: 2 images in 1 shards")
     class_names, images = scan_shards(tmp_path / "out/train")
     assert (class_names, images.names, images.labels.tolist()) == (("odd", "even"), tuple(files), [1, 0])
+
+
+def test_packed_shards_train_like_the_folders(digits: Path, tmp_path: Path) -> None:
+    """To the bit, and a run may change from folders to shards within an epoch; shuffled shards change nothing."""
+    pack_it(digits, tmp_path / "out", images=400, seed=3)
+    assert bits(tmp_path / "out") == bits(digits)
+    config = make_config(digits)
+    plan = make_plan(config, num_images=1500, num_devices=1)
+    facts = [stream_facts(c, open_dataset(c).train, plan) for c in (config, make_config(tmp_path / "out"))]
+    assert facts[0] == facts[1]
 
 
 def command(root: Path, out: Path) -> list[str]:
