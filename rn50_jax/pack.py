@@ -13,18 +13,10 @@ from rn50_jax.data.filelist import read_list
 from rn50_jax.data.folder import check_same_classes, scan_split
 from rn50_jax.data.names import likely_names
 from rn50_jax.data.output import holding, require_space, size_text, telling_of_the_disk, write_json_whole
-from rn50_jax.data.packing import FORMAT, PackedSplit, bytes_to_write, fingerprint, pack, plan_split, write_idx
+from rn50_jax.data.packing import FORMAT, PackedSplit, bytes_to_write, fingerprint, pack, plan_split
 from rn50_jax.data.processes import count_workers
-from rn50_jax.data.shards import (
-    DATASET_FILE,
-    has_shards,
-    index_tars,
-    list_tars,
-    read_description,
-    read_idx,
-    read_members,
-    write_index,
-)
+from rn50_jax.data.shards import DATASET_FILE, has_shards, index_tars, list_tars, read_description, write_index
+from rn50_jax.data.tars import read_idx, read_members, write_idx
 from rn50_jax.errors import UserError, warn
 from rn50_jax.progress import progress
 

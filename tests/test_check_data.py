@@ -5,13 +5,16 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Run, assert_user_error
+from conftest import REPO, Run, assert_user_error
 from damage import KINDS, encode, make_photo, write_kinds
 from deadly import double
 from PIL import Image
@@ -25,6 +28,7 @@ from rn50_jax.data.image_file import examine
 from rn50_jax.data.listing import Source, Split, list_dataset
 from rn50_jax.data.names import IMAGENET_IMAGES, human_names, imagenet_notes, likely_names
 from rn50_jax.data.processes import map_in_processes
+from rn50_jax.data.shards import has_shards
 from rn50_jax.errors import UserError
 
 Checked = tuple[dict[str, Any], dict[str, Split], set[health.Place], set[health.Place]]
@@ -223,6 +227,39 @@ def test_tar_shards(tmp_path: Path) -> None:
     assert files_of(report["notes"], "other suffix") == ["c.png"]
     with pytest.raises(UserError, match="holds tar shards"):
         write_clean_lists(tmp_path / "l.tsv", tmp_path, splits, bad)
+
+
+def test_damaged_shards_do_not_hide_the_others(tmp_path: Path) -> None:
+    cut = encode(make_photo(2))[:-30]
+    write_tar(tmp_path / "train/a.tar", [("a.jpg", encode(make_photo(1))), ("a.cls", b"0")])
+    write_tar(tmp_path / "train/b.tar", [("b.jpg", cut), ("b.cls", b"1")])
+    os.truncate(tmp_path / "train/a.tar", 900)
+    (tmp_path / "train/c.tar").symlink_to("nowhere")
+    report, _, bad, _ = check(tmp_path, workers=1)
+    assert files_of(report["problems"], "bad shards") == ["train", "a.tar", "c.tar"]
+    assert files_of(report["problems"], "cut off") == ["b.jpg"] and bad == {("train", 0)}
+
+
+def test_tars_left_beside_class_folders_are_no_shards(tree: Path) -> None:
+    """As after extracting ImageNet's archive of archives."""
+    write_tar(tree / "train/ant.tar", [("1.png", b"")])
+    assert not has_shards(tree / "train")
+    splits, findings = list_dataset(tree)
+    assert splits["train"].kind == "class folders" and [f.kind for f in findings] == ["stray file"]
+
+
+def test_workers_end_with_their_parent(damaged: Path, process_env: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "rn50_jax.check_data", str(damaged), "--mode", "full"]
+    process = subprocess.Popen(command, env=process_env, cwd=REPO, stdout=subprocess.DEVNULL)
+    children: set[int] = set()
+    deadline = time.monotonic() + 60
+    while len(children) < 2 and time.monotonic() < deadline:
+        children = {int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()}
+    process.kill()
+    process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(children) >= 2 and not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
 def test_a_jpeg_bomb_is_not_decoded() -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -25,7 +24,8 @@ from rn50_jax.data.feed import stream_facts
 from rn50_jax.data.filelist import read_list, write_list
 from rn50_jax.data.folder import scan_split
 from rn50_jax.data.packing import plan_split
-from rn50_jax.data.shards import ShardedImages, read_idx, read_members, scan_shards
+from rn50_jax.data.shards import ShardedImages, scan_shards
+from rn50_jax.data.tars import read_idx, read_members
 from rn50_jax.errors import UserError
 from rn50_jax.pack import main, open_splits, pack_folder, parse_size, read_class_names
 from rn50_jax.plan import make_plan
@@ -198,11 +198,9 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(
 def test_a_full_disk_is_told_and_the_same_command_goes_on(
     digits: Path, tmp_path: Path, process_env: dict[str, str]
 ) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-    args = {"env": process_env, "cwd": REPO, "capture_output": True, "text": True, "timeout": 120}
-    done = subprocess.run(command(digits, tmp_path / "out"), preexec_fn=limit, **args)
+    args: dict[str, Any] = {"env": process_env, "cwd": REPO, "capture_output": True, "text": True, "timeout": 120}
+    limited = ["bash", "-c", 'ulimit -f 50 && exec "$@"', "bash", *command(digits, tmp_path / "out")]
+    done = subprocess.run(limited, **args)
     assert_user_error(done, "is full", "run the same command again")
     assert not list(tmp_path.rglob("*.tar.partial"))
     done = subprocess.run(command(digits, tmp_path / "out"), **args)

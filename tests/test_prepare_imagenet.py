@@ -232,6 +232,24 @@ def test_an_incomplete_result_is_told(archives: Path, tmp_path: Path) -> None:
         prepare(archives, tmp_path / "out", EXPECTED)
 
 
+def test_a_full_disk_is_told_and_the_same_call_goes_on(
+    archives: Path, tmp_path: Path, process_env: dict[str, str]
+) -> None:
+    script = (
+        "import sys; from pathlib import Path; from rn50_jax import errors\n"
+        "from rn50_jax.prepare_imagenet import Expected, prepare\n"
+        f"arguments = Path({str(archives)!r}), Path({str(tmp_path / 'out')!r}), Expected({SYNSETS}, 136, 60)\n"
+        "errors.run(lambda argv: prepare(*arguments) or 0)\n"
+    )
+    args: dict[str, Any] = {"env": process_env, "cwd": REPO, "capture_output": True, "text": True, "timeout": 120}
+    limited = ["bash", "-c", 'ulimit -f 1 && exec "$@"', "bash", sys.executable, "-c", script]
+    done = subprocess.run(limited, **args)
+    assert_user_error(done, "is full", "run the same command again")
+    done = subprocess.run([sys.executable, "-c", script], **args)
+    assert done.returncode == 0, done.stderr
+    check_tree(tmp_path / "out")
+
+
 def test_md5_sums(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"devkit_t12.tar.gz has MD5 [0-9a-f]{32} instead of fa75699e90414af0"):
         prepare(archives, tmp_path / "out", EXPECTED, check=True)

@@ -11,16 +11,8 @@ import numpy as np
 import pytest
 
 from rn50_jax.data.filelist import read_list, write_list
-from rn50_jax.data.shards import (
-    ShardedImages,
-    has_shards,
-    read_description,
-    read_idx,
-    read_members,
-    scan_shards,
-    split_name,
-    write_index,
-)
+from rn50_jax.data.shards import ShardedImages, has_shards, read_description, scan_shards, write_index
+from rn50_jax.data.tars import read_idx, read_members, split_name
 from rn50_jax.errors import UserError
 
 

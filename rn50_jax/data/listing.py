@@ -15,7 +15,7 @@ import numpy as np
 from rn50_jax.data.filelist import FileList, listable, read_list
 from rn50_jax.data.folder import SUFFIXES
 from rn50_jax.data.image_file import DECODABLE, sniff
-from rn50_jax.data.shards import has_shards, scan_shards
+from rn50_jax.data.shards import has_shards, index_tar, scan_shards
 from rn50_jax.errors import UserError
 
 # What is wrong with the order of a data set, and what to do.
@@ -30,6 +30,7 @@ PROBLEMS = {
     "image in a subfolder": "training leaves what is below class folders out",
     "image of unknown suffix": f"training leaves it out; rename it (it reads {' '.join(SUFFIXES)})",
     "name not UTF-8": "rename it",
+    "bad shards": "training refuses them",
 }
 NOTES = {
     "hidden": "names that begin with a dot are left out",
@@ -88,10 +89,32 @@ def list_dataset(root: Path, lists: Iterable[Path] = ()) -> tuple[dict[str, Spli
 def _list_split(root: Path, folder: Path, findings: list[Finding]) -> Split:
     if not has_shards(folder):
         return _list_folders(root, folder, findings)
-    class_names, images = scan_shards(folder)
+    try:
+        class_names, images = scan_shards(folder)
+    except UserError as error:
+        findings.append(Finding("bad shards", _relative(root, str(folder)), str(error)))
+        return _list_good_tars(root, folder, findings)
     tars = [images.tars[i] for i in images.shard.tolist()]
     sources = map(Source, tars, map(_suffix, images.names), images.offsets.tolist(), images.sizes.tolist())
     return Split("tar shards", class_names, images.names, images.labels, tuple(sources))
+
+
+def _list_good_tars(root: Path, folder: Path, findings: list[Finding]) -> Split:
+    """What can be read of shards of which some are damaged, missing or unfinished."""
+    names: list[str] = []
+    labels: list[int] = []
+    sources: list[Source] = []
+    for tar in sorted(folder.glob("*.tar")):
+        try:
+            rows, members = index_tar(tar)
+        except UserError as error:
+            findings.append(Finding("bad shards", _relative(root, str(tar)), str(error)))
+            continue
+        names += [f"{tar.name}/{member}" for member in members]
+        labels += rows[:, 2].tolist()
+        sources += [Source(str(tar), _suffix(m), *row[:2]) for m, row in zip(members, rows.tolist(), strict=True)]
+    class_names = tuple(map(str, range(max(labels, default=-1) + 1)))
+    return Split("tar shards", class_names, tuple(names), np.array(labels, np.int32), tuple(sources))
 
 
 def _list_listed(root: Path, listed: FileList, findings: list[Finding]) -> Split:

@@ -15,16 +15,8 @@ from rn50_jax.data.filelist import list_file, listable, write_list
 from rn50_jax.data.folder import SUFFIXES
 from rn50_jax.data.image_file import DECODABLE, sniff
 from rn50_jax.data.output import UNFINISHED, telling_of_the_disk, write_json_whole, write_whole
-from rn50_jax.data.shards import (
-    BLOCK,
-    DATASET_FILE,
-    Member,
-    group_members,
-    index_tars,
-    read_idx,
-    read_members,
-    write_index,
-)
+from rn50_jax.data.shards import DATASET_FILE, index_tars, write_index
+from rn50_jax.data.tars import BLOCK, Member, read_idx, read_members, write_idx
 from rn50_jax.errors import UserError
 
 FORMAT = "rn50-jax shards 1"
@@ -245,24 +237,6 @@ def _suffix(path: Path, data: bytes) -> str:
     """The usual suffix of what the bytes are, or else of the file's name."""
     found = path.suffix.lower()
     return _SUFFIX_OF.get(sniff(data[:64]), found if found in SUFFIXES else ".jpg")
-
-
-def write_idx(tar: Path) -> bool:
-    """Writes the index file of a tar as DALI's `wds2idx` does; returns whether it could.
-
-    It cannot hold member names with spaces or line breaks, see the format in DALI's `wds2idx`, version v1.2.
-    """
-    samples = group_members(read_members(tar))
-    if any(len(member.name.split()) != 1 or member.name.split()[0] != member.name for s in samples for member in s):
-        return False
-    lines = [" ".join(f"{m.suffix} {m.offset} {m.size} {m.name}" for m in sample) for sample in samples]
-    text = "".join(f"{line}\n" for line in [f"v1.2 {len(samples)}", *lines])
-
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
-
-    write_whole(tar.with_suffix(".idx"), write)
-    return True
 
 
 def _verify_shard(tar: Path, facts: dict[str, Any]) -> int:

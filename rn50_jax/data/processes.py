@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -84,8 +85,17 @@ def _one_by_one(
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Not forked: the parent has threads, and libraries that do not survive it.
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _leave_interrupts_to_the_parent)
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _start() -> None:
+    """In a new process: interrupts are the parent's business, and without the parent there is nothing to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_the_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_parent, daemon=True).start()

@@ -7,9 +7,8 @@ the index files of DALI's `wds2idx` (`<shard>.idx`) are read, and without those 
 
 import json
 import os
-import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rn50_jax.data.folder import SUFFIXES
+from rn50_jax.data.tars import fits, group_members, read_idx, read_members
 from rn50_jax.errors import UserError, warn
 
 INDEX_FILE = "index.npz"
 DATASET_FILE = "dataset.json"
 UNFINISHED = ".partial"
-BLOCK = 512  # of a tar
 
 
 class ShardedImages(NamedTuple):
@@ -43,8 +42,20 @@ class ShardedImages(NamedTuple):
 
 
 def has_shards(split_dir: Path) -> bool:
-    """Whether a folder holds tar files, finished or not, and is thus no folder of class folders."""
-    return any(split_dir.glob("*.tar")) or any(split_dir.glob(f"*.tar{UNFINISHED}"))
+    """Whether a folder holds tar files, finished or not, and no folders, among which tars would be left-overs."""
+    if not split_dir.is_dir():
+        return False
+    with os.scandir(split_dir) as found:
+        entries = [entry for entry in found if not entry.name.startswith(".")]
+    tars = any(entry.name.endswith((".tar", f".tar{UNFINISHED}")) for entry in entries)
+    return tars and not any(_is_folder(entry) for entry in entries)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def list_tars(split_dir: Path) -> list[Path]:
@@ -165,21 +176,11 @@ def _unpack(array: np.ndarray) -> list[str]:
     return array.tobytes().decode("utf-8", "surrogateescape").split("\n")
 
 
-class Member(NamedTuple):
-    """A file in a tar: its sample's key, its suffix (all after the first dot, as in WebDataset), and its bytes."""
-
-    key: str
-    suffix: str
-    offset: int
-    size: int
-    name: str
-
-
 def index_tars(split_dir: Path, tars: Sequence[Path]) -> ShardedImages:
     """The same from `<shard>.idx` or, where there is none or it does not fit, from the headers of the tars."""
     # Many questions at a time: network file systems answer slowly.
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(_index_tar, tars))
+        found = list(pool.map(index_tar, tars))
     numbers = np.concatenate([rows for rows, _ in found])
     members = [name for _, names in found for name in names]
     shard = np.repeat(np.arange(len(tars), dtype=np.int32), [len(rows) for rows, _ in found])
@@ -207,13 +208,20 @@ def _original_names(split_dir: Path, members: Sequence[str]) -> tuple[Any, list[
     return order, list(listed.files)
 
 
-def _index_tar(tar: Path) -> tuple[np.ndarray, list[str]]:
-    """The images of one tar: int64 [N, 3] of offset, size and label; and the names of their members."""
-    file = os.open(tar, os.O_RDONLY)
+def index_tar(tar: Path) -> tuple[np.ndarray, list[str]]:
+    """The images of one tar: int64 [N, 3] of offset, size and label; and the names of their members.
+
+    Raises:
+      UserError: it is damaged, cut off or empty, or a sample has no image or no label.
+    """
+    try:
+        file = os.open(tar, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{tar} cannot be read: {error.strerror}") from error
     try:
         end = os.fstat(file).st_size
         samples = read_idx(tar)
-        if samples is None or not _fits(file, samples):
+        if samples is None or not fits(file, samples):
             samples = group_members(read_members(tar))
         rows, names = [], []
         for sample in samples:
@@ -236,79 +244,3 @@ def _index_tar(tar: Path) -> tuple[np.ndarray, list[str]]:
         raise UserError(f"{tar} cannot be read: {error.strerror}") from error
     finally:
         os.close(file)
-
-
-def group_members(members: Iterable[Member]) -> list[list[Member]]:
-    """Samples: neighbours of the same key, without hidden files, as DALI's `wds2idx` sees them."""
-    samples: list[list[Member]] = []
-    for member in members:
-        if not member.key or member.key.endswith("/"):
-            continue
-        if samples and samples[-1][0].key == member.key:
-            samples[-1].append(member)
-        else:
-            samples.append([member])
-    return samples
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Key and suffix of a member: a suffix begins at the first dot after the last slash."""
-    folder, slash, file = name.rpartition("/")
-    key, _, suffix = file.partition(".")
-    return folder + slash + key, suffix
-
-
-def read_members(tar: Path) -> Iterator[Member]:
-    """The plain files of a tar, from its headers.
-
-    Raises:
-      UserError: it is no tar, or cut off.
-      OSError: it cannot be read.
-    """
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            end = 0
-            while (info := archive.next()) is not None:
-                end = info.offset_data + -(-info.size // BLOCK) * BLOCK
-                if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                    yield Member(*split_name(info.name), info.offset_data, info.size, info.name)
-        with tar.open("rb") as file:  # tarfile takes a header that is cut off for the end
-            file.seek(end)
-            if file.read(BLOCK) != bytes(BLOCK):
-                raise tarfile.ReadError("no mark of its end")
-    except tarfile.TarError as error:
-        raise UserError(f"{tar} is damaged or cut off ({error}); copy it again") from error
-
-
-def read_idx(tar: Path) -> list[list[Member]] | None:
-    """The samples that the `wds2idx` index of a tar lists, or None without one that can be used."""
-    try:
-        head, *lines = tar.with_suffix(".idx").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        version, count = head.split()
-        if version not in ("v1.1", "v1.2") or int(count) != len(lines):
-            return None
-        return [list(_read_idx_line(line.split(" "), named=version == "v1.2")) for line in lines]
-    except (OSError, ValueError):
-        return None
-
-
-def _read_idx_line(words: list[str], *, named: bool) -> Iterator[Member]:
-    # A name with a space in it makes a line unreadable, and then the tar's own headers are used.
-    each = 4 if named else 3
-    if not words or len(words) % each:
-        raise ValueError(words)
-    for at in range(0, len(words), each):
-        name = words[at + 3] if named else words[at]
-        yield Member(split_name(name)[0], words[at], int(words[at + 1]), int(words[at + 2]), name)
-
-
-def _fits(file: int, samples: list[list[Member]]) -> bool:
-    """Whether the tar's headers are where an index says, looked up for its first and last member."""
-    for member in (samples[0][0], samples[-1][-1]):
-        try:
-            info = tarfile.TarInfo.frombuf(os.pread(file, BLOCK, member.offset - BLOCK), "utf-8", "surrogateescape")
-        except (tarfile.TarError, OSError):
-            return False
-        if (info.name, info.size) != (member.name, member.size):
-            return False
-    return True
