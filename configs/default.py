@@ -27,6 +27,8 @@ def get_config() -> ConfigDict:
     model.zero_init_last_gamma = False  # True: every residual block starts as the identity (Goyal et al. 2017)
     model.pretrained_weights = ""  # weight file that a new run starts from (also --pretrained_weights FILE); "": none
     model.conv_lowering = "auto"  # native, matmul (faster on CPU at small sizes) or auto: matmul on CPU, native on GPU
+    model.fold_batch_norm = "auto"  # in inference, make BatchNorm part of the convolutions: on, off or auto: in predict
+    # and in benchmarks of inference, not in evaluate, which repeats the figures of training to the last digit
 
     config.data = data = ConfigDict()
     data.dir = "/data/imagenet"  # holds train/<class>/<image> and val/<class>/<image>, or train/*.tar and val/*.tar

@@ -20,7 +20,7 @@ from rn50_jax.models.resnet import ResNet
 from rn50_jax.report import validation_text
 from rn50_jax.state import Variables
 from rn50_jax.step import Batch, Metrics, eval_step
-from rn50_jax.stored import StoredModel, add_source_arguments, load_model
+from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model
 from rn50_jax.workdir import write_json
 
 EvalStep = Callable[[Variables, Batch], Metrics]
@@ -102,8 +102,9 @@ def evaluate_stored(stored: StoredModel) -> dict[str, Any]:
             f"{stored.model.num_classes} classes; pass --config.data.dir=DIR"
         )
     mesh = parallel.make_mesh(stored.devices)
-    variables = parallel.replicate(stored.load(), mesh)
-    compiled = parallel.spread(make_eval_step(config, stored.model), mesh, mode=config.parallel)
+    model, loaded = load_for_inference(stored, exact=True)
+    variables = parallel.replicate(loaded, mesh)
+    compiled = parallel.spread(make_eval_step(config, model), mesh, mode=config.parallel)
     return evaluate(compiled, {"val": variables}, eval_batches(config, dataset.val, mesh)) | stored.facts
 
 

@@ -17,7 +17,7 @@ from rn50_jax.data.image_file import MAX_PIXELS
 from rn50_jax.data.names import human_names, likely_names
 from rn50_jax.errors import UserError
 from rn50_jax.step import predict_step
-from rn50_jax.stored import StoredModel, add_source_arguments, load_model
+from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model
 
 # Images classified at a time: enough to fill a device, and one program for any number of files.
 _BATCH = 32
@@ -34,9 +34,10 @@ def predict(stored: StoredModel, images: np.ndarray) -> np.ndarray:
       float32 [N, K].
     """
     mesh = parallel.make_mesh(stored.devices[:1])
-    step = partial(predict_step, model=stored.model, axis_name=parallel.AXIS)
+    model, loaded = load_for_inference(stored)
+    step = partial(predict_step, model=model, axis_name=parallel.AXIS)
     compiled = parallel.spread(step, mesh, mode=stored.config.parallel, stacked=True)
-    variables = parallel.replicate(stored.load(), mesh)
+    variables = parallel.replicate(loaded, mesh)
     size = min(_BATCH, len(images))
     parts = []
     for start in range(0, len(images), size):

@@ -72,6 +72,7 @@ RULES: dict[str, Rule] = {
     "model.zero_init_last_gamma": _BOOLEAN,
     "model.pretrained_weights": Rule(str, "a weight file, or empty", lambda v: True),
     "model.conv_lowering": _choice("auto", "native", "matmul"),
+    "model.fold_batch_norm": _choice("auto", "on", "off"),
     "data.dir": Rule(str, "a folder", lambda v: v != ""),
     "data.train_list": Rule(str, "a file, or empty", lambda v: True),
     "data.val_list": Rule(str, "a file, or empty", lambda v: True),

@@ -15,6 +15,7 @@ from rn50_jax.build import build_model, build_state
 from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.errors import UserError
 from rn50_jax.integrity import ema_is_better
+from rn50_jax.models.fold import fold_model
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables, variables_of
 from rn50_jax.weight_files import WeightFile, read_weights
@@ -64,6 +65,18 @@ def load_model(args: argparse.Namespace, overrides: Overrides) -> StoredModel:
     if args.weights:
         return load_weights(args.weights, overrides)
     return load_run(args.workdir, args.checkpoint, overrides, ema=args.ema)
+
+
+def load_for_inference(stored: StoredModel, *, exact: bool = False) -> tuple[ResNet, Variables]:
+    """The model in the form in which it answers, and its loaded variables: BatchNorm folded, if the config says so.
+
+    Args:
+      exact: `model.fold_batch_norm="auto"` means no, since the answers are to be those of training to the last digit.
+    """
+    setting = stored.config.model.fold_batch_norm
+    if setting == "on" or (setting == "auto" and not exact):
+        return fold_model(stored.model, stored.load())
+    return stored.model, stored.load()
 
 
 def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "auto") -> StoredModel:

@@ -63,7 +63,7 @@ def _shifted_matmuls(x: jax.Array, kernel: jax.Array, stride: int, groups: int, 
 
 
 class Conv(nn.Module):
-    """Bias-free convolution, parameter `kernel` [k, k, C / groups, features] float32.
+    """Convolution, parameter `kernel` [k, k, C / groups, features] float32, and with `bias` also `bias` [features].
 
     Initialised from the un-truncated normal N(0, 2 / fan) (He et al. 2015; torch `kaiming_normal_`), with
     fan_in = k * k * C / groups or fan_out = k * k * features, as `fan` says.
@@ -73,6 +73,7 @@ class Conv(nn.Module):
     size: int
     stride: int = 1
     groups: int = 1
+    bias: bool = False
     fan: str = "fan_in"
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     precision: lax.Precision = lax.Precision.DEFAULT
@@ -83,7 +84,7 @@ class Conv(nn.Module):
         init = nn.initializers.variance_scaling(2.0, self.fan, "normal")
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", init, shape, jnp.float32)
-        return conv2d(
+        y = conv2d(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             self.stride,
@@ -91,3 +92,7 @@ class Conv(nn.Module):
             lowering=self.lowering,
             precision=self.precision,
         )
+        if self.bias:
+            # In the compute type: XLA makes convolution, bias, sum and ReLU one cuDNN call only if all have the same.
+            y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+        return y

@@ -91,6 +91,20 @@ def _batch_norm_backward(
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
+def add_relu(x: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
+    """What may follow a BatchNorm: the shortcut is added, negative values become 0."""
+    total = x if residual is None else residual + x
+    return nn.relu(total) if relu else total
+
+
+class FoldedNorm(nn.Module):
+    """Stands where a BatchNorm was folded into the convolution before it: only what may follow is left."""
+
+    def __call__(self, x: jax.Array, residual: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
+        """As `BatchNorm`, without normalising."""
+        return add_relu(x, residual, relu)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last.
 
@@ -107,8 +121,20 @@ class BatchNorm(nn.Module):
     sync: NormSync | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises [B, H, W, C] of any float type; returns the same shape in `dtype`."""
+    def __call__(self, x: jax.Array, residual: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
+        """Normalises, adds, cuts off what is negative: max(BN(x) + residual, 0).
+
+        Args:
+          x: [B, H, W, C] of any float type.
+          residual: [B, H, W, C] in `dtype`; None to add nothing.
+          relu: False for the sum as it is.
+
+        Returns:
+          [B, H, W, C] in `dtype`.
+        """
+        return add_relu(self._normalise(x), residual, relu)
+
+    def _normalise(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)

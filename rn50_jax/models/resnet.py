@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from rn50_jax.models.conv import Conv
-from rn50_jax.models.norm import BatchNorm, NormSync
+from rn50_jax.models.norm import BatchNorm, FoldedNorm, NormSync, add_relu
 from rn50_jax.precision import Precision
 
 
@@ -49,6 +49,8 @@ FAMILY: dict[str, Variant] = {
     "se-resnet50": Variant((3, 4, 6, 3), bottleneck=True, se=True),
     "se-resnext101-32x4d": Variant((3, 4, 23, 3), bottleneck=True, groups=32, inner=2, se=True),
 }
+
+Norm = partial[BatchNorm] | type[FoldedNorm]
 
 
 def pool(x: jax.Array) -> jax.Array:
@@ -86,36 +88,41 @@ class SqueezeExcitation(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block: convolutions with BatchNorm, a shortcut, ReLU after the sum."""
+    """Residual block: convolutions with BatchNorm, a shortcut, ReLU after the sum.
+
+    last_norm: makes the block's last BatchNorm, `norm` all others.
+    """
 
     variant: Variant
     width: int
     stride: int
     conv: partial[Conv]
-    norm: partial[BatchNorm]
-    zero_init_last_gamma: bool
+    norm: Norm
+    last_norm: Norm
     se_units: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        last = nn.initializers.zeros if self.zero_init_last_gamma else nn.initializers.ones
         groups, inner = self.variant.groups, self.width * self.variant.inner
         features = self.width * self.variant.expansion
-        if self.variant.bottleneck:
-            # v1.5: the stride sits in the 3x3 convolution; v1 had it in the first 1x1.
-            y = nn.relu(self.norm(name="bn1")(self.conv(inner, 1, name="conv1")(x)))
-            y = nn.relu(self.norm(name="bn2")(self.conv(inner, 3, self.stride, groups, name="conv2")(y)))
-            y = self.norm(name="bn3", scale_init=last)(self.conv(features, 1, name="conv3")(y))
-        else:
-            y = nn.relu(self.norm(name="bn1")(self.conv(inner, 3, self.stride, groups, name="conv1")(x)))
-            y = self.norm(name="bn2", scale_init=last)(self.conv(features, 3, 1, groups, name="conv2")(y))
-        if self.variant.se:
-            y = SqueezeExcitation(self.se_units or max(features // 16, 1), name="se")(y)
+        shortcut = x
         # By stride and channels, not by shape: on tiny images a stride may leave the shape as it was.
         if self.stride != 1 or x.shape[-1] != features:
-            x = self.conv(features, 1, self.stride, name="downsample_0")(x)
-            x = self.norm(name="downsample_1")(x)
-        return nn.relu(x + y)
+            shortcut = self.conv(features, 1, self.stride, name="downsample_0")(x)
+            shortcut = self.norm(name="downsample_1")(shortcut)
+        if self.variant.bottleneck:
+            # v1.5: the stride sits in the 3x3 convolution; v1 had it in the first 1x1.
+            y = self.norm(name="bn1")(self.conv(inner, 1, name="conv1")(x), relu=True)
+            y = self.norm(name="bn2")(self.conv(inner, 3, self.stride, groups, name="conv2")(y), relu=True)
+            y = self.conv(features, 1, name="conv3")(y)
+        else:
+            y = self.norm(name="bn1")(self.conv(inner, 3, self.stride, groups, name="conv1")(x), relu=True)
+            y = self.conv(features, 3, 1, groups, name="conv2")(y)
+        last = self.last_norm(name="bn3" if self.variant.bottleneck else "bn2")
+        if not self.variant.se:
+            return last(y, shortcut, relu=True)
+        y = SqueezeExcitation(self.se_units or max(features // 16, 1), name="se")(last(y))
+        return add_relu(y, shortcut, relu=True)
 
 
 class ResNet(nn.Module):
@@ -127,6 +134,7 @@ class ResNet(nn.Module):
     width: channels of the stem. widths: of the stages; empty for width * (1, 2, 4, ...). fan: see `Conv`.
     se_units: hidden units of squeeze and excitation; 0 for a sixteenth of the block's channels.
     sync: devices that share BatchNorm's statistics in training; None if none do.
+    folded: the model of `models.fold.fold_model`: each convolution has a bias, there is no BatchNorm, no training.
     """
 
     variant: Variant
@@ -139,6 +147,7 @@ class ResNet(nn.Module):
     zero_init_last_gamma: bool = False
     lowering: str = "native"
     sync: NormSync | None = None
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -152,9 +161,9 @@ class ResNet(nn.Module):
           Logits, float32 [B, num_classes].
         """
         dtype, matmul = self.precision.compute, self.precision.matmul
-        conv = partial(Conv, fan=self.fan, dtype=dtype, precision=matmul, lowering=self.lowering)
-        norm = partial(BatchNorm, use_running_average=not train, dtype=dtype, sync=self.sync)
-        x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
+        conv = partial(Conv, fan=self.fan, dtype=dtype, precision=matmul, lowering=self.lowering, bias=self.folded)
+        norm, last_norm = self._norms(train)
+        x = norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x), relu=True)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.variant.stages):
             for index in range(blocks):
@@ -164,8 +173,16 @@ class ResNet(nn.Module):
                     stride=2 if stage > 0 and index == 0 else 1,
                     conv=conv,
                     norm=norm,
-                    zero_init_last_gamma=self.zero_init_last_gamma,
+                    last_norm=last_norm,
                     se_units=self.se_units,
                     name=f"layer{stage + 1}_{index}",
                 )(x)
         return Linear(self.num_classes, name="fc")(pool(x))
+
+    def _norms(self, train: bool) -> tuple[Norm, Norm]:
+        """What makes a block's BatchNorms and its last one."""
+        if self.folded:
+            return FoldedNorm, FoldedNorm
+        norm = partial(BatchNorm, use_running_average=not train, dtype=self.precision.compute, sync=self.sync)
+        last = nn.initializers.zeros if self.zero_init_last_gamma else nn.initializers.ones
+        return norm, partial(norm, scale_init=last)

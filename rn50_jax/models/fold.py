@@ -1,0 +1,47 @@
+"""BatchNorm folded into the convolution before it: the same classifier, for inference alone, in fewer operations."""
+
+from typing import Any
+
+from rn50_jax.models.norm import EPSILON
+from rn50_jax.models.resnet import ResNet
+from rn50_jax.state import Variables
+
+# The BatchNorm that follows each convolution, by name; squeeze and excitation and the classifier have none.
+_NORM_OF = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3", "downsample_0": "downsample_1"}
+
+
+def fold_model(model: ResNet, variables: Variables) -> tuple[ResNet, Variables]:
+    """The model and its variables without BatchNorm, for `train=False`.
+
+    The logits are those of the model in evaluation but for rounding: kernels are rounded to the compute type after the
+    scaling, not before. tests/test_fold.py has the tolerances.
+    """
+    return model.clone(folded=True), fold(variables)
+
+
+def fold(variables: Variables) -> Variables:
+    """BatchNorm with its running statistics, as part of the convolutions.
+
+    BN(conv(x, kernel)) = conv(x, kernel * f) + (bias - mean * f) with f = scale / sqrt(var + EPSILON), for each
+    channel.
+
+    Args:
+      variables: {"params", "batch_stats"} of a `ResNet`, of NumPy or JAX arrays, also traced ones.
+
+    Returns:
+      {"params", "batch_stats"} of the same model with `folded=True`, of the same kind of arrays and dtypes.
+      Each convolution has a `bias` [C] beside its `kernel`, and batch_stats is empty.
+    """
+    return {"params": _fold(variables["params"], variables["batch_stats"]), "batch_stats": {}}
+
+
+def _fold(params: Any, batch_stats: Any) -> dict[str, Any]:
+    folded: dict[str, Any] = {}
+    for name, tree in params.items():
+        if norm := _NORM_OF.get(name):
+            factor = params[norm]["scale"] * (batch_stats[norm]["var"] + EPSILON) ** -0.5
+            bias = params[norm]["bias"] - batch_stats[norm]["mean"] * factor
+            folded[name] = {"kernel": tree["kernel"] * factor, "bias": bias}
+        elif name not in _NORM_OF.values():
+            folded[name] = _fold(tree, batch_stats[name]) if name in batch_stats else tree
+    return folded

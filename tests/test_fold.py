@@ -1,0 +1,95 @@
+"""BatchNorm folded into the convolutions: the same classifier."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from test_models import random_variables, shapes_of
+
+from configs import default
+from rn50_jax import config as configs
+from rn50_jax.models.fold import fold, fold_model
+from rn50_jax.models.resnet import FAMILY, ResNet, Variant
+from rn50_jax.precision import PRECISIONS, Precision
+from rn50_jax.stored import StoredModel, load_for_inference
+
+FLOAT64 = Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
+SHORT = {
+    "bottleneck": Variant((2, 1), True),
+    "basic": Variant((1, 2), False),
+    "grouped-se": Variant((1, 1), True, groups=4, inner=2, se=True),
+    "se": Variant((2, 1), True, se=True),
+}
+
+
+def logits(model: ResNet, variables: Any, images: np.ndarray) -> np.ndarray:
+    return np.asarray(jax.jit(partial(model.apply, train=False))(variables, images))
+
+
+def images_of(dtype: type = np.float32) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((3, 32, 32, 3)).astype(dtype)
+
+
+# Relative to the largest logit. In bf16 either way rounds differently, and by up to 2**-8 at each of a dozen layers.
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-12), ("fp32", 1e-5), ("bf16", 0.05)])
+@pytest.mark.parametrize("variant", SHORT)
+def test_folded_model_gives_the_same_logits(variant: str, precision: str, tolerance: float) -> None:
+    dtype = np.float64 if precision == "float64" else np.float32
+    with jax.enable_x64(dtype is np.float64):
+        model = ResNet(SHORT[variant], 5, FLOAT64 if dtype is np.float64 else PRECISIONS[precision], width=8)
+        variables = jax.tree.map(lambda x: x.astype(dtype), random_variables(model))
+        wanted = logits(model, variables, images_of(dtype))
+        found = logits(*fold_model(model, variables), images_of(dtype))
+    assert found.dtype == wanted.dtype == (np.float64 if dtype is np.float64 else np.float32)
+    assert 0 < np.max(np.abs(found - wanted)) < tolerance * np.max(np.abs(wanted))
+
+
+def test_folded_resnet50() -> None:
+    model = ResNet(FAMILY["resnet50"], 10, PRECISIONS["fp32"], width=16)
+    variables = random_variables(model)
+    for path, x in flatten_dict(variables["params"]).items():
+        if path[-2:] == ("bn3", "scale"):
+            x *= 0.2  # many layers: keep the numbers of one size, as in a trained network
+    wanted = logits(model, variables, images_of())
+    np.testing.assert_allclose(logits(*fold_model(model, variables), images_of()), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", FAMILY)
+def test_shapes_are_those_that_the_folded_model_asks_for(arch: str) -> None:
+    model = ResNet(FAMILY[arch], 10, PRECISIONS["bf16"])
+    folded, variables = fold_model(model, random_variables(model.clone(width=32)))
+    wanted = shapes_of(folded.clone(width=32))["params"]
+    assert variables["batch_stats"] == {}
+    assert jax.tree.structure(wanted) == jax.tree.structure(variables["params"])
+    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(variables["params"]), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    program = jax.make_jaxpr(partial(folded.clone(width=32).apply, train=False))(variables, images_of())
+    assert "rsqrt" not in str(program)  # no BatchNorm is left
+
+
+def test_fold_is_pure_and_can_be_traced() -> None:
+    model = ResNet(SHORT["se"], 5, PRECISIONS["fp32"], width=8)
+    variables = random_variables(model)
+    before = jax.tree.map(np.copy, variables)
+    folded = fold(variables)
+    jax.tree.map(np.testing.assert_array_equal, variables, before)
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(folded))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), jax.jit(fold)(variables), folded)
+    assert jnp.shape(folded["params"]["layer1_0"]["conv2"]["bias"]) == (8,)
+
+
+@pytest.mark.parametrize(
+    ("setting", "exact", "folded"),
+    [("auto", False, True), ("auto", True, False), ("on", True, True), ("off", False, False)],
+)
+def test_when_a_stored_model_is_folded(setting: str, exact: bool, folded: bool) -> None:
+    config = configs.override(default.get_config(), [("model.fold_batch_norm", setting)])
+    model = ResNet(SHORT["basic"], 5, PRECISIONS["fp32"], width=8)
+    stored = StoredModel("", config, (), {}, [], model, partial(random_variables, model))
+    loaded_model, variables = load_for_inference(stored, exact=exact)
+    assert loaded_model.folded == folded
+    assert ("bn1" not in variables["params"]) == folded
