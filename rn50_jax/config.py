@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY
+from rn50_jax.recipe_files import FOLDER, find_config
 from rn50_jax.rules import EXACT_REFERENCE, RULES
 
 # The config that weight files are used with.
-DEFAULT = Path(__file__).parent.parent / "configs" / "default.py"
+DEFAULT = FOLDER / "default.py"
 
 
 def parse_args(
@@ -44,17 +45,15 @@ def parse_args(
 
 
 def load(spec: str) -> tuple[ConfigDict, str]:
-    """Reads `FILE.py[:variant]`, or the `config.json` of an earlier run.
+    """Reads `FILE.py[:variant]`, a ready config by its name alone, or the `config.json` of an earlier run.
 
-    A `.py` file is executed; a `.json` file is only read.
+    A `.py` file is executed; a `.json` file is only read. A file goes before a ready config of that name.
 
     Returns:
       The config and its name: the file's stem, with `-variant` if one was given.
     """
     name, _, variant = spec.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"config file {name!r} does not exist; the ready ones are in configs/")
+    path = find_config(name)
     if path.suffix == ".json":
         return from_json(path.read_text(encoding="utf-8"), source=name), path.stem
     if path.suffix != ".py":
@@ -66,9 +65,10 @@ def load(spec: str) -> tuple[ConfigDict, str]:
 
 
 def _execute(path: Path, variant: str) -> Any:
-    # Configs import each other as `from configs import default`, wherever the command is run from.
-    home = str(path.resolve().parent.parent)
-    sys.path.insert(0, home)
+    # Configs import each other as `from configs import default`, wherever the command is run from and they lie.
+    before = list(sys.path)
+    sys.path.insert(0, str(path.resolve().parent.parent))
+    sys.path.append(str(FOLDER.parent))
     try:
         spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
         assert spec is not None and spec.loader is not None
@@ -86,7 +86,7 @@ def _execute(path: Path, variant: str) -> Any:
         detail = lines[0] if lines else ""
         raise UserError(f"config {path} cannot be used: {type(error).__name__}: {detail}") from error
     finally:
-        sys.path.remove(home)
+        sys.path[:] = before
 
 
 def to_json(config: ConfigDict) -> str:

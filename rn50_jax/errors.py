@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -43,7 +44,11 @@ class CommandLine(argparse.ArgumentParser):
     """An argument parser whose complaints are `UserError`s, and that takes no abbreviations."""
 
     def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
-        super().__init__(prog=f"python -m {prog}", description=description, epilog=epilog, allow_abbrev=False)
+        # As it was called: rn50-jax train, python -m rn50_jax train, or python -m rn50_jax.train.
+        package, _, name = prog.partition(".")
+        spelling = {"rn50-jax": f"rn50-jax {name}", "__main__": f"python -m {package} {name}"}
+        prog = spelling.get(Path(sys.argv[0]).stem, f"python -m {prog}")
+        super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for a wrong command line."""

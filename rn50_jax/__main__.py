@@ -1,0 +1,79 @@
+"""All commands under one name: `rn50-jax COMMAND ARGS` after installation, `python -m rn50_jax COMMAND ARGS` anywhere."""
+
+import difflib
+import importlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rn50_jax import __version__, errors
+from rn50_jax.errors import UserError
+from rn50_jax.recipe_files import FOLDER, recipe_names
+
+
+def find_commands() -> dict[str, str]:
+    """What each command does, by name.
+
+    A command is a module of this package that ends in `errors.run(main)`; the first line of its docstring, up to
+    the call in it, says what it does. Nothing is imported.
+    """
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        text = file.read_text(encoding="utf-8")
+        if text.rstrip().endswith("errors.run(main)"):
+            line = re.match(r'"""(.*?)(?:: `|[.]? *"""|[.]?\n)', text)
+            found[file.stem] = line[1] if line else ""
+    return found
+
+
+def _help() -> str:
+    lines = [f"  {name:<12} {what}" for name, what in find_commands().items()]
+    return "\n".join(
+        [
+            f"rn50-jax {__version__}: ResNet-50 v1.5 for image classification in JAX.",
+            "",
+            "usage: rn50-jax COMMAND [ARGUMENTS]    (or python -m rn50_jax.COMMAND; --help after a COMMAND tells more)",
+            "",
+            "commands:",
+            *lines,
+            "",
+            f"recipes for --config, in {FOLDER}:",
+            f"  {', '.join(recipe_names())}",
+            "",
+            "exit codes: 0 done; 1 some inputs failed, or an unexpected error; 2 a mistake in the call or its inputs;",
+            "            3 the run stopped itself; 130, 143 ended by a signal",
+        ]
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command that `argv` starts with; returns its exit code.
+
+    Raises:
+      UserError: there is no such command; and what the command raises.
+    """
+    name, *rest = argv or [""]
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"rn50-jax {__version__}")
+        return 0
+    commands = find_commands()
+    if name not in commands:
+        alike = difflib.get_close_matches(name, commands, 1)
+        hint = f"did you mean {alike[0]}?" if alike else "see rn50-jax --help"
+        known = ", ".join(commands)
+        raise UserError(f"{name!r} is no command ({hint})" if name else f"give a command, one of {known}; {hint}")
+    code: int = importlib.import_module(f"rn50_jax.{name}").main(rest)
+    return code
+
+
+def run() -> NoReturn:
+    """The console command."""
+    errors.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,32 @@
+"""Where the ready configs lie, and what a name given as `--config` means."""
+
+import difflib
+from pathlib import Path
+
+from rn50_jax.errors import UserError
+
+# In `configs/` beside this package in the source tree, and inside it where it is installed.
+_HOMES = (Path(__file__).parent, Path(__file__).parent.parent)
+FOLDER = next((home for home in _HOMES if (home / "configs").is_dir()), _HOMES[-1]) / "configs"
+
+
+def recipe_names() -> list[str]:
+    """The ready configs by name."""
+    return sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+
+
+def find_config(name: str) -> Path:
+    """The file that a name means: the file itself or, where there is none, the ready NAME, NAME.py or configs/NAME.py.
+
+    Raises:
+      UserError: neither exists.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    ready = FOLDER / f"{path.stem}.py"
+    if str(path.parent) in (".", "configs") and path.suffix in ("", ".py") and ready.is_file():
+        return ready
+    alike = difflib.get_close_matches(path.stem, recipe_names(), 1)
+    hint = f"did you mean {alike[0]}?" if alike else f"the ready ones are {', '.join(recipe_names())}"
+    raise UserError(f"config file {name!r} does not exist; {hint}")
