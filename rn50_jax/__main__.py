@@ -1,4 +1,4 @@
-"""All commands under one name: `rn50-jax COMMAND ARGS` after installation, `python -m rn50_jax COMMAND ARGS` anywhere."""
+"""All commands under one name: `rn50-jax COMMAND`, or where it is not installed `python -m rn50_jax COMMAND`."""
 
 import difflib
 import importlib

@@ -1,113 +1,101 @@
 """Classifies images: `python -m rn50_jax.predict --workdir W IMAGE [IMAGE ...]`, or `--weights FILE`."""
 
-import io
-import json
-import warnings
-from collections.abc import Sequence
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from threading import Thread
 
+import jax
 import numpy as np
-from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
-from rn50_jax.data.image_file import MAX_PIXELS
+from rn50_jax.answers import FORMATS, Answer
 from rn50_jax.data.names import human_names, likely_names
 from rn50_jax.errors import UserError
+from rn50_jax.inputs import Decoded, Found, batched, decode_files, find_images
+from rn50_jax.models.fold import fold_model
 from rn50_jax.step import predict_step
-from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model
+from rn50_jax.stored import StoredModel, add_source_arguments, load_model
 
-# Images classified at a time: enough to fill a device, and one program for any number of files.
-_BATCH = 32
+BATCH_SIZES = {"cpu": 32, "gpu": 256}  # images per device: enough to fill one
+
+Classify = Callable[[Sequence[np.ndarray]], jax.Array]
 
 
-def predict(stored: StoredModel, images: np.ndarray) -> np.ndarray:
-    """Class probabilities of decoded images.
-
-    Args:
-      stored: its model does the work on its first device.
-      images: uint8 [N, S, S, 3], from `data.dali.make_decoder`.
+def make_classifier(stored: StoredModel, *, batch_size: int, devices: Sequence[jax.Device]) -> Classify:
+    """Loads the weights; compiles at the first call.
 
     Returns:
-      float32 [N, K].
+      A function from up to `batch_size` images per device, uint8 [S, S, 3], to their class probabilities: float32
+      [D, batch_size, K], the images in their order and nonsense behind them, perhaps still being computed.
     """
-    mesh = parallel.make_mesh(stored.devices[:1])
-    model, loaded = load_for_inference(stored)
+    mesh = parallel.make_mesh(devices)
+    model, loaded = stored.model, stored.load()
+    if stored.config.model.fold_batch_norm != "off":
+        model, loaded = fold_model(model, loaded)
     step = partial(predict_step, model=model, axis_name=parallel.AXIS)
     compiled = parallel.spread(step, mesh, mode=stored.config.parallel, stacked=True)
     variables = parallel.replicate(loaded, mesh)
-    size = min(_BATCH, len(images))
-    parts = []
-    for start in range(0, len(images), size):
-        part = images[start : start + size]
-        padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
-        batch = {"image": parallel.shard([padded], mesh)}
-        parts.append(np.asarray(compiled(variables, batch))[0, : len(part)])
-    return np.concatenate(parts)
+    size = stored.config.data.image_size
+    shape = (len(devices), batch_size, size, size, 3)
+
+    def classify(images: Sequence[np.ndarray]) -> jax.Array:
+        batch = np.zeros(shape, np.uint8)  # a new one: the device may still read the last
+        batch.reshape(-1, *shape[2:])[: len(images)] = images
+        probabilities: jax.Array = compiled(variables, {"image": parallel.shard(batch, mesh)})
+        return probabilities
+
+    return classify
 
 
-def decode_files(stored: StoredModel, paths: Sequence[Path]) -> tuple[list[np.ndarray], dict[Path, str]]:
-    """Decodes each file with the evaluation transform.
+def answers(stored: StoredModel, files: Iterable[Found], *, top_k: int, batch_size: int) -> Iterator[Answer]:
+    """Classifies files on all devices, decoding the next ones meanwhile; holds a few batches at a time.
 
-    Returns:
-      The images, uint8 [S, S, 3], of the files that could be read, in order, and what is wrong with the others.
+    Args:
+      batch_size: images per device.
+
+    Yields:
+      For each file, in order, {"file", "predictions": [{"class", "index", "probability"}]}, best first, or
+      {"file", "error"}.
     """
-    from rn50_jax.data.dali import make_decoder
-
-    config = stored.config
-    decode = make_decoder(
-        transform=config.data.transform,
-        image_size=config.data.image_size,
-        resize=config.data.resize,
-        workers=config.data.workers,
-    )
-    images, problems = [], {}
-    for path in paths:
-        try:
-            encoded = path.read_bytes()
-            if too_large := _too_large(encoded):
-                problems[path] = too_large
-                continue
-            images.append(decode(encoded))
-        except OSError as error:
-            problems[path] = f"cannot be read: {error.strerror}"
-        except ValueError:
-            problems[path] = "is not an image that can be decoded (JPEG, PNG, WebP, BMP, TIFF, JPEG 2000 or PNM)"
-    return images, problems
-
-
-def _too_large(encoded: bytes) -> str | None:
-    """What is wrong with an image whose few bytes would unpack to gigabytes; None for any other file."""
-    pixels = 0
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(encoded)) as image:  # reads the header alone
-                pixels = image.width * image.height
-    except Image.DecompressionBombError:
-        pixels = 2 * MAX_PIXELS
-    except Exception:  # what Pillow does not know, DALI may
-        return None
-    return f"is too large: more than {MAX_PIXELS:,} pixels" if pixels > MAX_PIXELS else None
-
-
-def answer(stored: StoredModel, paths: Sequence[Path], top_k: int) -> list[dict[str, Any]]:
-    """For each path {"file", "predictions": [{"class", "index", "probability"}]}, best first, or {"file", "error"}."""
-    images, problems = decode_files(stored, paths)
-    probabilities = iter(predict(stored, np.stack(images)) if images else [])
     names = human_names(stored.class_names or likely_names(stored.model.num_classes))
-    answers: list[dict[str, Any]] = []
-    for path in paths:
-        if path in problems:
-            answers.append({"file": str(path), "error": problems[path]})
+    batches = batched(decode_files(stored.config, files), batch_size * len(stored.devices))
+    first = next(batches, [])
+    devices = stored.devices
+    if len(first) <= batch_size:  # then it is the only one, or there is one device
+        devices = devices[:1]
+        batch_size = len(first)
+    classify: Classify | None = None
+    waiting: tuple[list[Decoded], jax.Array | None] = ([], None)
+    for batch in chain([first], batches):
+        images = [decoded.image for decoded in batch if decoded.image is not None]
+        if images and classify is None:
+            classify = make_classifier(stored, batch_size=batch_size, devices=devices)
+        probabilities = classify(images) if images and classify else None
+        # The answers before are told while this batch is on the device.
+        yield from _tell(*waiting, names, top_k)
+        waiting = (batch, probabilities)
+    yield from _tell(*waiting, names, top_k)
+
+
+def _tell(batch: list[Decoded], probabilities: jax.Array | None, names: Sequence[str], top_k: int) -> Iterator[Answer]:
+    rows = iter(()) if probabilities is None else iter(np.asarray(probabilities).reshape(-1, len(names)))
+    for decoded in batch:
+        if decoded.image is None:
+            yield {"file": decoded.file, "error": decoded.problem}
             continue
-        p = next(probabilities)
+        p = next(rows)
         best = np.argsort(-p, kind="stable")[:top_k]
         predictions = [{"class": names[i], "index": int(i), "probability": float(p[i])} for i in best]
-        answers.append({"file": str(path), "predictions": predictions})
-    return answers
+        yield {"file": decoded.file, "predictions": predictions}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -115,25 +103,86 @@ def main(argv: Sequence[str]) -> int:
     parser = errors.CommandLine(
         prog="rn50_jax.predict",
         description="Name the classes of images, seen through the transform of evaluation.",
+        epilog="Exit code 1: some files could not be classified; the others have their answers. "
+        "--config.data.workers=N decodes with N threads instead of one per core.",
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP, BMP, TIFF, ...")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="JPEG, PNG, WebP, BMP, TIFF, ...; a folder, for all in it; a 'pattern*'; or -, names on standard input",
+    )
     add_source_arguments(parser)
     parser.add_argument("--top_k", type=int, default=5, help="how many classes to name (default: 5)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the name of FILE, else table")
+    parser.add_argument("--json", action="store_const", dest="format", const="json", help="the same as --format json")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the answers there, not to standard output")
+    parser.add_argument("--batch_size", type=int, help="images per device (default: 32 on a CPU, 256 on a GPU)")
+    parser.add_argument("-0", "--null", action="store_true", help="names on standard input end in NUL characters")
     args, overrides = configs.parse_args(parser, argv)
-    if args.top_k < 1:
-        raise UserError(f"--top_k {args.top_k} must be at least 1")
-    # Single files are decoded on the CPU, also for a run that was trained with dali-gpu.
-    stored = load_model(args, [("data.backend", "dali-cpu"), *overrides])
-    answers = answer(stored, args.images, args.top_k)
-    if args.json:
-        print(json.dumps(answers, indent=2))
-    else:
-        for entry in answers:
-            print(entry["file"] + (f": {entry['error']}" if "error" in entry else ""))
-            for p in entry.get("predictions", []):
-                print(f"  {100 * p['probability']:5.1f}%  {p['class']}")
-    return 1 if any("error" in entry for entry in answers) else 0
+    for name in ("top_k", "batch_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    # Files are decoded on the CPU, also for a run that was trained with dali-gpu, and here all its cores are free.
+    cores = len(os.sched_getaffinity(0))
+    stored = load_model(args, [("data.backend", "dali-cpu"), ("data.workers", str(cores)), *overrides])
+    batch_size = args.batch_size or BATCH_SIZES.get(stored.devices[0].platform, 32)
+    files = find_images(args.images, null=args.null)
+    result = answers(stored, files, top_k=args.top_k, batch_size=batch_size)
+    return _write(result, args.images, args.out, args.format)
+
+
+def _with_progress(answers: Iterator[Answer], words: Sequence[str]) -> Iterator[Answer]:
+    """Passes the answers on, with a progress bar on standard error."""
+    console = Console(stderr=True)
+    columns = (TextColumn("classified"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    start = time.perf_counter()
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as bar:
+        task = bar.add_task("", total=None, speed="")
+
+        def count() -> None:
+            bar.update(task, total=sum(1 for _ in find_images(words)))
+
+        if "-" not in words:
+            Thread(target=count, daemon=True).start()  # a large folder takes its time
+        for number, answer in enumerate(answers, 1):
+            bar.update(task, completed=number, speed=f"{number / (time.perf_counter() - start):.1f} img/s")
+            yield answer
+
+
+def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, form: str | None) -> int:
+    suffix = out.suffix.lower().removeprefix(".") if out else ""
+    form = form or (suffix if suffix in FORMATS else "table")
+    failures = 0
+
+    def counted(answers: Iterator[Answer]) -> Iterator[Answer]:
+        nonlocal failures
+        for answer in answers:
+            failures += "error" in answer
+            yield answer
+
+    if sys.stderr.isatty() and (out or not sys.stdout.isatty()):
+        result = _with_progress(result, words)
+    target = out or sys.stdout.fileno()
+    try:
+        # Names of files may be any bytes; they leave as they came.
+        with open(target, "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=bool(out)) as file:
+            FORMATS[form](counted(result), file)
+    except BrokenPipeError:  # as when `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.filename not in (None, str(out)):
+            raise
+        raise UserError(f"cannot write {out or 'standard output'}: {error.strerror}") from error
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -115,7 +115,9 @@ def test_installed_from_a_wheel(console: Console, digits: Path, tmp_path: Path) 
     assert console("--version", cwd=tmp_path).stdout == "rn50-jax 0.1.0\n"
     done = console("train", "--help", cwd=tmp_path)
     assert done.stdout.startswith("usage: rn50-jax train [-h]")
-    assert_user_error(console("train", "--config", "dgx1", cwd=tmp_path), "'dgx1' does not exist; did you mean dgx1_90e?")
+    assert_user_error(
+        console("train", "--config", "dgx1", cwd=tmp_path), "'dgx1' does not exist; did you mean dgx1_90e?"
+    )
 
     # A recipe of one's own, anywhere, starts from an installed one.
     recipe = tmp_path / "recipes/mine.py"

@@ -288,6 +288,37 @@ def make_decoder(*, transform: str, image_size: int, resize: int, workers: int) 
     return decode
 
 
+def make_batch_decoder(
+    *, transform: str, image_size: int, resize: int, workers: int, batch_size: int
+) -> Callable[[Sequence[bytes]], np.ndarray]:
+    """The evaluation transform for batches of encoded images, on the CPU: an image a thread at a time.
+
+    Returns:
+      A function from the bytes of up to `batch_size` files to uint8 [N, image_size, image_size, 3]; it raises
+      ValueError if one of them is no image.
+    """
+
+    @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None, prefetch_queue_depth=1)
+    def pipeline() -> Any:
+        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+        return _eval_transform(encoded, transform, image_size, resize, on_gpu=False)
+
+    live: list[Any] = []
+
+    def decode(encoded: Sequence[bytes]) -> np.ndarray:
+        if not live:
+            live.append(pipeline())
+        try:
+            live[0].feed_input("encoded", [np.frombuffer(file, np.uint8) for file in encoded])
+            (images,) = live[0].run()
+        except RuntimeError as error:
+            live.clear()  # an error leaves a pipeline unusable
+            raise ValueError(_cause(error)) from error
+        return np.array(images.as_tensor())  # the pipeline writes over its own
+
+    return decode
+
+
 def _cause(error: RuntimeError) -> str:
     """The line of DALI's long message that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines()]

@@ -1,0 +1,212 @@
+"""Image files from anywhere: finds those that a command line names, reads and decodes them, a few at a time."""
+
+import glob
+import io
+import os
+import stat
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from rn50_jax.data.feed import prefetch
+from rn50_jax.data.folder import SUFFIXES
+from rn50_jax.errors import warn
+
+MAX_PIXELS = 200_000_000  # 600 MB when decoded
+_READERS = 16  # files read at a time: network file systems answer slowly, but many questions at once
+
+T = TypeVar("T")
+
+
+class Found(NamedTuple):
+    """A file to look at, or what is wrong with a name."""
+
+    file: str
+    problem: str = ""
+
+
+class Decoded(NamedTuple):
+    """A file's image, uint8 [S, S, 3]; or None, and what is wrong with the file."""
+
+    file: str
+    image: np.ndarray | None
+    problem: str = ""
+
+
+def find_images(words: Iterable[str], *, null: bool = False) -> Iterator[Found]:
+    """The files that a command line means, in its order, found while they are asked for.
+
+    Args:
+      words: each a file, whatever its name; a folder, for all images in it and its folders by their suffix, sorted,
+        without hidden ones; a pattern with *, ?, [] or **; or "-" for names on standard input, one a line.
+      null: names on standard input end in NUL characters instead, as `find -print0` writes them.
+    """
+    for word in words:
+        if word == "-":
+            if sys.stdin.isatty():
+                warn("reading names of files, one a line; Ctrl-D ends them")
+            for name in _names(sys.stdin.buffer, null):
+                yield from _expand(name)
+        elif glob.has_magic(word) and not os.path.lexists(word):
+            matches = sorted(glob.iglob(word, recursive=True))  # noqa: PTH207, whose names are not as typed
+            for match in matches:
+                yield from _expand(match)
+            if not matches:
+                yield Found(word, "matches no file")
+        else:
+            yield from _expand(word)
+
+
+def _names(stream: BinaryIO, null: bool) -> Iterator[str]:
+    end = b"\0" if null else b"\n"
+    rest = b""
+    while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
+        *names, rest = (rest + chunk).split(end)
+        yield from (os.fsdecode(name.removesuffix(b"\r")) for name in names if name.strip())
+    if rest.strip():
+        yield os.fsdecode(rest.removesuffix(b"\r"))
+
+
+def _expand(name: str) -> Iterator[Found]:
+    if not os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises where this says no
+        yield Found(name)
+        return
+    empty = True
+    for found in _walk(name, ()):
+        empty = False
+        yield found
+    if empty:
+        yield Found(name, f"holds no images ({', '.join(SUFFIXES)})")
+
+
+def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Found]:
+    try:
+        status = os.stat(folder)  # noqa: PTH116
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        yield Found(folder, f"cannot be read: {error.strerror}")
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:  # a link to a folder that it lies in
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, (*above, here))
+        elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink()):
+            yield Found(entry.path)
+
+
+def decode_files(config: ConfigDict, files: Iterable[Found]) -> Iterator[Decoded]:
+    """Reads and decodes files with the evaluation transform of a config, ahead of their use, in their order.
+
+    Files are read by a few threads while others are decoded, by `data.workers`. What is held at a time is a few
+    dozen files, and of decoded ones no more than `MAX_PIXELS` before they are made small.
+    """
+    # For all threads at once: changing filters within a thread would not be safe.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    chunks = batched(files, max(32, 2 * config.data.workers))
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as readers:
+        read = prefetch((list(readers.map(_read, chunk)) for chunk in chunks), 1)
+        decode = _make_decoder(config)
+        for decoded in prefetch((decode(chunk) for chunk in read), 1):
+            yield from decoded
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size`, the last one shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+class _Read(NamedTuple):
+    found: Found
+    encoded: bytes = b""
+    pixels: int = 0
+
+
+def _read(found: Found) -> _Read:
+    if found.problem:
+        return _Read(found)
+    try:
+        with open(found.file, "rb") as file:  # noqa: PTH123
+            status = os.fstat(file.fileno())
+            if stat.S_ISREG(status.st_mode) and status.st_size > 3 * MAX_PIXELS:
+                return _Read(Found(found.file, f"is too large: more than {3 * MAX_PIXELS // 10**6} MB"))
+            encoded = file.read(-1 if stat.S_ISREG(status.st_mode) else 3 * MAX_PIXELS)
+    except OSError as error:
+        return _Read(Found(found.file, f"cannot be read: {error.strerror}"))
+    except ValueError:  # a NUL character in the name
+        return _Read(Found(found.file, "cannot be the name of a file"))
+    if not encoded:
+        return _Read(Found(found.file, "is empty"))
+    pixels = _count_pixels(encoded)
+    if pixels > MAX_PIXELS:
+        return _Read(Found(found.file, f"is too large: more than {MAX_PIXELS:,} pixels"))
+    return _Read(found, encoded, pixels)
+
+
+def _count_pixels(encoded: bytes) -> int:
+    """Of an image, whose few bytes may unpack to gigabytes; 0 where Pillow does not know."""
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:  # reads the header alone
+            return image.width * image.height
+    except Image.DecompressionBombError:
+        return 2 * MAX_PIXELS
+    except Exception:  # what Pillow does not know, DALI may
+        return 0
+
+
+def _make_decoder(config: ConfigDict) -> Callable[[Sequence[_Read]], list[Decoded]]:
+    from rn50_jax.data import dali  # a second to import
+
+    size = max(32, 2 * config.data.workers)
+    data = config.data
+    transform = {"transform": data.transform, "image_size": data.image_size, "resize": data.resize}
+    decode_many = dali.make_batch_decoder(**transform, workers=data.workers, batch_size=size)
+    decode_one = dali.make_decoder(**transform, workers=1)
+
+    def alone(file: _Read) -> Decoded:
+        try:
+            return Decoded(file.found.file, decode_one(file.encoded))
+        except ValueError:
+            problem = "is not an image that can be decoded (JPEG, PNG, WebP, BMP, TIFF, JPEG 2000 or PNM)"
+            return Decoded(file.found.file, None, problem)
+
+    def together(files: Sequence[_Read]) -> list[Decoded]:
+        try:
+            images = decode_many([file.encoded for file in files])
+        except ValueError:  # one bad file spoils the batch
+            return [alone(file) for file in files]
+        return [Decoded(file.found.file, image) for file, image in zip(files, images, strict=True)]
+
+    def decode(files: Sequence[_Read]) -> list[Decoded]:
+        good = [file for file in files if not file.found.problem]
+        images = iter([decoded for group in _groups(good) for decoded in together(group)])
+        return [
+            Decoded(file.found.file, None, file.found.problem) if file.found.problem else next(images) for file in files
+        ]
+
+    return decode
+
+
+def _groups(files: Sequence[_Read]) -> Iterator[list[_Read]]:
+    """The files in their order, in groups that decode to no more than `MAX_PIXELS`."""
+    group: list[_Read] = []
+    for file in files:
+        if group and sum(f.pixels for f in group) + file.pixels > MAX_PIXELS:
+            yield group
+            group = []
+        group.append(file)
+    if group:
+        yield group
