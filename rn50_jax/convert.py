@@ -1,15 +1,45 @@
 """Weights in and out: `python -m rn50_jax.convert SOURCE TARGET`."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from rn50_jax import config as configs
 from rn50_jax import errors
-from rn50_jax.stored import add_run_arguments, load_run, load_weights
+from rn50_jax.stored import StoredModel, add_run_arguments, describe_model, load_run, load_weights
 from rn50_jax.weight_files import SUFFIXES, WeightFile, write_weights
 from rn50_jax.weights import to_torch
+
+
+def save_weights(stored: StoredModel, target: Path) -> dict[str, Any]:
+    """Writes a model's weights in the format of the file's suffix.
+
+    Returns:
+      What the file says about itself, where its format can. A weight file that does not tell its classes and image
+      sizes is not made to.
+
+    Raises:
+      UserError: unknown suffix, the weights cannot be read or the file not be written.
+    """
+    meta = describe_model(stored)
+    if not stored.class_names:
+        del meta["class_names"]
+        if "checkpoint" not in stored.facts:
+            meta = {key: value for key, value in meta.items() if key not in ("image_size", "resize", "transform")}
+    write_weights(target, WeightFile(to_torch(**stored.load()), meta))
+    return meta
+
+
+def summary(stored: StoredModel) -> str:
+    """For example "resnet50, 25,557,032 parameters, 1000 classes"."""
+    shapes = jax.eval_shape(
+        partial(stored.model.init, train=False), jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+    )
+    parameters = sum(x.size for x in jax.tree.leaves(shapes["params"]))
+    return f"{stored.config.model.arch}, {parameters:,} parameters, {stored.model.num_classes} classes"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,20 +57,12 @@ def main(argv: Sequence[str]) -> int:
 
     # Nothing is computed here: any machine and precision will do.
     overrides = [("data.backend", "synthetic"), ("precision", "fp32"), *overrides]
-    from_run = args.source.is_dir()
-    if from_run:
+    if args.source.is_dir():
         stored = load_run(args.source, args.checkpoint, overrides, ema=args.ema)
     else:
         stored = load_weights(args.source, overrides)
-    variables = stored.load()
-    data = stored.config.data
-    meta = {"class_names": list(stored.class_names)} if stored.class_names else {}
-    if from_run or meta:
-        meta |= {"image_size": data.image_size, "resize": data.resize, "transform": data.transform}
-    meta |= {key: stored.facts[key] for key in ("step",) if key in stored.facts}
-    write_weights(args.target, WeightFile(to_torch(**variables), meta))
-    parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    print(f"{stored.name}: {stored.config.model.arch}, {parameters:,} parameters, {stored.model.num_classes} classes")
+    save_weights(stored, args.target)
+    print(f"{stored.name}: {summary(stored)}")
     print(f"written to {args.target}")
     return 0
 

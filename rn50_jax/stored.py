@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
 from rn50_jax import parallel
+from rn50_jax.augment import MEAN, STD
 from rn50_jax.build import build_model, build_state
 from rn50_jax.checkpoint import Checkpoints
+from rn50_jax.data.names import likely_names
 from rn50_jax.errors import UserError
 from rn50_jax.integrity import ema_is_better
 from rn50_jax.models.fold import fold_model
@@ -20,6 +22,7 @@ from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables, variables_of
 from rn50_jax.weight_files import WeightFile, read_weights
 from rn50_jax.weights import fit, infer_architecture
+from rn50_jax.workdir import versions
 
 Overrides = Sequence[tuple[str, str]]
 
@@ -136,6 +139,29 @@ def load_weights(path: Path, overrides: Overrides) -> StoredModel:
     load = partial(_variables_of, file, model, str(path))
     facts = {"weights": str(path)} | {key: file.meta[key] for key in ("step",) if key in file.meta}
     return StoredModel(str(path), config, class_names, facts, devices, model, load)
+
+
+def describe_model(stored: StoredModel) -> dict[str, Any]:
+    """What a file with a model's weights should say about it, in plain values.
+
+    Returns:
+      source (checkpoint or weight file) and its facts, such as the step; arch; class_names; image_size, resize and
+      transform of the evaluation; mean and std, by which pixels from 0 to 255 are normalised; versions.
+    """
+    data = stored.config.data
+    return {
+        "source": stored.name,
+        **stored.facts,
+        "arch": stored.config.model.arch,
+        "class_names": list(stored.class_names or likely_names(stored.model.num_classes)),
+        "image_size": data.image_size,
+        "resize": data.resize,
+        "transform": data.transform,
+        "channels": "RGB",
+        "mean": MEAN,
+        "std": STD,
+        "versions": versions(),
+    }
 
 
 def _prepare(config: ConfigDict) -> list[jax.Device]:

@@ -1,0 +1,200 @@
+"""A trained model as a file for other programs: `python -m rn50_jax.export --workdir W --out FILE`."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rn50_jax import config as configs
+from rn50_jax import errors
+from rn50_jax.convert import save_weights, summary
+from rn50_jax.data.dataset import open_dataset
+from rn50_jax.data.folder import check_class_names
+from rn50_jax.errors import UserError
+from rn50_jax.exporting import onnx_file, stablehlo
+from rn50_jax.exporting.check import TOLERANCES, check, check_images
+from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Exportable, Form, describe, load_exportable
+from rn50_jax.exporting.quantise import Quantisation, compare, find_calibration, mark_quantised, quantise, thin_out
+from rn50_jax.stored import StoredModel, add_source_arguments, load_model
+from rn50_jax.workdir import write_json
+
+# Formats, by the ends of their files' names.
+FORMATS = {
+    "stablehlo": (".stablehlo",),
+    "onnx": (".onnx",),
+    "saved-npz": (".npz",),
+    "safetensors": (".safetensors",),
+    "torch": (".pth", ".pth.tar", ".pt"),
+}
+_GRAPHS = {
+    "stablehlo": Form("uint8", "nhwc", "probabilities", True),
+    "onnx": Form("uint8", "nchw", "probabilities", True),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns its exit code."""
+    parser = _parser()
+    args, overrides = configs.parse_args(parser, argv)
+    kind = _format(args)
+    form = _form(args, kind)
+    _check_target(args.out)
+    if kind == "onnx":
+        onnx_file.need_onnx()
+    # Decoded on the CPU, by all its cores; in float32 unless said otherwise, however the model was trained.
+    cores = str(len(os.sched_getaffinity(0)))
+    defaults = [("precision", "fp32"), ("data.backend", "dali-cpu"), ("data.workers", cores)]
+    stored = load_model(args, [*defaults, *overrides])
+    print(f"{stored.name}: {summary(stored)}", flush=True)
+    if form is None:
+        facts = {"format": kind, **save_weights(stored, args.out)}
+    else:
+        if kind == "onnx" and stored.config.precision != "fp32":
+            raise UserError("ONNX files compute in float32; leave out --config.precision")
+        quantisation = _quantisation(args, stored) if args.quantise else None
+        facts = export_graph(load_exportable(stored, form), kind, args.out, quantisation)
+    beside = args.out.with_name(args.out.name + ".json")
+    write_json(beside, facts)
+    print(f"written to {args.out}, what there is to know about it to {beside}")
+    return 0
+
+
+def export_graph(
+    exportable: Exportable, kind: str, out: Path, quantisation: Quantisation | None = None
+) -> dict[str, Any]:
+    """Writes a StableHLO or ONNX file that was loaded again and checked, or nothing.
+
+    Args:
+      quantisation: for an ONNX file in 8-bit integers; its images are used as they are.
+
+    Returns:
+      What the file says about itself, with `check` and, of 8-bit models, `quantisation`.
+
+    Raises:
+      RunStopped: the file does not do what the model does.
+      UserError: `out` cannot be written.
+    """
+    config, form = exportable.stored.config, exportable.form
+    images = check_images(config)
+    facts = {"format": kind, **describe(exportable, onnx_file.LIBRARIES if kind == "onnx" else ())}
+    try:
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
+            unfinished = Path(folder) / "model"
+            if kind == "onnx":
+                onnx_file.write_onnx(exportable, unfinished, facts)
+                run = onnx_file.load_onnx(unfinished)
+            else:
+                facts |= {"platforms": stablehlo.PLATFORMS, "precision": config.precision}
+                stablehlo.write_stablehlo(exportable, unfinished)
+                run = stablehlo.load_stablehlo(unfinished)
+            facts["check"] = check(run, exportable, images, tolerance=TOLERANCES[config.precision])
+            print(_tell_check(facts["check"]), flush=True)
+            if quantisation:
+                small = Path(folder) / "int8"
+                how = quantise(unfinished, small, quantisation.calibration, config, form)
+                cost = compare(run, onnx_file.load_onnx(small), quantisation.val, config, form)
+                facts["quantisation"] = how | cost
+                mark_quantised(small, facts["quantisation"])
+                print(_tell_quantisation(facts["quantisation"]), flush=True)
+                unfinished = small
+            unfinished.replace(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    return facts
+
+
+def _tell_check(facts: dict[str, Any]) -> str:
+    return (
+        "loaded again and checked on {images} real images: differs by {largest_difference:.1e} of the largest output"
+    ).format(**facts)
+
+
+def _tell_quantisation(facts: dict[str, Any]) -> str:
+    return (
+        "in 8-bit integers, calibrated with {calibration_images} images: top-1 {top1_after:.2f} %, before "
+        "{top1_before:.2f} %, on {val_images} images of val/; {same_class:.2f} % are given the same class; "
+        "{0:.1f} MB, before {1:.1f} MB"
+    ).format(facts["bytes_after"] / 1e6, facts["bytes_before"] / 1e6, **facts)
+
+
+def _parser() -> errors.CommandLine:
+    parser = errors.CommandLine(
+        prog="rn50_jax.export",
+        description="Write a trained model to a file that other programs load, and check the file on real images.",
+        epilog="docs/export.md says how to load each. FILE.json tells classes, input, source and what was checked. "
+        "--config.precision=bf16 makes a StableHLO file compute in bfloat16.",
+    )
+    add_source_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the end of FILE's name")
+    graphs = parser.add_argument_group("stablehlo and onnx, functions of images")
+    graphs.add_argument("--input", choices=INPUTS, help="RGB pixels (default), or normalised by the caller")
+    graphs.add_argument("--layout", choices=LAYOUTS, help="of images (default: nhwc for stablehlo, nchw for onnx)")
+    graphs.add_argument("--output", choices=OUTPUTS, help="default: probabilities")
+    graphs.add_argument(
+        "--fold", action=argparse.BooleanOptionalAction, help="fold BatchNorm into the convolutions (default: yes)"
+    )
+    onnx = parser.add_argument_group("onnx in 8-bit integers")
+    onnx.add_argument("--quantise", action="store_true", help="quantise, and measure top-1 before and after on val/")
+    onnx.add_argument("--calibration", type=Path, metavar="DIR", help="a folder of images as the model will see them")
+    onnx.add_argument("--calibration_images", type=int, default=256, metavar="N", help="of them (default: 256)")
+    onnx.add_argument("--val_images", type=int, metavar="N", help="measure on N of val/, evenly drawn (default: all)")
+    return parser
+
+
+def _format(args: argparse.Namespace) -> str:
+    name = args.out.name.lower()
+    kind = args.format or next((kind for kind, ends in FORMATS.items() if name.endswith(ends)), "")
+    if not kind:
+        raise UserError(f"give --format, one of {', '.join(FORMATS)}: the name of {args.out} does not tell it")
+    if not name.endswith(FORMATS[kind]):
+        raise UserError(f"the name of {args.out} must end in {' or '.join(FORMATS[kind])} for --format {kind}")
+    return str(kind)
+
+
+def _form(args: argparse.Namespace, kind: str) -> Form | None:
+    """What a graph takes and gives; None for files with weights alone."""
+    given = {key: getattr(args, key) for key in Form._fields if getattr(args, key) is not None}
+    if kind not in _GRAPHS and given:
+        raise UserError(f"--{next(iter(given))} is for {' and '.join(_GRAPHS)}; --format {kind} holds weights alone")
+    if args.quantise and kind != "onnx":
+        raise UserError("--quantise needs --format onnx")
+    if args.quantise and args.calibration is None:
+        raise UserError("--quantise needs --calibration DIR, a folder of images as the model will see them")
+    if args.quantise and args.fold is False:
+        raise UserError("--quantise needs BatchNorm folded; leave out --no-fold")
+    if args.calibration is not None and not args.quantise:
+        raise UserError("--calibration is for --quantise; give both")
+    for name in ("calibration_images", "val_images"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    return _GRAPHS[kind]._replace(**given) if kind in _GRAPHS else None
+
+
+def _check_target(out: Path) -> None:
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file")
+    if not os.access(out.parent, os.W_OK):
+        reason = "cannot be written to" if out.parent.exists() else "does not exist"
+        raise UserError(f"cannot write {out}: the folder {out.parent} {reason}")
+
+
+def _quantisation(args: argparse.Namespace, stored: StoredModel) -> Quantisation:
+    """The images to calibrate with and to measure on, looked for before anything is done."""
+    dataset = open_dataset(stored.config, need_train=False)
+    if stored.class_names:
+        check_class_names(dataset.class_names, stored.class_names, stored.config.data.dir)
+    elif len(dataset.class_names) != stored.model.num_classes:
+        raise UserError(
+            f"{stored.config.data.dir} has {len(dataset.class_names)} class folders, and the model has "
+            f"{stored.model.num_classes} classes; pass --config.data.dir=DIR"
+        )
+    return Quantisation(
+        find_calibration(args.calibration, args.calibration_images), thin_out(dataset.val, args.val_images)
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)

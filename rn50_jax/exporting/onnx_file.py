@@ -1,0 +1,56 @@
+"""ONNX files: written, run by onnxruntime, and the two libraries missing."""
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rn50_jax.errors import UserError
+from rn50_jax.exporting.check import Run
+from rn50_jax.exporting.form import Exportable
+from rn50_jax.exporting.onnx_graph import build_graph
+
+LIBRARIES = ("onnx", "onnxruntime")
+
+
+def need_onnx() -> None:
+    """Refuses early where a library is missing.
+
+    Raises:
+      UserError: saying how to install it.
+    """
+    for name in LIBRARIES:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UserError(
+                f"--format onnx needs {' and '.join(LIBRARIES)}, and {name} is not installed: "
+                f"pip install {' '.join(LIBRARIES)}"
+            ) from None
+
+
+def write_onnx(exportable: Exportable, path: Path, facts: dict[str, Any]) -> None:
+    """Writes the model with its weights and facts inside.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    path.write_bytes(build_graph(exportable, facts).SerializeToString())
+
+
+def load_onnx(path: Path) -> Run:
+    """The model in the file on this machine's CPU, with as many threads as there are cores."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.log_severity_level = 3  # errors alone
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+    def run(images: np.ndarray) -> np.ndarray:
+        (output,) = session.run(None, {"image": images})
+        return np.asarray(output)
+
+    return run
