@@ -1,15 +1,26 @@
 """The predict command on real files of every kind."""
 
+import contextlib
+import csv
+import io
 import json
+import os
+import pty
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import sklearn.datasets
-from conftest import Run, assert_user_error
+from conftest import REPO, Run, assert_user_error
 from PIL import Image
 
+from rn50_jax.answers import FORMATS
 from rn50_jax.data.folder import scan_split
+from rn50_jax.inputs import find_images
+from rn50_jax.predict import answers
+from rn50_jax.stored import load_run
 
 
 def test_it_names_held_back_digits(trained: tuple[Path, str], run: Run, digits: Path) -> None:
@@ -58,6 +69,101 @@ def test_every_kind_of_image_and_a_bad_one(trained: tuple[Path, str], run: Run, 
         assert predictions[name][0]["probability"] == pytest.approx(predictions["grey.png"][0]["probability"], abs=0.05)
 
 
+def predict(env: dict[str, str], *args: object, **kwargs: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "rn50_jax.predict", *map(str, args)]
+    return subprocess.run(command, env=env, cwd=REPO, timeout=300, **{"capture_output": True, **kwargs})
+
+
+def test_folders_and_standard_input_to_files(
+    trained: tuple[Path, str], digits: Path, process_env: dict[str, str], tmp_path: Path
+) -> None:
+    workdir, _ = trained
+    folder = tmp_path / "im ages"
+    shutil.copytree(digits / "val/3", folder / "three")
+    shutil.copy(next((digits / "val/4").iterdir()), os.fsencode(folder) + b"/\xff.jpg")
+    (folder / "bad.jpg").write_text("no image")
+    done = predict(process_env, "--workdir", workdir, folder, "--out", tmp_path / "a.jsonl", "--top_k", 2)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    names = ["bad.jpg", *sorted(f"three/{path.name}" for path in (folder / "three").iterdir()), "\udcff.jpg"]
+    assert [line["file"] for line in lines] == [f"{folder}/{name}" for name in names]
+    three = [line["predictions"][0]["class"] == "3" for line in lines if "three" in line["file"]]
+    assert sum(three) > len(three) / 2
+
+    listed = b"".join(os.fsencode(line["file"]) + b"\0" for line in lines)
+    options = ("-", "-0", "--workdir", workdir, "--top_k", 2, "--batch_size", 5)
+    done = predict(process_env, *options, "--format", "csv", input=listed)
+    assert done.returncode == 1 and done.stderr == b""
+    rows = list(csv.DictReader(io.StringIO(done.stdout.decode(errors="surrogateescape"))))
+    assert rows[0]["error"].startswith("is not an image")
+    assert len(rows) == 1 + 2 * (len(lines) - 1)
+    predictions = [p | {"file": line["file"]} for line in lines[1:] for p in line["predictions"]]
+    for row, p in zip(rows[1:], predictions, strict=True):
+        assert (row["file"], row["class"], row["index"], row["error"]) == (p["file"], p["class"], str(p["index"]), "")
+        assert float(row["probability"]) == pytest.approx(p["probability"], abs=1e-5)  # another batch size
+
+
+def test_progress_is_shown_to_a_terminal(trained: tuple[Path, str], digits: Path, process_env: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "rn50_jax.predict", "--workdir", str(trained[0]), str(digits / "val/3")]
+    outer, inner = pty.openpty()
+    env = process_env | {"TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, env=env, cwd=REPO, stdout=subprocess.DEVNULL, stderr=inner) as process:
+        os.close(inner)
+        shown = b""
+        with contextlib.suppress(OSError):  # so the end of a terminal is told
+            while part := os.read(outer, 4096):
+                shown += part
+    assert process.returncode == 0
+    number = len(list((digits / "val/3").iterdir()))
+    assert f"{number}/{number}" in shown.decode() and "img/s" in shown.decode()
+
+
+def test_a_reader_that_has_seen_enough(trained: tuple[Path, str], digits: Path, process_env: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "rn50_jax.predict", "--workdir", str(trained[0]), str(digits / "val")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=process_env, cwd=REPO, **pipes) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_several_devices_and_batches_give_the_same(trained: tuple[Path, str], digits: Path) -> None:
+    stored = load_run(trained[0], "best", [("data.backend", "dali-cpu")])
+    assert len(stored.devices) == 8
+    files = list(find_images([str(digits / "val")]))
+    one, two = (stored._replace(devices=stored.devices[:number]) for number in (1, 2))
+    wanted = list(answers(one, files, top_k=10, batch_size=len(files)))
+    found = list(answers(two, files, top_k=10, batch_size=16))
+    assert [a["file"] for a in found] == [a["file"] for a in wanted] == [f.file for f in files]
+    for a, b in zip(found, wanted, strict=True):
+        p, q = ({x["index"]: x["probability"] for x in answer["predictions"]} for answer in (a, b))
+        assert p == pytest.approx(q, abs=1e-5)
+
+
+ANSWERS = [
+    {"file": "a, b.jpg", "predictions": [{"class": 'x "y"', "index": 1, "probability": 0.75}]},
+    {"file": "ü.jpg", "error": "cannot be read"},
+]
+
+
+def test_formats() -> None:
+    written = {}
+    for name, write in FORMATS.items():
+        for number in (0, 2):
+            file = io.StringIO()
+            write(ANSWERS[:number], file)
+            written[name, number] = file.getvalue()
+    assert written["table", 2] == 'a, b.jpg\n   75.0%  x "y"\nü.jpg: cannot be read\n'
+    header = "file,rank,class,index,probability,error\n"
+    assert written["csv", 0] == header
+    assert written["csv", 2] == header + '"a, b.jpg",1,"x ""y""",1,0.75,\nü.jpg,,,,,cannot be read\n'
+    for number in (0, 2):
+        assert written["json", number] == json.dumps(ANSWERS[:number], indent=2) + "\n"
+        assert [json.loads(line) for line in written["jsonl", number].splitlines()] == ANSWERS[:number]
+
+
 def test_text_output(trained: tuple[Path, str], run: Run, digits: Path, tmp_path: Path) -> None:
     image = scan_split(digits / "val")[1].files[0]
     done = run("predict", "--workdir", trained[0], image, tmp_path / "none.jpg", "--top_k", 2)
@@ -78,3 +184,8 @@ def test_mistakes_are_told_in_one_line(trained: tuple[Path, str], run: Run, tmp_
     assert_user_error(run("predict", "--workdir", tmp_path, "a.jpg"), "has no checkpoints")
     assert_user_error(run("predict", "--workdir", trained[0], "a.jpg", "--top_k", 0), "--top_k 0 must be at least 1")
     assert_user_error(run("predict", "--workdir", trained[0], "a.jpg", "--checkpoint", "9"), "'9'")
+    assert_user_error(run("predict", "--workdir", trained[0], "a.jpg", "--batch_size", 0), "--batch_size 0 must be")
+    out = tmp_path / "none/a.csv"
+    assert_user_error(run("predict", "--workdir", trained[0], "a.jpg", "--out", out), f"cannot write {out}: No such")
+    done = run("predict", "--workdir", trained[0], "a.jpg", "--out", "/dev/full")
+    assert_user_error(done, "cannot write /dev/full: No space left on device")
