@@ -46,8 +46,12 @@ class CommandLine(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
         # As it was called: rn50-jax train, python -m rn50_jax train, or python -m rn50_jax.train.
         package, _, name = prog.partition(".")
-        spelling = {"rn50-jax": f"rn50-jax {name}", "__main__": f"python -m {package} {name}"}
-        prog = spelling.get(Path(sys.argv[0]).stem, f"python -m {prog}")
+        program = Path(sys.argv[0])
+        prog = f"python -m {prog}"
+        if program.name == "rn50-jax":
+            prog = f"rn50-jax {name}"
+        elif program == Path(__file__).with_name("__main__.py"):
+            prog = f"python -m {package} {name}"
         super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:

@@ -11,12 +11,12 @@ from rn50_jax import config as configs
 from rn50_jax import errors
 from rn50_jax.convert import save_weights, summary
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.folder import check_class_names
+from rn50_jax.data.folder import ImageSet, check_class_names
 from rn50_jax.errors import UserError
 from rn50_jax.exporting import onnx_file, stablehlo
-from rn50_jax.exporting.check import TOLERANCES, check, check_images
+from rn50_jax.exporting.check import TOLERANCES, check, check_images, thin_out
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Exportable, Form, describe, load_exportable
-from rn50_jax.exporting.quantise import Quantisation, compare, find_calibration, mark_quantised, quantise, thin_out
+from rn50_jax.exporting.quantise import Quantisation, compare, find_calibration, mark_quantised, quantise
 from rn50_jax.stored import StoredModel, add_source_arguments, load_model
 from rn50_jax.workdir import write_json
 
@@ -53,8 +53,12 @@ def main(argv: Sequence[str]) -> int:
     else:
         if kind == "onnx" and stored.config.precision != "fp32":
             raise UserError("ONNX files compute in float32; leave out --config.precision")
-        quantisation = _quantisation(args, stored) if args.quantise else None
-        facts = export_graph(load_exportable(stored, form), kind, args.out, quantisation)
+        val = _open_val(stored, must_fit=args.quantise)
+        quantisation = None
+        if args.quantise and val:
+            calibration = find_calibration(args.calibration, args.calibration_images)
+            quantisation = Quantisation(calibration, thin_out(val, args.val_images))
+        facts = export_graph(load_exportable(stored, form), kind, args.out, val, quantisation)
     beside = args.out.with_name(args.out.name + ".json")
     write_json(beside, facts)
     print(f"written to {args.out}, what there is to know about it to {beside}")
@@ -62,12 +66,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def export_graph(
-    exportable: Exportable, kind: str, out: Path, quantisation: Quantisation | None = None
+    exportable: Exportable, kind: str, out: Path, val: ImageSet | None, quantisation: Quantisation | None
 ) -> dict[str, Any]:
     """Writes a StableHLO or ONNX file that was loaded again and checked, or nothing.
 
     Args:
-      quantisation: for an ONNX file in 8-bit integers; its images are used as they are.
+      kind: "stablehlo" or "onnx".
+      val: images to check the file on, if there are any.
+      quantisation: for an ONNX file in 8-bit integers.
 
     Returns:
       What the file says about itself, with `check` and, of 8-bit models, `quantisation`.
@@ -77,7 +83,7 @@ def export_graph(
       UserError: `out` cannot be written.
     """
     config, form = exportable.stored.config, exportable.form
-    images = check_images(config)
+    images = check_images(config, val)
     facts = {"format": kind, **describe(exportable, onnx_file.LIBRARIES if kind == "onnx" else ())}
     try:
         with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
@@ -181,19 +187,22 @@ def _check_target(out: Path) -> None:
         raise UserError(f"cannot write {out}: the folder {out.parent} {reason}")
 
 
-def _quantisation(args: argparse.Namespace, stored: StoredModel) -> Quantisation:
-    """The images to calibrate with and to measure on, looked for before anything is done."""
-    dataset = open_dataset(stored.config, need_train=False)
-    if stored.class_names:
+def _open_val(stored: StoredModel, *, must_fit: bool) -> ImageSet | None:
+    """The images of val/; None where there are none, unless they must be there, and be of the model's classes."""
+    try:
+        dataset = open_dataset(stored.config, need_train=False)
+    except UserError:
+        if must_fit:
+            raise
+        return None
+    if must_fit and stored.class_names:
         check_class_names(dataset.class_names, stored.class_names, stored.config.data.dir)
-    elif len(dataset.class_names) != stored.model.num_classes:
+    elif must_fit and len(dataset.class_names) != stored.model.num_classes:
         raise UserError(
-            f"{stored.config.data.dir} has {len(dataset.class_names)} class folders, and the model has "
-            f"{stored.model.num_classes} classes; pass --config.data.dir=DIR"
+            f"{stored.config.data.dir} has {len(dataset.class_names)} classes, and the model has "
+            f"{stored.model.num_classes}; pass --config.data.dir=DIR"
         )
-    return Quantisation(
-        find_calibration(args.calibration, args.calibration_images), thin_out(dataset.val, args.val_images)
-    )
+    return dataset.val
 
 
 if __name__ == "__main__":

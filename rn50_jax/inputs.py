@@ -16,20 +16,30 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from rn50_jax.data.feed import prefetch
-from rn50_jax.data.folder import SUFFIXES
+from rn50_jax.data.folder import SUFFIXES, ImageSet
+from rn50_jax.data.image_file import MAX_PIXELS
 from rn50_jax.errors import warn
 
-MAX_PIXELS = 200_000_000  # 600 MB when decoded
+_MAX_BYTES = 600_000_000
 _READERS = 16  # files read at a time: network file systems answer slowly, but many questions at once
 
 T = TypeVar("T")
 
 
+class Place(NamedTuple):
+    """Where a file lies inside a tar: `size` bytes from `offset`."""
+
+    tar: str
+    offset: int
+    size: int
+
+
 class Found(NamedTuple):
-    """A file to look at, or what is wrong with a name."""
+    """A file to look at, `inside` a tar or as it is named, or what is wrong with the name."""
 
     file: str
     problem: str = ""
+    inside: Place | None = None
 
 
 class Decoded(NamedTuple):
@@ -106,6 +116,15 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Found]:
             yield Found(entry.path)
 
 
+def found_in(images: ImageSet) -> list[Found]:
+    """The images of a data set, in its order."""
+    if images.members is None:
+        return [Found(file) for file in images.files]
+    tars, *columns = images.members
+    places = [Place(tars[tar], offset, size) for tar, offset, size in zip(*(c.tolist() for c in columns), strict=True)]
+    return [Found(file, inside=place) for file, place in zip(images.files, places, strict=True)]
+
+
 def decode_files(config: ConfigDict, files: Iterable[Found]) -> Iterator[Decoded]:
     """Reads and decodes files with the evaluation transform of a config, ahead of their use, in their order.
 
@@ -139,11 +158,15 @@ def _read(found: Found) -> _Read:
     if found.problem:
         return _Read(found)
     try:
-        with open(found.file, "rb") as file:  # noqa: PTH123
+        with open(found.inside.tar if found.inside else found.file, "rb") as file:  # noqa: PTH123, odd names
             status = os.fstat(file.fileno())
-            if stat.S_ISREG(status.st_mode) and status.st_size > 3 * MAX_PIXELS:
-                return _Read(Found(found.file, f"is too large: more than {3 * MAX_PIXELS // 10**6} MB"))
-            encoded = file.read(-1 if stat.S_ISREG(status.st_mode) else 3 * MAX_PIXELS)
+            regular = stat.S_ISREG(status.st_mode)
+            if found.inside:
+                file.seek(found.inside.offset)
+            size = found.inside.size if found.inside else status.st_size if regular else _MAX_BYTES
+            if size > _MAX_BYTES:
+                return _Read(Found(found.file, f"is too large: more than {_MAX_BYTES // 10**6} MB"))
+            encoded = file.read(size)
     except OSError as error:
         return _Read(Found(found.file, f"cannot be read: {error.strerror}"))
     except ValueError:  # a NUL character in the name

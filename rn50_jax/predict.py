@@ -3,17 +3,14 @@
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from threading import Thread
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
@@ -22,6 +19,7 @@ from rn50_jax.data.names import human_names, likely_names
 from rn50_jax.errors import UserError
 from rn50_jax.inputs import Decoded, Found, batched, decode_files, find_images
 from rn50_jax.models.fold import fold_model
+from rn50_jax.progress import progress
 from rn50_jax.step import predict_step
 from rn50_jax.stored import StoredModel, add_source_arguments, load_model
 
@@ -132,49 +130,29 @@ def main(argv: Sequence[str]) -> int:
     return _write(result, args.images, args.out, args.format)
 
 
-def _with_progress(answers: Iterator[Answer], words: Sequence[str]) -> Iterator[Answer]:
-    """Passes the answers on, with a progress bar on standard error."""
-    console = Console(stderr=True)
-    columns = (TextColumn("classified"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    start = time.perf_counter()
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    ) as bar:
-        task = bar.add_task("", total=None, speed="")
-
-        def count() -> None:
-            bar.update(task, total=sum(1 for _ in find_images(words)))
-
-        if "-" not in words:
-            Thread(target=count, daemon=True).start()  # a large folder takes its time
-        for number, answer in enumerate(answers, 1):
-            bar.update(task, completed=number, speed=f"{number / (time.perf_counter() - start):.1f} img/s")
-            yield answer
-
-
 def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, form: str | None) -> int:
     suffix = out.suffix.lower().removeprefix(".") if out else ""
     form = form or (suffix if suffix in FORMATS else "table")
     failures = 0
+    total = None if "-" in words else (lambda: sum(1 for _ in find_images(words)))
 
-    def counted(answers: Iterator[Answer]) -> Iterator[Answer]:
+    def counted(answers: Iterator[Answer], advance: Callable[[int], None]) -> Iterator[Answer]:
         nonlocal failures
         for answer in answers:
             failures += "error" in answer
+            advance(1)
             yield answer
 
-    if sys.stderr.isatty() and (out or not sys.stdout.isatty()):
-        result = _with_progress(result, words)
+    # Where the answers go to the terminal, they are the progress.
+    shown = out is not None or not sys.stdout.isatty()
     target = out or sys.stdout.fileno()
     try:
         # Names of files may be any bytes; they leave as they came.
-        with open(target, "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=bool(out)) as file:
-            FORMATS[form](counted(result), file)
+        with (
+            open(target, "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=bool(out)) as file,
+            progress("classified", total, unit="img") if shown else nullcontext(lambda _: None) as advance,
+        ):
+            FORMATS[form](counted(result, advance), file)
     except BrokenPipeError:  # as when `head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

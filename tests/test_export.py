@@ -27,7 +27,7 @@ from rn50_jax.exporting.check import check_images
 from rn50_jax.exporting.form import LAYOUTS, MEAN, STD, Form, load_exportable
 from rn50_jax.exporting.onnx_file import load_onnx, write_onnx
 from rn50_jax.exporting.stablehlo import load_stablehlo, write_stablehlo
-from rn50_jax.inputs import Found, decode_files
+from rn50_jax.inputs import decode_files, found_in
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.precision import PRECISIONS
 from rn50_jax.stored import StoredModel, load_run, load_weights
@@ -74,7 +74,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("arch", FAMILY)
 def test_onnx_does_what_pytorch_does(arch: str, tmp_path: Path) -> None:
     stored, net = make_stored(arch, tmp_path)
-    images = check_images(stored.config)
+    images = check_images(stored.config, None)
     assert images.shape == (4, 64, 64, 3)
     for form in FORMS:
         write_onnx(load_exportable(stored, form), tmp_path / "x.onnx", {"arch": arch})
@@ -90,7 +90,7 @@ def test_onnx_does_what_pytorch_does(arch: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", [*FORMS, Form("float32", "nchw", "logits", True)])
 def test_stablehlo_does_what_pytorch_does(form: Form, tmp_path: Path) -> None:
     stored, net = make_stored("resnet50", tmp_path, stages=(1, 1))
-    images = check_images(stored.config)
+    images = check_images(stored.config, None)
     write_stablehlo(load_exportable(stored, form), tmp_path / "x")
     run = load_stablehlo(tmp_path / "x")
     for count in (1, 4):
@@ -188,7 +188,7 @@ def test_8_bit_integers(
     # Counted again, from the file.
     _, val = scan_split(digits / "val")
     config = load_run(trained[0], "best", []).config
-    images = [decoded.image for decoded in decode_files(config, [Found(file) for file in val.files])]
+    images = [decoded.image for decoded in decode_files(config, found_in(val))]
     found = load_onnx(out)(np.stack(images))
     assert 100 * np.mean(found.argmax(1) == val.labels) == pytest.approx(facts["top1_after"])
     kinds = {node.op_type for node in onnx.load(out).graph.node}

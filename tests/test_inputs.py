@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import sys
+import tarfile
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,9 @@ from trees import make_config, write_image
 
 from rn50_jax import inputs
 from rn50_jax.data.dali import make_decoder
-from rn50_jax.inputs import Found, decode_files, find_images
+from rn50_jax.data.folder import Members, scan_split
+from rn50_jax.exporting.check import thin_out
+from rn50_jax.inputs import Found, decode_files, find_images, found_in
 
 PHOTO = Path(sklearn.datasets.__file__).parent / "images/china.jpg"
 
@@ -122,7 +125,9 @@ def test_bad_files_do_not_spoil_the_others(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "052.png").unlink()
     monkeypatch.setattr(inputs, "MAX_PIXELS", 2000)  # the others have 1,440
     write_image(tmp_path / "053.png", size=(50, 50))
-    (tmp_path / "054.png").write_bytes(bytes(6001))
+    monkeypatch.setattr(inputs, "_MAX_BYTES", 6_000_000)
+    with (tmp_path / "054.png").open("wb") as file:
+        file.truncate(6_000_001)
     files = [Found(str(tmp_path / f"{grey:03}.png")) for grey in range(80)]
     files[55] = Found("x", "matches no file")
     decoded = list(decode_files(config, files))
@@ -135,7 +140,7 @@ def test_bad_files_do_not_spoil_the_others(tmp_path: Path, monkeypatch: pytest.M
         51: "is empty",
         52: "cannot be read: No such file or directory",
         53: "is too large: more than 2,000 pixels",
-        54: "is too large: more than 0 MB",
+        54: "is too large: more than 6 MB",
         55: "matches no file",
     }
     for grey, item in enumerate(decoded):
@@ -178,3 +183,20 @@ def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
     assert decoded.problem.startswith("is not an image")
     (decoded,) = decode_files(make_config(tmp_path), [Found("a\0b")])
     assert decoded.problem == "cannot be the name of a file"
+
+
+def test_images_in_tars(tree: Path) -> None:
+    _, images = scan_split(tree / "val")
+    with tarfile.open(tree / "x.tar", "w") as tar:
+        for file in images.files:
+            tar.add(file)
+    with tarfile.open(tree / "x.tar") as tar:
+        offsets, sizes = np.array([(member.offset_data, member.size) for member in tar]).T
+    packed = images._replace(members=Members((str(tree / "x.tar"),), np.zeros(10, np.int32), offsets, sizes))
+    config = make_config(tree)
+    for a, b in zip(decode_files(config, found_in(images)), decode_files(config, found_in(packed)), strict=True):
+        assert a.file == b.file
+        np.testing.assert_array_equal(a.image, b.image)
+    few = list(decode_files(config, found_in(thin_out(packed, 3))))
+    assert [item.file for item in few] == [images.files[i] for i in (0, 4, 9)]
+    assert [item.image[0, 0, 0] for item in few] == [0, 20, 45]

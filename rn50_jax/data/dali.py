@@ -2,14 +2,13 @@
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from nvidia.dali import fn, math, pipeline_def, types
-from nvidia.dali.backend import TensorListCPU
 from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 from nvidia.dali.plugin.jax import DALIGenericIterator
 
@@ -265,27 +264,9 @@ def make_decoder(*, transform: str, image_size: int, resize: int, workers: int) 
     Returns:
       A function from a file's bytes to uint8 [image_size, image_size, 3]; it raises ValueError for what is no image.
     """
-
-    @pipeline_def(batch_size=1, num_threads=workers, device_id=None, prefetch_queue_depth=1)
-    def pipeline() -> Any:
-        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        return _eval_transform(_with_readable_headers(encoded), Decoding(transform), image_size, resize)
-
-    live: list[Any] = []
-
-    def decode(encoded: bytes) -> np.ndarray:
-        if not live:
-            live.append(pipeline())
-        try:
-            live[0].feed_input("encoded", [np.frombuffer(encoded, np.uint8)])
-            (images,) = live[0].run()
-        except RuntimeError as error:
-            live.clear()  # an error leaves a pipeline unusable
-            raise ValueError(_cause(error)) from error
-        assert isinstance(images, TensorListCPU)
-        return np.array(images.at(0))
-
-    return decode
+    sizes = {"image_size": image_size, "resize": resize}
+    decode = make_batch_decoder(transform=transform, **sizes, workers=workers, batch_size=1)
+    return lambda encoded: decode([encoded])[0]
 
 
 def make_batch_decoder(
@@ -301,7 +282,7 @@ def make_batch_decoder(
     @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None, prefetch_queue_depth=1)
     def pipeline() -> Any:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        return _eval_transform(encoded, transform, image_size, resize, on_gpu=False)
+        return _eval_transform(_with_readable_headers(encoded), Decoding(transform), image_size, resize)
 
     live: list[Any] = []
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 from importlib.resources import as_file, files
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,9 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rn50_jax.augment import normalise
+from rn50_jax.data.folder import ImageSet
 from rn50_jax.errors import RunStopped
 from rn50_jax.exporting.form import Exportable
-from rn50_jax.inputs import Found, decode_files, find_images
+from rn50_jax.inputs import Found, decode_files, found_in
 
 # From images as the file takes them to float32 [N, K].
 Run = Callable[[np.ndarray], np.ndarray]
@@ -23,18 +22,26 @@ _IMAGES = 8
 TOLERANCES = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 5e-2, "fp16": 1e-2}
 
 
-def check_images(config: ConfigDict) -> np.ndarray:
+def thin_out(images: ImageSet, count: int | None) -> ImageSet:
+    """`count` images of a set, drawn evenly over it; None for all."""
+    places = evenly(len(images.files), count or len(images.files))
+    members = images.members
+    if members is not None:
+        members = members._replace(tar=members.tar[places], offset=members.offset[places], size=members.size[places])
+    return ImageSet(tuple(images.files[place] for place in places), images.labels[places], members)
+
+
+def evenly(number: int, count: int) -> np.ndarray:
+    """`count` places of `number`, or all, int [N]."""
+    return np.linspace(0, number - 1, min(count, number)).round().astype(int)
+
+
+def check_images(config: ConfigDict, val: ImageSet | None) -> np.ndarray:
     """Real images, seen through the evaluation transform: uint8 [N, S, S, 3].
 
-    The first of each of a few classes of the config's `data.dir`; where it is missing, scikit-learn's two
-    photographs, and their mirror images.
+    A few of `val`, drawn evenly; if there are none, scikit-learn's two photographs and their mirror images.
     """
-    val = Path(config.data.dir).expanduser() / "val"
-    try:
-        folders = [entry for entry in sorted(val.iterdir()) if entry.is_dir()][:_IMAGES]
-    except OSError:
-        folders = []
-    found = [image for folder in folders for image in islice(find_images([str(folder)]), 1)]
+    found = found_in(thin_out(val, _IMAGES)) if val else []
     images = [decoded.image for decoded in decode_files(config, found) if decoded.image is not None]
     if images:
         return np.stack(images)

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import track
 
 from rn50_jax.data.folder import ImageSet
 from rn50_jax.errors import UserError
-from rn50_jax.exporting.check import Run
+from rn50_jax.exporting.check import Run, evenly
 from rn50_jax.exporting.form import Form
-from rn50_jax.inputs import Found, batched, decode_files, find_images
+from rn50_jax.inputs import Found, batched, decode_files, find_images, found_in
+from rn50_jax.progress import progress
 
 _BATCH = 32
 # What carries the arithmetic; the rest of the graph stays in float32.
@@ -42,17 +41,7 @@ def find_calibration(folder: Path, count: int) -> list[Found]:
     found = [image for image in find_images([str(folder)]) if not image.problem]
     if not found:
         raise UserError(f"--calibration {folder} holds no images")
-    return [found[place] for place in _evenly(len(found), count)]
-
-
-def thin_out(images: ImageSet, count: int | None) -> ImageSet:
-    """`count` images of a set, drawn evenly over it; None for all."""
-    places = _evenly(len(images.files), count or len(images.files))
-    return images._replace(files=tuple(images.files[i] for i in places), labels=images.labels[places])
-
-
-def _evenly(number: int, count: int) -> np.ndarray:
-    return np.linspace(0, number - 1, min(count, number)).round().astype(int)
+    return [found[place] for place in evenly(len(found), count)]
 
 
 def quantise(
@@ -120,18 +109,16 @@ def compare(before: Run, after: Run, images: ImageSet, config: ConfigDict, form:
       val_images, those that could be decoded; top1_before, top1_after and top1_loss in per cent; same_class, the
       per cent of images to which both give the same class.
     """
-    files = [Found(file) for file in images.files]
-    decoded = zip(decode_files(config, files), images.labels, strict=True)
+    decoded = zip(decode_files(config, found_in(images)), images.labels, strict=True)
     good = ((item.image, label) for item, label in decoded if item.image is not None)
-    console = Console(stderr=True)
-    total = -(-len(files) // _BATCH)
     counts = np.zeros(4, np.int64)  # images, hits before, hits after, same class
-    batches = batched(good, _BATCH)
-    for batch in track(batches, "measuring top-1", total, console=console, disable=not console.is_terminal):
-        pixels = form.convert(np.stack([image for image, _ in batch]))
-        labels = np.array([label for _, label in batch])
-        first, second = before(pixels).argmax(axis=1), after(pixels).argmax(axis=1)
-        counts += [len(batch), np.sum(first == labels), np.sum(second == labels), np.sum(first == second)]
+    with progress("measuring top-1", len(images.files), unit="img") as advance:
+        for batch in batched(good, _BATCH):
+            pixels = form.convert(np.stack([image for image, _ in batch]))
+            labels = np.array([label for _, label in batch])
+            first, second = before(pixels).argmax(axis=1), after(pixels).argmax(axis=1)
+            counts += [len(batch), np.sum(first == labels), np.sum(second == labels), np.sum(first == second)]
+            advance(len(batch))
     share = 100 * counts / max(counts[0], 1)
     return {
         "val_images": int(counts[0]),
