@@ -28,7 +28,8 @@ def find_commands() -> dict[str, str]:
 
 
 def _help() -> str:
-    lines = [f"  {name:<12} {what}" for name, what in find_commands().items()]
+    commands = find_commands()
+    lines = [f"  {name:<{max(map(len, commands))}}  {what}" for name, what in commands.items()]
     return "\n".join(
         [
             f"rn50-jax {__version__}: ResNet-50 v1.5 for image classification in JAX.",

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         epilog="Any key of configs/default.py can be changed with --config.key=value, e.g. --config.data.dir=DIR.",
     )
     parser.add_argument(
-        "--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/, or the config.json of a run"
+        "--config", required=True, metavar="FILE[:VARIANT]", help="a recipe by name or file, or a run's config.json"
     )
     parser.add_argument("--workdir", type=Path, help="folder of the run (default: runs/<config name>)")
     parser.add_argument("--pretrained_weights", metavar="FILE", help="weight file that a new run starts from")
