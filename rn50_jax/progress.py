@@ -1,7 +1,6 @@
 """Progress of long work on files."""
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
@@ -32,12 +31,10 @@ def progress(text: str, total: int | Callable[[], int] | None, *, unit: str = ""
         if callable(total) and console.is_terminal:
             count_all = total
             Thread(target=lambda: bar.update(task, total=count_all()), daemon=True).start()
-        done, start = 0, time.perf_counter()
 
         def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            speed = f"{done / (time.perf_counter() - start):.1f} {unit}/s" if unit else ""
-            bar.update(task, advance=count, speed=speed)
+            bar.advance(task, count)
+            if unit:
+                bar.update(task, speed=f"{bar.tasks[task].speed or 0:.1f} {unit}/s")
 
         yield advance
