@@ -76,8 +76,8 @@ def load_for_inference(stored: StoredModel, *, exact: bool = False) -> tuple[Res
     Args:
       exact: `model.fold_batch_norm="auto"` means no, since the answers are to be those of training to the last digit.
     """
-    setting = stored.config.model.fold_batch_norm
-    if setting == "on" or (setting == "auto" and not exact):
+    config = stored.config
+    if config.model.fold_batch_norm == "on" or (config.model.fold_batch_norm == "auto" and not exact):
         return fold_model(stored.model, stored.load())
     return stored.model, stored.load()
 

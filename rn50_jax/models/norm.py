@@ -1,7 +1,7 @@
 """Batch normalisation with torch's running statistics, over one device's batch or that of several."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,54 +38,77 @@ def _mean_over(sync: NormSync | None, tree: tuple[jax.Array, ...]) -> tuple[jax.
     return tuple(jnp.sum(x, axis=0) / sync.size for x in gathered)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, dtype: jnp.dtype, sync: NormSync | None
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    residual: jax.Array | None,
+    dtype: jnp.dtype,
+    sync: NormSync | None,
+    relu: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises with the batch's own statistics (Ioffe & Szegedy 2015, arXiv:1502.03167).
+    """Normalises with the batch's own statistics (Ioffe & Szegedy 2015, arXiv:1502.03167), adds, cuts off at zero.
 
-    The derivative is written out: of the activations it keeps `x` alone, in its own dtype, where the derived one
-    keeps float32 copies. With `sync`, gradients of `x` are those of the sum of all devices' losses; of `scale` and
-    `bias` only this device's part, to be averaged like all others.
+    The derivative is written out, so that of the activations it keeps only what the convolutions beside it keep
+    anyway: `x`, which the one before has written, and with a residual the result, which the one after reads. The
+    derived one keeps float32 copies of `x` and a mask for each ReLU. Forward and backward are two passes each over
+    `x`: one for two sums, one for the result. With `sync`, gradients of `x` are those of the sum of all devices'
+    losses; of `scale` and `bias` only this device's part, to be averaged like all others.
 
     Args:
       x: [..., C].
       scale, bias: float32 [C].
-      dtype: of the result.
+      residual: [..., C] in `dtype`, added after normalising; None for nothing.
+      dtype: of the result, which is rounded once.
       sync: devices that share statistics.
+      relu: whether negative results become 0.
 
     Returns:
       The result [..., C], and the batch's mean and biased variance [C], in float32 (for float64 input, in that),
       through which no gradient flows.
     """
-    return _batch_norm_forward(x, scale, bias, dtype, sync)[0]
+    return _batch_norm_forward(x, scale, bias, residual, dtype, sync, relu)[0]
 
 
 def _batch_norm_forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, dtype: jnp.dtype, sync: NormSync | None
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    residual: jax.Array | None,
+    dtype: jnp.dtype,
+    sync: NormSync | None,
+    relu: bool,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     axes = tuple(range(x.ndim - 1))
     mean, square = _mean_over(sync, (jnp.mean(wide, axis=axes), jnp.mean(jnp.square(wide), axis=axes)))
     var = jnp.maximum(square - jnp.square(mean), 0.0)
     inverse = lax.rsqrt(var + EPSILON)
-    y = ((wide - mean) * (inverse * scale) + bias).astype(dtype)
-    return (y, mean, var), (x, scale, mean, inverse)
+    y = (wide - mean) * (inverse * scale) + bias
+    y = add_relu(y, None if residual is None else residual.astype(y.dtype), relu).astype(dtype)
+    return (y, mean, var), (x, scale, bias, mean, inverse, None if residual is None else y)
 
 
 def _batch_norm_backward(
-    dtype: jnp.dtype, sync: NormSync | None, kept: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, scale, mean, inverse = kept
+    dtype: jnp.dtype, sync: NormSync | None, relu: bool, kept: Any, gradients: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    x, scale, bias, mean, inverse, result = kept
     wide = x.astype(mean.dtype)
-    dy = gradients[0].astype(mean.dtype)
     axes = tuple(range(x.ndim - 1))
+    dy = gradients[0]
+    if relu:
+        # Without a residual, x tells as well as the result what was cut off, and must be read here in any case.
+        cut = (wide - mean) * (inverse * scale) + bias if result is None else result
+        dy = jnp.where(cut > 0, dy, 0)
+    d_residual = None if result is None else dy
+    dy = dy.astype(mean.dtype)
     normalised = (wide - mean) * inverse
     sum_dy, sum_dy_x = jnp.sum(dy, axis=axes), jnp.sum(dy * normalised, axis=axes)
     count = x.size // x.shape[-1]
     mean_dy, mean_dy_x = _mean_over(sync, (sum_dy / count, sum_dy_x / count))
     dx = (inverse * scale) * (dy - mean_dy - normalised * mean_dy_x)
-    return dx.astype(x.dtype), sum_dy_x.astype(scale.dtype), sum_dy.astype(scale.dtype)
+    return dx.astype(x.dtype), sum_dy_x.astype(scale.dtype), sum_dy.astype(scale.dtype), d_residual
 
 
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
@@ -113,12 +136,15 @@ class BatchNorm(nn.Module):
 
     As torch, and unlike `flax.linen.BatchNorm`, the running `var` averages the unbiased batch variance
     (n / (n - 1) times the biased one that normalises the batch), so that weights travel both ways unchanged.
+
+    fused: one derivative for normalising, sum and ReLU; False leaves the latter two to JAX.
     """
 
     use_running_average: bool
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     sync: NormSync | None = None
+    fused: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, residual: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
@@ -132,9 +158,6 @@ class BatchNorm(nn.Module):
         Returns:
           [B, H, W, C] in `dtype`.
         """
-        return add_relu(self._normalise(x), residual, relu)
-
-    def _normalise(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
@@ -142,8 +165,13 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
-            return ((x - mean) * (lax.rsqrt(var + EPSILON) * scale) + bias).astype(self.dtype)
-        y, mean, var = batch_norm(x, scale, bias, self.dtype, self.sync)
+            y = ((x - mean) * (lax.rsqrt(var + EPSILON) * scale) + bias).astype(self.dtype)
+            return add_relu(y, residual, relu)
+        if self.fused:
+            y, mean, var = batch_norm(x, scale, bias, residual, self.dtype, self.sync, relu)
+        else:
+            y, mean, var = batch_norm(x, scale, bias, None, self.dtype, self.sync, False)
+            y = add_relu(y, residual, relu)
         if not self.is_initializing():
             count = x.size // channels * (self.sync.size if self.sync else 1)
             unbiased = var * (count / max(count - 1, 1))
