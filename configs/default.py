@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     # How the step computes this model, not what (docs/performance.md): but for rounding, all give the same numbers.
     model.conv_lowering = "auto"  # native, matmul (1x1 and small 3x3), dot1x1, or auto: matmul on CPU, native on GPU
     model.stem = "auto"  # first convolution: conv, padded (4 channels), space_to_depth, or auto: padded on GPU in bf16
-    model.max_pool = "indexed"  # derivative: indexed (keeps a byte per maximum) or native (XLA's select-and-scatter)
+    model.max_pool = "fused"  # with BatchNorm and ReLU before it; indexed, alone; native, XLA's select-and-scatter
     model.fused_norm = True  # BatchNorm, sum and ReLU have one derivative that keeps no mask; False: left to JAX
     model.fold_batch_norm = "auto"  # BatchNorm as part of the convolutions: on, off or auto, in predict and in
     # benchmarks of inference, but not in evaluate, which repeats the figures of training to the last digit

@@ -35,7 +35,7 @@ def build_model(config: ConfigDict, *, num_classes: int, platform: str, sync: No
         zero_init_last_gamma=config.model.zero_init_last_gamma,
         lowering=conv_lowering(config, platform),
         stem=stem(config, platform),
-        pool_lowering=config.model.max_pool,
+        max_pool=config.model.max_pool,
         sync=sync,
         fused_norm=config.model.fused_norm,
     )

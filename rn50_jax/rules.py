@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from rn50_jax.models.conv import INITS, LOWERINGS, STEMS
+from rn50_jax.models.pool import LOWERINGS as POOLS
 from rn50_jax.models.resnet import FAMILY
 from rn50_jax.optim import DECAY_MASKS, SCHEDULES
 
@@ -73,7 +74,7 @@ RULES: dict[str, Rule] = {
     "model.pretrained_weights": Rule(str, "a weight file, or empty", lambda v: True),
     "model.conv_lowering": _choice("auto", *LOWERINGS),
     "model.stem": _choice("auto", *STEMS),
-    "model.max_pool": _choice("indexed", "native"),
+    "model.max_pool": _choice(*POOLS),
     "model.fused_norm": _BOOLEAN,
     "model.fold_batch_norm": _choice("auto", "on", "off"),
     "data.dir": Rule(str, "a folder", lambda v: v != ""),

@@ -183,7 +183,13 @@ def test_space_to_depth_of_other_kernels(size: int, stride: int) -> None:
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"stem": "padded"}, {"stem": "space_to_depth"}, {"lowering": "dot1x1"}, {"pool_lowering": "native"}],
+    [
+        {"stem": "padded"},
+        {"stem": "space_to_depth"},
+        {"lowering": "dot1x1"},
+        {"max_pool": "native"},
+        {"max_pool": "indexed"},
+    ],
     ids=str,
 )
 def test_the_model_has_the_same_parameters_and_logits_however_it_is_computed(kwargs: dict[str, str]) -> None:

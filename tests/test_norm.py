@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from rn50_jax import parallel
-from rn50_jax.models.norm import EPSILON, BatchNorm, NormSync, norm_sync
+from rn50_jax.models.norm import EPSILON, BatchNorm, NormSync, batch_norm_max_pool, norm_sync
 
 KINDS = {"plain": (False, False), "relu": (False, True), "sum": (True, False), "sum-relu": (True, True)}
 
 
-def apply(fused: bool, kind: str, dtype: Any, sync: NormSync | None = None) -> Any:
+def apply(fused: bool, kind: str, dtype: Any, sync: NormSync | None = None, pool: str | None = None) -> Any:
     """(variables, x, residual, weight) to the result, the updated statistics and all gradients of a weighted sum."""
     with_residual, relu = KINDS[kind]
     module = BatchNorm(use_running_average=False, dtype=jnp.dtype(dtype), sync=sync, fused=fused)
@@ -26,6 +26,7 @@ def apply(fused: bool, kind: str, dtype: Any, sync: NormSync | None = None) -> A
             x,
             residual if with_residual else None,
             relu=relu,
+            pool=pool,
             mutable=["batch_stats"],
         )
         return jnp.sum(y.astype(weight.dtype) * weight), (y, updated)
@@ -130,3 +131,63 @@ def test_not_a_number_is_not_hidden() -> None:
     result = apply(True, "sum-relu", np.float32)(stats, params, x.at[0, 0, 0, 2].set(jnp.nan), residual, weight)
     assert np.all(np.isnan(np.asarray(result["y"])[..., 2]))
     assert not np.any(np.isnan(np.asarray(result["y"])[..., [0, 1, 3, 4, 5, 6]]))
+
+
+def pooled_inputs(dtype: Any, size: tuple[int, int], ties: bool) -> Any:
+    """As `inputs`, with scales of both signs; with `ties`, whole numbers, of which many are the largest of a window."""
+    stats, params, x, residual, _ = inputs(dtype, (3, *size, 6))
+    params["scale"] = params["scale"] * jnp.asarray([1, -1, 1, -1, 1, 1], params["scale"].dtype)
+    shape = (3, *((n + 1) // 2 for n in size), 6)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=shape), params["scale"].dtype)
+    return stats, params, jnp.round(x) if ties else x, residual, weight
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5), ("bfloat16", 0.03)])
+def test_pooling_in_one_with_batch_norm(dtype: str, tolerance: float, size: tuple[int, int], ties: bool) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        arguments = pooled_inputs(jnp.dtype(dtype), size, ties)
+        both = [jax.jit(apply(False, "relu", dtype, pool=name))(*arguments) for name in ("fused", "native")]
+        if dtype == "bfloat16" and not ties:
+            # Two values that the type cannot tell apart after normalising: the plain one takes the first of them.
+            both = [b | {"gradients": (b["gradients"][0], jnp.sum(b["gradients"][1]))} for b in both]
+    fused, plain = both
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(fused), jax.tree.leaves(plain), strict=True):
+        assert a.dtype == b.dtype, path
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        limit = tolerance * max(np.abs(b).max(), 1)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=limit, err_msg=str(path))
+
+
+def test_pooling_in_one_keeps_no_array_between() -> None:
+    _, params, x, _, _ = inputs(jnp.bfloat16, (2, 8, 8, 7))
+
+    def forward(params: Any, x: jax.Array) -> Any:
+        def call(params: Any, x: jax.Array) -> jax.Array:
+            return batch_norm_max_pool(x, params["scale"], params["bias"], jnp.dtype(jnp.bfloat16), None)[0]
+
+        return jax.vjp(call, params, x)[1]
+
+    kept = [(v.shape, str(v.dtype)) for v in jax.tree.leaves(jax.eval_shape(forward, params, x)) if v.ndim == 4]
+    quarter = (2, 4, 4, 7)
+    assert sorted(kept) == [(quarter, "bfloat16"), (quarter, "uint8"), (x.shape, "bfloat16")]
+
+
+def test_pooling_in_one_over_groups_of_devices() -> None:
+    sync = norm_sync(parallel.AXIS, 4, 2)
+    results = []
+    with jax.enable_x64(True):
+        mesh = parallel.make_mesh(jax.devices()[:4])
+        stats, params, x, _, _ = inputs(np.float64, (4, 2, 6, 6, 5))
+        weight = np.random.default_rng(1).normal(size=(4, 2, 3, 3, 5))
+        batch = {"x": parallel.shard(np.asarray(x), mesh), "weight": parallel.shard(weight, mesh)}
+        for pool in ("fused", "native"):
+            run = apply(True, "relu", np.float64, sync, pool)
+
+            def step(state: Any, batch: Any, run: Any = run) -> Any:
+                return run(*state, batch["x"], batch["x"], batch["weight"])
+
+            compiled = parallel.spread(step, mesh, mode="shard_map", stacked=True)
+            results.append(jax.device_get(compiled((stats, params), batch)))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), *results)

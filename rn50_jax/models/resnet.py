@@ -15,7 +15,7 @@ from jax import lax
 
 from rn50_jax.models.conv import Conv
 from rn50_jax.models.norm import BatchNorm, FoldedNorm, NormSync, add_relu
-from rn50_jax.models.pool import max_pool, mean_pool
+from rn50_jax.models.pool import mean_pool
 from rn50_jax.precision import Precision
 
 
@@ -129,7 +129,7 @@ class ResNet(nn.Module):
 
     width: channels of the stem. widths: of the stages; empty for width * (1, 2, 4, ...). fan: see `Conv`.
     se_units: hidden units of squeeze and excitation; 0 for a sixteenth of the block's channels.
-    lowering, stem: of the convolutions and of the first one, see `conv2d`. pool_lowering: see `max_pool`.
+    lowering, stem: of the convolutions and of the first one, see `conv2d`. max_pool: see `pool.max_pool`.
     sync: devices that share BatchNorm's statistics in training; None if none do.
     fused_norm: see `BatchNorm.fused`.
     folded: the model of `models.fold.fold_model`: each convolution has a bias, there is no BatchNorm, no training.
@@ -145,7 +145,7 @@ class ResNet(nn.Module):
     zero_init_last_gamma: bool = False
     lowering: str = "native"
     stem: str = "conv"
-    pool_lowering: str = "indexed"
+    max_pool: str = "fused"
     sync: NormSync | None = None
     fused_norm: bool = True
     folded: bool = False
@@ -165,8 +165,7 @@ class ResNet(nn.Module):
         conv = partial(Conv, fan=self.fan, dtype=dtype, precision=matmul, lowering=self.lowering, bias=self.folded)
         norm, last_norm = self._norms(train)
         stem = self.lowering if self.stem == "conv" else self.stem
-        x = norm(name="bn1")(conv(self.width, 7, 2, lowering=stem, name="conv1")(x), relu=True)
-        x = max_pool(x, lowering=self.pool_lowering)
+        x = norm(name="bn1")(conv(self.width, 7, 2, lowering=stem, name="conv1")(x), relu=True, pool=self.max_pool)
         for stage, blocks in enumerate(self.variant.stages):
             for index in range(blocks):
                 x = Block(
