@@ -1,5 +1,7 @@
 """Convolution with torch's symmetric padding and a choice of lowering."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -111,8 +113,32 @@ def _shifted_matmuls(x: jax.Array, kernel: jax.Array, stride: int, groups: int, 
     return total.reshape(batch, out_height, out_width, features)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def cast_kernel(kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`kernel.astype(dtype)`; its gradient comes back in the order of the parameter.
+
+    cuDNN gives a kernel's gradient with the input channels last. Left alone, XLA on GPUs carries that order through
+    the whole update, and then must copy parameters and momentum back: a quarter more traffic than to turn the gradient.
+    """
+    return kernel.astype(dtype)
+
+
+def _cast_kernel_forward(kernel: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    return kernel.astype(dtype), jnp.zeros((0,), kernel.dtype)
+
+
+def _cast_kernel_backward(dtype: jnp.dtype, kept: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    flat = lax.optimization_barrier(gradient.reshape(-1))
+    return (flat.reshape(gradient.shape).astype(kept.dtype),)
+
+
+cast_kernel.defvjp(_cast_kernel_forward, _cast_kernel_backward)
+
+
 class Conv(nn.Module):
     """Convolution, parameter `kernel` [k, k, C / groups, features] float32, and with `bias` also `bias` [features].
+
+    With `packed`, `kernel` is [features, k, k, C / groups], as cuDNN reads it, and both may be in `dtype` already.
 
     Initialised from the un-truncated normal N(0, 2 / fan) (He et al. 2015; torch `kaiming_normal_`), with
     fan_in = k * k * C / groups or fan_out = k * k * features, as `fan` says.
@@ -123,6 +149,7 @@ class Conv(nn.Module):
     stride: int = 1
     groups: int = 1
     bias: bool = False
+    packed: bool = False
     fan: str = "fan_in"
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     precision: lax.Precision = lax.Precision.DEFAULT
@@ -132,10 +159,14 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.variance_scaling(2.0, self.fan, "normal")
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        if self.packed:
+            shape = (shape[3], *shape[:3])
         kernel = self.param("kernel", init, shape, jnp.float32)
+        if self.packed:
+            kernel = kernel.transpose(1, 2, 3, 0)
         y = conv2d(
             x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            cast_kernel(kernel, self.dtype),
             self.stride,
             groups=self.groups,
             lowering=self.lowering,

@@ -133,6 +133,7 @@ class ResNet(nn.Module):
     sync: devices that share BatchNorm's statistics in training; None if none do.
     fused_norm: see `BatchNorm.fused`.
     folded: the model of `models.fold.fold_model`: each convolution has a bias, there is no BatchNorm, no training.
+    packed: the model of `models.fold.pack_model`, see `Conv`.
     """
 
     variant: Variant
@@ -149,6 +150,7 @@ class ResNet(nn.Module):
     sync: NormSync | None = None
     fused_norm: bool = True
     folded: bool = False
+    packed: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -162,7 +164,15 @@ class ResNet(nn.Module):
           Logits, float32 [B, num_classes].
         """
         dtype, matmul = self.precision.compute, self.precision.matmul
-        conv = partial(Conv, fan=self.fan, dtype=dtype, precision=matmul, lowering=self.lowering, bias=self.folded)
+        conv = partial(
+            Conv,
+            fan=self.fan,
+            dtype=dtype,
+            precision=matmul,
+            lowering=self.lowering,
+            bias=self.folded,
+            packed=self.packed,
+        )
         norm, last_norm = self._norms(train)
         stem = self.lowering if self.stem == "conv" else self.stem
         x = norm(name="bn1")(conv(self.width, 7, 2, lowering=stem, name="conv1")(x), relu=True, pool=self.max_pool)
