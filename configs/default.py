@@ -26,9 +26,13 @@ def get_config() -> ConfigDict:
     model.init = "fanin"  # He initialisation of convolutions: fanin or classic (fan-out); also grp-fanin, grp-fanout
     model.zero_init_last_gamma = False  # True: every residual block starts as the identity (Goyal et al. 2017)
     model.pretrained_weights = ""  # weight file that a new run starts from (also --pretrained_weights FILE); "": none
-    model.conv_lowering = "auto"  # native, matmul (faster on CPU at small sizes) or auto: matmul on CPU, native on GPU
-    model.fold_batch_norm = "auto"  # in inference, make BatchNorm part of the convolutions: on, off or auto: in predict
-    # and in benchmarks of inference, not in evaluate, which repeats the figures of training to the last digit
+    # How the step computes this model, not what (docs/performance.md): but for rounding, all give the same numbers.
+    model.conv_lowering = "auto"  # native, matmul (1x1 and small 3x3), dot1x1, or auto: matmul on CPU, native on GPU
+    model.stem = "auto"  # first convolution: conv, padded (4 channels), space_to_depth, or auto: padded on GPU in bf16
+    model.max_pool = "fused"  # with BatchNorm and ReLU before it; indexed, alone; native, XLA's select-and-scatter
+    model.fused_norm = True  # BatchNorm, sum and ReLU have one derivative that keeps no mask; False: left to JAX
+    model.fold_batch_norm = "auto"  # BatchNorm as part of the convolutions: on, off or auto, in predict and in
+    # benchmarks of inference, but not in evaluate, which repeats the figures of training to the last digit
 
     config.data = data = ConfigDict()
     data.dir = "/data/imagenet"  # holds train/<class>/<image> and val/<class>/<image>, or train/*.tar and val/*.tar

@@ -20,7 +20,7 @@ def build_model(config: ConfigDict, *, num_classes: int, platform: str, sync: No
     """The config's model.
 
     Args:
-      platform: "cpu" or "gpu", decides how `model.conv_lowering="auto"` writes convolutions.
+      platform: "cpu" or "gpu", decides what "auto" stands for in `model.conv_lowering` and `model.stem`.
       sync: devices that share BatchNorm's statistics; of use in training only.
     """
     variant = FAMILY[config.model.arch]
@@ -34,7 +34,10 @@ def build_model(config: ConfigDict, *, num_classes: int, platform: str, sync: No
         fan=INITS[config.model.init],
         zero_init_last_gamma=config.model.zero_init_last_gamma,
         lowering=conv_lowering(config, platform),
+        stem=stem(config, platform),
+        max_pool=config.model.max_pool,
         sync=sync,
+        fused_norm=config.model.fused_norm,
     )
 
 
@@ -43,6 +46,13 @@ def conv_lowering(config: ConfigDict, platform: str) -> str:
     if config.model.conv_lowering != "auto":
         return str(config.model.conv_lowering)
     return "matmul" if platform == "cpu" else "native"
+
+
+def stem(config: ConfigDict, platform: str) -> str:
+    """How the first convolution is written: the config's choice, or by itself what XLA does for float16 alone."""
+    if config.model.stem != "auto":
+        return str(config.model.stem)
+    return "padded" if platform == "gpu" and config.precision == "bf16" else "conv"
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:

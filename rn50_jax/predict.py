@@ -18,10 +18,9 @@ from rn50_jax.answers import FORMATS, Answer
 from rn50_jax.data.names import human_names, likely_names
 from rn50_jax.errors import UserError
 from rn50_jax.inputs import Decoded, Found, batched, decode_files, find_images
-from rn50_jax.models.fold import fold_model
 from rn50_jax.progress import progress
 from rn50_jax.step import predict_step
-from rn50_jax.stored import StoredModel, add_source_arguments, load_model
+from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model
 
 BATCH_SIZES = {"cpu": 32, "gpu": 256}  # images per device: enough to fill one
 
@@ -36,9 +35,7 @@ def make_classifier(stored: StoredModel, *, batch_size: int, devices: Sequence[j
       [D, batch_size, K], the images in their order and nonsense behind them, perhaps still being computed.
     """
     mesh = parallel.make_mesh(devices)
-    model, loaded = stored.model, stored.load()
-    if stored.config.model.fold_batch_norm != "off":
-        model, loaded = fold_model(model, loaded)
+    model, loaded = load_for_inference(stored)
     step = partial(predict_step, model=model, axis_name=parallel.AXIS)
     compiled = parallel.spread(step, mesh, mode=stored.config.parallel, stacked=True)
     variables = parallel.replicate(loaded, mesh)

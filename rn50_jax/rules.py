@@ -4,7 +4,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from rn50_jax.models.conv import INITS
+from rn50_jax.models.conv import INITS, LOWERINGS, STEMS
+from rn50_jax.models.pool import LOWERINGS as POOLS
 from rn50_jax.models.resnet import FAMILY
 from rn50_jax.optim import DECAY_MASKS, SCHEDULES
 
@@ -71,7 +72,10 @@ RULES: dict[str, Rule] = {
     "model.init": _choice(*INITS),
     "model.zero_init_last_gamma": _BOOLEAN,
     "model.pretrained_weights": Rule(str, "a weight file, or empty", lambda v: True),
-    "model.conv_lowering": _choice("auto", "native", "matmul"),
+    "model.conv_lowering": _choice("auto", *LOWERINGS),
+    "model.stem": _choice("auto", *STEMS),
+    "model.max_pool": _choice(*POOLS),
+    "model.fused_norm": _BOOLEAN,
     "model.fold_batch_norm": _choice("auto", "on", "off"),
     "data.dir": Rule(str, "a folder", lambda v: v != ""),
     "data.train_list": Rule(str, "a file, or empty", lambda v: True),

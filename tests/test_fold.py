@@ -12,7 +12,7 @@ from test_models import random_variables, shapes_of
 
 from configs import default
 from rn50_jax import config as configs
-from rn50_jax.models.fold import fold, fold_model
+from rn50_jax.models.fold import fold, fold_model, pack_model
 from rn50_jax.models.resnet import FAMILY, ResNet, Variant
 from rn50_jax.precision import PRECISIONS, Precision
 from rn50_jax.stored import StoredModel, load_for_inference
@@ -71,6 +71,19 @@ def test_shapes_are_those_that_the_folded_model_asks_for(arch: str) -> None:
     assert "rsqrt" not in str(program)  # no BatchNorm is left
 
 
+@pytest.mark.parametrize("lowering", ["native", "matmul"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_packed_model_gives_the_same_bits(precision: str, lowering: str) -> None:
+    model = ResNet(SHORT["grouped-se"], 5, PRECISIONS[precision], width=8, lowering=lowering)
+    model, variables = fold_model(model, random_variables(model))
+    packed, packed_variables = pack_model(model, variables)
+    kernel = packed_variables["params"]["layer1_0"]["conv2"]["kernel"]
+    assert (kernel.shape, kernel.dtype) == ((16, 3, 3, 4), PRECISIONS[precision].compute)
+    assert packed_variables["params"]["layer1_0"]["se"]["fc1"]["kernel"].dtype == np.float32
+    wanted = logits(model, variables, images_of())
+    np.testing.assert_array_equal(logits(packed, packed_variables, images_of()), wanted)
+
+
 def test_fold_is_pure_and_can_be_traced() -> None:
     model = ResNet(SHORT["se"], 5, PRECISIONS["fp32"], width=8)
     variables = random_variables(model)
@@ -89,7 +102,7 @@ def test_fold_is_pure_and_can_be_traced() -> None:
 def test_when_a_stored_model_is_folded(setting: str, exact: bool, folded: bool) -> None:
     config = configs.override(default.get_config(), [("model.fold_batch_norm", setting)])
     model = ResNet(SHORT["basic"], 5, PRECISIONS["fp32"], width=8)
-    stored = StoredModel("", config, (), {}, [], model, partial(random_variables, model))
+    stored = StoredModel("", config, (), {}, jax.devices(), model, partial(random_variables, model))
     loaded_model, variables = load_for_inference(stored, exact=exact)
     assert loaded_model.folded == folded
     assert ("bn1" not in variables["params"]) == folded

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from parity import by_torch_name, load
 from torch_reference import ResNet as TorchResNet
 
-from rn50_jax.models.conv import INITS, conv2d
+from rn50_jax.models.conv import INITS, LOWERINGS, STEMS, conv2d
 from rn50_jax.models.norm import BatchNorm
 from rn50_jax.models.resnet import FAMILY, ResNet, Variant
 from rn50_jax.precision import PRECISIONS
@@ -126,7 +126,7 @@ def test_running_variance_is_unbiased() -> None:
     ("kernel", "stride", "size", "groups"),
     [(1, 1, 8, 1), (1, 2, 9, 1), (3, 1, 7, 1), (3, 2, 8, 1), (3, 2, 1, 1), (7, 2, 9, 1), (3, 1, 7, 3), (3, 2, 8, 3)],
 )
-def test_matmul_lowering_equals_native(kernel: int, stride: int, size: int, groups: int) -> None:
+def test_lowerings_equal_native_and_torch(kernel: int, stride: int, size: int, groups: int) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, size, size, 9)).astype(np.float32)
     k = rng.standard_normal((kernel, kernel, 9 // groups, 6)).astype(np.float32)
@@ -136,8 +136,9 @@ def test_matmul_lowering_equals_native(kernel: int, stride: int, size: int, grou
         return jnp.sum(conv(x, k, lowering=lowering) ** 2)
 
     for argument in (0, 1):
-        ours, theirs = (jax.grad(loss, argument)(x, k, lowering) for lowering in ("matmul", "native"))
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
+        native, *others = (jax.grad(loss, argument)(x, k, lowering) for lowering in LOWERINGS)
+        for other in others:
+            np.testing.assert_allclose(other, native, rtol=1e-4, atol=1e-3)
     torch_out = torch.nn.functional.conv2d(
         torch.from_numpy(x.transpose(0, 3, 1, 2).copy()),
         torch.from_numpy(k.transpose(3, 2, 0, 1).copy()),
@@ -145,9 +146,61 @@ def test_matmul_lowering_equals_native(kernel: int, stride: int, size: int, grou
         padding=kernel // 2,
         groups=groups,
     )
-    for lowering in ("matmul", "native"):
+    for lowering in LOWERINGS:
         out = conv(x, k, lowering=lowering)
         np.testing.assert_allclose(out, torch_out.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [32, 33, (40, 31), 224])
+@pytest.mark.parametrize("stem", STEMS)
+def test_stems_equal_torch(stem: str, size: int | tuple[int, int]) -> None:
+    shape = (size, size) if isinstance(size, int) else size
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, *shape, 3)).astype(np.float32)
+    k = rng.standard_normal((7, 7, 3, 8)).astype(np.float32) / 7
+    weight = rng.standard_normal((1, *((n + 1) // 2 for n in shape), 8)).astype(np.float32)
+    conv = partial(conv2d, stride=2, lowering=stem, precision=jax.lax.Precision.HIGHEST)
+    out, back = jax.vjp(conv, x, k)
+    dx, dk = back(weight)
+    leaves = [torch.tensor(x.transpose(0, 3, 1, 2).copy(), requires_grad=True)]
+    leaves += [torch.tensor(k.transpose(3, 2, 0, 1).copy(), requires_grad=True)]
+    wanted = torch.nn.functional.conv2d(*leaves, stride=2, padding=3)
+    wanted.backward(torch.from_numpy(weight.transpose(0, 3, 1, 2).copy()))
+    np.testing.assert_allclose(out, wanted.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-4)
+    for found, leaf, axes in ((dx, leaves[0], (0, 2, 3, 1)), (dk, leaves[1], (2, 3, 1, 0))):
+        assert leaf.grad is not None
+        np.testing.assert_allclose(found, leaf.grad.numpy().transpose(axes), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 2), (5, 2), (7, 1)])
+def test_space_to_depth_of_other_kernels(size: int, stride: int) -> None:
+    rng = np.random.default_rng(0)
+    x, k = rng.standard_normal((2, 9, 8, 3)), rng.standard_normal((size, size, 3, 4))
+    with jax.enable_x64(True):
+        conv = partial(conv2d, x, k, stride, precision=jax.lax.Precision.HIGHEST)
+        np.testing.assert_allclose(conv(lowering="space_to_depth"), conv(lowering="native"), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"stem": "padded"},
+        {"stem": "space_to_depth"},
+        {"lowering": "dot1x1"},
+        {"max_pool": "native"},
+        {"max_pool": "indexed"},
+    ],
+    ids=str,
+)
+def test_the_model_has_the_same_parameters_and_logits_however_it_is_computed(kwargs: dict[str, str]) -> None:
+    model = ResNet(Variant((1, 2), True), 5, PRECISIONS["fp32"], width=8)
+    other = model.clone(**kwargs)
+    assert shapes_of(model) == shapes_of(other)
+    variables = random_variables(model)
+    images = np.random.default_rng(1).standard_normal((2, 33, 33, 3)).astype(np.float32)
+    for train in (False, True):
+        logits = [m.apply(variables, images, train=train, mutable=["batch_stats"])[0] for m in (model, other)]
+        np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

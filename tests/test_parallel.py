@@ -74,7 +74,7 @@ def test_batch_norm_of_each_device_or_group_by_hand(group: int) -> None:
     def device(parameters: Any, batch: Any) -> Any:
         def loss(x: jax.Array, parameters: Any) -> tuple[jax.Array, Any]:
             sync = norm_sync(parallel.AXIS, 4, group)
-            y, mean, var = batch_norm(x, *parameters, np.dtype(np.float64), sync)
+            y, mean, var = batch_norm(x, *parameters, None, np.dtype(np.float64), sync, False)
             return jnp.sum(y * batch["weight"]), (y, mean, var)
 
         (dx, dp), aux = jax.grad(loss, argnums=(0, 1), has_aux=True)(batch["x"], parameters)

@@ -67,7 +67,7 @@ class Exportable(NamedTuple):
 def load_exportable(stored: StoredModel, form: Form) -> Exportable:
     """Reads the weights."""
     trained = stored.load()
-    model, variables = stored.model.clone(lowering="native"), trained
+    model, variables = stored.model.clone(lowering="native", stem="conv"), trained
     if form.fold:
         model, variables = fold_model(model, variables)
     return Exportable(stored, trained, form, model, variables)

@@ -1,5 +1,7 @@
 """Convolution with torch's symmetric padding and a choice of lowering."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -12,6 +14,10 @@ INITS = {"classic": "fan_out", "fanin": "fan_in", "grp-fanin": "fan_in", "grp-fa
 _LARGEST_MATMUL_SIZE = 16
 
 
+LOWERINGS = ("native", "matmul", "dot1x1")
+STEMS = ("conv", "padded", "space_to_depth")
+
+
 def conv2d(
     x: jax.Array, kernel: jax.Array, stride: int, *, groups: int = 1, lowering: str, precision: lax.Precision
 ) -> jax.Array:
@@ -20,8 +26,10 @@ def conv2d(
     Args:
       x: [B, H, W, C].
       kernel: [k, k, C / groups, N], k odd, same dtype as `x`; output channels are ordered by group, as in torch.
-      lowering: "native" hands XLA a convolution; "matmul" writes 1x1 as one and small 3x3 as nine
-        shifted matrix products, 2-3 times faster on CPU. Both compute the same sums in another order.
+      lowering: how it is written for XLA; all compute the same sums in another order.
+        "native": a convolution. "dot1x1": 1x1 as one matrix product, in whose kernel XLA on GPUs can compute what is
+        elementwise before and after. "matmul": also small 3x3, as nine shifted products; 2-3 times faster on CPU.
+        "padded" and "space_to_depth" are for few channels C, see below; ungrouped.
 
     Returns:
       [B, ceil(H / stride), ceil(W / stride), N], in the dtype of `x`.
@@ -29,16 +37,57 @@ def conv2d(
     size = kernel.shape[0]
     if lowering == "matmul" and (size == 1 or (size == 3 and x.shape[1] <= _LARGEST_MATMUL_SIZE)):
         return _shifted_matmuls(x, kernel, stride, groups, precision)
+    if lowering == "dot1x1" and size == groups == 1:
+        return _shifted_matmuls(x, kernel, stride, groups, precision)
+    if lowering == "space_to_depth" and stride == 2 and size % 4 == 3:
+        return _space_to_depth(x, kernel, precision)
     pad = (size - 1) // 2
+    if lowering == "padded":
+        x, kernel = _pad_channels(x, kernel)
+    return _convolve(x, kernel, stride, (pad, pad), groups, precision)
+
+
+def _convolve(
+    x: jax.Array, kernel: jax.Array, stride: int, pad: tuple[int, int], groups: int, precision: lax.Precision
+) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
+        padding=(pad, pad),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
         precision=precision,
     )
+
+
+def _pad_channels(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Zeros up to a multiple of four channels: cuDNN has kernels for four, none for an image's three.
+
+    XLA does so by itself in float16 alone (`cudnn_pad_for_convolutions`).
+    """
+    missing = -x.shape[-1] % 4
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))
+    return x, jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))
+
+
+def _space_to_depth(x: jax.Array, kernel: jax.Array, precision: lax.Precision) -> jax.Array:
+    """A k x k convolution at stride 2 as one of half the size at stride 1, of 2x2 pixels with all their channels.
+
+    The kernel gets a row and a column of zeros in front: k + 1 is even. Images of odd size get a border of zeros.
+    """
+    x = _to_depth(jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))))
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
+    kernel = _to_depth(kernel.transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)
+    before = kernel.shape[0] // 2  # the outermost tap stands two of these larger pixels before the centre
+    return _convolve(x, kernel, 1, (before, before - 1), 1, precision)
+
+
+def _to_depth(x: jax.Array) -> jax.Array:
+    """[N, H, W, C] to [N, H / 2, W / 2, 4 * C]."""
+    count, height, width, channels = x.shape
+    x = x.reshape(count, height // 2, 2, width // 2, 2, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(count, height // 2, width // 2, 4 * channels)
 
 
 def _shifted_matmuls(x: jax.Array, kernel: jax.Array, stride: int, groups: int, precision: lax.Precision) -> jax.Array:
@@ -48,22 +97,48 @@ def _shifted_matmuls(x: jax.Array, kernel: jax.Array, stride: int, groups: int, 
     out_height, out_width = -(-height // stride), -(-width // stride)
     pixels = batch * out_height * out_width
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    total = jnp.zeros((pixels, features), x.dtype)
+    total: jax.Array | None = None
     for row in range(size):
         for col in range(size):
             last = (row + (out_height - 1) * stride + 1, col + (out_width - 1) * stride + 1)
             window = lax.slice(x, (0, row, col, 0), (batch, *last, x.shape[3]), (1, stride, stride, 1))
             if groups == 1:
-                total += jnp.dot(window.reshape(pixels, channels), kernel[row, col], precision=precision)
-                continue
-            inputs = window.reshape(pixels, groups, channels)
-            weights = kernel[row, col].reshape(channels, groups, features // groups)
-            total += jnp.einsum("pgc,cgf->pgf", inputs, weights, precision=precision).reshape(pixels, features)
+                part = jnp.dot(window.reshape(pixels, channels), kernel[row, col], precision=precision)
+            else:
+                inputs = window.reshape(pixels, groups, channels)
+                weights = kernel[row, col].reshape(channels, groups, features // groups)
+                part = jnp.einsum("pgc,cgf->pgf", inputs, weights, precision=precision).reshape(pixels, features)
+            total = part if total is None else total + part
+    assert total is not None
     return total.reshape(batch, out_height, out_width, features)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def cast_kernel(kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`kernel.astype(dtype)`; its gradient comes back in the order of the parameter.
+
+    cuDNN gives a kernel's gradient with the input channels last. Left alone, XLA on GPUs carries that order through
+    the whole update, and then must copy parameters and momentum back: a quarter more traffic than to turn the gradient.
+    """
+    return kernel.astype(dtype)
+
+
+def _cast_kernel_forward(kernel: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    return kernel.astype(dtype), jnp.zeros((0,), kernel.dtype)
+
+
+def _cast_kernel_backward(dtype: jnp.dtype, kept: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    flat = lax.optimization_barrier(gradient.reshape(-1))
+    return (flat.reshape(gradient.shape).astype(kept.dtype),)
+
+
+cast_kernel.defvjp(_cast_kernel_forward, _cast_kernel_backward)
 
 
 class Conv(nn.Module):
     """Convolution, parameter `kernel` [k, k, C / groups, features] float32, and with `bias` also `bias` [features].
+
+    With `packed`, `kernel` is [features, k, k, C / groups], as cuDNN reads it, and both may be in `dtype` already.
 
     Initialised from the un-truncated normal N(0, 2 / fan) (He et al. 2015; torch `kaiming_normal_`), with
     fan_in = k * k * C / groups or fan_out = k * k * features, as `fan` says.
@@ -74,6 +149,7 @@ class Conv(nn.Module):
     stride: int = 1
     groups: int = 1
     bias: bool = False
+    packed: bool = False
     fan: str = "fan_in"
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     precision: lax.Precision = lax.Precision.DEFAULT
@@ -83,10 +159,14 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.variance_scaling(2.0, self.fan, "normal")
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        if self.packed:
+            shape = (shape[3], *shape[:3])
         kernel = self.param("kernel", init, shape, jnp.float32)
+        if self.packed:
+            kernel = kernel.transpose(1, 2, 3, 0)
         y = conv2d(
             x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            cast_kernel(kernel, self.dtype),
             self.stride,
             groups=self.groups,
             lowering=self.lowering,

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 from rn50_jax.models.norm import EPSILON
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables
@@ -17,6 +19,26 @@ def fold_model(model: ResNet, variables: Variables) -> tuple[ResNet, Variables]:
     scaling, not before. tests/test_fold.py has the tolerances.
     """
     return model.clone(folded=True), fold(variables)
+
+
+def pack_model(model: ResNet, variables: Variables) -> tuple[ResNet, Variables]:
+    """A folded model whose kernels and biases are rounded and turned once, as cuDNN reads them, not in each call.
+
+    The logits are the same to the bit. On a GPU a call then starts 59 kernels instead of 164 for resnet50 in bf16
+    (counted in the program that XLA compiles for an H100, docs/performance.md): at small batches most of its time.
+
+    Args:
+      model, variables: from `fold_model`.
+    """
+    compute = model.precision.compute
+
+    def pack(path: tuple[Any, ...], x: Any) -> Any:
+        names = [key.key for key in path]
+        if names[-2] not in _NORM_OF:
+            return x
+        return (x.transpose(3, 0, 1, 2) if names[-1] == "kernel" else x).astype(compute)
+
+    return model.clone(packed=True), jax.tree_util.tree_map_with_path(pack, variables)
 
 
 def fold(variables: Variables) -> Variables:

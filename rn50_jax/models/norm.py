@@ -1,12 +1,14 @@
 """Batch normalisation with torch's running statistics, over one device's batch or that of several."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+
+from rn50_jax.models.pool import largest_in_windows, max_pool, put_back
 
 MOMENTUM = 0.9  # weight of the old running average; torch calls its complement, 0.1, the momentum
 EPSILON = 1e-5
@@ -38,57 +40,162 @@ def _mean_over(sync: NormSync | None, tree: tuple[jax.Array, ...]) -> tuple[jax.
     return tuple(jnp.sum(x, axis=0) / sync.size for x in gathered)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, dtype: jnp.dtype, sync: NormSync | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises with the batch's own statistics (Ioffe & Szegedy 2015, arXiv:1502.03167).
+def _two_sums(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sums of two arrays over all axes but the last, in one pass.
 
-    The derivative is written out: of the activations it keeps `x` alone, in its own dtype, where the derived one
-    keeps float32 copies. With `sync`, gradients of `x` are those of the sum of all devices' losses; of `scale` and
-    `bias` only this device's part, to be averaged like all others.
+    On GPUs as one reduction of pairs, since XLA does not always join two; on CPU that is half as fast as two are.
+    """
+    axes = tuple(range(a.ndim - 1))
+
+    def pairs(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        zero = jnp.zeros((), a.dtype)
+        first, second = lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), axes)
+        return first, second
+
+    def separately(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.sum(a, axis=axes), jnp.sum(b, axis=axes)
+
+    sums: tuple[jax.Array, jax.Array] = lax.platform_dependent(a, b, cpu=separately, default=pairs)
+    return sums
+
+
+def _statistics(x: jax.Array, sync: NormSync | None) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """`x` in at least float32; the mean, the biased variance and the inverse of the standard deviation, all [C]."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    count = x.size // x.shape[-1]
+    total, squares = _two_sums(wide, jnp.square(wide))
+    mean, square = _mean_over(sync, (total / count, squares / count))
+    var = jnp.maximum(square - jnp.square(mean), 0.0)
+    return wide, mean, var, lax.rsqrt(var + EPSILON)
+
+
+def _input_gradient(
+    dy: jax.Array, normalised: jax.Array, factor: jax.Array, sums: tuple[jax.Array, jax.Array], sync: NormSync | None
+) -> jax.Array:
+    """The gradient of `x`, given that of the result; `sums`: of `dy` and `dy * normalised`, on this device."""
+    count = dy.size // dy.shape[-1]
+    mean_dy, mean_dy_x = _mean_over(sync, (sums[0] / count, sums[1] / count))
+    return factor * (dy - mean_dy - normalised * mean_dy_x)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def batch_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    residual: jax.Array | None,
+    dtype: jnp.dtype,
+    sync: NormSync | None,
+    relu: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises with the batch's own statistics (Ioffe & Szegedy 2015, arXiv:1502.03167), adds, cuts off at zero.
+
+    The derivative is written out, so that of the activations it keeps only what the convolutions beside it keep
+    anyway: `x`, which the one before has written, and with a residual the result, which the one after reads. The
+    derived one keeps float32 copies of `x` and a mask for each ReLU. Forward and backward are two passes each over
+    `x`: one for two sums, one for the result. With `sync`, gradients of `x` are those of the sum of all devices'
+    losses; of `scale` and `bias` only this device's part, to be averaged like all others.
 
     Args:
       x: [..., C].
       scale, bias: float32 [C].
-      dtype: of the result.
+      residual: [..., C] in `dtype`, added after normalising; None for nothing.
+      dtype: of the result, which is rounded once.
       sync: devices that share statistics.
+      relu: whether negative results become 0.
 
     Returns:
       The result [..., C], and the batch's mean and biased variance [C], in float32 (for float64 input, in that),
       through which no gradient flows.
     """
-    return _batch_norm_forward(x, scale, bias, dtype, sync)[0]
+    return _batch_norm_forward(x, scale, bias, residual, dtype, sync, relu)[0]
 
 
 def _batch_norm_forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, dtype: jnp.dtype, sync: NormSync | None
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    axes = tuple(range(x.ndim - 1))
-    mean, square = _mean_over(sync, (jnp.mean(wide, axis=axes), jnp.mean(jnp.square(wide), axis=axes)))
-    var = jnp.maximum(square - jnp.square(mean), 0.0)
-    inverse = lax.rsqrt(var + EPSILON)
-    y = ((wide - mean) * (inverse * scale) + bias).astype(dtype)
-    return (y, mean, var), (x, scale, mean, inverse)
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    residual: jax.Array | None,
+    dtype: jnp.dtype,
+    sync: NormSync | None,
+    relu: bool,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
+    wide, mean, var, inverse = _statistics(x, sync)
+    y = (wide - mean) * (inverse * scale) + bias
+    y = add_relu(y, None if residual is None else residual.astype(y.dtype), relu).astype(dtype)
+    if residual is not None:
+        # XLA may skip rounding between two blocks: it then writes and reads the shortcut once more, in float32.
+        y = lax.optimization_barrier(y)
+    return (y, mean, var), (x, scale, bias, mean, inverse, None if residual is None else y)
 
 
 def _batch_norm_backward(
-    dtype: jnp.dtype, sync: NormSync | None, kept: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, scale, mean, inverse = kept
-    wide = x.astype(mean.dtype)
-    dy = gradients[0].astype(mean.dtype)
-    axes = tuple(range(x.ndim - 1))
-    normalised = (wide - mean) * inverse
-    sum_dy, sum_dy_x = jnp.sum(dy, axis=axes), jnp.sum(dy * normalised, axis=axes)
-    count = x.size // x.shape[-1]
-    mean_dy, mean_dy_x = _mean_over(sync, (sum_dy / count, sum_dy_x / count))
-    dx = (inverse * scale) * (dy - mean_dy - normalised * mean_dy_x)
-    return dx.astype(x.dtype), sum_dy_x.astype(scale.dtype), sum_dy.astype(scale.dtype)
+    dtype: jnp.dtype, sync: NormSync | None, relu: bool, kept: Any, gradients: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    x, scale, bias, mean, inverse, result = kept
+    factor = inverse * scale
+    centred = x.astype(mean.dtype) - mean
+    dy = gradients[0]
+    if relu:
+        # Without a residual, x tells as well as the result what was cut off, and must be read here in any case.
+        cut = centred * factor + bias if result is None else result
+        dy = jnp.where(cut > 0, dy, 0)
+    normalised, wide_dy = centred * inverse, dy.astype(mean.dtype)
+    sums = _two_sums(wide_dy, wide_dy * normalised)
+    dx = _input_gradient(wide_dy, normalised, factor, sums, sync)
+    d_residual = None if result is None else dy
+    return dx.astype(x.dtype), sums[1].astype(scale.dtype), sums[0].astype(scale.dtype), d_residual
 
 
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def batch_norm_max_pool(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, dtype: jnp.dtype, sync: NormSync | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The stem's `batch_norm` with ReLU and then `max_pool`, without the array between them.
+
+    Normalising and ReLU never change which value of a channel is larger (or, for a negative scale, smaller). So the
+    pooling goes first and the rest is done on a quarter of the pixels; the sums of the backward pass, too, need only
+    these. A window whose values become equal by rounding gives its gradient to what was larger before.
+
+    Args:
+      x: [B, H, W, C]; the others as in `batch_norm`.
+
+    Returns:
+      [B, ceil(H / 2), ceil(W / 2), C] in `dtype`; mean and biased variance of `x`.
+    """
+    return _batch_norm_max_pool_forward(x, scale, bias, dtype, sync)[0]
+
+
+def _batch_norm_max_pool_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, dtype: jnp.dtype, sync: NormSync | None
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    wide, mean, var, inverse = _statistics(x, sync)
+    sign = jnp.where(scale < 0, -1, 1).astype(wide.dtype)
+    largest, index = largest_in_windows(wide * sign)
+    top = largest * sign
+    y = nn.relu((top - mean) * (inverse * scale) + bias).astype(dtype)
+    # Or XLA would keep what it has in float32 already, at twice the size.
+    y, top = lax.optimization_barrier((y, top.astype(x.dtype)))
+    return (y, mean, var), (x, top, index, scale, bias, mean, inverse)
+
+
+def _batch_norm_max_pool_backward(
+    dtype: jnp.dtype, sync: NormSync | None, kept: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, top, index, scale, bias, mean, inverse = kept
+    factor = inverse * scale
+    centred = top.astype(mean.dtype) - mean
+    dy = jnp.where(centred * factor + bias > 0, gradients[0].astype(mean.dtype), 0)
+    sums = _two_sums(dy, dy * (centred * inverse))
+    normalised = (x.astype(mean.dtype) - mean) * inverse
+    dx = _input_gradient(put_back(dy, index, *x.shape[1:3]), normalised, factor, sums, sync)
+    return dx.astype(x.dtype), sums[1].astype(scale.dtype), sums[0].astype(scale.dtype)
+
+
+batch_norm_max_pool.defvjp(_batch_norm_max_pool_forward, _batch_norm_max_pool_backward)
 
 
 def add_relu(x: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
@@ -100,9 +207,12 @@ def add_relu(x: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
 class FoldedNorm(nn.Module):
     """Stands where a BatchNorm was folded into the convolution before it: only what may follow is left."""
 
-    def __call__(self, x: jax.Array, residual: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, residual: jax.Array | None = None, *, relu: bool = False, pool: str | None = None
+    ) -> jax.Array:
         """As `BatchNorm`, without normalising."""
-        return add_relu(x, residual, relu)
+        y = add_relu(x, residual, relu)
+        return y if pool is None else max_pool(y, lowering=pool)
 
 
 class BatchNorm(nn.Module):
@@ -113,28 +223,31 @@ class BatchNorm(nn.Module):
 
     As torch, and unlike `flax.linen.BatchNorm`, the running `var` averages the unbiased batch variance
     (n / (n - 1) times the biased one that normalises the batch), so that weights travel both ways unchanged.
+
+    fused: one derivative for normalising, sum and ReLU; False leaves the latter two to JAX.
     """
 
     use_running_average: bool
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     sync: NormSync | None = None
+    fused: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, residual: jax.Array | None = None, *, relu: bool = False) -> jax.Array:
-        """Normalises, adds, cuts off what is negative: max(BN(x) + residual, 0).
+    def __call__(
+        self, x: jax.Array, residual: jax.Array | None = None, *, relu: bool = False, pool: str | None = None
+    ) -> jax.Array:
+        """Normalises, adds, cuts off what is negative: max(BN(x) + residual, 0). Then may pool.
 
         Args:
           x: [B, H, W, C] of any float type.
           residual: [B, H, W, C] in `dtype`; None to add nothing.
           relu: False for the sum as it is.
+          pool: None, or the `lowering` of a `max_pool` that follows; "fused" needs ReLU and no residual.
 
         Returns:
-          [B, H, W, C] in `dtype`.
+          [B, H, W, C] in `dtype`, or a quarter of that.
         """
-        return add_relu(self._normalise(x), residual, relu)
-
-    def _normalise(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
@@ -142,8 +255,18 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
-            return ((x - mean) * (lax.rsqrt(var + EPSILON) * scale) + bias).astype(self.dtype)
-        y, mean, var = batch_norm(x, scale, bias, self.dtype, self.sync)
+            y = ((x - mean) * (lax.rsqrt(var + EPSILON) * scale) + bias).astype(self.dtype)
+            y = add_relu(y, residual, relu)
+            return y if pool is None else max_pool(y, lowering=pool)
+        if pool == "fused":
+            y, mean, var = batch_norm_max_pool(x, scale, bias, self.dtype, self.sync)
+        elif self.fused:
+            y, mean, var = batch_norm(x, scale, bias, residual, self.dtype, self.sync, relu)
+        else:
+            y, mean, var = batch_norm(x, scale, bias, None, self.dtype, self.sync, False)
+            y = add_relu(y, residual, relu)
+        if pool not in (None, "fused"):
+            y = max_pool(y, lowering=pool)
         if not self.is_initializing():
             count = x.size // channels * (self.sync.size if self.sync else 1)
             unbiased = var * (count / max(count - 1, 1))

@@ -15,6 +15,7 @@ from jax import lax
 
 from rn50_jax.models.conv import Conv
 from rn50_jax.models.norm import BatchNorm, FoldedNorm, NormSync, add_relu
+from rn50_jax.models.pool import mean_pool
 from rn50_jax.precision import Precision
 
 
@@ -53,11 +54,6 @@ FAMILY: dict[str, Variant] = {
 Norm = partial[BatchNorm] | type[FoldedNorm]
 
 
-def pool(x: jax.Array) -> jax.Array:
-    """Mean over the pixels of [B, H, W, C]: [B, C] in float32 (for float64 input, in that)."""
-    return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
-
-
 class Linear(nn.Module):
     """Float32 linear layer with torch's `nn.Linear` initialisation: U(-1, 1) / sqrt(fan_in), bias too."""
 
@@ -82,7 +78,7 @@ class SqueezeExcitation(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        means = pool(x)
+        means = mean_pool(x)
         gate = nn.sigmoid(Linear(x.shape[-1], name="fc2")(nn.relu(Linear(self.units, name="fc1")(means))))
         return x * gate[:, None, None, :].astype(x.dtype)
 
@@ -133,8 +129,11 @@ class ResNet(nn.Module):
 
     width: channels of the stem. widths: of the stages; empty for width * (1, 2, 4, ...). fan: see `Conv`.
     se_units: hidden units of squeeze and excitation; 0 for a sixteenth of the block's channels.
+    lowering, stem: of the convolutions and of the first one, see `conv2d`. max_pool: see `pool.max_pool`.
     sync: devices that share BatchNorm's statistics in training; None if none do.
+    fused_norm: see `BatchNorm.fused`.
     folded: the model of `models.fold.fold_model`: each convolution has a bias, there is no BatchNorm, no training.
+    packed: the model of `models.fold.pack_model`, see `Conv`.
     """
 
     variant: Variant
@@ -146,8 +145,12 @@ class ResNet(nn.Module):
     fan: str = "fan_in"
     zero_init_last_gamma: bool = False
     lowering: str = "native"
+    stem: str = "conv"
+    max_pool: str = "fused"
     sync: NormSync | None = None
+    fused_norm: bool = True
     folded: bool = False
+    packed: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -161,10 +164,18 @@ class ResNet(nn.Module):
           Logits, float32 [B, num_classes].
         """
         dtype, matmul = self.precision.compute, self.precision.matmul
-        conv = partial(Conv, fan=self.fan, dtype=dtype, precision=matmul, lowering=self.lowering, bias=self.folded)
+        conv = partial(
+            Conv,
+            fan=self.fan,
+            dtype=dtype,
+            precision=matmul,
+            lowering=self.lowering,
+            bias=self.folded,
+            packed=self.packed,
+        )
         norm, last_norm = self._norms(train)
-        x = norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x), relu=True)
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        stem = self.lowering if self.stem == "conv" else self.stem
+        x = norm(name="bn1")(conv(self.width, 7, 2, lowering=stem, name="conv1")(x), relu=True, pool=self.max_pool)
         for stage, blocks in enumerate(self.variant.stages):
             for index in range(blocks):
                 x = Block(
@@ -177,12 +188,18 @@ class ResNet(nn.Module):
                     se_units=self.se_units,
                     name=f"layer{stage + 1}_{index}",
                 )(x)
-        return Linear(self.num_classes, name="fc")(pool(x))
+        return Linear(self.num_classes, name="fc")(mean_pool(x))
 
     def _norms(self, train: bool) -> tuple[Norm, Norm]:
         """What makes a block's BatchNorms and its last one."""
         if self.folded:
             return FoldedNorm, FoldedNorm
-        norm = partial(BatchNorm, use_running_average=not train, dtype=self.precision.compute, sync=self.sync)
+        norm = partial(
+            BatchNorm,
+            use_running_average=not train,
+            dtype=self.precision.compute,
+            sync=self.sync,
+            fused=self.fused_norm,
+        )
         last = nn.initializers.zeros if self.zero_init_last_gamma else nn.initializers.ones
         return norm, partial(norm, scale_init=last)

@@ -1,0 +1,95 @@
+"""Pooling: the stem's maximum with a derivative that needs no scatter, and the mean over all pixels."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+_WINDOW = list(itertools.product(range(3), range(3)))  # rows and columns in the order in which torch looks at them
+
+
+LOWERINGS = ("fused", "indexed", "native")
+
+
+def mean_pool(x: jax.Array) -> jax.Array:
+    """Mean over the pixels of [B, H, W, C]: [B, C] in float32 (for float64 input, in that)."""
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def max_pool(x: jax.Array, *, lowering: str) -> jax.Array:
+    """Maximum over 3x3 windows at stride 2 with a border of one pixel, torch's `MaxPool2d(3, 2, padding=1)`.
+
+    The gradient of each window goes to its maximum, of several equal ones to the first in reading order.
+
+    Args:
+      x: [B, H, W, C], not all -inf in any window.
+      lowering: "native" keeps `x` and its derivative is XLA's select-and-scatter, which nothing fuses with; "indexed"
+        keeps one byte per result, where in its window it stood, and its derivative is a sum of nine elementwise terms.
+        "fused" is the same here; in training, `norm.batch_norm_max_pool` takes the place of both it and BatchNorm.
+
+    Returns:
+      [B, ceil(H / 2), ceil(W / 2), C].
+    """
+    return _native_max_pool(x) if lowering == "native" else _indexed_max_pool(x, (x.shape[1], x.shape[2]))
+
+
+def _native_max_pool(x: jax.Array) -> jax.Array:
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def largest_in_windows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The maximum of each window of [B, H, W, C] and where in it, in reading order, it first stands: uint8, 0 to 8.
+
+    Elementwise over nine shifted views, so that XLA can compute `x` in the same kernel. As in torch, the last of what
+    is not a number wins.
+    """
+    batch, height, width, channels = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    ends = [2 * ((size + 1) // 2) - 1 for size in (height, width)]
+    largest, index = jnp.array(-jnp.inf, x.dtype), jnp.array(0, jnp.uint8)
+    for number, (row, col) in enumerate(_WINDOW):
+        limits = (batch, row + ends[0], col + ends[1], channels)
+        value = lax.slice(padded, (0, row, col, 0), limits, (1, 2, 2, 1))
+        larger = (value > largest) | jnp.isnan(value)
+        largest, index = jnp.where(larger, value, largest), jnp.where(larger, jnp.uint8(number), index)
+    return largest, index
+
+
+def put_back(values: jax.Array, index: jax.Array, height: int, width: int) -> jax.Array:
+    """The sums, [B, height, width, C], of what the windows' places `index` get: `values` [B, H', W', C], float.
+
+    Elementwise too, over nine views with a gap after each value.
+    """
+    zero = jnp.zeros((), values.dtype)
+    total: jax.Array | None = None
+    for number, window in enumerate(_WINDOW):
+        # The first row and column of a window may lie in the border: a negative edge cuts that off.
+        edges = [
+            (offset - 1, size - (offset - 1) - (2 * count - 1), 1)
+            for offset, size, count in zip(window, (height, width), index.shape[1:3], strict=True)
+        ]
+        part = lax.pad(jnp.where(index == number, values, zero), zero, [(0, 0, 0), *edges, (0, 0, 0)])
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _indexed_max_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    return _native_max_pool(x)
+
+
+def _max_pool_forward(x: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    largest, index = largest_in_windows(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    return largest.astype(x.dtype), index
+
+
+def _max_pool_backward(size: tuple[int, int], index: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    wide = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    return (put_back(wide, index, *size).astype(gradient.dtype),)
+
+
+_indexed_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
