@@ -50,8 +50,8 @@ def test_sgd_equals_torch(nesterov: bool) -> None:
             group["lr"] = rate
         optimizer.step()
         grads = {"conv1": {"kernel": gradient["conv1"]}, "bn1": {"scale": gradient["bn1"]}}
-        updates, state = tx.update(grads, state, params)
-        params = jax.tree.map(lambda w, u, rate=rate: w - rate * u, params, updates)
+        updates, state = tx.update(grads, state, params, learning_rate=rate)
+        params = jax.tree.map(jnp.subtract, params, updates)
     np.testing.assert_allclose(params["conv1"]["kernel"], theirs["conv1"].detach().numpy(), rtol=1e-5)
     np.testing.assert_allclose(params["bn1"]["scale"], theirs["bn1"].detach().numpy(), rtol=1e-5)
 

@@ -127,6 +127,8 @@ class ResNet(nn.Module):
     width: channels of the stem. widths: of the stages; empty for width * (1, 2, 4, ...). fan: see `Conv`.
     se_units: hidden units of squeeze and excitation; 0 for a sixteenth of the block's channels.
     sync: devices that share BatchNorm's statistics in training; None if none do.
+    frozen: parts (see `tune.part_names`) that are not trained: their BatchNorms use their running statistics, and leave
+    them alone, in training too.
     """
 
     variant: Variant
@@ -139,22 +141,28 @@ class ResNet(nn.Module):
     zero_init_last_gamma: bool = False
     lowering: str = "native"
     sync: NormSync | None = None
+    frozen: tuple[str, ...] = ()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, head: bool = True) -> jax.Array:
         """Classifies normalised images.
 
         Args:
           x: [B, H, W, 3], any float dtype.
           train: True normalises with the batch's statistics and updates the running ones (collection `batch_stats`).
+          head: False leaves out the classifier.
 
         Returns:
-          Logits, float32 [B, num_classes].
+          Logits, float32 [B, num_classes]; without the head the pooled features, float32 [B, C].
         """
         dtype, matmul = self.precision.compute, self.precision.matmul
         conv = partial(Conv, fan=self.fan, dtype=dtype, precision=matmul, lowering=self.lowering)
-        norm = partial(BatchNorm, use_running_average=not train, dtype=dtype, sync=self.sync)
-        x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
+
+        def norm_of(part: str) -> partial[BatchNorm]:
+            running = not train or part in self.frozen
+            return partial(BatchNorm, use_running_average=running, dtype=dtype, sync=self.sync)
+
+        x = nn.relu(norm_of("stem")(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.variant.stages):
             for index in range(blocks):
@@ -163,9 +171,10 @@ class ResNet(nn.Module):
                     width=self.widths[stage] if self.widths else self.width * 2**stage,
                     stride=2 if stage > 0 and index == 0 else 1,
                     conv=conv,
-                    norm=norm,
+                    norm=norm_of(f"layer{stage + 1}"),
                     zero_init_last_gamma=self.zero_init_last_gamma,
                     se_units=self.se_units,
                     name=f"layer{stage + 1}_{index}",
                 )(x)
-        return Linear(self.num_classes, name="fc")(pool(x))
+        features = pool(x)
+        return Linear(self.num_classes, name="fc")(features) if head else features
