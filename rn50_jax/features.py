@@ -57,11 +57,15 @@ def extract(stored: StoredModel, images: ImageSet) -> np.ndarray:
 
     Returns:
       float32 [N, C]: 2,048 channels of ResNet-50.
+
+    Raises:
+      UserError: naming an image that cannot be decoded.
     """
     config, count, devices = stored.config, len(images.files), stored.devices
     mesh = parallel.make_mesh(devices)
     with config.unlocked():
         config.batch_size = min(config.batch_size, math.ceil(count / len(devices)))
+        config.data.on_bad_file = "error"  # another image in its place would have another one's features
     step = partial(feature_step, model=stored.model, axis_name=parallel.AXIS)
     compiled = parallel.spread(step, mesh, mode=config.parallel, stacked=True)
     variables = parallel.replicate(stored.load(), mesh)
@@ -114,6 +118,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"cannot write {args.out}: {args.out.parent} is not a folder")
     class_names, images = find_images(args.folder)
     stored = load_model(args, overrides)
+    if stored.config.data.backend == "synthetic":
+        raise UserError(f"{stored.name} has config.data.backend='synthetic'; pass --config.data.backend=dali-cpu")
     features = extract(stored, images)
     arrays = {
         "features": features,

@@ -70,10 +70,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--target_top1", metavar="X", help="end the run once validation reaches X per cent top-1")
     hosts.add_arguments(parser)
     args, overrides = configs.parse_args(parser, argv)
-    if args.pretrained_weights is not None:
-        overrides.append(("model.pretrained_weights", args.pretrained_weights))
-    if args.target_top1 is not None:
-        overrides.append(("run.target_top1", args.target_top1))
+    shortcuts = {"model.pretrained_weights": args.pretrained_weights, "run.target_top1": args.target_top1}
+    overrides += [(key, text) for key, text in shortcuts.items() if text is not None]
 
     config, name = configs.load(args.config)
     config = configs.override(config, overrides)
