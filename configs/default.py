@@ -66,18 +66,36 @@ def get_config() -> ConfigDict:
     recipe.end_lr = 0.0  # where the cosine schedule ends; >= 0
     recipe.milestones = (30, 60, 80)  # step schedule: epochs after which the rate falls; integers >= 1
     recipe.milestone_factor = 0.1  # step schedule: factor at each milestone; > 0, at most 1
-    recipe.momentum = 0.875  # of SGD; 0 up to, not including, 1
+    recipe.poly_power = 2.0  # poly schedule: the rate falls as this power of the time that is left; > 0
+    recipe.optimizer = "sgd"  # sgd, lars or lamb (the latter two for batches of thousands)
+    recipe.momentum = 0.875  # of SGD and LARS; 0 up to, not including, 1
     recipe.nesterov = False  # Nesterov's momentum
+    recipe.lars_trust = 0.001  # of LARS: rate of a tensor by its norms; > 0
+    recipe.beta1 = 0.9  # of LAMB: decay of the average of gradients; 0 up to, not including, 1
+    recipe.beta2 = 0.999  # of LAMB: decay of the average of squared gradients; 0 up to, not including, 1
+    recipe.eps = 1e-6  # of LAMB: added to the root of the latter; > 0
+    recipe.clip_norm = 0.0  # gradients of a larger global norm are scaled down to it; >= 0, 0: never
     recipe.weight_decay = 1 / 32768  # coupled L2; >= 0
-    recipe.decay_mask = "no_bn"  # decays all but BatchNorms (no_bn), what NVIDIA's code does (reference), or all
+    recipe.decay_mask = "no_bn"  # decays all but BatchNorms; no_bn_bias: nor biases; reference: NVIDIA's code; all
+    recipe.loss = "cross_entropy"  # cross_entropy, or bce: binary cross-entropy of each class, averaged over them
+    recipe.bce_threshold = 0.0  # bce: a (mixed) target above it counts as 1, any other as 0; 0: targets as they are
     recipe.label_smoothing = 0.1  # probability spread evenly over all classes; 0 up to, not including, 1
     recipe.mixup = 0.0  # alpha of mixup's Beta(alpha, alpha); 0: off
+    recipe.cutmix = 0.0  # alpha of CutMix's Beta(alpha, alpha); 0: off
+    recipe.cutmix_share = 0.5  # probability of CutMix, if mixup is on too: each forward pass draws one; 0 to 1
+    recipe.random_erasing = 0.0  # probability that a box of an image is set to the mean colour; 0 to 1
     recipe.mixup_draw = "device"  # each device and forward pass draws its mixing, or global: all devices have the same
     recipe.optimizer_batch_size = 0  # global batch of one update, reached by accumulating gradients; 0: no accumulation
     recipe.running_average = "mean"  # of BatchNorm: mean of the devices' running statistics, or those of the first
     recipe.bn_group = 1  # devices that share BatchNorm's batch statistics: 1, each its own; G, neighbours; 0, all
     recipe.ema_decay = 0.0  # of moving averages of weights and running statistics, such as 0.9999; 0: none
     recipe.exact_reference = False  # True: all departures of NVIDIA's code from its documentation, see docs/recipe.md
+
+    config.tune = tune = ConfigDict()  # fine-tuning of model.pretrained_weights, see docs/fine-tuning.md
+    tune.freeze = ()  # parts that are not trained, such as ("stem", "layer1"); all but ("fc",): a linear probe
+    tune.lr_decay = 1.0  # factor of the learning rate from each part to the one before it, 1 for fc; > 0, at most 1
+    tune.lr_scales = ()  # factors for single parts, such as (("layer4", 0.1),); they go before lr_decay
+    tune.new_head = False  # True: a new classifier even if that of the weight file fits
 
     config.loss_scale = loss_scale = ConfigDict()  # only read with precision fp16
     loss_scale.mode = "static"  # static or dynamic; either way a step whose gradients overflow changes nothing else
@@ -100,6 +118,7 @@ def get_config() -> ConfigDict:
     config.run = run = ConfigDict()
     run.prof = 0  # run only this many training steps and validation batches and save no checkpoint; 0: the whole run
     run.training_only = False  # skip validation
+    run.target_top1 = 0.0  # stop when validation reaches it, per cent (also --target_top1 X); 0 to 100, 0: never
     run.evaluate = False  # validate the latest checkpoint instead of training
     run.save_checkpoints = True  # False: nothing to resume from
     run.max_skipped_steps = 50  # steps in a row without finite gradients, all left out, that stop the run; integer >= 1

@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 from rn50_jax.models.conv import INITS
 from rn50_jax.models.norm import NormSync
 from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.optim import Schedule, make_schedule, sgd
+from rn50_jax.optim import Schedule, by_part, clipped, lamb, lars, make_schedule, sgd
 from rn50_jax.plan import Plan
 from rn50_jax.precision import PRECISIONS, Scaling
 from rn50_jax.state import TrainState, init_state
 from rn50_jax.step import TrainOptions
+from rn50_jax.tune import rate_factors
 
 
 def build_model(config: ConfigDict, *, num_classes: int, platform: str, sync: NormSync | None = None) -> ResNet:
@@ -38,6 +39,7 @@ def build_model(config: ConfigDict, *, num_classes: int, platform: str, sync: No
         max_pool=config.model.max_pool,
         sync=sync,
         fused_norm=config.model.fused_norm,
+        frozen=config.tune.freeze,
     )
 
 
@@ -56,13 +58,22 @@ def stem(config: ConfigDict, platform: str) -> str:
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The config's optimiser; the learning rate is applied by the step."""
-    return sgd(
-        momentum=config.recipe.momentum,
-        weight_decay=config.recipe.weight_decay,
-        nesterov=config.recipe.nesterov,
-        mask=config.recipe.decay_mask,
-    )
+    """The config's optimiser; the step tells it the learning rate."""
+    recipe = config.recipe
+    shared = {"weight_decay": recipe.weight_decay, "mask": recipe.decay_mask}
+    if recipe.optimizer == "lamb":
+        optimizer = lamb(beta1=recipe.beta1, beta2=recipe.beta2, eps=recipe.eps, **shared)
+    elif recipe.optimizer == "lars":
+        optimizer = lars(momentum=recipe.momentum, nesterov=recipe.nesterov, trust=recipe.lars_trust, **shared)
+    else:
+        optimizer = sgd(momentum=recipe.momentum, nesterov=recipe.nesterov, **shared)
+    if recipe.clip_norm > 0:
+        optimizer = clipped(optimizer, recipe.clip_norm)
+    if config.tune.lr_decay != 1 or config.tune.lr_scales:
+        num_stages = len(config.model.stages or FAMILY[config.model.arch].stages)
+        factors = rate_factors(num_stages, decay=config.tune.lr_decay, scales=config.tune.lr_scales)
+        optimizer = by_part(optimizer, factors)
+    return optimizer
 
 
 def build_schedule(config: ConfigDict, plan: Plan) -> Schedule:
@@ -77,6 +88,7 @@ def build_schedule(config: ConfigDict, plan: Plan) -> Schedule:
         end_lr=config.recipe.end_lr,
         milestones=config.recipe.milestones,
         milestone_factor=config.recipe.milestone_factor,
+        poly_power=config.recipe.poly_power,
     )
 
 
@@ -91,7 +103,12 @@ def build_options(config: ConfigDict, accumulation: int) -> TrainOptions:
     )
     return TrainOptions(
         label_smoothing=config.recipe.label_smoothing,
+        loss=config.recipe.loss,
+        bce_threshold=config.recipe.bce_threshold,
         mixup=config.recipe.mixup,
+        cutmix=config.recipe.cutmix,
+        cutmix_share=config.recipe.cutmix_share,
+        random_erasing=config.recipe.random_erasing,
         mixup_draw=config.recipe.mixup_draw,
         running_average=config.recipe.running_average,
         accumulation=accumulation,

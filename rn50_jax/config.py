@@ -16,6 +16,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY
 from rn50_jax.recipe_files import FOLDER, find_config
 from rn50_jax.rules import EXACT_REFERENCE, RULES
+from rn50_jax.tune import part_names
 
 # The config that weight files are used with.
 DEFAULT = FOLDER / "default.py"
@@ -197,6 +198,9 @@ def validate(config: ConfigDict) -> None:
             f"config.data.resize={config.data.resize} must be at least config.data.image_size={config.data.image_size}"
         )
     _validate_model(config)
+    _validate_tuning(config)
+    if config.recipe.bce_threshold and config.recipe.loss != "bce":
+        raise UserError(f"config.recipe.bce_threshold is of no use with config.recipe.loss={config.recipe.loss!r}")
     for key, value in EXACT_REFERENCE.items():
         if config.recipe.exact_reference and flat[key] != value:
             raise UserError(
@@ -205,8 +209,9 @@ def validate(config: ConfigDict) -> None:
             )
     if config.report.dle_json == config.report.file:
         raise UserError("config.report.dle_json and config.report.file name the same file; give them two names")
-    if config.run.training_only and config.run.evaluate:
-        raise UserError("config.run.training_only and config.run.evaluate exclude each other; set one of them")
+    for key in ("run.evaluate", "run.target_top1"):
+        if config.run.training_only and flat[key]:
+            raise UserError(f"config.run.training_only and config.{key} exclude each other; set one of them")
 
 
 def _validate_model(config: ConfigDict) -> None:
@@ -224,3 +229,18 @@ def _validate_model(config: ConfigDict) -> None:
                 f"config.model.arch={config.model.arch!r} has {variant.groups} groups, so the width of a stage must be "
                 f"a multiple of {variant.groups // variant.inner}, and config.model.width or widths makes it {width}"
             )
+
+
+def _validate_tuning(config: ConfigDict) -> None:
+    parts = part_names(len(config.model.stages or FAMILY[config.model.arch].stages))
+    frozen, scaled = config.tune.freeze, [part for part, _ in config.tune.lr_scales]
+    for key, names in (("freeze", frozen), ("lr_scales", scaled)):
+        for name in names:
+            if name not in parts:
+                raise UserError(f"config.tune.{key} names {name!r}; the parts of the model are {', '.join(parts)}")
+        if len(set(names)) < len(names):
+            raise UserError(f"config.tune.{key}={config.tune[key]} names a part twice")
+    if len(frozen) == len(parts):
+        raise UserError(f"config.tune.freeze={frozen} leaves nothing to train; leave a part out")
+    for name in set(frozen) & set(scaled):
+        raise UserError(f"config.tune.lr_scales has a rate for {name!r}, which config.tune.freeze holds; drop one")

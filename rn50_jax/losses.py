@@ -2,6 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import optax
+
+LOSSES = ("cross_entropy", "bce")
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -25,6 +28,32 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float 
     if label_smoothing == 0.0:
         return hit
     return (1.0 - label_smoothing) * hit - label_smoothing * jnp.mean(log_p, axis=1)
+
+
+def binary_cross_entropy(
+    logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0, threshold: float = 0.0
+) -> jax.Array:
+    """Cross-entropy of each class's sigmoid, averaged over the classes (Wightman et al. 2021, arXiv:2110.00476).
+
+    The mean over the classes, not their sum, is timm's. Smoothing is that of `cross_entropy`: the targets become
+    (1 - s) * t + s / K.
+
+    Args:
+      logits: float32 [B, K].
+      targets: int32 [B] class indices, or float32 [B, K] class probabilities.
+      threshold: above 0, every class whose target exceeds it gets the target 1 and all others 0, before any smoothing:
+        both classes of a mixed image count in full. (timm thresholds after its smoothing, which is then lost.)
+
+    Returns:
+      float32 [B].
+    """
+    classes = logits.shape[1]
+    if targets.ndim == 1:
+        targets = jax.nn.one_hot(targets, classes, dtype=logits.dtype)
+    if threshold > 0:
+        targets = (targets > threshold).astype(logits.dtype)
+    targets = (1.0 - label_smoothing) * targets + label_smoothing / classes
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets), axis=1)
 
 
 def top_k_hits(logits: jax.Array, labels: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -15,7 +15,7 @@ from rn50_jax.checkpoint import Checkpoints, Meta
 from rn50_jax.data.feed import Position
 from rn50_jax.data.folder import check_class_names
 from rn50_jax.errors import UserError, warn
-from rn50_jax.models.resnet import ResNet
+from rn50_jax.integrity import score
 from rn50_jax.setup import Setup
 from rn50_jax.state import TrainState
 from rn50_jax.weight_files import read_weights
@@ -23,20 +23,33 @@ from rn50_jax.weights import start_from
 from rn50_jax.workdir import versions
 
 # What decides which arrays a state has.
-_FIXED = ("model.arch", "model.stages", "model.width", "model.widths", "model.se_units")
+_FIXED = (
+    *(f"model.{key}" for key in ("arch", "stages", "width", "widths", "se_units")),
+    "recipe.optimizer",
+    "tune.freeze",
+)
 
 
 class Start(NamedTuple):
     """Where a run begins or goes on.
 
     state: on the host. position: of the stream of batches. goodput: seconds by phase until the checkpoint; lost:
-    seconds after it, whose work must be done again.
+    seconds after it, whose work must be done again. top1: of the checkpoint's validation, -1 if there was none.
     """
 
     state: TrainState
     position: Position
     goodput: dict[str, float]
     lost: float
+    top1: float = -1.0
+
+    def finished(self, config: ConfigDict) -> str | None:
+        """Why the run has nothing left to do, if so."""
+        if self.position.epoch >= config.epochs:
+            return f"{self.position.epoch} of {config.epochs} epochs are done"
+        if 0 < config.run.target_top1 <= self.top1:
+            return f"epoch {self.position.epoch} reached {self.top1:.3f} % top-1 ({config.run.target_top1:g} wanted)"
+        return None
 
 
 def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -> Start:
@@ -49,7 +62,7 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
       UserError: checkpoints or weight file cannot be read, are of another model or other classes, or of the middle of
         an epoch that cannot go on in the same way.
     """
-    config, workdir, _, dataset, _, model = setup
+    config, workdir, dataset, model = setup.config, setup.workdir, setup.dataset, setup.model
 
     def check(meta: Meta) -> None:
         check_class_names(dataset.class_names, tuple(meta["class_names"]), config.data.dir)
@@ -57,23 +70,24 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
 
     found = checkpoints.restore_newest(build_state(config, model, abstract=True), check)
     if found is None:
-        return Start(_fresh_state(config, model), Position(0, 0), {}, 0.0)
+        return Start(_fresh_state(setup), Position(0, 0), {}, 0.0)
     state, meta = found
     state, position = _position(setup, stream, state, meta, checkpoints)
     before, now = (configs.flatten(c) for c in (configs.from_tree(meta["config"]), config))
     for key, value in now.items():
         if before.get(key) != value:
             warn(f"this run was started with another config.{key}: {before.get(key)!r} became {value!r}")
-    return Start(state, position, meta["goodput"], _lost(workdir / config.report.file, meta))
+    return Start(state, position, meta["goodput"], _lost(workdir / config.report.file, meta), score(meta["metrics"]))
 
 
 def _check_model(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
     before, now = configs.flatten(saved), configs.flatten(config)
     for key in (*_FIXED, "recipe.ema_decay"):
-        switched = bool(before[key]) != bool(now[key])  # a decay of another size goes on with the same averages
-        if before[key] != now[key] and (key in _FIXED or switched):
+        saved_value = before.get(key, now[key])  # what a checkpoint of an older version lacks, its arrays tell
+        switched = bool(saved_value) != bool(now[key])  # a decay of another size goes on with the same averages
+        if saved_value != now[key] and (key in _FIXED or switched):
             raise UserError(
-                f"{workdir} holds checkpoints of another model: config.{key} was {before[key]!r} and is "
+                f"{workdir} holds checkpoints of another model or optimiser: config.{key} was {saved_value!r} and is "
                 f"{now[key]!r} now; set it back, or choose another --workdir"
             )
 
@@ -135,12 +149,24 @@ def _lost(metrics_file: Path, meta: Meta) -> float:
         return 0.0
 
 
-def _fresh_state(config: ConfigDict, model: ResNet) -> TrainState:
+def _fresh_state(setup: Setup) -> TrainState:
     """Initialised, or with pretrained weights."""
+    config, model = setup.config, setup.model
     source = config.model.pretrained_weights
     if not source:
+        if config.tune.freeze:
+            raise UserError(
+                f"config.tune.freeze={config.tune.freeze} would hold random weights; give --pretrained_weights FILE"
+            )
         return build_state(config, model)
-    arrays = read_weights(Path(source)).arrays
-    state, told = start_from(build_state(config, model), arrays, model, source)
+    file = read_weights(Path(source))
+    classes = tuple(file.meta.get("class_names", setup.dataset.class_names))
+    new_head = config.tune.new_head or classes != setup.dataset.class_names
+    if new_head and "fc" in config.tune.freeze:
+        raise UserError(
+            f"config.tune.freeze holds 'fc', but {source} has a classifier of other classes than {config.data.dir}; "
+            "leave 'fc' out"
+        )
+    state, told = start_from(build_state(config, model), file.arrays, model, source, new_head=new_head)
     print(told)
     return state

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from rn50_jax.losses import LOSSES
 from rn50_jax.models.conv import INITS, LOWERINGS, STEMS
 from rn50_jax.models.pool import LOWERINGS as POOLS
 from rn50_jax.models.resnet import FAMILY
-from rn50_jax.optim import DECAY_MASKS, SCHEDULES
+from rn50_jax.optim import DECAY_MASKS, OPTIMIZERS, SCHEDULES
 
 
 class Rule(NamedTuple):
@@ -53,8 +54,17 @@ def _is_image_sizes(pairs: tuple[Any, ...]) -> bool:
     return not pairs or (epochs[0] == 0 and rising and all(size >= 32 for _, size in pairs))
 
 
+def _is_rate_scale(pair: Any) -> bool:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+        return False
+    return isinstance(pair[1], (int, float)) and not isinstance(pair[1], bool) and 0 < pair[1] < float("inf")
+
+
 _BOOLEAN = Rule(bool, "True or False", lambda v: True)
 _FRACTION = _number(">= 0 and < 1", lambda v: 0 <= v < 1)
+_PROBABILITY = _number("from 0 to 1", lambda v: 0 <= v <= 1)
+_POSITIVE = _number("> 0", lambda v: 0 < v < float("inf"))
+_NOT_NEGATIVE = _number(">= 0", lambda v: 0 <= v < float("inf"))
 
 RULES: dict[str, Rule] = {
     "seed": _integer(0),
@@ -118,18 +128,36 @@ RULES: dict[str, Rule] = {
     "recipe.end_lr": _number(">= 0", lambda v: 0 <= v < float("inf")),
     "recipe.milestones": _integers("(30, 60, 80)"),
     "recipe.milestone_factor": _number("> 0 and at most 1", lambda v: 0 < v <= 1),
+    "recipe.poly_power": _POSITIVE,
+    "recipe.optimizer": _choice(*OPTIMIZERS),
     "recipe.momentum": _FRACTION,
     "recipe.nesterov": _BOOLEAN,
+    "recipe.lars_trust": _POSITIVE,
+    "recipe.beta1": _FRACTION,
+    "recipe.beta2": _FRACTION,
+    "recipe.eps": _POSITIVE,
+    "recipe.clip_norm": _NOT_NEGATIVE,
     "recipe.weight_decay": _number(">= 0", lambda v: 0 <= v < float("inf")),
     "recipe.decay_mask": _choice(*DECAY_MASKS),
+    "recipe.loss": _choice(*LOSSES),
+    "recipe.bce_threshold": _FRACTION,
     "recipe.label_smoothing": _FRACTION,
     "recipe.mixup": _number(">= 0", lambda v: 0 <= v < float("inf")),
+    "recipe.cutmix": _NOT_NEGATIVE,
+    "recipe.cutmix_share": _PROBABILITY,
+    "recipe.random_erasing": _PROBABILITY,
     "recipe.mixup_draw": _choice("device", "global"),
     "recipe.optimizer_batch_size": _integer(0),
     "recipe.running_average": _choice("mean", "first"),
     "recipe.bn_group": _integer(0),
     "recipe.ema_decay": _FRACTION,
     "recipe.exact_reference": _BOOLEAN,
+    "tune.freeze": Rule(tuple, "names of parts, such as ('stem', 'layer1')", lambda v: all(type(n) is str for n in v)),
+    "tune.lr_decay": _number("> 0 and at most 1", lambda v: 0 < v <= 1),
+    "tune.lr_scales": Rule(
+        tuple, "pairs of a part and a factor > 0, such as (('layer4', 0.1),)", lambda v: all(map(_is_rate_scale, v))
+    ),
+    "tune.new_head": _BOOLEAN,
     "loss_scale.mode": _choice("static", "dynamic"),
     "loss_scale.init": _number("from 1 to 2**24", lambda v: 1 <= v <= 2**24),
     "loss_scale.growth_interval": _integer(1),
@@ -144,6 +172,7 @@ RULES: dict[str, Rule] = {
     "report.dle_json": Rule(str, "a file, or empty", lambda v: True),
     "run.prof": _integer(0),
     "run.training_only": _BOOLEAN,
+    "run.target_top1": _number("from 0 to 100", lambda v: 0 <= v <= 100),
     "run.evaluate": _BOOLEAN,
     "run.save_checkpoints": _BOOLEAN,
     "run.max_skipped_steps": _integer(1),

@@ -8,14 +8,15 @@ import optax
 
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.precision import LossScale, init_loss_scale
+from rn50_jax.tune import split
 
 
 class TrainState(NamedTuple):
     """State of a run: arrays only, replicated over devices, never stacked.
 
     step: int32 [], updates applied. params: float32 tree. batch_stats: float32 tree of BatchNorm's running averages.
-    opt_state: optax state (momentum, float32). ema: {"params", "batch_stats"}, their exponential moving averages; {}
-    without. loss_scale: see `precision.LossScale`.
+    opt_state: optax state (momentum, float32) of the parameters that are trained. ema: {"params", "batch_stats"}, their
+    exponential moving averages; {} without. loss_scale: see `precision.LossScale`.
     """
 
     step: jax.Array
@@ -45,7 +46,7 @@ def init_state(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
+        opt_state=optimizer.init(split(variables["params"], model.frozen)[0]),
         ema={"params": variables["params"], "batch_stats": variables["batch_stats"]} if ema else {},
         loss_scale=init_loss_scale(loss_scale),
     )

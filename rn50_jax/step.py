@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from rn50_jax.augment import draw_mixup, mixup, normalise
-from rn50_jax.losses import cross_entropy, top_k_hits
+from rn50_jax.augment import draw_boxes, draw_mixing, erase, mix, normalise
+from rn50_jax.losses import binary_cross_entropy, cross_entropy, top_k_hits
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.optim import Schedule, moving_average
 from rn50_jax.precision import Scaling, all_finite, update_loss_scale
 from rn50_jax.state import TrainState, Variables
+from rn50_jax.tune import split
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -25,6 +26,8 @@ class TrainOptions(NamedTuple):
     """What of the recipe acts inside the step.
 
     mixup_draw: "device", each device and pass draws its own mixing, or "global", all devices the same.
+    mixup, cutmix, cutmix_share: see `augment.draw_mixing`. random_erasing: probability for an image.
+    loss: a key of `losses.LOSSES`. bce_threshold: see `losses.binary_cross_entropy`.
     running_average: "mean" averages BatchNorm's running statistics over the devices, "first" keeps device 0's.
     all_reduce: how gradients are averaged over the devices: "fp32"; "bf16", rounded, at half the traffic; "ordered", in
     the order of the devices, at D times the traffic, for the same bits on any division of the devices into processes.
@@ -41,11 +44,24 @@ class TrainOptions(NamedTuple):
     ema_decay: float
     scaling: Scaling | None
     seed: int
+    cutmix: float = 0.0
+    cutmix_share: float = 0.5
+    random_erasing: float = 0.0
+    loss: str = "cross_entropy"
+    bce_threshold: float = 0.0
 
 
 def mixup_key(seed: int, step: jax.Array | int, device: jax.Array | int) -> jax.Array:
     """The key of one device's mixing in one step, split further between accumulated passes."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), device)
+
+
+def _keys(options: TrainOptions, step: jax.Array, device: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For mixing and for erasing, which each device always draws for itself."""
+    own = mixup_key(options.seed, step, device)
+    mixing = own if options.mixup_draw == "device" else mixup_key(options.seed, step, 0)
+    # A child of the key that no number of accumulated passes reaches.
+    return mixing, jax.random.fold_in(own, 2**31 - 1)
 
 
 def train_step(
@@ -61,9 +77,9 @@ def train_step(
     """One update from `options.accumulation` forward and backward passes over equal slices of the batch.
 
     Gradients, and BatchNorm's running averages unless `options` says otherwise, are averaged over the devices of
-    `axis_name`; batch statistics stay per pass and per device, or per group of them if the model has one. A step
-    whose loss or a gradient is not finite leaves the whole state as it was, only the loss scale and the counts of
-    `LossScale` move.
+    `axis_name`; batch statistics stay per pass and per device, or per group of them if the model has one. Parts in
+    `model.frozen` have no gradients and do not change. A step whose loss or a gradient is not finite leaves the whole
+    state as it was, only the loss scale and the counts of `LossScale` move.
 
     Returns:
       The new state and {"loss", "top1", "lr", "loss_scale"}: float32 [], {"skipped_steps", "skipped_in_a_row"}:
@@ -71,19 +87,21 @@ def train_step(
       mixup: of the first image's label); loss_scale the one that the step used.
     """
     device = lax.axis_index(axis_name)
-    key = mixup_key(options.seed, state.step, device if options.mixup_draw == "device" else 0)
-    grads, batch_stats, metrics = _accumulate(state, batch, key, model, options)
+    trained, held = split(state.params, model.frozen)
+    grads, batch_stats, metrics = _accumulate(state, batch, _keys(options, state.step, device), model, options)
     grads = _mean(grads, options.all_reduce, axis_name)
     exact = "ordered" if options.all_reduce == "ordered" else "fp32"
     metrics = _mean(metrics, exact, axis_name)
+    moving, still = split(batch_stats, model.frozen)  # a mean over devices might round what stays the same
     if options.running_average == "mean":
-        batch_stats = _mean(batch_stats, exact, axis_name)
+        moving = _mean(moving, exact, axis_name)
     else:
-        batch_stats = lax.psum(jax.tree.map(lambda x: jnp.where(device == 0, x, 0), batch_stats), axis_name)
+        moving = lax.psum(jax.tree.map(lambda x: jnp.where(device == 0, x, 0), moving), axis_name)
+    batch_stats = moving | still
 
     lr = learning_rate(state.step)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda w, u: w - lr * u, state.params, updates)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained, learning_rate=lr)
+    params = jax.tree.map(jnp.subtract, trained, updates) | held
     ema = state.ema
     if options.ema_decay:
         live = {"params": params, "batch_stats": batch_stats}
@@ -119,41 +137,42 @@ def _ordered_sum(tree: Any, axis_name: str) -> Any:
 
 
 def _accumulate(
-    state: TrainState, batch: Batch, key: jax.Array, model: ResNet, options: TrainOptions
+    state: TrainState, batch: Batch, keys: tuple[jax.Array, jax.Array], model: ResNet, options: TrainOptions
 ) -> tuple[Any, Any, Metrics]:
     """Mean gradients and metrics over the slices of the batch, BatchNorm's running averages after the last."""
     scale = state.loss_scale.value if options.scaling is not None else None
+    trained, held = split(state.params, model.frozen)
 
-    def one_pass(batch_stats: Any, part: Batch, key: jax.Array) -> tuple[Any, Any, Metrics]:
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-            images, targets = normalise(part["image"]), part["label"]
-            if options.mixup > 0:
-                one_hot = jax.nn.one_hot(targets, model.num_classes)
-                images, targets = mixup(images, one_hot, *draw_mixup(key, options.mixup, images.shape[0]))
+    def one_pass(batch_stats: Any, part: Batch, keys: tuple[jax.Array, jax.Array]) -> tuple[Any, Any, Metrics]:
+        images, targets = _augment(part, keys, model, options)
+
+        def loss_fn(trained: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
             logits, updated = model.apply(
-                {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+                {"params": trained | held, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
             )
-            loss = _weighted_mean(cross_entropy(logits, targets, options.label_smoothing), part["weight"])
+            loss = _weighted_mean(_objective(logits, targets, options), part["weight"])
             top1, _ = top_k_hits(logits, part["label"], 1)
             metrics = {"loss": loss, "top1": _weighted_mean(top1, part["weight"])}
             return loss if scale is None else loss * scale, (updated["batch_stats"], metrics)
 
-        grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
+        grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(trained)
         return grads, batch_stats, metrics
 
     if options.accumulation == 1:
-        grads, batch_stats, metrics = one_pass(state.batch_stats, batch, key)
+        grads, batch_stats, metrics = one_pass(state.batch_stats, batch, keys)
     else:
         parts = jax.tree.map(lambda x: x.reshape(options.accumulation, -1, *x.shape[1:]), batch)
-        keys = jax.random.split(key, options.accumulation)
+        mixing_keys, erasing_keys = (jax.random.split(key, options.accumulation) for key in keys)
 
-        def body(carry: tuple[Any, Any, Metrics], xs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        def body(carry: tuple[Any, Any, Metrics], xs: tuple[Batch, tuple[jax.Array, jax.Array]]) -> tuple[Any, None]:
             grads, batch_stats, metrics = one_pass(carry[1], *xs)
             return (_add(carry[0], grads), batch_stats, _add(carry[2], metrics)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        zeros = jax.tree.map(jnp.zeros_like, trained)
         no_metrics = {"loss": jnp.zeros(()), "top1": jnp.zeros(())}
-        (grads, batch_stats, metrics), _ = lax.scan(body, (zeros, state.batch_stats, no_metrics), (parts, keys))
+        (grads, batch_stats, metrics), _ = lax.scan(
+            body, (zeros, state.batch_stats, no_metrics), (parts, (mixing_keys, erasing_keys))
+        )
         metrics = jax.tree.map(lambda x: x / options.accumulation, metrics)
     divisor = options.accumulation * (1.0 if scale is None else scale)
     if options.accumulation > 1 or scale is not None:
@@ -164,6 +183,27 @@ def _accumulate(
 def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     """Mean of [B] values with weights 0 or 1: images that stand in for bad ones do not count."""
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1)
+
+
+def _augment(
+    part: Batch, keys: tuple[jax.Array, jax.Array], model: ResNet, options: TrainOptions
+) -> tuple[jax.Array, jax.Array]:
+    """The images as the model is to see them, and their targets: class indices, or probabilities if mixed."""
+    mixing_key, erasing_key = keys
+    images, targets = normalise(part["image"]), part["label"]
+    if options.random_erasing > 0:
+        images = erase(images, draw_boxes(erasing_key, options.random_erasing, images.shape[:3]))
+    if options.mixup > 0 or options.cutmix > 0:
+        rules = {name: getattr(options, name) for name in ("mixup", "cutmix", "cutmix_share")}
+        drawn = draw_mixing(mixing_key, images.shape[:3], **rules)
+        images, targets = mix(images, jax.nn.one_hot(targets, model.num_classes), drawn)
+    return images, targets
+
+
+def _objective(logits: jax.Array, targets: jax.Array, options: TrainOptions) -> jax.Array:
+    if options.loss == "bce":
+        return binary_cross_entropy(logits, targets, options.label_smoothing, options.bce_threshold)
+    return cross_entropy(logits, targets, options.label_smoothing)
 
 
 def _add(a: Any, b: Any) -> Any:

@@ -39,6 +39,7 @@ from rn50_jax.errors import Interrupted, RunStopped, UserError, warn
 from rn50_jax.evaluate import EvalStep, evaluate, evaluate_stored, make_eval_step
 from rn50_jax.goodput import Goodput
 from rn50_jax.guard import Request, Signals, Watchdog, locked
+from rn50_jax.integrity import score
 from rn50_jax.models.norm import norm_sync
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan, make_plan
@@ -66,10 +67,11 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--workdir", type=Path, help="folder of the run (default: runs/<config name>)")
     parser.add_argument("--pretrained_weights", metavar="FILE", help="weight file that a new run starts from")
+    parser.add_argument("--target_top1", metavar="X", help="end the run once validation reaches X per cent top-1")
     hosts.add_arguments(parser)
     args, overrides = configs.parse_args(parser, argv)
-    if args.pretrained_weights is not None:
-        overrides.append(("model.pretrained_weights", args.pretrained_weights))
+    shortcuts = {"model.pretrained_weights": args.pretrained_weights, "run.target_top1": args.target_top1}
+    overrides += [(key, text) for key, text in shortcuts.items() if text is not None]
 
     config, name = configs.load(args.config)
     config = configs.override(config, overrides)
@@ -132,8 +134,8 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
         stream = stream_facts(config, dataset.train, plan)
         start = find_start(setup, stream, checkpoints)
         hosts.check_agreement({"latest checkpoint (is the work folder shared?)": start.position[:2]})
-        if start.position.epoch >= config.epochs:
-            print(f"{workdir} is finished: {start.position.epoch} of {config.epochs} epochs are done")
+        if told := start.finished(config):
+            print(f"{workdir} is finished: {told}")
             return
         print_summary(config, workdir, mesh, dataset, plan, model, start.state)
         step = start.position.epoch * plan.steps_per_epoch + start.position.step
@@ -166,7 +168,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             run.train_epoch(epoch)
             metrics = run.validate(epoch)
             run.finish_epoch(epoch, metrics)
-            if config.run.prof and run.step >= config.run.prof:
+            if run.reached(metrics) or (config.run.prof and run.step >= config.run.prof):
                 break
         run.finish()
     if hosts.is_first():
@@ -268,8 +270,15 @@ class _Run:
         if self.position.step < self.setup.plan.steps_per_epoch:
             return  # run.prof has ended within the epoch
         self.position = Position(epoch + 1, 0)
-        if epoch + 1 == config.epochs or (epoch + 1) % config.checkpoint.every_epochs == 0:
+        last = epoch + 1 == config.epochs or self.reached(metrics)
+        if last or (epoch + 1) % config.checkpoint.every_epochs == 0:
             self._save(metrics)
+        if self.reached(metrics):
+            self.report.line(f"epoch {epoch + 1} reached the {config.run.target_top1:g} % top-1 of run.target_top1")
+
+    def reached(self, metrics: dict[str, float]) -> bool:
+        """Whether a validation found what `run.target_top1` asks for."""
+        return 0 < self.setup.config.run.target_top1 <= score(metrics)
 
     def _answer(self, request: Request) -> None:
         """Does what was asked for from outside."""

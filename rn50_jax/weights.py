@@ -176,17 +176,19 @@ def _enumerate(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + more
 
 
-def start_from(state: TrainState, arrays: Arrays, model: ResNet, source: str) -> tuple[TrainState, str]:
+def start_from(
+    state: TrainState, arrays: Arrays, model: ResNet, source: str, *, new_head: bool = False
+) -> tuple[TrainState, str]:
     """A fresh state with the weights of a file, and a sentence that says what was taken.
 
-    The classifier stays as it was initialised if it is of another number of classes.
+    The classifier stays as it was initialised with `new_head`, or if the file's is of another number of classes.
 
     Raises:
       UserError: see `fit`.
     """
     params, batch_stats = fit(arrays, model, source, any_head=True)
     told = f"starting from the weights of {source}"
-    if "fc" not in params:
+    if new_head or "fc" not in params:
         told += f"; its classifier of {arrays['fc.weight'].shape[0]} classes is replaced by a new one"
         told += f" of {model.num_classes}"
         params = params | {"fc": state.params["fc"]}

@@ -285,10 +285,42 @@ def test_config_builds_the_model_it_describes() -> None:
     )
 
 
+# Recipes from elsewhere.
+TARGETS = {"mlperf_lars"}
+
+
+def test_targets_from_elsewhere_are_called_so() -> None:
+    for stem in TARGETS:
+        text = (REPO / f"configs/{stem}.py").read_text()
+        assert "Target, not measured here" in text, stem
+        assert f"configs/{stem}.py" in (REPO / "docs/recipe.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("variant", "gpus", "batch", "epochs", "rates"),
+    [
+        ("3k", 8, 3264, 37, {0: 0.013393, 1: 10.5, 19: 10.5 * (18 / 35) ** 2}),
+        ("33k", 64, 33280, 58, {0: 0.034868, 15: 21.2, 37: 21.2 * 0.5**2}),
+    ],
+)
+def test_lars_recipes_are_those_of_mlperf(
+    variant: str, gpus: int, batch: int, epochs: int, rates: dict[int, float]
+) -> None:
+    config, _ = configs.load(f"configs/mlperf_lars.py:{variant}")
+    configs.validate(config)
+    plan = make_plan(config, num_images=1281167, num_devices=gpus)
+    assert (plan.global_batch, config.epochs, plan.accumulation) == (batch, epochs, 1 if gpus == 8 else 8)
+    rate, steps = build_schedule(config, plan), plan.steps_per_epoch
+    # The first step; the peak, at the end of the warm-up; and the power of what is left.
+    for epoch, wanted in rates.items():
+        step = (epoch + 1) * steps - 1 if epoch in (1, 15) else epoch * steps
+        assert float(rate(step)) == pytest.approx(wanted, rel=1e-3), epoch
+
+
 def test_all_shipped_configs_load_in_every_variant() -> None:
     stems = {path.stem for path in (REPO / "configs").glob("*.py")}
     machines = {"dgx1_50e", "dgx1_90e", "dgx1_250e", "dgx2_50e", "dgx2_90e", "dgx2_250e", "dgxa100_90e", "dgxa100_250e"}
-    assert stems == machines | {"default", "quickstart"}
+    assert stems == machines | {"default", "quickstart", "fine_tune", "linear_probe"} | TARGETS
     for stem in stems:
         config, _ = configs.load(str(REPO / f"configs/{stem}.py"))
         configs.validate(config)

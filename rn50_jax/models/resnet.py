@@ -134,6 +134,8 @@ class ResNet(nn.Module):
     fused_norm: see `BatchNorm.fused`.
     folded: the model of `models.fold.fold_model`: each convolution has a bias, there is no BatchNorm, no training.
     packed: the model of `models.fold.pack_model`, see `Conv`.
+    frozen: parts (see `tune.part_names`) that are not trained: their BatchNorms use their running statistics, and leave
+    them alone, in training too.
     """
 
     variant: Variant
@@ -151,17 +153,19 @@ class ResNet(nn.Module):
     fused_norm: bool = True
     folded: bool = False
     packed: bool = False
+    frozen: tuple[str, ...] = ()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, head: bool = True) -> jax.Array:
         """Classifies normalised images.
 
         Args:
           x: [B, H, W, 3], any float dtype.
           train: True normalises with the batch's statistics and updates the running ones (collection `batch_stats`).
+          head: False leaves out the classifier.
 
         Returns:
-          Logits, float32 [B, num_classes].
+          Logits, float32 [B, num_classes]; without the head the pooled features, float32 [B, C].
         """
         dtype, matmul = self.precision.compute, self.precision.matmul
         conv = partial(
@@ -173,10 +177,11 @@ class ResNet(nn.Module):
             bias=self.folded,
             packed=self.packed,
         )
-        norm, last_norm = self._norms(train)
+        norm, _ = self._norms(train, "stem")
         stem = self.lowering if self.stem == "conv" else self.stem
         x = norm(name="bn1")(conv(self.width, 7, 2, lowering=stem, name="conv1")(x), relu=True, pool=self.max_pool)
         for stage, blocks in enumerate(self.variant.stages):
+            norm, last_norm = self._norms(train, f"layer{stage + 1}")
             for index in range(blocks):
                 x = Block(
                     variant=self.variant,
@@ -188,15 +193,16 @@ class ResNet(nn.Module):
                     se_units=self.se_units,
                     name=f"layer{stage + 1}_{index}",
                 )(x)
-        return Linear(self.num_classes, name="fc")(mean_pool(x))
+        features = mean_pool(x)
+        return Linear(self.num_classes, name="fc")(features) if head else features
 
-    def _norms(self, train: bool) -> tuple[Norm, Norm]:
-        """What makes a block's BatchNorms and its last one."""
+    def _norms(self, train: bool, part: str) -> tuple[Norm, Norm]:
+        """What makes the BatchNorms of a part of the network, and the last one of a block."""
         if self.folded:
             return FoldedNorm, FoldedNorm
         norm = partial(
             BatchNorm,
-            use_running_average=not train,
+            use_running_average=not train or part in self.frozen,
             dtype=self.precision.compute,
             sync=self.sync,
             fused=self.fused_norm,

@@ -1,0 +1,137 @@
+"""Features of images: `python -m rn50_jax.features --workdir W DIR --out features.npz`, or `--weights FILE`."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from rn50_jax import config as configs
+from rn50_jax import errors, parallel
+from rn50_jax.augment import normalise
+from rn50_jax.data.feed import eval_batches
+from rn50_jax.data.folder import SUFFIXES, ImageSet, scan_split
+from rn50_jax.errors import UserError
+from rn50_jax.models.resnet import ResNet
+from rn50_jax.state import Variables
+from rn50_jax.step import Batch
+from rn50_jax.stored import StoredModel, add_source_arguments, load_model
+
+
+def feature_step(variables: Variables, batch: Batch, *, model: ResNet, axis_name: str) -> jax.Array:
+    """What the classifier sees of each image: the last stage's mean over the pixels, float32 [B, C]."""
+    del axis_name  # every device answers for its own images
+    features: jax.Array = model.apply(variables, normalise(batch["image"]), train=False, head=False)
+    return features
+
+
+def find_images(folder: Path) -> tuple[tuple[str, ...], ImageSet]:
+    """The images of a folder, in the order of their names: of its class folders, or else directly in it.
+
+    Returns:
+      The class names, and the images with their labels; without class folders no names and the label -1.
+
+    Raises:
+      UserError: no such folder, no images, a class folder without any, or images beside class folders.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    files = tuple(str(path) for path in entries if path.is_file() and path.name.lower().endswith(SUFFIXES))
+    if any(path.is_dir() for path in entries):
+        if files:
+            raise UserError(f"{folder} holds images, such as {files[0]}, beside class folders; give one or the other")
+        return scan_split(folder)
+    if not files:
+        raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    return (), ImageSet(files, np.full(len(files), -1, np.int32))
+
+
+def extract(stored: StoredModel, images: ImageSet) -> np.ndarray:
+    """The features of every image, once and in order, seen through the transform of evaluation.
+
+    Returns:
+      float32 [N, C]: 2,048 channels of ResNet-50.
+
+    Raises:
+      UserError: naming an image that cannot be decoded.
+    """
+    config, count, devices = stored.config, len(images.files), stored.devices
+    mesh = parallel.make_mesh(devices)
+    with config.unlocked():
+        config.batch_size = min(config.batch_size, math.ceil(count / len(devices)))
+        config.data.on_bad_file = "error"  # another image in its place would have another one's features
+    step = partial(feature_step, model=stored.model, axis_name=parallel.AXIS)
+    compiled = parallel.spread(step, mesh, mode=config.parallel, stacked=True)
+    variables = parallel.replicate(stored.load(), mesh)
+    result: np.ndarray | None = None
+    done, steps = 0, math.ceil(count / (config.batch_size * len(devices)))
+    console = Console(stderr=True)
+    batches = eval_batches(config, images, mesh)
+    for batch in track(batches, "features", total=steps, console=console, disable=not console.is_terminal):
+        part = np.asarray(compiled(variables, batch))
+        part = part.reshape(-1, part.shape[-1])[: count - done]  # the last batch is filled up at its end
+        if result is None:
+            result = np.empty((count, part.shape[1]), np.float32)
+        result[done : done + len(part)] = part
+        done += len(part)
+    assert result is not None and done == count
+    return result
+
+
+def write_features(path: Path, arrays: dict[str, Any]) -> None:
+    """Writes an `.npz` file, whole or not at all.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns its exit code."""
+    parser = errors.CommandLine(
+        prog="rn50_jax.features",
+        description="Write the pooled features of a folder's images, what the classifier sees of them, to an .npz "
+        "file: features (float32 [N, C]), files, labels (int32, -1 without class folders) and class_names.",
+        epilog="Any key of the model's config can be changed with --config.key=value, e.g. --config.batch_size=64.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of images or of class folders")
+    add_source_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="file to write")
+    args, overrides = configs.parse_args(parser, argv)
+    if args.out.suffix != ".npz":
+        raise UserError(f"--out {args.out} must end in .npz")
+    if not args.out.parent.is_dir():
+        raise UserError(f"cannot write {args.out}: {args.out.parent} is not a folder")
+    class_names, images = find_images(args.folder)
+    stored = load_model(args, overrides)
+    if stored.config.data.backend == "synthetic":
+        raise UserError(f"{stored.name} has config.data.backend='synthetic'; pass --config.data.backend=dali-cpu")
+    features = extract(stored, images)
+    arrays = {
+        "features": features,
+        "files": np.array([str(Path(file).relative_to(args.folder)) for file in images.files]),
+        "labels": images.labels,
+        "class_names": np.array(class_names, np.str_),
+    }
+    write_features(args.out, arrays)
+    classes = f", {len(class_names)} classes" if class_names else ""
+    print(f"{stored.name}\n{len(features)} images{classes}, {features.shape[1]} features each, written to {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,37 @@
+"""Fine-tuning: the parts of a network by name, which of them are trained, and how fast."""
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def part_names(num_stages: int) -> tuple[str, ...]:
+    """From the input to the output: "stem", "layer1", "layer2", ..., "fc" (the classifier)."""
+    return ("stem", *(f"layer{stage + 1}" for stage in range(num_stages)), "fc")
+
+
+def part_of(module: str) -> str:
+    """The part that a top-level module belongs to: "conv1" -> "stem", "layer2_0" -> "layer2", "fc" -> "fc"."""
+    return "stem" if module in ("conv1", "bn1") else module.partition("_")[0]
+
+
+def split(tree: dict[str, Any], frozen: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters or running statistics of the parts that are trained, and of the `frozen` ones.
+
+    `trained | frozen` is the tree again.
+    """
+    names = set(frozen)
+    held = {module: value for module, value in tree.items() if part_of(module) in names}
+    return {module: value for module, value in tree.items() if module not in held}, held
+
+
+def rate_factors(num_stages: int, *, decay: float, scales: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """What the learning rate of each part is multiplied by.
+
+    Args:
+      decay: factor from each part to the one before it (layer-wise decay: Howard & Ruder 2018, arXiv:1801.06146; Bao et
+        al. 2021, arXiv:2106.08254): 1 for the classifier, decay for the last stage, decay**2 for the one before it, ...
+      scales: (part, factor) pairs, which go before.
+    """
+    parts = part_names(num_stages)
+    by_depth = {part: decay**depth for depth, part in enumerate(reversed(parts))}
+    return {part: by_depth[part] for part in parts} | {part: float(factor) for part, factor in scales}
