@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -22,6 +21,7 @@ from rn50_jax import config as configs
 from rn50_jax import errors, hosts, parallel
 from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule
 from rn50_jax.checkpoint import Checkpoints
+from rn50_jax.console import validation_text
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import (
     Position,
@@ -32,24 +32,24 @@ from rn50_jax.data.feed import (
     train_batches,
     train_size,
 )
-from rn50_jax.data.folder import fingerprint
 from rn50_jax.data.quarantine import Quarantine
 from rn50_jax.diagnosis import note_steps_left_out, stop_if_diverging, telling_of_memory
-from rn50_jax.errors import Interrupted, RunStopped, UserError, warn
+from rn50_jax.errors import Interrupted, RunStopped, UserError
 from rn50_jax.evaluate import EvalStep, evaluate, evaluate_stored, make_eval_step
 from rn50_jax.goodput import Goodput
 from rn50_jax.guard import Request, Signals, Watchdog, locked
+from rn50_jax.loggers import check_loggers
 from rn50_jax.models.norm import norm_sync
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan, make_plan
-from rn50_jax.plot import plot_run
-from rn50_jax.report import Report, Window, open_report, print_summary, validation_text
+from rn50_jax.report import Report, open_report, print_summary, tell_where
 from rn50_jax.resume import describe, find_start
-from rn50_jax.setup import Setup
+from rn50_jax.setup import Setup, check_same_everywhere
 from rn50_jax.state import TrainState, variables_of
 from rn50_jax.step import Batch, Metrics, train_step
 from rn50_jax.stored import load_run
-from rn50_jax.workdir import make_workdir, versions
+from rn50_jax.window import Window
+from rn50_jax.workdir import make_workdir
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -96,6 +96,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Setup:
     Raises:
       UserError: something is missing or does not fit the validated config, or processes differ in it.
     """
+    check_loggers(config)
     devices = parallel.find_devices(backend=config.data.backend, precision=config.precision)
     dataset = open_dataset(config, need_val=not config.run.training_only)
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
@@ -106,10 +107,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Setup:
         sync=norm_sync(parallel.AXIS, len(devices), config.recipe.bn_group),
     )
     make_workdir(workdir)
-    if jax.process_count() > 1:
-        facts = {f"config.{key}": value for key, value in configs.flatten(config).items()} | versions()
-        facts |= {"training set": fingerprint(dataset.train), "validation set": fingerprint(dataset.val)}
-        hosts.check_agreement(facts)
+    check_same_everywhere(config, dataset)
     return Setup(config, workdir, parallel.make_mesh(devices), dataset, plan, model)
 
 
@@ -151,7 +149,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             signals=stack.enter_context(Signals(60 * config.checkpoint.every_minutes)),
             watchdog=watchdog,
             checkpoints=checkpoints,
-            report=stack.enter_context(open_report(config, workdir, mesh, plan, step, argv)),
+            report=stack.enter_context(open_report(config, workdir, mesh, plan, dataset, step, argv)),
             goodput=Goodput(start.goodput, start.lost),
             quarantine=quarantine,
             batches=stack.enter_context(
@@ -170,12 +168,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
                 break
         run.finish()
     if hosts.is_first():
-        curves = workdir / "curves.png"
-        try:
-            plot_run(workdir / config.report.file, curves)
-        except OSError as error:
-            warn(f"{curves} cannot be written: {error.strerror}")
-        print(f"done; curves in {curves}")
+        tell_where(config, workdir)
 
 
 def _saves(config: ConfigDict) -> bool:
@@ -245,6 +238,7 @@ class _Run:
     def validate(self, epoch: int) -> dict[str, float]:
         """The metrics of all kinds of weights on all of `val/`; none with `run.training_only`."""
         config, _, mesh, dataset, _, _ = self.setup
+        self.report.validating(0)
         with self.goodput.during("validation"):
             if self.find_divergence and (difference := self.find_divergence(self.state)):
                 raise RunStopped(f"the devices diverged by step {self.step}: {difference}; {_DIVERGED}")
@@ -258,6 +252,7 @@ class _Run:
 
     def _heed_signals(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for number, batch in enumerate(self.watchdog.watch(batches), 1):
+            self.report.validating(number)
             self._answer(self.signals.poll(together=number % self.setup.config.report.print_every == 0))
             yield batch
 
