@@ -11,6 +11,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -60,7 +61,11 @@ class Guarded:
         self._try(lambda: self._logger.write(record))
 
     def close(self) -> None:
-        self._try(self._logger.close)
+        if self._works:
+            self._try(self._logger.close)
+        else:
+            with suppress(Exception):
+                self._logger.close()
 
     def _try(self, call: Callable[[], None]) -> None:
         if self._works:
