@@ -3,7 +3,7 @@
     python -m rn50_jax.train --config configs/fine_tune.py --config.data.dir=my_images --pretrained_weights resnet50.pth
 
 The rate falls towards the input, whose features fit any images. Variants: images (unless given), for photographs;
-digits, the built-in ones, for a trial on a CPU. docs/fine-tuning.md has figures for these; we have none for photographs.
+digits, the built-in ones, for a trial on a CPU. docs/fine-tuning.md has figures for these; none for photographs.
 """
 
 from ml_collections import ConfigDict

@@ -207,8 +207,10 @@ def validate(config: ConfigDict) -> None:
                 f"config.recipe.exact_reference=True stands for config.{key}={value!r}, which is {flat[key]!r}; "
                 "change one of them"
             )
-    if config.report.dle_json == config.report.file:
-        raise UserError("config.report.dle_json and config.report.file name the same file; give them two names")
+    files = {key: config.report[key] for key in ("file", "dle_json", "mlperf_log") if config.report[key]}
+    if len(set(files.values())) < len(files):
+        keys = " and ".join(f"config.report.{key}" for key, name in files.items() if [*files.values()].count(name) > 1)
+        raise UserError(f"{keys} name the same file; give them different names")
     for key in ("run.evaluate", "run.target_top1"):
         if config.run.training_only and flat[key]:
             raise UserError(f"config.run.training_only and config.{key} exclude each other; set one of them")

@@ -1,18 +1,18 @@
 """NVIDIA's report: the `DLLL {...}` lines that DeepLearningExamples writes through dllogger, for existing parsers."""
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from rn50_jax.errors import UserError
+from rn50_jax.linefile import LineFile
+from rn50_jax.loggers import Record
 from rn50_jax.plan import Plan
 
 Metrics = Mapping[str, float]
@@ -82,15 +82,8 @@ def dle_parameters(config: ConfigDict, plan: Plan, workdir: Path) -> dict[str, A
     }
 
 
-def drop_half_a_line(path: Path) -> None:
-    """What a killed run leaves at the end of a file of lines must not spoil the next one."""
-    if path.exists():
-        text = path.read_bytes()
-        os.truncate(path, text.rfind(b"\n") + 1)
-
-
 class DleLog:
-    """One run's file of `DLLL` lines; a resumed run appends, starting with its parameters. Use it in a `with`.
+    """One run's file of `DLLL` lines; a resumed run appends, starting with its parameters.
 
     Steps are the reference's: `[epoch, iteration]` (from 0 and from 1) for a window of training, `[epoch]` for a
     whole epoch and its validation, `[]` for the run. An iteration is an update. `val.loss` is what the reference
@@ -108,20 +101,24 @@ class DleLog:
         try:
             if path.exists() and path.read_bytes()[:5] not in (b"", b"DLLL "):
                 raise UserError(f"config.report.dle_json: {path} holds something else; choose another file")
-            drop_half_a_line(path)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = LineFile(path)
         except OSError as error:
             raise UserError(f"config.report.dle_json: cannot write {path}: {error.strerror}") from error
         self._log("PARAMETER", parameters)
         for name, metadata in METRICS.items():
             self._write(type="METADATA", metric=name, metadata=metadata)
 
-    def __enter__(self) -> "DleLog":
-        return self
+    def write(self, record: Record) -> None:
+        """Reports what `loggers.Record` tells."""
+        if record.kind == "train":
+            self.train(record.step, record.epoch, record.steps, record.metrics)
+        elif record.kind == "epoch":
+            self.epoch(record.epoch, record.metrics)
+        elif record.finished:
+            self.summary()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def train(self, step: int, epoch: int, steps: int, metrics: Metrics) -> None:
@@ -178,8 +175,7 @@ class DleLog:
             "datetime": str(datetime.fromtimestamp(now)),
             "elapsedtime": str(now - self._started),
         }
-        self._file.write(f"DLLL {json.dumps(times | content)}\n")
-        self._file.flush()
+        self._file.write(f"DLLL {json.dumps(times | content)}")
 
 
 def _over_the_run(name: str, values: Sequence[float]) -> float:

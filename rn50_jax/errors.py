@@ -40,8 +40,25 @@ def warn(text: str) -> None:
         print(f"note: {text}", file=sys.stderr, flush=True)
 
 
+EXIT_CODES = (
+    "exit codes: 0 done; 1 some inputs failed, or an unexpected error; 2 a mistake in the call or its inputs; "
+    "3 the run stopped itself; 128 + N ended by signal N"
+)
+
+
+class _Paragraphs(argparse.HelpFormatter):
+    """Fills each paragraph of the description and the epilog for itself."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(fill(paragraph, width, indent) for paragraph in text.split("\n\n"))
+
+
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser whose complaints are `UserError`s, and that takes no abbreviations."""
+    """An argument parser whose complaints are `UserError`s, and that takes no abbreviations.
+
+    Its help ends with the exit codes.
+    """
 
     def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
         # As it was called: rn50-jax train, python -m rn50_jax train, or python -m rn50_jax.train.
@@ -52,7 +69,13 @@ class CommandLine(argparse.ArgumentParser):
             prog = f"rn50-jax {name}"
         elif program == Path(__file__).with_name("__main__.py"):
             prog = f"python -m {package} {name}"
-        super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog="\n\n".join(filter(None, (epilog, EXIT_CODES))),
+            formatter_class=_Paragraphs,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for a wrong command line."""

@@ -12,14 +12,17 @@ from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
+from rn50_jax.analysis import BINS, Predictions
+from rn50_jax.console import validation_text
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches
-from rn50_jax.data.folder import check_class_names
+from rn50_jax.data.folder import Dataset, check_class_names
+from rn50_jax.data.order import eval_order
 from rn50_jax.errors import UserError
+from rn50_jax.mistakes import check_target, tell_mistakes, write_analysis, write_predictions
 from rn50_jax.models.resnet import ResNet
-from rn50_jax.report import validation_text
 from rn50_jax.state import Variables
-from rn50_jax.step import Batch, Metrics, eval_step
+from rn50_jax.step import Batch, Metrics, eval_step, examine_step
 from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model
 from rn50_jax.workdir import write_json
 
@@ -92,6 +95,49 @@ def evaluate_stored(stored: StoredModel) -> dict[str, Any]:
     Raises:
       UserError: the data's classes are not those of the model, or the state cannot be read.
     """
+    config, dataset = stored.config, _open_dataset(stored)
+    mesh = parallel.make_mesh(stored.devices)
+    model, loaded = load_for_inference(stored, exact=True)
+    variables = parallel.replicate(loaded, mesh)
+    compiled = parallel.spread(make_eval_step(config, model), mesh, mode=config.parallel)
+    return evaluate(compiled, {"val": variables}, eval_batches(config, dataset.val, mesh)) | stored.facts
+
+
+def examine_stored(stored: StoredModel) -> tuple[dict[str, Any], Predictions]:
+    """`evaluate_stored`, and what the model said about each image.
+
+    Returns:
+      The same metrics, with val.ece of `analysis.calibration`, and the predictions for all images that were evaluated.
+    """
+    config, dataset = stored.config, _open_dataset(stored)
+    mesh = parallel.make_mesh(stored.devices)
+    model, loaded = load_for_inference(stored, exact=True)
+    variables = parallel.replicate(loaded, mesh)
+    step = partial(examine_step, model=model, axis_name=parallel.AXIS, label_smoothing=config.recipe.label_smoothing)
+    compiled = parallel.spread(step, mesh, mode=config.parallel)
+    ranked: list[Metrics] = []
+
+    def remembering(weights: Variables, batch: Batch) -> Metrics:
+        sums, found = compiled(weights, batch)
+        ranked.append(found)
+        return sums
+
+    result = evaluate(remembering, {"val": variables}, eval_batches(config, dataset.val, mesh))
+    arrays = [jax.device_get(found) for found in ranked]
+    order, _ = eval_order(len(dataset.val.labels), num_devices=mesh.devices.size, device_batch=config.batch_size)
+    weights, classes, probabilities = (
+        np.concatenate([found[key].reshape(-1, *found[key].shape[2:]) for found in arrays])
+        for key in ("weight", "class", "probability")
+    )
+    kept = np.flatnonzero(weights)  # neither padding nor images that could not be decoded
+    index = order.reshape(-1)[kept]
+    labels = dataset.val.labels[index]
+    predictions = Predictions(dataset.val, index, labels, classes[kept], probabilities[kept], dataset.class_names)
+    return result | {"val.ece": predictions.calibration().error} | stored.facts, predictions
+
+
+def _open_dataset(stored: StoredModel) -> Dataset:
+    """The data set of a model's config, whose classes must be the model's."""
     config = stored.config
     dataset = open_dataset(config, need_train=False)
     if stored.class_names:
@@ -101,11 +147,7 @@ def evaluate_stored(stored: StoredModel) -> dict[str, Any]:
             f"{config.data.dir} has {len(dataset.class_names)} class folders, and {stored.name} is of a model with "
             f"{stored.model.num_classes} classes; pass --config.data.dir=DIR"
         )
-    mesh = parallel.make_mesh(stored.devices)
-    model, loaded = load_for_inference(stored, exact=True)
-    variables = parallel.replicate(loaded, mesh)
-    compiled = parallel.spread(make_eval_step(config, model), mesh, mode=config.parallel)
-    return evaluate(compiled, {"val": variables}, eval_batches(config, dataset.val, mesh)) | stored.facts
+    return dataset
 
 
 def make_eval_step(config: ConfigDict, model: ResNet) -> EvalStep:
@@ -121,12 +163,41 @@ def main(argv: Sequence[str]) -> int:
         epilog="Any key of its config can be changed with --config.key=value, e.g. --config.data.dir=DIR.",
     )
     add_source_arguments(parser)
+    group = parser.add_argument_group("what it gets wrong")
+    group.add_argument(
+        "--per_class",
+        action="store_true",
+        help="worst classes and confusions, all of them as tables in "
+        "DIR, with an image sheet of the most confident mistakes and a reliability diagram",
+    )
+    group.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/evaluation, or evaluation here")
+    group.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="five best classes of each image, .csv or .parquet"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     args, overrides = configs.parse_args(parser, argv)
+    if args.out and not args.per_class:
+        raise UserError("--out is of use with --per_class alone")
+    if args.predictions:
+        check_target(args.predictions)
     stored = load_model(args, overrides)
-    result = evaluate_stored(stored)
-    print(stored.name)
-    print(validation_text(result))
+    if not (args.per_class or args.predictions):
+        result = evaluate_stored(stored)
+        print(stored.name)
+        print(validation_text(result))
+    else:
+        result, predictions = examine_stored(stored)
+        print(stored.name)
+        print(validation_text(result))
+        print(f"calibration  {100 * result['val.ece']:.2f} % expected calibration error over {BINS} bins")
+        if args.per_class:
+            folder = args.out or (args.workdir or Path()) / "evaluation"
+            for line in tell_mistakes(predictions):
+                print(line)
+            write_analysis(predictions, folder)
+            print(f"written to {folder}")
+        if args.predictions:
+            write_predictions(predictions, args.predictions)
     if args.json:
         write_json(args.json, result)
     return 0

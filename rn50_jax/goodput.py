@@ -21,7 +21,7 @@ class Goodput:
     def __init__(self, before: Mapping[str, float], lost: float) -> None:
         self._seconds: defaultdict[str, float] = defaultdict(float, before)
         self._seconds["lost"] += lost
-        self._phase, self._since = "startup", time.perf_counter() - _process_age()
+        self._phase, self._since = "startup", time.perf_counter() - process_age()
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
@@ -46,13 +46,13 @@ class Goodput:
 
 
 def goodput_text(totals: Mapping[str, float]) -> str:
-    """One line: the wall time of all the run's processes, and the share of each phase."""
+    """One line: wall time of all the run's processes, the share of each phase, and the goodput, which is training's."""
     wall = sum(totals.values())
     shares = ", ".join(f"{phase} {totals[phase] / wall:.0%}" for phase in PHASES if totals[phase] > 0)
-    return f"time       {wall:.0f} s in all: {shares}"
+    return f"time       {wall:.0f} s in all: {shares}; goodput {totals['train'] / wall:.0%}"
 
 
-def _process_age() -> float:
+def process_age() -> float:
     """Seconds since the process was started; 0 where the system does not tell."""
     try:
         started = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])

@@ -1,105 +1,104 @@
-"""Curves of a run: `python -m rn50_jax.plot W` draws `W/curves.png` from `W/metrics.jsonl`."""
+"""Figures, tables and a page of runs: `python -m rn50_jax.plot RUN [RUN ...]`."""
 
-import json
+import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from rn50_jax import config as configs
 from rn50_jax import errors
+from rn50_jax.curves import SUFFIXES, VALIDATION_FIGURES, Run, look, overview, save, single
 from rn50_jax.errors import UserError
-
-Points = dict[int, float]
-
-
-def read_metrics(path: Path) -> dict[str, Points]:
-    """{metric: {step: value}}; where a resumed run repeated a step, the later line counts.
-
-    Raises:
-      UserError: no such file, or a line that is not JSON.
-    """
-    series: dict[str, Points] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; train first") from None
-    for number, text in enumerate(lines, 1):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break  # a killed run may leave half a line
-            raise UserError(f"{path}, line {number} is not JSON; remove it") from None
-        for name, value in line.items():
-            if value is not None:  # not finite
-                series.setdefault(name, {})[line["step"]] = value
-    return series
-
-
-def plot_run(metrics_file: Path, target: Path) -> None:
-    """Draws loss, top-1 and top-5, learning rate and speed over the epochs as a PNG."""
-    series = read_metrics(metrics_file)
-    epochs = _epoch_of(series)
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    loss, accuracy, rate, speed = figure.subplots(2, 2).flat
-    _draw(
-        loss,
-        series,
-        epochs,
-        {"train.loss": "training", "val.loss": "validation", "val_ema.loss": "averaged weights"},
-        "loss",
-    )
-    losses = [*series.get("train.loss", {}).values(), *series.get("val.loss", {}).values()]
-    if losses and max(losses) > 10 * sorted(losses)[len(losses) // 2] and min(losses) > 0:
-        loss.set_yscale("log")  # one early validation must not flatten the rest
-    _draw(
-        accuracy,
-        series,
-        epochs,
-        {
-            "train.top1": "training top-1",
-            "val.top1": "validation top-1",
-            "val.top5": "validation top-5",
-            "val_ema.top1": "averaged weights top-1",
-        },
-        "accuracy, %",
-    )
-    _draw(rate, series, epochs, {"lr": "learning rate"}, "learning rate")
-    _draw(speed, series, epochs, {"train.total_ips": "training", "val.total_ips": "validation"}, "images per second")
-    speed.set_ylim(bottom=0)
-    figure.savefig(target, dpi=120)
-
-
-def _epoch_of(series: dict[str, Points]) -> Points:
-    """Epochs done at each step; the validations say how many steps an epoch has."""
-    lengths = [step / epoch for step, epoch in series.get("epoch", {}).items() if step in series.get("val.top1", {})]
-    if lengths:
-        return {step: step / lengths[-1] for step in series["epoch"]}
-    return {step: float(step) for step in series.get("epoch", {})}
-
-
-def _draw(axes: Axes, series: dict[str, Points], epochs: Points, labels: dict[str, str], title: str) -> None:
-    for name, label in labels.items():
-        points = sorted(series.get(name, {}).items())
-        if not points and name.startswith("val_ema."):
-            continue
-        marker = "o" if name.startswith("val") else ""
-        axes.plot([epochs[step] for step, _ in points], [value for _, value in points], marker=marker, label=label)
-    axes.set_xlabel("epoch" if series.get("val.top1") else "step")
-    axes.set_ylabel(title)
-    axes.grid(alpha=0.3)
-    axes.legend()
+from rn50_jax.history import History, metrics_file, read_history, write_csv
 
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    parser = errors.CommandLine(prog="rn50_jax.plot", description="Draw the curves of a run.")
-    parser.add_argument("workdir", type=Path, help="folder of the run; curves.png is written there")
-    args = parser.parse_args(argv)
-    plot_run(args.workdir / "metrics.jsonl", args.workdir / "curves.png")
-    print(args.workdir / "curves.png")
+    parser = errors.CommandLine(
+        prog="rn50_jax.plot",
+        description="Draw loss, top-1, top-5, learning rate, throughput and loss scale of runs over their epochs, as "
+        "RUN/curves.png and .svg, of several runs as curves.png and .svg here. With --figures, --csv or --html only "
+        "what they say is written, unless --out is given too.",
+        epilog="--html looks at val/ with the best checkpoint; --config.data.dir=DIR says where that is.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="work folder of a run, or its metrics.jsonl")
+    curves = parser.add_argument_group("curves")
+    curves.add_argument("--out", type=Path, metavar="FILE", help=".png, .svg or .pdf; without an end, .png and .svg")
+    curves.add_argument("--figures", type=Path, metavar="DIR", help="ValidationLoss, -Top1 and -Top5 as single figures")
+    curves.add_argument("--labels", metavar="A,B,...", help="what to call the runs (default: their folders)")
+    curves.add_argument("--smooth", type=int, default=1, metavar="N", help="means of N lines of training (default: 1)")
+    others = parser.add_argument_group("of one run")
+    others.add_argument("--csv", metavar="FILE", help="the metrics as a table; - for standard output")
+    others.add_argument("--html", type=Path, metavar="FILE", help="all about the run as one page without other files")
+    args, overrides = configs.parse_args(parser, argv)
+    if args.smooth < 1:
+        raise UserError(f"--smooth {args.smooth} must be at least 1")
+    if len(args.runs) > 1 and (args.csv or args.html):
+        raise UserError("--csv and --html are of one run; name one")
+    if overrides and not args.html:
+        raise UserError(f"--config.{overrides[0][0]} is of use with --html alone")
+
+    histories = [read_history(metrics_file(run)) for run in args.runs]
+    try:
+        if args.csv:
+            _write_csv(histories[0], args.csv)
+        if args.html:
+            from rn50_jax.page import write_page  # looks at the model and its data
+
+            write_page(args.runs[0], args.html, overrides)
+            print(args.html)
+        if args.out or args.figures or not (args.csv or args.html):
+            _draw([Run(*pair) for pair in zip(_labels(args.runs, args.labels), histories, strict=True)], args)
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
     return 0
+
+
+def _draw(runs: Sequence[Run], args: argparse.Namespace) -> None:
+    with look():
+        if args.figures:
+            args.figures.mkdir(parents=True, exist_ok=True)
+            for panel in VALIDATION_FIGURES:
+                figure = single(panel, runs)
+                for path in _targets(args.figures / panel.name):
+                    save(figure, path)
+                    print(path)
+        if args.out or not args.figures:
+            figure = overview(runs, args.smooth)
+            for path in _targets(args.out or _default_target(args.runs)):
+                save(figure, path)
+                print(path)
+
+
+def _targets(path: Path) -> list[Path]:
+    return [path] if path.suffix in SUFFIXES else [path.with_name(path.name + end) for end in (".png", ".svg")]
+
+
+def _default_target(runs: Sequence[Path]) -> Path:
+    if len(runs) > 1:
+        return Path("curves")
+    return (runs[0] if runs[0].is_dir() else runs[0].parent) / "curves"
+
+
+def _labels(runs: Sequence[Path], given: str | None) -> list[str]:
+    """Names of the runs: given, their folders', or their paths where folders have the same name."""
+    if given is not None:
+        labels = given.split(",")
+        if len(labels) != len(runs):
+            raise UserError(f"--labels has {len(labels)} names for {len(runs)} run(s); separate them by commas")
+        return labels
+    folders = [run.resolve() if run.is_dir() else run.resolve().parent for run in runs]
+    names = [folder.name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+
+
+def _write_csv(history: History, target: str) -> None:
+    if target == "-":
+        write_csv(history, sys.stdout)
+        return
+    with Path(target).open("w", encoding="utf-8", newline="") as file:
+        write_csv(history, file)
+    print(target)
 
 
 if __name__ == "__main__":

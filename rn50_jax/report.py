@@ -1,142 +1,69 @@
-"""What a run tells: console lines, a live progress bar and `metrics.jsonl`."""
+"""What a run tells: on the console, in `metrics.jsonl` and to the loggers that the config asks for."""
 
-import json
-import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from rn50_jax.console import Screen, clock, print_rows, time_of_day, train_line, validation_text
 from rn50_jax.data.folder import Dataset
-from rn50_jax.dle import DleLog, dle_parameters, drop_half_a_line
-from rn50_jax.errors import warn
-from rn50_jax.goodput import goodput_text
+from rn50_jax.dle import DleLog, dle_parameters
+from rn50_jax.errors import UserError, warn
+from rn50_jax.goodput import goodput_text, process_age
+from rn50_jax.history import read_history
+from rn50_jax.integrity import score
+from rn50_jax.loggers import Background, Guarded, Logger, MetricsFile, Mlflow, Record, TensorBoard, WeightsAndBiases
+from rn50_jax.memory import estimate_memory, memory_text, peak_text
+from rn50_jax.mlperf import MlperfLog, mlperf_run
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
 from rn50_jax.state import TrainState
 from rn50_jax.workdir import describe_devices, write_run_files
 
-
-class Window:
-    """Metrics and times of the training steps since the last report, kept on the device until `summary`.
-
-    The first step of a process, which compiles, counts in the metrics but not in the times.
-
-    compiled: whether the first step is behind. left_out: of the last window reported, the steps without finite
-    gradients, counted back from its end (-1: the last).
-    """
-
-    left_out: list[int]
-
-    def __init__(self, global_batch: int, *, loss_scaling: bool) -> None:
-        self._global_batch, self._loss_scaling = global_batch, loss_scaling
-        self.compiled = False
-        self.left_out = []
-        self.restart()
-
-    def restart(self) -> None:
-        """Forgets the past: the clock starts now."""
-        self._pending: list[dict[str, jax.Array]] = []
-        self._timed = 0
-        self._waited = 0.0
-        self._start = time.perf_counter()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the time spent inside as waiting for data."""
-        before = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - before
-
-    def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Takes a step's metrics, which may still be being computed."""
-        self._pending.append(metrics)
-        self._timed += 1
-        if not self.compiled:
-            jax.block_until_ready(metrics)
-            self.compiled, self._timed, self._waited = True, 0, 0.0
-            self._start = time.perf_counter()
-        elif len(self._pending) > 2:
-            # Two steps stay queued: the device never idles, and batches cannot pile up in its memory.
-            jax.block_until_ready(self._pending[-3])
-
-    def summary(self) -> dict[str, float]:
-        """Waits for the last step, averages, and starts the next window.
-
-        Returns:
-          train.loss, of the steps that were not left out; train.top1 in per cent; the last lr; with float16
-          train.loss_scale; train.skipped_steps of the run so far and train.skipped_in_a_row, the longest row of the
-          window; train.data_time and train.compute_time in seconds per step; train.total_ips and train.compute_ips in
-          images per second, with and without waiting for data.
-        """
-        steps = jax.device_get(self._pending)
-        seconds = time.perf_counter() - self._start
-        timed = max(self._timed, 1)
-        data_time = self._waited / timed
-        compute_time = max(seconds - self._waited, 1e-9) / timed
-        losses = [s["loss"] for s in steps]
-        self.left_out = [i - len(steps) for i, s in enumerate(steps) if s["skipped_in_a_row"]]
-        result = {
-            "train.loss": float(np.mean([x for x in losses if np.isfinite(x)] or losses)),
-            "train.top1": 100 * float(np.mean([s["top1"] for s in steps])),
-            "lr": float(steps[-1]["lr"]),
-            "train.total_ips": self._global_batch / (data_time + compute_time) if self._timed else 0.0,
-            "train.compute_ips": self._global_batch / compute_time if self._timed else 0.0,
-            "train.data_time": data_time,
-            "train.compute_time": compute_time,
-        }
-        result["train.skipped_steps"] = int(steps[-1]["skipped_steps"])
-        result["train.skipped_in_a_row"] = int(max(s["skipped_in_a_row"] for s in steps))
-        if self._loss_scaling:
-            result["train.loss_scale"] = float(steps[-1]["loss_scale"])
-        self.restart()
-        return result
+CURVES = "curves.png"
 
 
 class Report:
-    """The console and the metrics file of one training run; use it in a `with`.
+    """The console and the loggers of one training run; use it in a `with`.
 
-    The metrics file gets one JSON object a line: `time` (Unix seconds), `step`, `epoch` (from 1), and metrics.
-    It is appended to when a run resumes; a metric that is not finite is null. Without a file nothing is written.
-    `dle` gets the same in NVIDIA's format, and is closed with the report.
+    Args:
+      loggers: get every record; what they raise ends the training, so they are to be `Guarded`.
+      eval_batches: of one validation.
+      validations: lines of `metrics.jsonl` of the run's earlier processes.
     """
 
     def __init__(
-        self, metrics_file: Path | None, plan: Plan, epochs: int, first_step: int, dle: DleLog | None = None
+        self,
+        loggers: Sequence[Logger],
+        plan: Plan,
+        epochs: int,
+        first_step: int,
+        eval_batches: int = 0,
+        validations: Sequence[dict[str, Any]] = (),
     ) -> None:
+        self._eval_batches = eval_batches
         self._plan, self._epochs = plan, epochs
         self._reported = first_step
-        self._console = Console(highlight=False, soft_wrap=True)
-        self._stack = ExitStack()
-        self._dle = self._stack.enter_context(dle) if dle else None
-        self._file = None
-        if metrics_file:
-            drop_half_a_line(metrics_file)
-            self._file = self._stack.enter_context(metrics_file.open("a", encoding="utf-8"))
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-            transient=True,
-        )
-        self._task = self._progress.add_task("steps", total=plan.total_steps, completed=first_step, status="compiling")
+        self._loggers = loggers
+        self._screen = Screen(plan, epochs, first_step)
+        self._validations = {line["epoch"]: line for line in validations}
         self._validation_seconds = 0.0
         self._speeds: deque[float] = deque(maxlen=20)
 
     def __enter__(self) -> "Report":
-        self._stack.enter_context(self._progress)
+        with ExitStack() as stack:
+            stack.enter_context(self._screen)
+            for logger in self._loggers:
+                stack.callback(logger.close)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -145,77 +72,134 @@ class Report:
         self._stack.close()
 
     def line(self, text: str) -> None:
-        """Prints a line above the progress bar."""
-        self._console.print(text, markup=False)
+        """Prints a line above the progress bars."""
+        self._screen.line(text)
 
     def advance(self, step: int) -> None:
-        """Moves the progress bar; costs no look at the device."""
-        self._progress.update(self._task, completed=step)
+        """Moves the progress bars; costs no look at the device."""
+        self._screen.advance(step)
+
+    def validating(self, done: int) -> None:
+        """Shows how far a validation is, in batches."""
+        self._screen.validating(done, self._eval_batches)
 
     def train(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
         """Reports a window of training steps that ended with `step` of `epoch` (from 0)."""
-        self._write(step, epoch, metrics)
-        if self._dle:
-            self._dle.train(step, epoch, step - self._reported, metrics)
+        self._log("train", step, epoch, metrics, steps=step - self._reported)
         self._reported = step
-        seconds = metrics["train.data_time"] + metrics["train.compute_time"]
+        plan, epochs = self._plan, self._epochs
+        known = bool(self._speeds)
         if metrics["train.total_ips"] > 0:
-            self._speeds.append(seconds)
-        left = (self._plan.total_steps - step) * float(np.median(self._speeds or [0.0]))
-        left += (self._epochs - epoch) * self._validation_seconds
-        waiting = metrics["train.data_time"] / seconds if seconds else 0.0
-        self._progress.update(self._task, description=f"epoch {epoch + 1}/{self._epochs}", status=f"ETA {_clock(left)}")
+            self._speeds.append(metrics["train.data_time"] + metrics["train.compute_time"])
+        per_step = float(np.median(self._speeds)) if self._speeds else None
+        left = None
+        if per_step is not None:
+            left = (plan.total_steps - step) * per_step + (epochs - epoch) * self._validation_seconds
+            self._screen.estimate(((epoch + 1) * plan.steps_per_epoch - step) * per_step, left)
+        place = f"epoch {epoch + 1:>{len(str(epochs))}}/{epochs}"
+        counted = f"step {step:>{len(str(plan.total_steps))}}/{plan.total_steps}"
+        self._screen.line(train_line(metrics, place, counted, left))
+        if left is not None and not known:
+            self._tell_expected(left)
+
+    def _tell_expected(self, left: float) -> None:
+        memory = peak_text()
         self.line(
-            f"epoch {epoch + 1:>3}/{self._epochs}  step {step:>6}/{self._plan.total_steps}  "
-            f"loss {metrics['train.loss']:7.4f}  top-1 {metrics['train.top1']:6.2f}  lr {metrics['lr']:.5f}  "
-            f"{metrics['train.total_ips']:8.1f} img/s  data {waiting:4.0%}  ETA {_clock(left)}"
+            f"expected   about {clock(left)} of training to go, until {time_of_day(left)}, validation not counted"
+            + (f"; {memory}" if memory else "")
         )
 
     def epoch(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
         """Reports the end of `epoch` (from 0) after `step`, with the metrics of its validation, if there was one."""
-        if self._dle:
-            self._dle.epoch(epoch, metrics)
-        if metrics:
-            self._write(step, epoch, metrics)
-            self._validation_seconds = metrics["val.images"] / metrics["val.total_ips"]
-            for prefix in ("val", "val_ema"):
-                if f"{prefix}.top1" in metrics:
-                    self.line(f"epoch {epoch + 1:>3}/{self._epochs}  {validation_text(metrics, prefix)}")
+        self._log("epoch", step, epoch, metrics)
+        if not metrics:
+            return
+        self._validations[epoch + 1] = {"epoch": epoch + 1} | metrics
+        self._validation_seconds = metrics["val.images"] / metrics["val.total_ips"]
+        for prefix in ("val", "val_ema"):
+            if f"{prefix}.top1" in metrics:
+                place = f"epoch {epoch + 1:>{len(str(self._epochs))}}/{self._epochs}"
+                self.line(f"{place}  {validation_text(metrics, prefix)}")
 
     def end(self, step: int, epoch: int, goodput: dict[str, float], *, finished: bool) -> None:
-        """Reports the end of the run, or of this process's part of it, and where the time went."""
-        self._write(step, epoch, {f"goodput.{phase}": round(seconds, 3) for phase, seconds in goodput.items()})
+        """Reports the end of the run, or of this process's part of it: the results, and where the time went."""
+        seconds = {f"goodput.{phase}": round(value, 3) for phase, value in goodput.items()}
+        self._log("end", step, epoch, seconds, finished=finished)
+        if finished:
+            for text in result_table(list(self._validations.values())):
+                self.line(text)
         self.line(goodput_text(goodput))
-        if self._dle and finished:
-            self._dle.summary()
 
-    def _write(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
-        if not self._file:
-            return
-        line: dict[str, float | None] = {"time": round(time.time(), 3), "step": step, "epoch": epoch + 1}
-        line |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        except OSError as error:  # a full disk must not end the training
-            warn(
-                f"{self._file.name} cannot be written ({error.strerror}); metrics from here on are on the console alone"
-            )
-            self._file = None
+    def _log(self, kind: str, step: int, epoch: int, metrics: dict[str, float], **more: Any) -> None:
+        record = Record(kind, time.time(), step, epoch, step / self._plan.steps_per_epoch, metrics, **more)
+        for logger in self._loggers:
+            logger.write(record)
+
+
+def result_table(validations: Sequence[dict[str, Any]]) -> list[str]:
+    """The best and the last validation, aligned; nothing if there was none."""
+    if not validations:
+        return []
+    last = max(validations, key=lambda line: line["epoch"])
+    best = max(validations, key=lambda line: (score(line), -line["epoch"]))
+    rows = [f"{'result':<10} {'epoch':>6} {'top-1 %':>9} {'top-5 %':>9} {'loss':>9}"]
+    for name, line in (("best", best), ("last", last)):
+        for prefix, kind in (("val", ""), ("val_ema", " averaged")):
+            if f"{prefix}.top1" in line:
+                top1, top5, loss = (line[f"{prefix}.{key}"] for key in ("top1", "top5", "loss"))
+                loss = f"{loss:9.5f}" if loss is not None else f"{'-':>9}"
+                rows.append(f"  {name:<8} {line['epoch']:>6} {top1:9.3f} {top5:9.3f} {loss}{kind}")
+    return rows
 
 
 def open_report(
-    config: ConfigDict, workdir: Path, mesh: Mesh, plan: Plan, first_step: int, argv: Sequence[str]
+    config: ConfigDict, workdir: Path, mesh: Mesh, plan: Plan, dataset: Dataset, first_step: int, argv: Sequence[str]
 ) -> Report:
-    """Writes the files that describe the run and opens its report; only the first of several processes has files."""
+    """Writes the files that describe the run and opens its report; only the first of several processes has files.
+
+    Raises:
+      UserError: a file that the config names cannot be written, or holds something else.
+    """
+    eval_batches = -(-len(dataset.val.labels) // (config.batch_size * plan.num_devices))
+    eval_batches = min(eval_batches, config.run.prof or eval_batches)
     if jax.process_index() > 0:
-        return Report(None, plan, config.epochs, first_step)
-    write_run_files(workdir, config, list(mesh.devices.flat), argv)
-    dle = None
-    if config.report.dle_json:
+        return Report([], plan, config.epochs, first_step)
+    devices = list(mesh.devices.flat)
+    write_run_files(workdir, config, devices, argv)
+    report, file = config.report, workdir / config.report.file
+    earlier = _earlier_validations(file) if first_step else []
+    loggers: list[tuple[str, Logger]] = [(str(file), MetricsFile(file))]
+    if report.tensorboard:
+        loggers.append(("the TensorBoard log", _open_tensorboard(workdir, config, first_step)))
+    if report.dle_json:
+        dle = workdir / report.dle_json
         parameters = dle_parameters(config, plan, workdir)
-        dle = DleLog(workdir / config.report.dle_json, parameters, steps_per_epoch=plan.steps_per_epoch)
-    return Report(workdir / config.report.file, plan, config.epochs, first_step, dle)
+        loggers.append((str(dle), DleLog(dle, parameters, steps_per_epoch=plan.steps_per_epoch)))
+    if report.mlperf_log:
+        started = time.time() - process_age()
+        run = mlperf_run(config, plan, dataset, describe_devices(devices), started)
+        log = workdir / report.mlperf_log
+        loggers.append((str(log), MlperfLog(log, run, first_step // plan.steps_per_epoch)))
+    if report.wandb:
+        loggers.append(("wandb", Background("Weights & Biases", lambda: WeightsAndBiases(workdir, config))))
+    if report.mlflow:
+        loggers.append(("mlflow", Background("MLflow", lambda: Mlflow(workdir, config))))
+    guarded = [Guarded(name, logger) for name, logger in loggers]
+    return Report(guarded, plan, config.epochs, first_step, eval_batches, earlier)
+
+
+def _open_tensorboard(workdir: Path, config: ConfigDict, first_step: int) -> Logger:
+    try:
+        return TensorBoard(workdir / "tensorboard", config, first_step)
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir / 'tensorboard'}: {error.strerror}") from error
+
+
+def _earlier_validations(file: Path) -> list[dict[str, Any]]:
+    try:
+        return read_history(file).validations()
+    except UserError:
+        return []
 
 
 def print_summary(
@@ -223,39 +207,42 @@ def print_summary(
 ) -> None:
     """Says what the run will do."""
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
     size = config.data.image_size
-    batch_bytes = plan.device_batch * size * size * 3 * (config.data.prefetch + 2)
     source = config.data.backend if config.data.backend == "synthetic" else f"{config.data.dir} ({config.data.backend})"
     scaling = f", {config.loss_scale.mode} loss scale {config.loss_scale.init:g}" if config.precision == "fp16" else ""
-    rows = {
-        "run": f"{workdir}, seed {config.seed}",
-        "devices": f"{describe_devices(list(mesh.devices.flat))}, {config.parallel}",
-        "data": f"{source}: {len(dataset.train.labels)} training and {len(dataset.val.labels)} validation images, "
-        f"{len(dataset.class_names)} classes",
-        "model": f"{config.model.arch}, {parameters:,} parameters, {size} px",
-        "precision": f"{config.precision}{scaling}, {model.lowering} convolutions",
-        "batch": f"{config.batch_size} per device x {plan.num_devices} device(s) x {plan.accumulation} pass(es) = "
-        f"{plan.global_batch} per update",
-        "schedule": f"{config.epochs} epochs x {plan.steps_per_epoch} steps = {plan.total_steps} steps, "
-        f"{config.recipe.warmup_epochs} epoch(s) of warm-up, peak learning rate {plan.peak_lr:g}",
-        "memory": f"{state_bytes / 1e6:.0f} MB of state and {batch_bytes / 1e6:.1f} MB of images per device, "
-        "activations come on top",
-    }
-    for name, text in rows.items():
-        print(f"{name:<10} {text}", flush=True)
-
-
-def validation_text(metrics: dict[str, float], prefix: str = "val") -> str:
-    """The numbers of a validation as one line, the same in training and offline evaluation."""
-    what = "validation" if prefix == "val" else "averaged  "
-    top1, top5, loss = (metrics[f"{prefix}.{name}"] for name in ("top1", "top5", "loss"))
-    return (
-        f"{what}  top-1 {top1:.3f} %  top-5 {top5:.3f} %  loss {loss:.5f}  "
-        f"{metrics['val.images']:.0f} images  {metrics['val.total_ips']:.1f} img/s"
+    report = config.report
+    logs = [report.file, "tensorboard/" if report.tensorboard else "", report.dle_json, report.mlperf_log]
+    logs += [f"{key} {report[key]}" for key in ("wandb", "mlflow") if report[key]]
+    print_rows(
+        {
+            "run": f"{workdir}, seed {config.seed}",
+            "devices": f"{describe_devices(list(mesh.devices.flat))}, {config.parallel}",
+            "data": f"{source}: {len(dataset.train.labels)} training and {len(dataset.val.labels)} validation images, "
+            f"{len(dataset.class_names)} classes",
+            "model": f"{config.model.arch}, {parameters:,} parameters, {size} px",
+            "precision": f"{config.precision}{scaling}, {model.lowering} convolutions",
+            "batch": f"{config.batch_size} per device x {plan.num_devices} device(s) x {plan.accumulation} pass(es) = "
+            f"{plan.global_batch} per update",
+            "schedule": f"{config.epochs} epochs x {plan.steps_per_epoch} steps = {plan.total_steps} steps, "
+            f"{config.recipe.warmup_epochs} epoch(s) of warm-up, peak learning rate {plan.peak_lr:g}",
+            "memory": memory_text(estimate_memory(config, model, plan, state)),
+            "logs": ", ".join(filter(None, logs)),
+        }
     )
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+def tell_where(config: ConfigDict, workdir: Path) -> None:
+    """Draws the curves of a finished run, and says where everything lies."""
+    from rn50_jax.curves import draw_run  # takes a second to import
+
+    curves = workdir / CURVES
+    try:
+        draw_run(workdir / config.report.file, curves)
+    except (OSError, UserError) as error:
+        warn(f"{curves} cannot be written: {error}")
+    rows = {"metrics": str(workdir / config.report.file), "curves": str(curves)}
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+    if steps:
+        rows = {"saved": f"{workdir / 'checkpoints'} (of steps {', '.join(map(str, steps))})"} | rows
+    print_rows(rows | {"report": f"python -m rn50_jax.plot {workdir} --html {workdir / 'report.html'}"})
+    print("done", flush=True)

@@ -248,6 +248,23 @@ def predict_step(variables: Variables, batch: Batch, *, model: ResNet, axis_name
     return jax.nn.softmax(_logits(variables, batch["image"], model))
 
 
+def examine_step(
+    variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, label_smoothing: float = 0.0, top: int = 5
+) -> tuple[Metrics, Metrics]:
+    """The sums of `eval_step`, and what it ranked best for each image.
+
+    Returns:
+      The sums, and {"class": int32 [D, B, top], "probability": float32 [D, B, top]}, best first, ties to the lower
+      index, with {"weight": float32 [D, B]}, gathered from all devices. A model of fewer classes than `top` has fewer.
+    """
+    sums = eval_step(variables, batch, model=model, axis_name=axis_name, label_smoothing=label_smoothing)
+    logits = _logits(variables, batch["image"], model)  # the compiler computes them once
+    _, best = lax.top_k(logits, min(top, model.num_classes))
+    probabilities = jnp.take_along_axis(jax.nn.softmax(logits), best, axis=1)
+    ranked = {"class": best, "probability": probabilities, "weight": batch["weight"]}
+    return sums, lax.all_gather(ranked, axis_name)
+
+
 def _logits(variables: Variables, images: jax.Array, model: ResNet) -> jax.Array:
     logits: jax.Array = model.apply(variables, normalise(images), train=False)
     return logits

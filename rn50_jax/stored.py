@@ -46,15 +46,18 @@ class StoredModel(NamedTuple):
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `--workdir`, `--checkpoint` and `--weights`, which `load_model` reads."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, help="folder of a training run")
+    group = parser.add_argument_group("model")
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", type=Path, metavar="RUN", help="folder of a training run")
     source.add_argument("--weights", type=Path, metavar="FILE", help="or a .pth, .pth.tar, .safetensors or .npz file")
-    add_run_arguments(parser)
+    add_run_arguments(group)
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def add_run_arguments(parser: argparse._ActionsContainer) -> None:
     """Adds `--checkpoint` and `--ema`, which say what of a run to read."""
-    parser.add_argument("--checkpoint", default="best", help="of the run: best (default), latest or a step number")
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="WHICH", help="of the run: best (default), latest or a step number"
+    )
     parser.add_argument(
         "--ema",
         choices=("auto", "on", "off"),

@@ -2,10 +2,12 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,19 @@ def describe_devices(devices: Sequence[jax.Device]) -> str:
     return f"{len(devices)} x {devices[0].device_kind}"
 
 
+def describe_host() -> dict[str, Any]:
+    """This machine: system, CPU, cores that the process may use, GB of memory, as far as it tells."""
+    host: dict[str, Any] = {"system": f"{platform.system()} {platform.release()} {platform.machine()}"}
+    with suppress(OSError, StopIteration):
+        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        host["cpu"] = cpu.partition(":")[2].strip()
+    if hasattr(os, "sched_getaffinity"):
+        host["cores"] = len(os.sched_getaffinity(0))
+    with suppress(ValueError, OSError):
+        host["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    return host
+
+
 def make_workdir(workdir: Path) -> None:
     """Creates the work folder.
 
@@ -52,11 +67,12 @@ def make_workdir(workdir: Path) -> None:
 
 
 def write_run_files(workdir: Path, config: ConfigDict, devices: Sequence[jax.Device], argv: Sequence[str]) -> None:
-    """Writes `config.json` (resolved) and `run.json` (command, start, devices, versions) to the work folder."""
+    """Writes `config.json` (resolved) and `run.json` (command, start, hardware, versions) to the work folder."""
     facts = {
         "command": ["python", "-m", "rn50_jax.train", *argv],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "devices": describe_devices(devices),
+        "host": describe_host(),
         "versions": versions(),
     }
     (workdir / "config.json").write_text(to_json(config), encoding="utf-8")

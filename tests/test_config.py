@@ -256,7 +256,9 @@ def test_exact_reference_switches_every_quirk() -> None:
         ([("model.arch", "resnext50-32x4d"), ("model.width", "8")], "a multiple of 16, and config.model.width"),
         ([("recipe.milestones", "30")], "must be integers >= 1, such as (30, 60, 80)"),
         ([("recipe.schedule", "exponential")], "one of 'cosine', 'linear', 'step'"),
-        ([("report.dle_json", "metrics.jsonl")], "name the same file"),
+        ([("report.dle_json", "metrics.jsonl")], "report.file and config.report.dle_json name the same file"),
+        ([("report.mlperf_log", "x"), ("report.dle_json", "x")], "dle_json and config.report.mlperf_log name the same"),
+        ([("report.mlperf_division", "none")], "'open', 'closed'"),
     ],
 )
 def test_impossible_models_and_recipes(overrides: list[tuple[str, str]], message: str) -> None:

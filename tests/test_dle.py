@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def logged(lines: list[dict[str, Any]], length: int) -> list[dict[str, Any]]:
 def test_lines_and_numbers(tmp_path: Path) -> None:
     log = DleLog(tmp_path / "r.json", {"mixup": 0.0, "batch_size": 32}, steps_per_epoch=10)
     times = {"train.data_time": 0.5, "train.compute_time": 1.0, "train.top1": 50.0, "train.loss_scale": 64.0}
-    with log:
+    with closing(log):
         for epoch, (first, last, top1) in enumerate([(4.0, 1.0, 70.0), (3.0, 2.0, 60.0)]):
             log.train(epoch * 10 + 8, epoch, 8, {"train.loss": first, "lr": 0.1, **times})
             log.train(epoch * 10 + 10, epoch, 2, {"train.loss": last, "lr": 0.2, **times})
@@ -63,7 +64,7 @@ def test_lines_and_numbers(tmp_path: Path) -> None:
 
 
 def test_validation_of_a_mixup_run_is_not_smoothed(tmp_path: Path) -> None:
-    with DleLog(tmp_path / "r.json", {"mixup": 0.2}, steps_per_epoch=10) as log:
+    with closing(DleLog(tmp_path / "r.json", {"mixup": 0.2}, steps_per_epoch=10)) as log:
         log.epoch(0, {"val.loss": 1.5, "val.loss_smoothed": 1.0})
     assert logged(read_dle(tmp_path / "r.json"), 1)[0]["data"]["val.loss"] == 1.5
 

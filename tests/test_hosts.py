@@ -78,7 +78,7 @@ def test_processes_train_to_the_bits_of_one(
 INJECTED = """
 import os, signal, sys, time
 from pathlib import Path
-from rn50_jax import config, report, train
+from rn50_jax import config, train, window
 
 def get_config():
     loaded, _ = config.load({quickstart!r})
@@ -86,7 +86,7 @@ def get_config():
 
 HERE = os.environ["RN50_TEST_PROCESS"] == {where!r}
 steps = 0
-add = report.Window.add
+add = window.Window.add
 
 def add_and_fail(self, metrics):
     global steps
@@ -96,7 +96,7 @@ def add_and_fail(self, metrics):
         Path({failed!r}).write_text(str(time.time()))
         {what}
 
-report.Window.add = add_and_fail
+window.Window.add = add_and_fail
 """
 
 

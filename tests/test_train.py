@@ -11,6 +11,7 @@ import pytest
 from conftest import Run, assert_user_error
 
 from rn50_jax.checkpoint import Checkpoints
+from rn50_jax.history import KEYS
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -64,8 +65,11 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
         "fp32, matmul convolutions",
         "32 per device x 1 device(s) x 1 pass(es) = 32 per update",
         "2 epochs x 46 steps = 92 steps, 1 epoch(s) of warm-up, peak learning rate 0.02",
-        "MB of state",
-        "curves in",
+        "about 4.9 MB per device (1.4 MB state, 0.7 MB gradients, ",
+        "metrics.jsonl, tensorboard/",
+        "expected   about 0:",
+        f"saved      {workdir}/checkpoints (of steps 46, 92)",
+        f"report     python -m rn50_jax.plot {workdir} --html {workdir}/report.html",
     ):
         assert text in printed, text
     assert re.search(
@@ -77,8 +81,8 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
     val = [line for line in lines if "val.loss" in line]
     assert [line["step"] for line in train] == [10, 20, 30, 40, 46, 50, 60, 70, 80, 90, 92]
     assert [(line["step"], line["epoch"]) for line in val] == [(46, 1), (92, 2)]
-    assert all(set(line) == TRAIN_METRICS | {"time", "step", "epoch"} for line in train)
-    assert all(set(line) == VAL_METRICS | {"time", "step", "epoch"} for line in val)
+    assert all(set(line) == TRAIN_METRICS | set(KEYS) for line in train)
+    assert all(set(line) == VAL_METRICS | set(KEYS) for line in val)
     assert train[4]["lr"] == pytest.approx(0.02)
     assert val[-1]["val.images"] == 297
     assert val[-1]["val.top1"] > 40
@@ -89,6 +93,10 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
     assert facts["command"][:3] == ["python", "-m", "rn50_jax.train"]
     assert {"jax", "nvidia-dali-cuda130", "python"} <= set(facts["versions"])
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    best, last = re.findall(r"^  (?:best|last) +(\d) +([\d.]+) +([\d.]+) +([\d.]+)$", printed, re.MULTILINE)
+    assert last == ("2", f"{val[-1]['val.top1']:.3f}", f"{val[-1]['val.top5']:.3f}", f"{val[-1]['val.loss']:.5f}")
+    assert float(best[1]) == round(max(line["val.top1"] for line in val), 3)
+    assert printed.endswith("done\n")
     assert read_meta(workdir)["class_names"] == [str(digit) for digit in range(10)]
 
 
@@ -245,4 +253,5 @@ def test_help_is_short(run: Run) -> None:
         done = run(module, "--help")
         assert done.returncode == 0
         assert done.stdout.startswith(f"usage: python -m rn50_jax.{module}")
-        assert len(done.stdout.splitlines()) < 30
+        assert len(done.stdout.splitlines()) < 45
+        assert "exit codes: 0 done;" in done.stdout

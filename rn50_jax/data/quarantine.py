@@ -60,6 +60,12 @@ class Quarantine:
                 f"{file}; look at the data with python -m rn50_jax.check_data"
             )
 
+    def tell(self) -> None:
+        """Says at the end of a run that images were left out, if some were."""
+        if self._entries:
+            where = f"; they are listed in {self._path}" if self._path else ""
+            warn(f"{len(self._entries)} images could not be decoded and were left out{where}")
+
     def _write(self, entry: dict[str, Any]) -> None:
         if self._path is None:
             self._merge(entry)

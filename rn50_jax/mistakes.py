@@ -1,0 +1,129 @@
+"""Tables and figures of what a model gets wrong, and its predictions as a file."""
+
+import csv
+import importlib.util
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rn50_jax.analysis import Predictions
+from rn50_jax.data.folder import read_image
+from rn50_jax.data.names import human_names
+from rn50_jax.errors import UserError
+
+SHOWN = 10  # classes and pairs on the console
+SHEET = 24  # images on the sheet
+
+
+def tell_mistakes(predictions: Predictions) -> Iterator[str]:
+    """The worst classes and the most frequent confusions as lines for the console."""
+    names = dict(zip(predictions.class_names, human_names(predictions.class_names), strict=True))
+    per_class = predictions.per_class()
+    shown = per_class[:SHOWN]
+    yield f"worst {len(shown)} of {len(per_class)} classes" if len(shown) < len(per_class) else "classes, worst first"
+    width = max(len(_short(names[result.name])) for result in shown)
+    yield f"  {'':<{width}}  images  top-1 %  top-5 %  most often taken for"
+    for result in shown:
+        other = f"{_short(names[result.mistaken_for])} ({result.mistakes})" if result.mistaken_for else "-"
+        yield (
+            f"  {_short(names[result.name]):<{width}}  {result.images:6}  {100 * result.top1:7.2f}  "
+            f"{100 * result.top5:7.2f}  {other}"
+        )
+    pairs = predictions.confused_pairs()
+    yield f"most frequent confusions, of {sum(count for _, _, count in pairs)} mistakes"
+    for true, guess, count in pairs[:SHOWN]:
+        true_name, guess_name = (_short(names[predictions.class_names[label]]) for label in (true, guess))
+        yield f"  {count:6}  {true_name} taken for {guess_name}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 32 else name[:31] + "…"
+
+
+def write_analysis(predictions: Predictions, folder: Path) -> None:
+    """Writes per_class.csv, confusion.csv, calibration.png and, unless the data are synthetic, mistakes.png.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    from rn50_jax.sheets import draw_calibration, draw_sheet  # a second to import
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [result._asdict() for result in predictions.per_class()]
+        _write_csv(folder / "per_class.csv", list(rows[0]), [list(row.values()) for row in rows])
+        names = predictions.class_names
+        pairs = [(names[true], names[guess], count) for true, guess, count in predictions.confused_pairs()]
+        _write_csv(folder / "confusion.csv", ["class", "taken_for", "images"], pairs)
+        draw_calibration(predictions.calibration(), folder / "calibration.png")
+        mistakes = predictions.confident_mistakes()[:SHEET]
+        if predictions.images.files and len(mistakes):
+            draw_sheet(predictions, mistakes, folder / "mistakes.png")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def check_target(path: Path) -> None:
+    """Refuses a file that `write_predictions` could not write, before the work is done.
+
+    Raises:
+      UserError: another kind of file than .csv and .parquet, a missing package or folder.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--predictions {path} must end in .csv or .parquet")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"--predictions {path} needs the package pyarrow; pip install pyarrow, or write .csv")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: {path.parent} is no folder")
+
+
+def write_predictions(predictions: Predictions, path: Path) -> None:
+    """Writes a row for each image: file, label, class_1, probability_1 and so on, best first; classes by folder name.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    names = np.array(predictions.class_names, dtype=object)
+    columns: dict[str, Sequence[Any]] = {
+        "file": [predictions.file(row) for row in range(len(predictions.labels))],
+        "label": list(names[predictions.labels]),
+    }
+    for rank in range(predictions.classes.shape[1]):
+        columns[f"class_{rank + 1}"] = list(names[predictions.classes[:, rank]])
+        columns[f"probability_{rank + 1}"] = predictions.probabilities[:, rank].tolist()
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        else:
+            _write_csv(path, list(columns), list(zip(*columns.values(), strict=True)))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def thumbnail(predictions: Predictions, row: int, size: int) -> Image.Image | None:
+    """The image of a row, at most `size` pixels high and wide, small ones enlarged; None if it cannot be shown."""
+    try:
+        with Image.open(io.BytesIO(read_image(predictions.images, int(predictions.places[row])))) as image:
+            image.draft("RGB", (2 * size, 2 * size))  # large JPEGs are decoded at a fraction of their size
+            picture = image.convert("RGB")
+    except Exception:  # DALI reads files that Pillow does not
+        return None
+    if max(picture.size) <= size // 2:
+        factor = size // max(picture.size)
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    picture.thumbnail((size, size))
+    return picture
