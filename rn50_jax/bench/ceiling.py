@@ -11,8 +11,8 @@ import numpy as np
 from rn50_jax.precision import PRECISIONS
 
 # Sides of the matrices and bytes of the array, by platform; far beyond the caches.
-_SIDES = {"cpu": (512, 1024, 2048), "gpu": (4096, 8192)}
-_BYTES = {"cpu": 2**27, "gpu": 2**30}
+_SIDES = {"cpu": (512, 1024), "gpu": (4096, 8192)}
+_BYTES = {"cpu": 2**26, "gpu": 2**30}
 
 
 class Ceiling(NamedTuple):

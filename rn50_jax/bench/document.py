@@ -63,8 +63,7 @@ def as_markdown(document: dict[str, Any]) -> str:
     if "ceilings" in document:
         parts += ["## Ceilings, measured in this run", tables.ceiling_table(document["ceilings"])]
     parts += _results(document.get("results", []))
-    if "comparison" in document:
-        c = document["comparison"]
+    for c in document.get("comparisons", []):
         what = f"{c['mode']}, {c['arch']}, {c['image_size']} px, {c['precision']}, batch size {c['batch_size']}"
         parts += [f"## Side by side: {what}, {c['rounds']} rounds of {c['steps']} steps", tables.peer_table(c)]
     if "input" in document:
@@ -76,8 +75,10 @@ def as_markdown(document: dict[str, Any]) -> str:
         e = document["end_to_end"]
         what = f"{e['arch']}, {e['image_size']} px, {e['backend']}, {e['workers']} threads per device"
         parts += [f"## End to end: {what}, {e['rounds']} rounds of {e['steps']} steps", tables.end_to_end_table(e)]
-    if "profile" in document:
-        p = document["profile"]
+    for result in document.get("results", []):
+        if "profile" not in result:
+            continue
+        p = result["profile"]
         parts += [f"## Kernels of {p['steps']} steps, trace in {p['dir']}", tables.kernel_tables(p)]
     return "\n\n".join(parts)
 
@@ -85,7 +86,7 @@ def as_markdown(document: dict[str, Any]) -> str:
 def _circumstances(document: dict[str, Any]) -> list[str]:
     hardware = document["hardware"]
     lines = [
-        f"- hardware: {hardware['devices']} x {hardware['device']}, {hardware['cores']} cores of {hardware['processor']}"
+        f"- hardware: {hardware['devices']} x {hardware['device']}; {hardware['cores']} cores, {hardware['processor']}"
     ]
     if "driver" in hardware:
         lines.append(f"- driver: {hardware['driver']}")

@@ -131,6 +131,7 @@ class _Unused(types.ModuleType):
 @contextlib.contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
     """Lets the example import its own modules; what it has for input and logging, installed or not, is not loaded."""
+    importlib.import_module("flax.training.checkpoints")  # looks for TensorFlow, and must not find what stands for it
     before = dict(sys.modules)
     sys.path.insert(0, str(folder))
     for name in _UNUSED:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from rn50_jax.bench.ceiling import Ceiling
 from rn50_jax.bench.cpu_time import TreeClock
 from rn50_jax.bench.device import sheet
 from rn50_jax.bench.flops import count_flops
+from rn50_jax.bench.profile import profile
 from rn50_jax.build import build_model, build_state
 from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
 from rn50_jax.diagnosis import telling_of_memory
@@ -104,11 +106,20 @@ def _infer_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
     return Program(run, config.batch_size * mesh.devices.size, compilation, compiled, model.lowering)
 
 
-def measure(config: ConfigDict, point: Point, *, steps: int, warmup: int, ceiling: Ceiling | None) -> dict[str, Any]:
+def measure(
+    config: ConfigDict,
+    point: Point,
+    *,
+    steps: int,
+    warmup: int,
+    ceiling: Ceiling | None = None,
+    trace: Path | None = None,
+) -> dict[str, Any]:
     """Times `steps` steps after a first call and `warmup` further ones; the batch stays on the devices.
 
     Args:
       config: as `point_config` makes it.
+      trace: a folder for a trace of ten further steps, which "profile" then sums up.
 
     Returns:
       What was timed; images_per_second at the median step; step_seconds, see `stats.summarise`; what compiling cost;
@@ -132,12 +143,16 @@ def measure(config: ConfigDict, point: Point, *, steps: int, warmup: int, ceilin
     }
     try:
         parallel.find_devices(backend="synthetic", precision=config.precision)
+    except UserError as error:
+        return result | {"error": str(error)}
+    try:
         with telling_of_memory(config):
             peak_before = _peak(devices[0])
             program = make_program(config, point.mode, devices)
             result |= _time(program, steps, warmup) | _memory(devices[0], peak_before, program.compilation)
-    except UserError as error:
-        return result | {"error": str(error)}
+            if trace:
+                text = program.compiled.as_text()
+                result["profile"] = profile(program.run, text, trace, steps=min(steps, 10), mode=point.mode)
     except RunStopped as error:
         return result | {"error": "out of memory", "error_detail": str(error)}
     model = build_model(config, num_classes=num_classes(config), platform=devices[0].platform)

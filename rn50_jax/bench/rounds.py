@@ -24,28 +24,34 @@ def run_rounds(
     """Visits every contestant `rounds` times.
 
     Args:
-      contestants: by name, the spec that `bench.worker` takes. One that fails is left out of the later rounds.
+      contestants: by name, the spec that `bench.worker` takes. One that fails is left out from then on.
       timeout: seconds after which a visit is ended and counts as failed.
       tell: called with a line of progress before each visit.
 
     Returns:
       By name, {"visits": list of what the worker reported}, or {"error": why there are none}.
+
+    Raises:
+      UserError: the first contestant, which the others are compared with, failed.
     """
     found: dict[str, dict[str, Any]] = {name: {"visits": []} for name in contestants}
-    for number in range(1, rounds + 1):
-        for name, spec in contestants.items():
-            if "error" in found[name]:
-                continue
-            tell(f"round {number} of {rounds}: {name}")
-            try:
-                found[name]["visits"].append(visit(spec, timeout=timeout))
-            except UserError as error:
-                found[name] = {"error": str(error)}
+    with tempfile.TemporaryDirectory(prefix="rn50-jax-compiled-") as cache:
+        for number in range(1, rounds + 1):
+            for name, spec in contestants.items():
+                if "error" in found[name]:
+                    continue
+                tell(f"round {number} of {rounds}: {name}")
+                try:
+                    found[name]["visits"].append(visit(spec, cache, timeout=timeout))
+                except UserError as error:
+                    if name == next(iter(contestants)):
+                        raise
+                    found[name] = {"error": str(error)}
     return found
 
 
-def visit(spec: dict[str, Any], *, timeout: float) -> dict[str, Any]:
-    """What one worker process reports.
+def visit(spec: dict[str, Any], cache: str, *, timeout: float) -> dict[str, Any]:
+    """What one worker process reports. Compiled programs are kept in the folder `cache` for the later rounds.
 
     Raises:
       UserError: it failed; the message is its last line.
@@ -56,7 +62,8 @@ def visit(spec: dict[str, Any], *, timeout: float) -> dict[str, Any]:
         command = [sys.executable, "-m", "rn50_jax.bench.worker", str(request), str(answer)]
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
         # JAX would take most of the memory at once, which its own time does not depend on, but a reader of it does.
-        env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ | {"PYTHONPATH": path}
+        env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_COMPILATION_CACHE_DIR": cache} | os.environ
+        env |= {"PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(Path(cache) / "torch")}
         if spec.get("one_device"):
             env["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
             env["XLA_FLAGS"] = _without_fake_devices(env.get("XLA_FLAGS", ""))

@@ -117,16 +117,15 @@ def peer_table(comparison: Row) -> str:
     rows = []
     for entry in comparison["contestants"]:
         if "images_per_second" not in entry:
-            rows.append([entry["name"], entry["error"], *["-"] * (len(header) - 2)])
             continue
         memory = entry["peak_memory_bytes"]
         row = [entry["name"], _range(entry["images_per_second"], ",.1f")]
-        row.append(_range(entry["ours_over_it"], ".2f") if "ours_over_it" in entry else entry.get("error", "-"))
+        row.append(_range(entry["ours_over_it"], ".2f") if "ours_over_it" in entry else "-")
         row.append(entry["precision"])
         row += [_range(entry["cpu_ms_per_image"], ".1f") if "cpu_ms_per_image" in entry else "-"] if cpu else []
-        row += [f"{entry['start_seconds']['median']:.1f}", f"{memory / 1e6:,.0f}" if memory else "-", entry["about"]]
+        row += [f"{entry['start_seconds']:.1f}", f"{memory / 1e6:,.0f}" if memory else "-", entry["about"]]
         rows.append(row)
-    return table(header, rows)
+    return _with_errors(table(header, rows), comparison)
 
 
 def input_table(measured: Row) -> str:
@@ -136,14 +135,20 @@ def input_table(measured: Row) -> str:
     rows = []
     for entry in measured["contestants"]:
         if "error" in entry:
-            rows.append([entry["name"], entry["error"], *["-"] * 4])
             continue
         row = [entry["name"]]
         row += [_range(entry["images_per_second"], ",.1f"), _range(entry["cpu_ms_per_image"], ".2f")]
         for key in ("ours_over_it_images_per_second", "ours_over_it_cpu_ms_per_image"):
             row.append(_range(entry[key], ".2f") if key in entry else "-")
         rows.append([*row, entry["about"]])
-    return table(header, rows)
+    return _with_errors(table(header, rows), measured)
+
+
+def _with_errors(text: str, measured: Row) -> str:
+    """Those that could not be compared, and why, below the table."""
+    return "\n".join(
+        [text, *(f"\n{e['name']}: not compared, {e['error']}" for e in measured["contestants"] if "error" in e)]
+    )
 
 
 def end_to_end_table(result: Row) -> str:
