@@ -43,7 +43,9 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         jax.config.update("jax_default_matmul_precision", "highest")
     try:
         with _importing_from(folder):
-            step, state, dtype = _its_step(spec, folder)
+            train, models = _load("train", folder), _load("models", folder)
+            config = _load("configs.default", folder).get_config()
+        step, state, dtype = _its_step(spec, train, models, config)
     except UserError:
         raise
     except Exception as error:
@@ -79,10 +81,8 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _its_step(spec: dict[str, Any], folder: Path) -> tuple[Any, Any, Any]:
+def _its_step(spec: dict[str, Any], train: Any, models: Any, config: Any) -> tuple[Any, Any, Any]:
     """Its compiled step, its first state, and the type of its images."""
-    train, models = _load("train", folder), _load("models", folder)
-    config = _load("configs.default", folder).get_config()
     net, data = spec["network"], spec["config"]["data"]
     # Its half precision is float16 with a dynamic loss scale on GPUs: what it has for both bf16 and fp16.
     config.half_precision = spec["config"]["precision"] in ("bf16", "fp16")

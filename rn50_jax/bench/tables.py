@@ -146,9 +146,10 @@ def input_table(measured: Row) -> str:
 
 def _with_errors(text: str, measured: Row) -> str:
     """Those that could not be compared, and why, below the table."""
-    return "\n".join(
-        [text, *(f"\n{e['name']}: not compared, {e['error']}" for e in measured["contestants"] if "error" in e)]
-    )
+    errors = [
+        f"{entry['name']}: not compared, {entry['error']}" for entry in measured["contestants"] if "error" in entry
+    ]
+    return "\n\n".join((text, *errors))
 
 
 def end_to_end_table(result: Row) -> str:
