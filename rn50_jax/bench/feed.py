@@ -96,9 +96,12 @@ def measure_input(
 
 
 def describe_files(images: ImageSet, sample: int = 2000) -> dict[str, float]:
-    """Number of files, and mean and median bytes of an evenly spread sample."""
-    chosen = images.files[:: max(len(images.files) // sample, 1)]
-    sizes = [Path(file).stat().st_size for file in chosen if Path(file).is_file()] or [0]
+    """Number of images, and mean and median bytes of an evenly spread sample."""
+    every = max(len(images.files) // sample, 1)
+    if images.members is None:
+        sizes = [Path(file).stat().st_size for file in images.files[::every]]
+    else:
+        sizes = [int(size) for size in images.members.size[::every]]
     return {
         "images": len(images.labels),
         "mean_bytes": float(np.mean(sizes)),
