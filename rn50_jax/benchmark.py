@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
@@ -19,7 +18,7 @@ from rn50_jax.bench.feed import measure_input
 from rn50_jax.bench.jpegs import generated_folder
 from rn50_jax.bench.peers import PEERS, compare, parse_peers
 from rn50_jax.bench.points import Point, point_config
-from rn50_jax.bench.sweep import make_points, parse_batch_sizes, parse_precisions, run_sweep
+from rn50_jax.bench.sweep import make_points, make_sweep, parse_batch_sizes, parse_precisions, run_sweep
 from rn50_jax.errors import UserError
 from rn50_jax.workdir import write_json
 
@@ -35,36 +34,40 @@ def main(argv: Sequence[str]) -> int:
         overrides.append(("data.dir", str(generated_folder(args.generated))))
     config = configs.override(config, overrides)
     configs.validate(config)
+    real = args.mode in ("input", "end-to-end")
+    if real and config.data.backend == "synthetic":
+        raise UserError(f"--mode {args.mode} times real files; use config.data.backend dali-cpu or dali-gpu")
     batch_sizes = parse_batch_sizes(args.batch_sizes or str(config.batch_size))
     precisions = parse_precisions(args.precisions or config.precision)
     peers = parse_peers(args.compare) if args.compare else {}
-    stepping = args.mode in ("train", "infer")
+    rounds = {"steps": args.steps, "warmup": args.warmup, "number": args.rounds}
     parallel.prepare_runtime(config.data.backend if args.mode == "end-to-end" else "synthetic")
 
-    # What runs in processes of its own comes first: until then this one has no device's memory.
+    # What runs in processes of its own comes first: until then this one holds no device's memory.
     found: dict[str, Any] = {}
     if args.mode == "input":
-        budget = {"steps": args.steps, "warmup": args.warmup, "number": args.rounds, "tell": _tell}
-        found["input"] = measure_input(config, device=args.device, **budget)
+        found["input"] = measure_input(config, device=args.device, tell=_tell, **rounds)
     if peers:
-        found["comparisons"] = [_compare(args, config, peers, p, b) for p in precisions for b in batch_sizes]
+        options = {"device": args.device, "tell": _tell, **rounds}
+        todo = [Point(args.mode, precision, batch, devices=1) for precision in precisions for batch in batch_sizes]
+        found["comparisons"] = [compare(point_config(config, p), args.mode, peers, **options) for p in todo]
     devices = find_local_devices(args.device)
+    if args.devices > len(devices):
+        raise UserError(f"--devices {args.devices}, but there are {len(devices)}")
     devices = devices[: args.devices or len(devices)]
     document = documents.make_header(argv, devices)
-    if args.mode != "input":
-        ceilings = {precision: _ceiling(devices[0], precision) for precision in precisions}
-        document["ceilings"] = {precision: ceiling._asdict() for precision, ceiling in ceilings.items()}
-    if stepping:
+    if not real:
         points = make_points(args.mode, precisions, batch_sizes, available=len(devices), scaling=args.scaling)
         if args.profile and len(points) > 1:
             raise UserError(f"--profile takes one precision, batch size and number of devices, not {len(points)}")
-        sweep = {"steps": args.steps, "warmup": args.warmup, "trace": args.profile, "tell": _tell}
-        document["results"] = run_sweep(config, points, ceilings, **sweep)
+        sweep = make_sweep(config, points)
+        ceilings = {precision: _ceiling(devices[0], precision) for precision in precisions}
+        document["ceilings"] = {precision: ceiling._asdict() for precision, ceiling in ceilings.items()}
+        budget = {"steps": args.steps, "warmup": args.warmup, "trace": args.profile, "tell": _tell}
+        document["results"] = run_sweep(sweep, ceilings, **budget)
     if args.mode == "end-to-end":
-        rounds = {"steps": args.steps, "warmup": args.warmup, "number": args.rounds}
         document["end_to_end"] = measure_end_to_end(config, devices, **rounds)
-    document |= found
-    return _report(document, args)
+    return _report(document | found, args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,12 +116,6 @@ def _tell(text: str) -> None:
 def _ceiling(device: jax.Device, precision: str) -> Ceiling:
     _tell(f"ceilings in {precision}")
     return measure_ceiling(device, precision)
-
-
-def _compare(args: argparse.Namespace, config: ConfigDict, peers: dict[str, str], precision: str, batch: int) -> Any:
-    changed = point_config(config, Point(args.mode, precision, batch, devices=1))
-    budget = {"steps": args.steps, "warmup": args.warmup, "number": args.rounds}
-    return compare(changed, args.mode, peers, device=args.device, tell=_tell, **budget)
 
 
 def _report(document: dict[str, Any], args: argparse.Namespace) -> int:

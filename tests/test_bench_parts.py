@@ -170,7 +170,9 @@ def test_lack_of_memory_is_told_and_the_sweep_goes_on(monkeypatch: pytest.Monkey
     monkeypatch.setattr(points, "make_program", limited)
     todo = [points.Point("infer", "fp32", batch, 1) for batch in (1, 2, 4)]
     told: list[str] = []
-    results = sweep.run_sweep(small_config(), todo, {}, steps=2, warmup=0, trace=None, tell=told.append)
+    results = sweep.run_sweep(
+        sweep.make_sweep(small_config(), todo), {}, steps=2, warmup=0, trace=None, tell=told.append
+    )
     assert [r.get("error") for r in results] == [None, "out of memory", None]
     assert "smaller config.batch_size" in results[1]["error_detail"]
     rows = tables.latency_table(results).splitlines()

@@ -13,7 +13,6 @@ from rn50_jax.build import build_model, build_state
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.diagnosis import telling_of_memory
-from rn50_jax.errors import UserError
 from rn50_jax.plan import make_plan
 from rn50_jax.train import compile_steps
 
@@ -28,11 +27,9 @@ def measure_end_to_end(
       synthetic by round; "waiting", the share of the real rounds' time spent waiting for the feed.
 
     Raises:
-      UserError: the config is one of synthetic data, or its data cannot be used.
+      UserError: the data cannot be used.
       RunStopped: a device's memory is too small.
     """
-    if config.data.backend == "synthetic":
-        raise UserError("--mode end-to-end times real files; use config.data.backend dali-cpu or dali-gpu")
     dataset = open_dataset(config, need_val=False)
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
     mesh = parallel.make_mesh(devices)

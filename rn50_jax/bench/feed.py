@@ -18,7 +18,6 @@ from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import Position, TrainBatch, train_batches
 from rn50_jax.data.folder import ImageSet
-from rn50_jax.errors import UserError
 from rn50_jax.plan import Plan, make_plan
 from rn50_jax.workdir import versions
 
@@ -76,8 +75,6 @@ def measure_input(
       The setting, what the files are like, and "contestants": images_per_second and cpu_ms_per_image by round, their
       median and extremes, and ours over theirs.
     """
-    if config.data.backend == "synthetic":
-        raise UserError("--mode input times real files; use config.data.backend dali-cpu or dali-gpu")
     images = open_dataset(config, need_val=False).train
     shared = {"config": config.to_dict(), "device": device, "steps": steps, "warmup": warmup}
     theirs = shared | {"kind": "torch-loader", "folder": str(Path(config.data.dir).expanduser() / "train")}

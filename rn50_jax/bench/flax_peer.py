@@ -89,7 +89,7 @@ def _its_step(spec: dict[str, Any], train: Any, models: Any, config: Any) -> tup
     config.batch_size = spec["config"]["batch_size"]
     train.NUM_CLASSES = net["classes"]
     name = {"resnet18": "ResNet18", "resnet34": "ResNet34", "resnet50": "ResNet50", "resnet101": "ResNet101"}
-    if net["arch"] not in name or net["widths"] != [net["stem"] * 2**i for i in range(4)]:
+    if net["arch"] not in name or net["widths"] != [net["stem"] * 2**i for i in range(len(net["stages"]))]:
         raise UserError(f"the Flax example has no network like {net['arch']} with these widths")
     cls = partial(getattr(models, name[net["arch"]]), stage_sizes=net["stages"], num_filters=net["stem"])
     model = train.create_model(model_cls=cls, half_precision=config.half_precision)

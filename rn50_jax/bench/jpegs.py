@@ -3,8 +3,9 @@
 import io
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ _SPREAD = 0.33  # standard deviation of its logarithm
 
 
 def generated_folder(count: int, *, cache: Path | None = None) -> Path:
-    """A folder `train/<class>/<image>.jpg` of `count` images and `val/` of a tenth, made once and kept.
+    """A folder `train/<class>/<image>.jpg` of `count` images, and one of each class in `val/`; made once and kept.
 
     Args:
       cache: where such folders are kept; by default the user's cache.
@@ -63,14 +64,23 @@ def generated_folder(count: int, *, cache: Path | None = None) -> Path:
 
 
 def _write(root: Path, count: int) -> None:
-    jobs = []
-    for split, images, first in (("train", count, 0), ("val", max(count // 10, CLASSES), count)):
-        for number in range(images):
-            path = root / split / f"class{number % CLASSES}" / f"{number:06}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            jobs.append((path, first + number))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(lambda job: job[0].write_bytes(make_jpeg(job[1])), jobs))
+    # Processes, since drawing holds the interpreter's lock; of their own, since JAX must not be forked.
+    parts = len(os.sched_getaffinity(0))
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent)}
+    command = [sys.executable, "-m", "rn50_jax.bench.jpegs", str(root), str(count), str(parts)]
+    running = [subprocess.Popen([*command, str(part)], env=env) for part in range(parts)]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise OSError("a process that draws them failed")
+
+
+def write_part(root: Path, count: int, parts: int, part: int) -> None:
+    """Every `parts`-th image of a folder, from the `part`-th on."""
+    names = [("train", number) for number in range(count)] + [("val", count + number) for number in range(CLASSES)]
+    for split, number in names[part::parts]:
+        path = root / split / f"class{number % CLASSES}" / f"{number:06}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(make_jpeg(number))
 
 
 def make_jpeg(seed: int) -> bytes:
@@ -127,3 +137,7 @@ def _encode(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    write_part(Path(sys.argv[1]), *map(int, sys.argv[2:]))

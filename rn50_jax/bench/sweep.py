@@ -77,9 +77,21 @@ def make_points(
     return points
 
 
+def make_sweep(config: ConfigDict, points: list[Point]) -> list[tuple[Point, ConfigDict]]:
+    """Each point with its config.
+
+    Raises:
+      UserError: a point does not fit the config.
+    """
+    sweep = [(point, point_config(config, point)) for point in points]
+    for point, one in sweep:
+        if point.mode == "train":
+            make_plan(one, num_images=one.data.synthetic_images[0], num_devices=point.devices)
+    return sweep
+
+
 def run_sweep(
-    config: ConfigDict,
-    points: list[Point],
+    sweep: list[tuple[Point, ConfigDict]],
     ceilings: dict[str, Ceiling],
     *,
     steps: int,
@@ -87,20 +99,12 @@ def run_sweep(
     trace: Path | None,
     tell: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Measures every point; one for which the memory does not suffice is written down, and the sweep goes on.
-
-    Raises:
-      UserError: a point does not fit the config; found out before the first one is compiled.
-    """
-    changed = [point_config(config, point) for point in points]
-    for point, one in zip(points, changed, strict=True):
-        if point.mode == "train":
-            make_plan(one, num_images=one.data.synthetic_images[0], num_devices=point.devices)
+    """Measures every point; one for which the memory does not suffice is written down, and the sweep goes on."""
     results = []
-    for point, one in zip(points, changed, strict=True):
+    for point, config in sweep:
         tell(f"{point.mode}, {point.precision}, {point.batch_size} images on each of {point.devices} device(s)")
         ceiling = ceilings.get(point.precision)
-        results.append(measure(one, point, steps=steps, warmup=warmup, ceiling=ceiling, trace=trace))
+        results.append(measure(config, point, steps=steps, warmup=warmup, ceiling=ceiling, trace=trace))
         if "error" in results[-1]:
             tell(results[-1]["error"])
         gc.collect()
