@@ -37,10 +37,10 @@ def test_what_fails_or_does_not_fit_is_told_at_the_end(tmp_path: Path) -> None:
     failed = (tmp_path / "out/failures.txt").read_text().splitlines()
     assert failed == [f"profile-{mode}: not begun, the 0 s of its part were over" for mode in ("train", "infer")]
     assert f"- {failed[0]}" in (tmp_path / "out/summary.md").read_text()
-    done = measure(tmp_path / "out", "end-to-end", DATA=str(tmp_path / "nothing"))
+    done = measure(tmp_path / "out", "end-to-end", DATA=str(tmp_path))
     assert done.returncode == 1
     assert (tmp_path / "out/failures.txt").read_text() == "end-to-end: exit code 2, see end-to-end.log\n"
-    assert "is not a folder" in (tmp_path / "out/end-to-end.log").read_text()
+    assert f"{tmp_path}/train does not exist" in (tmp_path / "out/end-to-end.log").read_text()
 
 
 def test_unknown_part(tmp_path: Path) -> None:
