@@ -1,148 +1,134 @@
-"""Times the compiled step on synthetic data: `python -m rn50_jax.benchmark --config C --mode train|infer`."""
+"""Times training, inference, the feed or all together: `python -m rn50_jax.benchmark --config C --mode train`."""
 
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
-from rn50_jax.build import build_model, build_state
-from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
+from rn50_jax.bench import document as documents
+from rn50_jax.bench.ceiling import Ceiling, measure_ceiling
+from rn50_jax.bench.device import find_local_devices
+from rn50_jax.bench.end_to_end import measure_end_to_end
+from rn50_jax.bench.feed import measure_input
+from rn50_jax.bench.jpegs import generated_folder
+from rn50_jax.bench.peers import PEERS, compare, parse_peers
+from rn50_jax.bench.points import Point, point_config
+from rn50_jax.bench.sweep import make_points, make_sweep, parse_batch_sizes, parse_precisions, run_sweep
 from rn50_jax.errors import UserError
-from rn50_jax.models.resnet import ResNet
-from rn50_jax.plan import Plan, make_plan
-from rn50_jax.state import variables_of
-from rn50_jax.step import predict_step
-from rn50_jax.train import compile_steps
-from rn50_jax.workdir import describe_devices, versions, write_json
+from rn50_jax.workdir import write_json
 
-
-def benchmark(config: ConfigDict, mode: str, *, steps: int, warmup: int) -> dict[str, Any]:
-    """Times `steps` steps after one compiling and `warmup` further ones; the batch stays on the devices.
-
-    Args:
-      mode: "train" times updates with two steps queued, as training runs them; "infer" the latency of
-        single batches, one after the other.
-
-    Returns:
-      The setting, images_per_second at the median step, and step_seconds: median, mean, min, max and percentiles.
-    """
-    devices = parallel.find_devices(backend="synthetic", precision=config.precision)
-    mesh = parallel.make_mesh(devices)
-    dataset = synthetic_dataset(config)
-    model = build_model(config, num_classes=len(dataset.class_names), platform=devices[0].platform)
-    plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
-    make_timer = _train_timer if mode == "train" else _infer_timer
-    run, images = make_timer(config, model, plan, mesh)
-    start = time.perf_counter()
-    run(1)
-    first_call = time.perf_counter() - start
-    run(warmup)
-    seconds = run(steps)
-    median = float(np.median(seconds))
-    return {
-        "mode": mode,
-        "arch": config.model.arch,
-        "image_size": config.data.image_size,
-        "precision": config.precision,
-        "parallel": config.parallel,
-        "conv_lowering": model.lowering,
-        "devices": describe_devices(devices),
-        "batch_size_per_device": config.batch_size,
-        "images_per_step": images,
-        "steps": steps,
-        "warmup": warmup,
-        "first_call_seconds": first_call,
-        "images_per_second": images / median,
-        "step_seconds": {
-            "median": median,
-            "mean": float(np.mean(seconds)),
-            "min": min(seconds),
-            "max": max(seconds),
-            **{f"p{q}": float(np.percentile(seconds, q)) for q in (90, 95, 99)},
-        },
-        "versions": versions(),
-    }
-
-
-Timer = Callable[[int], list[float]]
-
-
-def _train_timer(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> tuple[Timer, int]:
-    step, _ = compile_steps(config, model, plan, mesh)
-    batch = synthetic_batch(config, plan.device_batch, mesh)
-    state = parallel.replicate(build_state(config, model), mesh)
-
-    def run(count: int) -> list[float]:
-        nonlocal state
-        ready, previous = [time.perf_counter()], None
-        for _ in range(count):
-            state, metrics = step(state, batch)
-            if previous is not None:
-                jax.block_until_ready(previous)
-                ready.append(time.perf_counter())
-            previous = metrics
-        jax.block_until_ready((previous, state))
-        ready.append(time.perf_counter())
-        return list(np.diff(ready))
-
-    return run, plan.global_batch
-
-
-def _infer_timer(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> tuple[Timer, int]:
-    one_step = partial(predict_step, model=model, axis_name=parallel.AXIS)
-    step = parallel.spread(one_step, mesh, mode=config.parallel, stacked=True)
-    batch = synthetic_batch(config, config.batch_size, mesh)
-    variables = parallel.replicate(variables_of(build_state(config, model))["val"], mesh)
-
-    def run(count: int) -> list[float]:
-        seconds = []
-        for _ in range(count):
-            start = time.perf_counter()
-            jax.block_until_ready(step(variables, batch))
-            seconds.append(time.perf_counter() - start)
-        return seconds
-
-    return run, config.batch_size * plan.num_devices
+MODES = ("train", "infer", "input", "end-to-end")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+    """The command; returns its exit code: 1 if nothing could be timed for lack of memory or precision."""
+    args, overrides = configs.parse_args(_parser(), argv)
+    _check(args)
+    config, _ = configs.load(args.config)
+    if args.generated:
+        overrides.append(("data.dir", str(generated_folder(args.generated))))
+    config = configs.override(config, overrides)
+    configs.validate(config)
+    real = args.mode in ("input", "end-to-end")
+    if real and config.data.backend == "synthetic":
+        raise UserError(f"--mode {args.mode} times real files; use config.data.backend dali-cpu or dali-gpu")
+    batch_sizes = parse_batch_sizes(args.batch_sizes or str(config.batch_size))
+    precisions = parse_precisions(args.precisions or config.precision)
+    peers = parse_peers(args.compare) if args.compare else {}
+    rounds = {"steps": args.steps, "warmup": args.warmup, "number": args.rounds}
+    parallel.prepare_runtime(config.data.backend if args.mode == "end-to-end" else "synthetic")
+
+    # What runs in processes of its own comes first: until then this one holds no device's memory.
+    found: dict[str, Any] = {}
+    if args.mode == "input":
+        found["input"] = measure_input(config, device=args.device, tell=_tell, **rounds)
+    if peers:
+        options = {"device": args.device, "tell": _tell, **rounds}
+        todo = [Point(args.mode, precision, batch, devices=1) for precision in precisions for batch in batch_sizes]
+        found["comparisons"] = [compare(point_config(config, p), args.mode, peers, **options) for p in todo]
+    devices = find_local_devices(args.device)
+    if args.devices > len(devices):
+        raise UserError(f"--devices {args.devices}, but there are {len(devices)}")
+    devices = devices[: args.devices or len(devices)]
+    document = documents.make_header(argv, devices)
+    if not real:
+        points = make_points(args.mode, precisions, batch_sizes, available=len(devices), scaling=args.scaling)
+        if args.profile and len(points) > 1:
+            raise UserError(f"--profile takes one precision, batch size and number of devices, not {len(points)}")
+        sweep = make_sweep(config, points)
+        ceilings = {precision: _ceiling(devices[0], precision) for precision in precisions}
+        document["ceilings"] = {precision: ceiling._asdict() for precision, ceiling in ceilings.items()}
+        budget = {"steps": args.steps, "warmup": args.warmup, "trace": args.profile, "tell": _tell}
+        document["results"] = run_sweep(sweep, ceilings, **budget)
+    if args.mode == "end-to-end":
+        document["end_to_end"] = measure_end_to_end(config, devices, **rounds)
+    return _report(document | found, args)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = errors.CommandLine(
         prog="rn50_jax.benchmark",
-        description="Images per second and latency of the compiled step, without any input pipeline.",
+        description="Times the compiled step on synthetic data (train, infer), the feed (input), or real training "
+        "(end-to-end). docs/benchmark.md says what each number means.",
         epilog="Any key of configs/default.py can be changed with --config.key=value, e.g. --config.batch_size=64.",
     )
-    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")
-    parser.add_argument("--mode", choices=("train", "infer"), default="train", help="default: train")
-    parser.add_argument("--steps", type=int, default=100, help="steps that are timed (default: 100)")
-    parser.add_argument("--warmup", type=int, default=10, help="steps before them (default: 10)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
-    args, overrides = configs.parse_args(parser, argv)
-    if args.steps < 1 or args.warmup < 0:
-        raise UserError("--steps must be at least 1 and --warmup at least 0")
-    config, _ = configs.load(args.config)
-    config = configs.override(config, [*overrides, ("data.backend", "synthetic")])
-    configs.validate(config)
-    result = benchmark(config, args.mode, steps=args.steps, warmup=args.warmup)
-    times = {name: f"{1000 * value:.2f}" for name, value in result["step_seconds"].items()}
-    print(
-        f"{result['arch']} {args.mode}, {result['precision']}, {result['image_size']} px, {result['devices']}, "
-        f"{result['images_per_step']} images a step"
-    )
-    print(f"{result['images_per_second']:.1f} images per second at the median step")
-    print("step, ms: " + ", ".join(f"{name} {value}" for name, value in times.items()))
-    print(f"first call, compilation included: {result['first_call_seconds']:.1f} s")
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")
+    add("--mode", choices=MODES, default="train", help="default: train")
+    add("--steps", type=int, default=100, help="steps that are timed, in each round (default: 100)")
+    add("--warmup", type=int, default=10, help="steps before them (default: 10)")
+    add("--batch_sizes", metavar="N,N,...", help="images per device (default: config.batch_size)")
+    add("--precisions", metavar="P,P,...", help="of bf16, fp16, tf32, fp32 (default: config.precision)")
+    add("--devices", type=int, default=0, metavar="N", help="use the first N local devices (default: all)")
+    add("--scaling", choices=("weak", "strong", "both"), help="over 1, 2, 4, ... of them")
+    add("--compare", metavar="PEER,...", help=f"time peers beside it: {', '.join(PEERS)} (flax-example=DIR)")
+    add("--rounds", type=int, default=3, help="of --compare and of modes input and end-to-end (default: 3)")
+    add("--profile", type=Path, metavar="DIR", help="trace ten steps to DIR and print the kernels by group")
+    add("--generated", type=int, default=0, metavar="N", help="real data: N generated JPEGs instead of data.dir")
+    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="what to time (default: what JAX finds)")
+    add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
+    add("--markdown", type=Path, metavar="FILE", help="also write the tables to FILE")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.steps < 1 or args.warmup < 0 or args.rounds < 1:
+        raise UserError("--steps and --rounds must be at least 1 and --warmup at least 0")
+    real = args.mode in ("input", "end-to-end")
+    only = {"--scaling": args.scaling, "--compare": args.compare, "--profile": args.profile}
+    only |= {"--batch_sizes": args.batch_sizes, "--precisions": args.precisions} if real else {}
+    for option, value in only.items():
+        if real and value:
+            raise UserError(f"{option} is for --mode train and infer")
+    if args.generated and not real:
+        raise UserError("--generated is for --mode input and end-to-end; the others need no files")
+
+
+def _tell(text: str) -> None:
+    print(f"... {text}", file=sys.stderr, flush=True)
+
+
+def _ceiling(device: jax.Device, precision: str) -> Ceiling:
+    _tell(f"ceilings in {precision}")
+    return measure_ceiling(device, precision)
+
+
+def _report(document: dict[str, Any], args: argparse.Namespace) -> int:
+    text = documents.as_markdown(document)
+    print(text)
+    results = document.get("results", [])
+    if len(results) == 1 and "error" not in results[0]:
+        print(f"\n{results[0]['images_per_second']:.1f} images per second at the median step")
     if args.json:
-        write_json(args.json, result)
-    return 0
+        write_json(args.json, documents.as_json(document))
+    if args.markdown:
+        documents.write_markdown(args.markdown, text)
+    return 1 if results and all("error" in result for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -1,43 +1,183 @@
 #!/usr/bin/env bash
-# Measures on this machine's GPUs what the README says is not measured yet; one result file each in OUT.
-# Usage: ./scripts/measure_gpu.sh OUT     (in an environment with JAX for CUDA, see requirements-cuda13.txt)
+# Measures on this machine's GPUs what the documents say is not measured yet; one table of it all in OUT/summary.md.
+#
+# Usage: ./scripts/measure_gpu.sh OUT [PART...]     (in an environment with JAX for CUDA, see requirements-cuda13.txt)
+#   PART  train infer variants profile peers scaling input end-to-end quickstart resume   (all, in this order)
+# Each part ends within BUDGET seconds (570): what does not fit is written to OUT/failures.txt, like what failed.
+# A part can be repeated, on another day or in another call; the table shows all results that OUT holds.
+#   FLAX_EXAMPLE=DIR  a checkout of flax's examples/imagenet, to be among the peers
+#   DATA=DIR          real images for input and end-to-end, train/<class>/<image>; otherwise JPEGs are generated
+#   SMALL=1           tiny networks and few steps, on a CPU too: does everything run?
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${1:?usage: $0 OUT}
+out=${1:?usage: $0 OUT [PART...]}
+shift
+all=(train infer variants profile peers scaling input end-to-end quickstart resume)
+[ $# -gt 0 ] || set -- "${all[@]}"
+for part in "$@"; do
+  if [[ " ${all[*]} " != *" $part "* ]]; then
+    echo "error: no part $part; there are: ${all[*]}" >&2
+    exit 2
+  fi
+done
 mkdir -p "$out"
-nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv >"$out/gpus.csv"
+rm -f "$out/failures.txt"
+budget=${BUDGET:-570}
+# What one part compiled the others need not; the first result of each program says how long it takes.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${TMPDIR:-/tmp}/rn50-jax-compiled}
 
-bench() { # NAME ARGS...: a failure is written down and does not stop the others
+if [ -n "${SMALL:-}" ]; then
+  device=cpu
+  decoder=dali-cpu
+  gpus=${SMALL_DEVICES:-1}
+  recipe=(--config configs/quickstart.py --config.model.arch=resnet18 --config.model.width=8 "--config.model.stages=(1,1)")
+  quick=(--config.model.arch=resnet18 --config.model.width=8 "--config.model.stages=(1,1)" --config.epochs=1)
+  steps=(--steps 2 --warmup 1)
+  rounds=(--rounds 1)
+  batch=4 batches=2,4 latencies=1,2 images=64 workers=2 kills=1
+else
+  device=gpu
+  decoder=dali-gpu
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv >"$out/gpus.csv"
+  gpus=$(nvidia-smi --list-gpus | wc -l)
+  recipe=(--config configs/dgxa100_90e.py)
+  quick=()
+  steps=(--steps 200 --warmup 20)
+  rounds=(--rounds 3)
+  batch=256 batches=64,128,256,512 latencies=1,2,4,8,16,32,64,128,256,512 images=8192 workers=8 kills=5
+fi
+data=(--generated "$images")
+[ -z "${DATA:-}" ] || data=("--config.data.dir=$DATA")
+
+run() { # NAME COMMAND...: in what is left of the part's time; a failure is written down and does not stop the others
+  local name=$1 left=$((budget - (SECONDS - started)))
+  shift
+  echo "== $name"
+  if [ "$left" -le 0 ]; then
+    echo "$name: not begun, the $budget s of its part were over" | tee -a "$out/failures.txt"
+    return
+  fi
+  local code=0
+  timeout "$left" "$@" >"$out/$name.log" 2>&1 || code=$?
+  tail -n 3 "$out/$name.log"
+  [ "$code" -eq 0 ] || echo "$name: exit code $code, see $name.log" | tee -a "$out/failures.txt"
+}
+
+bench() { # NAME ARGS...
   local name=$1
   shift
-  echo "== $name"
-  python -m rn50_jax.benchmark --config configs/dgxa100_90e.py --json "$out/$name.json" "$@" 2>&1 | tee "$out/$name.log" ||
-    echo "failed: $name" | tee -a "$out/failures.txt"
+  run "$name" python -m rn50_jax.benchmark "${recipe[@]}" "${steps[@]}" --device "$device" \
+    --json "$out/$name.json" --markdown "$out/$name.md" "$@"
 }
-for precision in bf16 fp16 tf32 fp32; do
-  bench "train-$precision-256" --mode train --steps 200 --warmup 20 --config.precision=$precision
-  for batch in 1 256; do
-    bench "infer-$precision-$batch" --mode infer --steps 200 --warmup 20 --config.precision=$precision --config.batch_size=$batch
+
+step() { # one device, the batch that everything is compared at
+  bench "$@" --devices 1 --batch_sizes "$batch"
+}
+
+train_part() {
+  step train-precisions --precisions bf16,fp16,tf32,fp32
+  bench train-batches --devices 1 --precisions bf16 --batch_sizes "$batches"
+}
+
+infer_part() {
+  for precision in bf16 fp16 tf32 fp32; do
+    bench "infer-$precision" --mode infer --devices 1 --precisions "$precision" --batch_sizes "$latencies"
   done
-done
-bench train-bf16-512 --mode train --steps 200 --warmup 20 --config.batch_size=512
-bench train-bf16-256-shard_map --mode train --steps 200 --warmup 20 --config.parallel=shard_map
-
-# The quick start in every precision, decoded on the CPU and on the GPU: does it reach 96 %?
-quickstart() { # NAME ARGS...
-  local name=quickstart-$1
-  shift
-  echo "== $name"
-  python -m rn50_jax.train --config configs/quickstart.py --workdir "$out/$name" "$@" 2>&1 | tee "$out/$name.log" ||
-    echo "failed: $name" | tee -a "$out/failures.txt"
 }
-quickstart bf16 --config.precision=bf16 --config.recipe.ema_decay=0.99
-quickstart bf16-dali-gpu --config.precision=bf16 --config.data.backend=dali-gpu
-quickstart fp16-static --config.precision=fp16
-quickstart fp16-dynamic --config.precision=fp16 --config.loss_scale.mode=dynamic
-quickstart tf32 --config.precision=tf32
 
-# Is resuming exact here too?
-XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_deterministic_ops=true" python scripts/torture.py --kills 5 --damages 0 \
-  >"$out/torture.json" 2>"$out/torture.log" || echo "failed: torture" | tee -a "$out/failures.txt"
+variant() { # MODE KEY VALUE: one key other than its default
+  if ! grep -E "[ .]${2##*.} = " configs/default.py | grep -qiwF -- "$3"; then
+    echo "== config.$2=$3 is not known to this version"
+    return
+  fi
+  step "variant-$1-${2##*.}-$3" --mode "$1" --precisions bf16 "--config.$2=$3"
+}
+
+flags() { # NAME FLAG...: of XLA
+  local name=$1
+  shift
+  XLA_FLAGS="${XLA_FLAGS:-} $*" step "variant-train-$name" --precisions bf16
+}
+
+variants_part() { # each way of computing the step, alone, beside the default of the same part
+  step variant-train-default --precisions bf16
+  step variant-infer-default --mode infer --precisions bf16
+  variant train model.conv_lowering native
+  variant train model.conv_lowering matmul
+  variant train model.conv_lowering dot1x1
+  variant train model.stem conv
+  variant train model.stem padded
+  variant train model.stem space_to_depth
+  variant train model.max_pool native
+  variant train model.max_pool indexed
+  variant train model.fused_norm false
+  variant train parallel shard_map
+  variant infer model.fold_batch_norm off
+  variant infer model.fold_batch_norm on
+  [ "$device" = cpu ] && return
+  flags command-buffers-off --xla_gpu_enable_command_buffer=
+  flags latency-hiding --xla_gpu_enable_latency_hiding_scheduler=true
+  flags exhaustive-tiling --xla_gpu_exhaustive_tiling_search=true
+  flags conv-fusion --xla_gpu_experimental_enable_conv_fusion=true
+}
+
+profile_part() {
+  step profile-train --precisions bf16 --profile "$out/trace-train"
+  step profile-infer --mode infer --precisions bf16 --profile "$out/trace-infer"
+}
+
+peers_part() {
+  local peers=torch,torch-compile,timm
+  [ -z "${SMALL:-}" ] || peers=torch
+  [ -z "${FLAX_EXAMPLE:-}" ] || peers+=,flax-example=$FLAX_EXAMPLE
+  step peers-train --precisions "$([ "$device" = cpu ] && echo fp32 || echo bf16)" --compare "$peers" "${rounds[@]}"
+  step peers-infer --mode infer --precisions "$([ "$device" = cpu ] && echo fp32 || echo bf16)" \
+    --compare "${peers%,flax-example*}" "${rounds[@]}"
+}
+
+scaling_part() {
+  if [ "$gpus" -lt 2 ]; then
+    echo "== scaling: there is one device"
+    return
+  fi
+  bench scaling --precisions bf16,fp32 --batch_sizes "$batch" --scaling both
+}
+
+input_part() {
+  local feed=(--mode input "${data[@]}" "${rounds[@]}" "--config.batch_size=$batch" "--config.data.workers=$workers")
+  bench "input-$decoder" "${feed[@]}" --steps 20 --warmup 4 "--config.data.backend=$decoder"
+  [ "$decoder" = dali-cpu ] || bench input-dali-cpu "${feed[@]}" --steps 20 --warmup 4 --config.data.backend=dali-cpu
+}
+
+end-to-end_part() {
+  bench end-to-end --mode end-to-end "${data[@]}" "${rounds[@]}" --devices 1 "--config.batch_size=$batch" \
+    "--config.data.workers=$workers" "--config.data.backend=$decoder"
+}
+
+quickstart_part() { # does the full training reach 96 % in every precision, decoded on the CPU and on the GPU?
+  local name
+  for name in bf16 bf16-dali-gpu fp16-static fp16-dynamic tf32 fp32; do
+    local args=("--config.precision=${name%%-*}")
+    case $name in
+    bf16) args+=(--config.recipe.ema_decay=0.99) ;;
+    bf16-dali-gpu) args+=("--config.data.backend=$decoder") ;;
+    fp16-dynamic) args+=(--config.loss_scale.mode=dynamic) ;;
+    esac
+    rm -rf "$out/quickstart-$name"
+    run "quickstart-$name" python -m rn50_jax.train --config configs/quickstart.py "${quick[@]}" \
+      --workdir "$out/quickstart-$name" "${args[@]}"
+  done
+}
+
+resume_part() { # is resuming exact here too?
+  XLA_FLAGS="${XLA_FLAGS:-} $([ "$device" = cpu ] || echo --xla_gpu_deterministic_ops=true)" \
+    run resume bash -c "python scripts/torture.py --kills $kills --damages 0 >'$out/resume.json'"
+}
+
+for part in "$@"; do
+  started=$SECONDS
+  "${part}_part"
+  echo "== part $part: $((SECONDS - started)) s"
+done
+python -m rn50_jax.bench.summary "$out"
 [ ! -e "$out/failures.txt" ]

@@ -1,31 +1,120 @@
 """The benchmark command: what it reports, not how fast it is."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import REPO, TINY, Run, assert_user_error
 
+from rn50_jax import benchmark
+from rn50_jax.errors import UserError
+
+CONFIG = ("--config", REPO / "configs/quickstart.py", *TINY, "--config.model.stages=(1, 1)", "--config.batch_size=4")
+
 
 @pytest.mark.parametrize("mode", ["train", "infer"])
 def test_result(run: Run, tmp_path: Path, mode: str) -> None:
     path = tmp_path / "result.json"
-    config = ("--config", REPO / "configs/quickstart.py", *TINY, "--config.batch_size=4")
     options = ("--mode", mode, "--steps", 7, "--warmup", 2, "--json", path)
-    done = run("benchmark", *config, *options, devices=2)
+    done = run("benchmark", *CONFIG, *options, devices=2)
     assert done.returncode == 0, done.stderr
-    result = json.loads(path.read_text())
+    document = json.loads(path.read_text())
+    result = document["results"][0]
+    assert document | result == document  # of a single point, its keys stand at the top too
     assert (result["mode"], result["devices"], result["images_per_step"], result["steps"]) == (mode, "2 x cpu", 8, 7)
     assert (result["arch"], result["image_size"], result["precision"]) == ("resnet18", 32, "fp32")
     times = result["step_seconds"]
-    assert set(times) == {"median", "mean", "min", "max", "p90", "p95", "p99"}
-    assert times["min"] <= times["median"] <= times["p90"] <= times["p95"] <= times["p99"] <= times["max"]
+    assert set(times) == {"median", "mean", "min", "max", "p25", "p75", "p90", "p95", "p99"}
+    assert times["min"] <= times["p25"] <= times["median"] <= times["p75"] <= times["p90"] <= times["p95"]
+    assert times["p95"] <= times["p99"] <= times["max"]
     assert result["images_per_second"] == pytest.approx(8 / times["median"])
-    assert result["first_call_seconds"] > times["median"]
+    assert result["first_call_seconds"] > result["compile_seconds"] > 0 and result["trace_seconds"] > 0
+    assert result["peak_memory_source"] == "XLA's analysis of the program" and result["peak_memory_bytes"] > 0
+    per_device = 4 * result["gflop_per_image"] / times["median"] / 1e3
+    assert result["tflops"] == pytest.approx(per_device)
+    ceiling = document["ceilings"]["fp32"]
+    assert result["flops_of_ceiling"] == pytest.approx(per_device / ceiling["tflops"])
+    assert result["bandwidth_of_ceiling"] == pytest.approx(result["gbytes_per_second"] / ceiling["gbytes_per_second"])
+    assert "mfu" not in result  # no data sheet says what a CPU is capable of
+    assert document["hardware"]["platform"] == "cpu" and document["versions"]["jax"]
+    assert document["command"][:3] == ["python", "-m", "rn50_jax.benchmark"] and str(path) in document["command"]
+    assert done.stdout.startswith("# Benchmark on CPU\n")
     assert "images per second at the median step" in done.stdout
 
 
+def test_sweep_over_devices_and_precisions(run: Run, tmp_path: Path) -> None:
+    page, path = tmp_path / "result.md", tmp_path / "result.json"
+    sweep = ("--batch_sizes", "4", "--precisions", "bf16,fp32", "--scaling", "strong")
+    options = ("--mode", "infer", "--steps", 2, "--warmup", 0, "--markdown", page, "--json", path)
+    done = run("benchmark", *CONFIG, *sweep, *options, devices=2)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(path.read_text())["results"]
+    found = [(r["precision"], r["num_devices"], r["batch_size_per_device"], r["images_per_step"]) for r in results]
+    assert found == [(p, n, 4 // n, 4) for p in ("bf16", "fp32") for n in (1, 2)]
+    text = page.read_text()
+    assert text.strip() == done.stdout.strip()
+    assert "### Strong scaling" in text and "### Every point" in text and "## Ceilings, measured in this run" in text
+
+
+def test_end_to_end_and_its_share_of_waiting(run: Run, digits: Path, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    options = ("--mode", "end-to-end", "--steps", 3, "--warmup", 1, "--rounds", 2, "--json", path)
+    done = run("benchmark", *CONFIG, f"--config.data.dir={digits}", *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(path.read_text())["end_to_end"]
+    real, synthetic = (result[key]["rounds"] for key in ("images_per_second", "images_per_second_synthetic"))
+    ratios = sorted(a / b for a, b in zip(real, synthetic, strict=True))
+    assert (result["ratio"]["min"], result["ratio"]["max"]) == pytest.approx(ratios)
+    assert 0 <= result["waiting"]["min"] <= result["waiting"]["max"] < 1
+    assert (result["backend"], result["workers"]) == ("dali-cpu", 2)
+    assert "real / synthetic" in done.stdout
+
+
+def test_input_beside_torchs_loader(run: Run, digits: Path, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    options = ("--mode", "input", "--steps", 5, "--warmup", 1, "--rounds", 1, "--json", path)
+    done = run("benchmark", *CONFIG, f"--config.data.dir={digits}", *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(path.read_text())["input"]
+    assert result["files"]["images"] == 1500
+    ours, theirs = result["contestants"]
+    for entry in (ours, theirs):
+        assert entry["images_per_second"]["median"] > 0 and entry["cpu_ms_per_image"]["median"] > 0
+    ratio = ours["cpu_ms_per_image"]["median"] / theirs["cpu_ms_per_image"]["median"]
+    assert theirs["ours_over_it_cpu_ms_per_image"]["median"] == pytest.approx(ratio)
+    assert "Pillow, 2 processes" in theirs["about"] and "dali-cpu" in ours["about"]
+
+
 def test_mistakes_are_told_in_one_line(run: Run) -> None:
-    config = ("--config", REPO / "configs/quickstart.py")
-    assert_user_error(run("benchmark", *config, "--steps", 0), "--steps must be at least 1")
-    assert_user_error(run("benchmark", *config, "--config.batch_size=0"), "config.batch_size=0")
+    done = run("benchmark", "--config", REPO / "configs/quickstart.py", "--steps", 0)
+    assert_user_error(done, "--steps and --rounds must be at least 1")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config.batch_size=0"], "config.batch_size=0"),
+        (["--batch_sizes", "4,x"], "--batch_sizes '4,x'"),
+        (["--generated", "20"], "--generated is for --mode input"),
+        (["--mode", "input", "--profile", "x"], "--profile is for --mode train"),
+        (["--mode", "end-to-end", "--config.data.backend=synthetic"], "--mode end-to-end times real files"),
+        (["--device", "gpu"], "--device gpu, but JAX found only a CPU"),
+        (["--devices", "1", "--batch_sizes", "1,2", "--profile", "x"], "--profile takes one precision"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_compiled(options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        benchmark.main(["--config", str(REPO / "configs/quickstart.py"), *options])
+
+
+def test_the_cpu_is_not_timed_as_a_gpu(process_env: dict[str, str], tmp_path: Path) -> None:
+    # A machine with a driver's tool, and a JAX that ends on the CPU unasked.
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    env = process_env | {"PATH": str(tmp_path), "JAX_PLATFORMS": ""}
+    command = [sys.executable, "-m", "rn50_jax.benchmark", *map(str, CONFIG), "--mode", "infer", "--steps", "1"]
+    done = subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True, timeout=300)
+    assert_user_error(done, "fell back to the CPU", "nvidia-smi", "--device cpu")

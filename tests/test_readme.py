@@ -102,7 +102,7 @@ def test_constraints_pin_every_requirement() -> None:
         (r"^\s*(import|from) nvidia", {"dali.py", "verify.py"}),
         (r"jax\.pmap\(|jax\.shard_map\(", {"parallel.py"}),
         (r"jax\.distributed\.initialize|multihost_utils", {"hosts.py"}),
-        (r"^\s*(import|from) torch", {"weight_files.py"}),
+        (r"^\s*(import|from) torch", {"weight_files.py", "torch_peer.py"}),
         (r"^\s*(import|from) safetensors", {"weight_files.py"}),
     ],
 )

@@ -1,0 +1,102 @@
+"""Which devices are timed, and what is written down about the machine."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rn50_jax.errors import UserError
+
+# Vendors' data sheets, dense, TFLOP/s of (float16 and bfloat16, TF32, float32 without tensor cores) and GB/s of memory.
+_SHEETS = {
+    "H200": (989.4, 494.7, 66.9, 4800.0),
+    "H100 PCIe": (756.0, 378.0, 51.2, 2000.0),
+    "H100 80GB HBM3": (989.4, 494.7, 66.9, 3350.0),
+    "A100-SXM4-40GB": (312.0, 156.0, 19.5, 1555.0),
+    "A100-PCIE-40GB": (312.0, 156.0, 19.5, 1555.0),
+    "A100": (312.0, 156.0, 19.5, 2039.0),
+    "V100": (125.0, 15.7, 15.7, 900.0),
+}
+
+
+def signs_of_gpu() -> list[str]:
+    """What lets one expect that JAX computes on a GPU here."""
+    signs = [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)]
+    if shutil.which("nvidia-smi"):
+        signs.append("nvidia-smi")
+    return signs + (["/dev/nvidia0"] if Path("/dev/nvidia0").exists() else [])
+
+
+def find_local_devices(wanted: str) -> list[jax.Device]:
+    """This process's devices.
+
+    Args:
+      wanted: "gpu"; "cpu"; or "auto": what JAX finds, but no CPU that JAX fell back to.
+
+    Raises:
+      UserError: no such device, or a CPU where a GPU was to be expected and nobody asked for the CPU.
+    """
+    if wanted == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    chosen = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
+    try:
+        devices = jax.local_devices()
+    except RuntimeError as error:
+        raise UserError(f"JAX cannot start: {str(error).splitlines()[0]}; {_HOW_TO_GPU}") from error
+    if devices[0].platform != "cpu":
+        return devices
+    if wanted == "gpu":
+        raise UserError(f"--device gpu, but JAX found only a CPU; {_HOW_TO_GPU}")
+    signs = signs_of_gpu()
+    if wanted == "auto" and chosen != "cpu" and signs:
+        raise UserError(
+            f"JAX fell back to the CPU where there seems to be a GPU ({', '.join(signs)}), and a CPU's times would "
+            f"pass for the GPU's; {_HOW_TO_GPU}; or ask for the CPU with --device cpu"
+        )
+    return devices
+
+
+_HOW_TO_GPU = "check nvidia-smi, and that requirements-cuda13.txt (or requirements-cuda12.txt) is installed"
+
+
+def describe_hardware(devices: list[jax.Device]) -> dict[str, Any]:
+    """What a reader needs to know of the machine: devices, driver if there is one, processor and its cores."""
+    gpu = devices[0].platform == "gpu"
+    facts = {
+        "platform": devices[0].platform,
+        "device": devices[0].device_kind if gpu else f"CPU ({_processor()})",
+        "devices": len(devices),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    driver = _driver() if gpu else None
+    return facts | ({"driver": driver} if driver else {})
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
+
+
+def sheet(device: str, precision: str) -> tuple[float, float] | None:
+    """The data sheet's (TFLOP/s, GB/s) of a known GPU in a precision, else None."""
+    for name, (half, tf32, single, memory) in _SHEETS.items():
+        if all(part in device for part in name.split()):
+            return {"tf32": tf32, "fp32": single}.get(precision, half), memory
+    return None

@@ -1,0 +1,84 @@
+"""Real training steps from real files, beside the same steps on synthetic data."""
+
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rn50_jax import parallel
+from rn50_jax.bench import stats, timing
+from rn50_jax.bench.feed import open_feed
+from rn50_jax.build import build_model, build_state
+from rn50_jax.data.dataset import open_dataset
+from rn50_jax.data.synthetic import synthetic_batch
+from rn50_jax.diagnosis import telling_of_memory
+from rn50_jax.plan import make_plan
+from rn50_jax.train import compile_steps
+
+
+def measure_end_to_end(
+    config: ConfigDict, devices: list[jax.Device], *, steps: int, warmup: int, number: int
+) -> dict[str, Any]:
+    """Interleaves rounds of `steps` steps on a synthetic batch and on the feed's; two steps queued, as in training.
+
+    Returns:
+      For each kind images_per_second by round (all images over all time), median and extremes; "ratio", real over
+      synthetic by round; "waiting", the share of the real rounds' time spent waiting for the feed.
+
+    Raises:
+      UserError: the data cannot be used.
+      RunStopped: a device's memory is too small.
+    """
+    dataset = open_dataset(config, need_val=False)
+    plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
+    mesh = parallel.make_mesh(devices)
+    model = build_model(config, num_classes=len(dataset.class_names), platform=devices[0].platform)
+    step, _ = compile_steps(config, model, plan, mesh)
+    synthetic = synthetic_batch(config, plan.device_batch, mesh)
+    synthetic["label"] = synthetic["label"] % len(dataset.class_names)
+    state = parallel.replicate(build_state(config, model), mesh)
+    found: dict[str, list[float]] = {"synthetic": [], "real": [], "waiting": []}
+    total = (warmup + steps) * number
+    with open_feed(config, dataset.train, plan, mesh, total) as batches, telling_of_memory(config):
+        waited = 0.0
+
+        def synthetic_step() -> Any:
+            nonlocal state
+            state, metrics = step(state, synthetic)
+            return metrics
+
+        def real_step() -> Any:
+            nonlocal state, waited
+            start = time.perf_counter()
+            batch = next(batches).batch
+            waited += time.perf_counter() - start
+            state, metrics = step(state, batch)
+            return metrics
+
+        timing.time_queued(synthetic_step, 1)
+        for _ in range(number):
+            for name, one_step in (("synthetic", synthetic_step), ("real", real_step)):
+                # The feed has worked ahead while others were timed: the warm-up uses that up.
+                timing.time_queued(one_step, max(warmup, 1))
+                waited = 0.0
+                seconds = sum(timing.time_queued(one_step, steps))
+                found[name].append(plan.global_batch * steps / seconds)
+                if name == "real":
+                    found["waiting"].append(waited / seconds)
+    return {
+        "mode": "end-to-end",
+        "arch": config.model.arch,
+        "precision": config.precision,
+        "image_size": config.data.image_size,
+        "batch_size_per_device": config.batch_size,
+        "num_devices": len(devices),
+        "backend": config.data.backend,
+        "workers": config.data.workers,
+        "steps": steps,
+        "rounds": number,
+        "images_per_second": {"rounds": found["real"], **stats.spread_of(found["real"])},
+        "images_per_second_synthetic": {"rounds": found["synthetic"], **stats.spread_of(found["synthetic"])},
+        "ratio": stats.ratios(found["real"], found["synthetic"]),
+        "waiting": stats.spread_of(found["waiting"]),
+    }

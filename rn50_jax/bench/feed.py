@@ -1,0 +1,129 @@
+"""The feed alone, beside a PyTorch DataLoader on the same files: images per second and processor time per image."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rn50_jax import config as configs
+from rn50_jax import parallel
+from rn50_jax.bench import rounds, stats
+from rn50_jax.bench.cpu_time import TreeClock
+from rn50_jax.bench.device import describe_hardware, find_local_devices
+from rn50_jax.data.dataset import open_dataset
+from rn50_jax.data.feed import Position, TrainBatch, train_batches
+from rn50_jax.data.folder import ImageSet
+from rn50_jax.plan import Plan, make_plan
+from rn50_jax.workdir import versions
+
+OURS, TORCH = "rn50_jax feed", "torch DataLoader"
+
+
+@contextmanager
+def open_feed(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, steps: int) -> Iterator[Iterator[Any]]:
+    """The training feed as a run has it, for at least so many steps over however many epochs that takes."""
+    longer = ConfigDict(config.to_dict())
+    longer.epochs = max(config.epochs, steps // plan.steps_per_epoch + 3)
+    with closing(train_batches(longer, images, plan, mesh, Position(0, 0))) as batches:
+        yield batches
+
+
+def run(spec: dict[str, Any]) -> dict[str, Any]:
+    """One visit to our own feed: batches are made and placed on the devices, and dropped."""
+    config = configs.from_tree(spec["config"])
+    parallel.prepare_runtime(config.data.backend)
+    devices = find_local_devices(spec["device"])
+    images = open_dataset(config, need_val=False).train
+    plan = make_plan(config, num_images=len(images.labels), num_devices=len(devices))
+    steps = spec["warmup"] + spec["steps"]
+    with open_feed(config, images, plan, parallel.make_mesh(devices), steps) as batches:
+        clock = TreeClock()
+        for _ in range(spec["warmup"]):
+            _wait(next(batches))
+        clock.start()
+        for _ in range(spec["steps"]):
+            _wait(next(batches))
+        wall, cpu = clock.stop()
+    dali = next((version for name, version in versions().items() if "dali" in name), "unknown")
+    return {
+        "images": spec["steps"] * plan.global_batch,
+        "seconds": wall,
+        "cpu_seconds": cpu,
+        "about": f"{config.data.backend}, DALI {dali}, {config.data.workers} threads per device, "
+        f"{len(devices)} x {describe_hardware(devices)['device']}",
+    }
+
+
+def _wait(batch: TrainBatch) -> None:
+    jax.block_until_ready(batch.batch)
+
+
+def measure_input(
+    config: ConfigDict, *, device: str, steps: int, warmup: int, number: int, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Both feeds in interleaved rounds, each visit in a process of its own.
+
+    Both decode the same files to uint8 batches of the config's crop, size and flip; the DataLoader's with Pillow in
+    `data.workers` processes, and without placing them on a device.
+
+    Returns:
+      The setting, what the files are like, and "contestants": images_per_second and cpu_ms_per_image by round, their
+      median and extremes, and ours over theirs.
+    """
+    images = open_dataset(config, need_val=False).train
+    shared = {"config": config.to_dict(), "device": device, "steps": steps, "warmup": warmup}
+    theirs = shared | {"kind": "torch-loader", "folder": str(Path(config.data.dir).expanduser() / "train")}
+    contestants = {OURS: shared | {"kind": "feed"}, TORCH: theirs | {"workers": config.data.workers}}
+    visits = rounds.run_rounds(contestants, rounds=number, timeout=1800, tell=tell)
+    return {
+        "dir": str(config.data.dir),
+        "files": describe_files(images),
+        "batch_size": config.batch_size,
+        "image_size": config.data.image_size,
+        "workers": config.data.workers,
+        "steps": steps,
+        "rounds": number,
+        "contestants": summarise(visits),
+    }
+
+
+def describe_files(images: ImageSet, sample: int = 2000) -> dict[str, float]:
+    """Number of images, and mean and median bytes of an evenly spread sample."""
+    every = max(len(images.files) // sample, 1)
+    if images.members is None:
+        sizes = [Path(file).stat().st_size for file in images.files[::every]]
+    else:
+        sizes = [int(size) for size in images.members.size[::every]]
+    return {
+        "images": len(images.labels),
+        "mean_bytes": float(np.mean(sizes)),
+        "median_bytes": float(np.median(sizes)),
+    }
+
+
+def summarise(visits: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `rounds.run_rounds` found, as speeds, processor time and ratios."""
+    result = []
+    ours: dict[str, list[float]] = {}
+    for name, found in visits.items():
+        entry: dict[str, Any] = {"name": name}
+        if "error" in found:
+            result.append(entry | {"error": found["error"]})
+            continue
+        measures = {
+            "images_per_second": [visit["images"] / visit["seconds"] for visit in found["visits"]],
+            "cpu_ms_per_image": [1000 * visit["cpu_seconds"] / visit["images"] for visit in found["visits"]],
+        }
+        ours = ours or (measures if name == OURS else {})
+        entry["about"] = found["visits"][-1]["about"]
+        for key, values in measures.items():
+            entry[key] = {"rounds": values, **stats.spread_of(values)}
+            if ours and name != OURS:
+                entry[f"ours_over_it_{key}"] = stats.ratios(ours[key], values)
+        result.append(entry)
+    return result

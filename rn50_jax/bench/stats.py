@@ -1,0 +1,28 @@
+"""Many measurements in a few numbers; without JAX, which PyTorch's processes must not load."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+PERCENTILES = (25, 75, 90, 95, 99)
+
+
+def summarise(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, mean, extremes, quartiles (p25, p75) and upper percentiles (p90, p95, p99, linearly interpolated)."""
+    return {
+        "median": float(np.median(seconds)),
+        "mean": float(np.mean(seconds)),
+        "min": float(np.min(seconds)),
+        "max": float(np.max(seconds)),
+        **{f"p{q}": float(np.percentile(seconds, q)) for q in PERCENTILES},
+    }
+
+
+def spread_of(values: Sequence[float]) -> dict[str, float]:
+    """Median and extremes over rounds."""
+    return {"median": float(np.median(values)), "min": float(min(values)), "max": float(max(values))}
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Ours over theirs, round by round: median and extremes of the rounds that both finished."""
+    return spread_of([a / b for a, b in zip(ours, theirs, strict=False)])

@@ -1,0 +1,112 @@
+"""The points of a sweep, and their measurement one after the other."""
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rn50_jax.bench.ceiling import Ceiling
+from rn50_jax.bench.points import Point, measure, point_config
+from rn50_jax.errors import UserError
+from rn50_jax.plan import make_plan
+from rn50_jax.precision import PRECISIONS
+
+
+def parse_batch_sizes(text: str) -> list[int]:
+    """Reads "1,2,4".
+
+    Raises:
+      UserError: not integers >= 1.
+    """
+    try:
+        sizes = [int(word) for word in text.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        raise UserError(f"--batch_sizes {text!r} must be integers >= 1 with commas between, such as 1,2,4")
+    return sizes
+
+
+def parse_precisions(text: str) -> list[str]:
+    """Reads "bf16,fp32".
+
+    Raises:
+      UserError: unknown precision.
+    """
+    precisions = [word.strip() for word in text.split(",")]
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise UserError(f"--precisions {text!r}: {precision!r} is none of {', '.join(PRECISIONS)}")
+    return precisions
+
+
+def device_counts(available: int) -> list[int]:
+    """1, 2, 4, ... and all."""
+    counts = [2**power for power in range(available.bit_length()) if 2**power <= available]
+    return counts if counts[-1] == available else [*counts, available]
+
+
+def make_points(
+    mode: str, precisions: list[str], batch_sizes: list[int], *, available: int, scaling: str | None
+) -> list[Point]:
+    """All points of a sweep, small batches before large ones, so that a device's peak memory is that of each.
+
+    Args:
+      batch_sizes: per device; in strong scaling, of all devices together.
+      available: devices, all of which are used unless there is a scaling.
+      scaling: None, "weak", "strong" or "both".
+
+    Raises:
+      UserError: a batch that cannot be shared equally.
+    """
+    points = []
+    for precision in precisions:
+        for batch in sorted(batch_sizes):
+            if scaling is None:
+                points.append(Point(mode, precision, batch, available))
+            if scaling in ("weak", "both"):
+                points += [Point(mode, precision, batch, count) for count in device_counts(available)]
+            if scaling in ("strong", "both"):
+                for count in device_counts(available):
+                    if batch % count:
+                        raise UserError(f"a batch of {batch} cannot be shared by {count} devices; change --batch_sizes")
+                    points.append(Point(mode, precision, batch // count, count, global_batch=batch))
+    return points
+
+
+def make_sweep(config: ConfigDict, points: list[Point]) -> list[tuple[Point, ConfigDict]]:
+    """Each point with its config.
+
+    Raises:
+      UserError: a point does not fit the config.
+    """
+    sweep = [(point, point_config(config, point)) for point in points]
+    for point, one in sweep:
+        if point.mode == "train":
+            make_plan(one, num_images=one.data.synthetic_images[0], num_devices=point.devices)
+    return sweep
+
+
+def run_sweep(
+    sweep: list[tuple[Point, ConfigDict]],
+    ceilings: dict[str, Ceiling],
+    *,
+    steps: int,
+    warmup: int,
+    trace: Path | None,
+    tell: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Measures every point; one for which the memory does not suffice is written down, and the sweep goes on."""
+    results = []
+    for point, config in sweep:
+        tell(f"{point.mode}, {point.precision}, {point.batch_size} images on each of {point.devices} device(s)")
+        ceiling = ceilings.get(point.precision)
+        results.append(measure(config, point, steps=steps, warmup=warmup, ceiling=ceiling, trace=trace))
+        if "error" in results[-1]:
+            tell(results[-1]["error"])
+        gc.collect()
+        jax.clear_caches()
+    return results

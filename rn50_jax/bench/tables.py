@@ -1,0 +1,223 @@
+"""The tables of a benchmark, in Markdown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with its columns aligned, so that it reads as plain text too."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def train_table(results: Sequence[Row]) -> str:
+    """Throughput by devices and batch size, a column a precision, and the speed-up of mixed precision.
+
+    The speed-up is over fp32, or where that was not timed over tf32.
+    """
+    precisions = _in_order(r["precision"] for r in results)
+    base = next((p for p in ("fp32", "tf32") if p in precisions), None)
+    mixed = [p for p in precisions if base and p != base]
+    keys = _in_order((r["num_devices"], r["batch_size_per_device"]) for r in results)
+    header = ["devices", "batch size per device", *(f"{p}, img/s" for p in precisions)]
+    header += [f"speed-up of {p} over {base}" for p in mixed]
+    rows = []
+    for devices, batch in keys:
+        cells = {
+            r["precision"]: r for r in results if (r["num_devices"], r["batch_size_per_device"]) == (devices, batch)
+        }
+        row = [str(devices), str(batch), *(_speed(cells.get(p)) for p in precisions)]
+        rows.append(row + [_over(cells.get(p), cells.get(base or "")) for p in mixed])
+    return table(header, rows)
+
+
+def latency_table(results: Sequence[Row]) -> str:
+    """Throughput and latency by batch size."""
+    header = ["batch size", "throughput", "latency avg", "median", "90 %", "95 %", "99 %"]
+    rows = []
+    for result in results:
+        images = str(result["batch_size_per_device"] * result["num_devices"])
+        if "error" in result:
+            rows.append([images, result["error"], *["-"] * 5])
+            continue
+        speed = f"{result['images_per_second_mean']:,.2f} img/s"
+        times = (result["step_seconds"][key] for key in ("mean", "median", "p90", "p95", "p99"))
+        rows.append([images, speed, *(f"{1000 * seconds:.2f} ms" for seconds in times)])
+    return table(header, rows)
+
+
+def scaling_table(results: Sequence[Row]) -> str:
+    """Speed by number of devices, over one device, and the share of the ideal that is reached."""
+    header = ["precision", "devices", "batch size per device", "img/s", "over one device", "efficiency"]
+    rows = []
+    for result in results:
+        one = next((r for r in results if r["precision"] == result["precision"] and r["num_devices"] == 1), None)
+        count = result["num_devices"]
+        row = [result["precision"], str(count), str(result["batch_size_per_device"]), _speed(result)]
+        if one is None or "error" in one or "error" in result:
+            rows.append([*row, "-", "-"])
+            continue
+        factor = result["images_per_second"] / one["images_per_second"]
+        rows.append([*row, f"{factor:.2f}x", f"{factor / count:.0%}"])
+    return table(header, rows)
+
+
+def detail_table(results: Sequence[Row]) -> str:
+    """Every point: spread, compile time, memory, and how far the device was used."""
+    known = any("mfu" in r for r in results)
+    header = ["precision", "devices", "batch", "img/s", "step, ms: median (quartiles)", "trace + compile, s"]
+    header += [
+        "peak memory, MB",
+        "TFLOP/s",
+        "of matmul ceiling",
+        "GB/s (XLA's bytes)",
+        "of copy ceiling",
+        "MB per image",
+    ]
+    header += ["MFU (data sheet)"] if known else []
+    rows = []
+    for r in results:
+        row = [r["precision"], str(r["num_devices"]), str(r["batch_size_per_device"]), _speed(r)]
+        if "error" in r:
+            rows.append(row + ["-"] * (len(header) - len(row)))
+            continue
+        median, low, high = (1000 * r["step_seconds"][key] for key in ("median", "p25", "p75"))
+        source = "" if r["peak_memory_source"] == "device" else " (XLA)"
+        row += [
+            f"{median:.2f} ({low:.2f}-{high:.2f})",
+            f"{r['trace_seconds']:.1f} + {r['compile_seconds']:.1f}{' (cached)' if r['compiled_from_cache'] else ''}",
+            f"{r['peak_memory_bytes'] / 1e6:,.0f}{source}",
+            f"{r['tflops']:.3g}",
+            _share(r.get("flops_of_ceiling")),
+            f"{r['gbytes_per_second']:,.1f}",
+            _share(r.get("bandwidth_of_ceiling")),
+            f"{r['megabytes_per_image']:,.1f}",
+        ]
+        rows.append(row + ([_share(r.get("mfu"))] if known else []))
+    return table(header, rows)
+
+
+def ceiling_table(ceilings: dict[str, dict[str, float]]) -> str:
+    """What the device reached at best."""
+    rows = [[p, f"{c['tflops']:.3g}", f"{c['gbytes_per_second']:,.1f}"] for p, c in ceilings.items()]
+    return table(["precision", "matrix product, TFLOP/s", "copy, GB/s read and written"], rows)
+
+
+def peer_table(comparison: Row) -> str:
+    """Ours and the peers: speed over the rounds and ours over each."""
+    header = ["program", "img/s: median of rounds (range)", "ours / it (range)", "precision"]
+    cpu = any("cpu_ms_per_image" in entry for entry in comparison["contestants"])
+    header += (["CPU-ms per image"] if cpu else []) + ["first step, s", "peak memory, MB", "about"]
+    rows = []
+    for entry in comparison["contestants"]:
+        if "images_per_second" not in entry:
+            continue
+        memory = entry["peak_memory_bytes"]
+        row = [entry["name"], _range(entry["images_per_second"], ",.1f")]
+        row.append(_range(entry["ours_over_it"], ".2f") if "ours_over_it" in entry else "-")
+        row.append(entry["precision"])
+        row += [_range(entry["cpu_ms_per_image"], ".1f") if "cpu_ms_per_image" in entry else "-"] if cpu else []
+        row += [f"{entry['start_seconds']:.1f}", f"{memory / 1e6:,.0f}" if memory else "-", entry["about"]]
+        rows.append(row)
+    return _with_errors(table(header, rows), comparison)
+
+
+def input_table(measured: Row) -> str:
+    """The feeds: speed, processor time per image, and ours over each."""
+    header = ["feed", "img/s: median of rounds (range)", "CPU-ms per image (range)", "ours / it, img/s"]
+    header += ["ours / it, CPU-ms", "about"]
+    rows = []
+    for entry in measured["contestants"]:
+        if "error" in entry:
+            continue
+        row = [entry["name"]]
+        row += [_range(entry["images_per_second"], ",.1f"), _range(entry["cpu_ms_per_image"], ".2f")]
+        for key in ("ours_over_it_images_per_second", "ours_over_it_cpu_ms_per_image"):
+            row.append(_range(entry[key], ".2f") if key in entry else "-")
+        rows.append([*row, entry["about"]])
+    return _with_errors(table(header, rows), measured)
+
+
+def _with_errors(text: str, measured: Row) -> str:
+    """Those that could not be compared, and why, below the table."""
+    errors = [
+        f"{entry['name']}: not compared, {entry['error']}" for entry in measured["contestants"] if "error" in entry
+    ]
+    return "\n\n".join((text, *errors))
+
+
+def end_to_end_table(result: Row) -> str:
+    """Real beside synthetic steps."""
+    header = [
+        "precision",
+        "batch size per device",
+        "real, img/s",
+        "synthetic, img/s",
+        "real / synthetic",
+        "waiting for data",
+    ]
+    waiting = result["waiting"]
+    row = [
+        result["precision"],
+        str(result["batch_size_per_device"]),
+        _range(result["images_per_second"], ",.1f"),
+        _range(result["images_per_second_synthetic"], ",.1f"),
+        _range(result["ratio"], ".3f"),
+        f"{waiting['median']:.1%} ({waiting['min']:.1%}-{waiting['max']:.1%})",
+    ]
+    return table(header, [row])
+
+
+def kernel_tables(profile: Row) -> str:
+    """Time by group of kernels, and the kernels that took most of it."""
+    total = profile["kernel_seconds"] or 1.0
+    groups = [
+        [name, f"{1000 * seconds / profile['steps']:.3f}", f"{seconds / total:.1%}"]
+        for name, seconds in profile["groups"].items()
+    ]
+    kernels = [
+        [
+            k["name"][:60],
+            k["group"],
+            str(k["count"]),
+            f"{1000 * k['seconds'] / profile['steps']:.3f}",
+            f"{k['seconds'] / total:.1%}",
+        ]
+        for k in profile["kernels"]
+    ]
+    return "\n\n".join(
+        (
+            table(["group", "ms per step", "share"], groups),
+            table(["kernel", "group", "calls", "ms per step", "share"], kernels),
+        )
+    )
+
+
+def _in_order(items: Any) -> list[Any]:
+    return list(dict.fromkeys(items))
+
+
+def _speed(result: Row | None) -> str:
+    if result is None:
+        return "-"
+    return str(result["error"]) if "error" in result else f"{result['images_per_second']:,.1f}"
+
+
+def _over(result: Row | None, base: Row | None) -> str:
+    if result is None or base is None or "error" in result or "error" in base:
+        return "-"
+    return f"{result['images_per_second'] / base['images_per_second']:.2f}x"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _range(spread: dict[str, float], form: str) -> str:
+    return f"{spread['median']:{form}} ({spread['min']:{form}}-{spread['max']:{form}})"

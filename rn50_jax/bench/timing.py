@@ -1,0 +1,89 @@
+"""Seconds of single steps; and what it cost to compile them."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+def time_queued(call: Callable[[], Any], count: int) -> list[float]:
+    """Seconds between the ends of `count` calls with one more queued behind each, as training runs them.
+
+    `call` starts work and returns arrays that are ready when it is done.
+    """
+    ready, previous = [time.perf_counter()], None
+    for number in range(count):
+        result = call()
+        if number:
+            jax.block_until_ready(previous)
+            ready.append(time.perf_counter())
+        previous = result
+    jax.block_until_ready(previous)
+    ready.append(time.perf_counter())
+    return [float(x) for x in np.diff(ready)]
+
+
+def time_single(call: Callable[[], Any], count: int) -> list[float]:
+    """Seconds of `count` calls, each waited for before the next: latency."""
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+class Compilation(NamedTuple):
+    """What making a program cost, and what XLA says about it.
+
+    seconds: of tracing and of compiling. cached: whether any part came from the compilation cache. memory_bytes: of
+    arguments, results and temporaries at once. bytes_accessed: by all operations of one call, on one device; XLA's
+    estimate, 0 if it has none.
+    """
+
+    trace_seconds: float
+    compile_seconds: float
+    cached: bool
+    memory_bytes: int
+    bytes_accessed: float
+
+
+def compile_program(function: Any, *args: Any) -> tuple[Compilation, Any]:
+    """Compiles a jitted or pmapped function for its arguments, so that the first call need not.
+
+    Returns:
+      What it cost, and the compiled program, for its text.
+    """
+    hits: list[str] = []
+    with _events(hits):
+        start = time.perf_counter()
+        lowered = function.lower(*args)
+        traced = time.perf_counter()
+        compiled = lowered.compile()
+        done = time.perf_counter()
+    memory = compiled.memory_analysis()
+    parts = ("argument", "output", "temp", "generated_code")
+    used = sum(getattr(memory, f"{part}_size_in_bytes", 0) for part in parts) if memory else 0
+    cost = compiled.cost_analysis() or {}
+    return Compilation(
+        trace_seconds=traced - start,
+        compile_seconds=done - traced,
+        cached=any("cache_hits" in event for event in hits),
+        memory_bytes=used - (memory.alias_size_in_bytes if memory else 0),
+        bytes_accessed=float(cost.get("bytes accessed", 0.0)),
+    ), compiled
+
+
+@contextmanager
+def _events(seen: list[str]) -> Iterator[None]:
+    def note(event: str, **_: Any) -> None:
+        seen.append(event)
+
+    jax.monitoring.register_event_listener(note)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_listener(note)

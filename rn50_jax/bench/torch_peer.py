@@ -1,0 +1,265 @@
+"""PyTorch beside us: ResNet v1.5 eager, compiled or timm's, and a DataLoader; plain, as its users write it."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from rn50_jax.bench.cpu_time import TreeClock
+from rn50_jax.bench.stats import summarise
+from rn50_jax.errors import UserError
+
+
+class Block(nn.Module):
+    """Residual block with torchvision's layers and order."""
+
+    def __init__(self, channels: int, width: int, stride: int, net: dict[str, Any]) -> None:
+        super().__init__()
+        inner, out = width * net["inner"], width * net["expansion"]
+        shapes = (
+            [(channels, inner, 1, 1, 1), (inner, inner, 3, stride, net["groups"]), (inner, out, 1, 1, 1)]
+            if net["bottleneck"]
+            else [(channels, width, 3, stride, 1), (width, out, 3, 1, 1)]
+        )
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, size, step, size // 2, groups=groups, bias=False) for a, b, size, step, groups in shapes
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(shape[1]) for shape in shapes)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != out:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, last = x, len(self.convs) - 1
+        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y = norm(conv(y))
+            y = self.relu(y) if index < last else y
+        return self.relu(y + self.shortcut(x))
+
+
+def make_resnet(net: dict[str, Any]) -> nn.Module:
+    """The network that `models.resnet.ResNet` computes, for images [B, 3, H, W]; without squeeze and excitation.
+
+    Args:
+      net: see `bench.peers.network`.
+    """
+    if net["se"]:
+        raise UserError("the torch peers have no squeeze and excitation; choose another config.model.arch")
+    stem = net["stem"]
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, stem, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(stem),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+    ]
+    channels = stem
+    for stage, (blocks, width) in enumerate(zip(net["stages"], net["widths"], strict=True)):
+        for index in range(blocks):
+            layers.append(Block(channels, width, 2 if stage and not index else 1, net))
+            channels = width * net["expansion"]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, net["classes"]))
+
+
+def run(spec: dict[str, Any]) -> dict[str, Any]:
+    """One visit, see `bench.peers` and `bench.feed`."""
+    if spec["kind"] == "torch-loader":
+        return _run_loader(spec)
+    cuda = spec["device"] != "cpu" and torch.cuda.is_available()
+    if spec["device"] == "gpu" and not cuda:
+        raise UserError(f"torch {torch.__version__} finds no GPU; install a build of PyTorch for CUDA")
+    device = torch.device("cuda" if cuda else "cpu")
+    torch.backends.cudnn.benchmark = True
+    precision = spec["config"]["precision"]
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    start = time.perf_counter()
+    net: nn.Module = _make_net(spec).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    step = _train_step(spec, net, device) if spec["mode"] == "train" else _infer_step(spec, net, device)
+    _seconds(step, 1, cuda, spec["mode"])
+    first = time.perf_counter() - start
+    _seconds(step, spec["warmup"], cuda, spec["mode"])
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    clock = TreeClock()
+    seconds = _seconds(step, spec["steps"], cuda, spec["mode"])
+    _, cpu = clock.stop()
+    threads = "" if cuda else f", {torch.get_num_threads()} threads"
+    return {
+        "platform": "gpu" if cuda else "cpu",
+        "device": torch.cuda.get_device_name() if cuda else "CPU",
+        "precision": precision,
+        "images_per_step": spec["config"]["batch_size"],
+        "step_seconds": summarise(seconds),
+        "cpu_seconds_per_step": cpu / spec["steps"],
+        "start_seconds": first,
+        "peak_memory_bytes": torch.cuda.max_memory_reserved() if cuda else None,
+        "about": f"torch {torch.__version__}{_timm_version(spec)}{threads}",
+    }
+
+
+def _make_net(spec: dict[str, Any]) -> nn.Module:
+    net = spec["network"]
+    if spec["kind"] == "timm":
+        try:
+            import timm
+        except ImportError as error:
+            raise UserError(f"timm cannot be imported ({error}); pip install timm") from None
+        if (net["arch"], net["stages"], net["widths"]) != ("resnet50", [3, 4, 6, 3], [64, 128, 256, 512]):
+            raise UserError("timm is compared on an unchanged resnet50")
+        made: nn.Module = timm.create_model("resnet50", num_classes=net["classes"])
+        return made
+    made = make_resnet(net)
+    # "reduce-overhead" and "max-autotune" need more memory and minutes; the default is what users write.
+    return torch.compile(made) if spec["kind"] == "torch-compile" else made  # type: ignore[return-value]
+
+
+def _timm_version(spec: dict[str, Any]) -> str:
+    if spec["kind"] != "timm":
+        return ""
+    import timm
+
+    return f", timm {timm.__version__}"
+
+
+def _autocast(precision: str, device: torch.device) -> Any:
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, types[precision]) if precision in types else nullcontext()
+
+
+def _batch(spec: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    # Ready on the device, normalised and in torch's best layout; our own step also has to convert uint8.
+    size, batch = spec["config"]["data"]["image_size"], spec["config"]["batch_size"]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, 3, size, size, generator=generator)
+    labels = torch.randint(spec["network"]["classes"], (batch,), generator=generator)
+    return images.to(device, memory_format=torch.channels_last), labels.to(device)
+
+
+def _train_step(spec: dict[str, Any], net: nn.Module, device: torch.device) -> Callable[[], Any]:
+    """Forward, backward and SGD with momentum, under automatic mixed precision in bf16 and fp16."""
+    recipe, precision = spec["config"]["recipe"], spec["config"]["precision"]
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=1e-3, momentum=recipe["momentum"], weight_decay=recipe["weight_decay"]
+    )
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe["label_smoothing"])
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    images, labels = _batch(spec, device)
+    net.train()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with _autocast(precision, device):
+            loss = criterion(net(images), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.detach()
+
+    return step
+
+
+def _infer_step(spec: dict[str, Any], net: nn.Module, device: torch.device) -> Callable[[], Any]:
+    images, _ = _batch(spec, device)
+    net.eval()
+
+    def step() -> torch.Tensor:
+        with torch.inference_mode(), _autocast(spec["config"]["precision"], device):
+            return torch.softmax(net(images).float(), -1)
+
+    return step
+
+
+def _seconds(step: Callable[[], Any], count: int, cuda: bool, mode: str) -> list[float]:
+    """Of each step: between the ends of queued ones in training, one after the other in inference; as our own."""
+    if not cuda or mode == "infer":
+        seconds = []
+        for _ in range(count):
+            start = time.perf_counter()
+            step()
+            if cuda:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        return seconds
+    ends = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    ends[0].record()
+    for end in ends[1:]:
+        step()
+        end.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(ends)]
+
+
+class Crops(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """Pillow's decoding, random-resized crop and flip: uint8 [S, S, 3], torchvision's transform without torchvision."""
+
+    def __init__(self, files: list[str], data: dict[str, Any]) -> None:
+        self.files, self.data = files, data
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        rng = np.random.default_rng([index, torch.initial_seed() % 2**32])
+        size = self.data["image_size"]
+        with Image.open(self.files[index]) as file:
+            image = file.convert("RGB")
+        image = image.crop(_random_box(rng, *image.size, self.data)).resize((size, size), Image.Resampling.BILINEAR)
+        if rng.random() < self.data["flip"]:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return torch.from_numpy(np.array(image)), index
+
+
+def _random_box(rng: np.random.Generator, width: int, height: int, data: dict[str, Any]) -> tuple[int, int, int, int]:
+    low, high = np.log(data["crop_aspect"])
+    for _ in range(10):
+        area = width * height * rng.uniform(*data["crop_area"])
+        aspect = np.exp(rng.uniform(low, high))
+        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def _run_loader(spec: dict[str, Any]) -> dict[str, Any]:
+    endings = (".jpg", ".jpeg", ".png")
+    files = [str(path) for path in sorted(Path(spec["folder"]).glob("*/*")) if path.suffix.lower() in endings]
+    if len(files) < spec["config"]["batch_size"]:
+        raise UserError(f"{spec['folder']} has {len(files)} JPEG or PNG files in class folders: too few for a batch")
+    loader = torch.utils.data.DataLoader(
+        Crops(files, spec["config"]["data"]),
+        batch_size=spec["config"]["batch_size"],
+        shuffle=True,
+        num_workers=spec["workers"],
+        drop_last=True,
+        persistent_workers=True,
+    )
+
+    def batches() -> Iterator[Any]:
+        while True:
+            yield from loader
+
+    stream = batches()
+    clock = TreeClock()
+    for _ in range(spec["warmup"]):
+        next(stream)
+    clock.start()
+    for _ in range(spec["steps"]):
+        images, _ = next(stream)
+    wall, cpu = clock.stop()
+    count = spec["steps"] * len(images)
+    return {
+        "images": count,
+        "seconds": wall,
+        "cpu_seconds": cpu,
+        "about": f"torch {torch.__version__} DataLoader, Pillow, {spec['workers']} processes",
+    }

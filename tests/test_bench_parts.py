@@ -1,0 +1,281 @@
+"""What the benchmark counts, draws and writes; nothing here depends on how fast anything is."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import REPO
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from PIL import Image
+
+from rn50_jax import config as configs
+from rn50_jax.bench import device, jpegs, points, stats, sweep, tables, timing
+from rn50_jax.bench.ceiling import Ceiling, measure_ceiling
+from rn50_jax.bench.cpu_time import tree_seconds
+from rn50_jax.bench.document import as_json, as_markdown
+from rn50_jax.bench.flops import count_flops
+from rn50_jax.errors import UserError
+from rn50_jax.models.resnet import FAMILY, ResNet
+from rn50_jax.precision import PRECISIONS
+
+SMALL = (("model.arch", "resnet18"), ("model.width", "8"), ("model.stages", "(1, 1)"), ("model.num_classes", "5"))
+
+
+def small_config() -> Any:
+    config, _ = configs.load(str(REPO / "configs/quickstart.py"))
+    return configs.override(config, [*SMALL, ("batch_size", "4"), ("data.backend", "synthetic")])
+
+
+def make_network(arch: str, lowering: str = "native", **kwargs: Any) -> ResNet:
+    return ResNet(FAMILY[arch], 1000, PRECISIONS["fp32"], lowering=lowering, **kwargs)
+
+
+@pytest.mark.parametrize("lowering", ["native", "matmul"])
+def test_flops_are_the_published_ones(lowering: str) -> None:
+    flops = count_flops(make_network("resnet50", lowering), 224)
+    assert flops.infer / 2e9 == pytest.approx(4.089, abs=5e-4)  # multiplications, as torchvision and timm list them
+    assert flops.train / 1e9 == pytest.approx(24.30, abs=5e-3)
+    assert (flops.of("infer"), flops.of("train")) == flops
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnext50-32x4d", "se-resnet50"])
+def test_flops_are_those_of_the_traced_program(arch: str) -> None:
+    model = make_network(arch, width=32)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+    traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, image)
+    assert count_flops(model, 64).infer == 2 * multiplications(traced.jaxpr)
+
+
+def multiplications(jaxpr: Jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        out = equation.outvars[0].aval
+        if equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape  # HWIO
+            total += out.size * kernel[0] * kernel[1] * kernel[2]
+        elif equation.primitive.name == "dot_general":
+            (contracting, _), _ = equation.params["dimension_numbers"]
+            total += out.size * int(np.prod([equation.invars[0].aval.shape[i] for i in contracting]))
+        for value in equation.params.values():
+            if isinstance(value, ClosedJaxpr):
+                total += multiplications(value.jaxpr)
+    return total
+
+
+def test_percentiles_are_numpys() -> None:
+    seconds = np.random.default_rng(0).lognormal(size=237)
+    found = stats.summarise(list(seconds))
+    assert found["median"] == np.percentile(seconds, 50)
+    assert [found[f"p{q}"] for q in (25, 75, 90, 95, 99)] == [np.percentile(seconds, q) for q in (25, 75, 90, 95, 99)]
+    assert (found["mean"], found["min"], found["max"]) == (seconds.mean(), seconds.min(), seconds.max())
+    assert stats.ratios([2.0, 3.0, 8.0], [1.0, 3.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 4.0}
+
+
+def test_every_step_is_timed_and_all_are_waited_for() -> None:
+    calls = []
+
+    def call() -> jax.Array:
+        calls.append(len(calls))
+        return jnp.zeros(())
+
+    for timer in (timing.time_queued, timing.time_single):
+        calls.clear()
+        seconds = timer(call, 5)
+        assert (len(seconds), len(calls)) == (5, 5)
+        assert min(seconds) >= 0
+
+
+def test_compilation_is_described() -> None:
+    x = jnp.ones((256, 256), jnp.float32)
+    compilation, compiled = timing.compile_program(jax.jit(lambda x: x @ x + 1), x)
+    assert compilation.trace_seconds > 0 and compilation.compile_seconds > 0
+    assert compilation.memory_bytes >= 2 * x.nbytes  # argument and result
+    assert compilation.bytes_accessed >= 2 * x.nbytes
+    assert "dot" in compiled.as_text()
+
+
+def test_ceiling_of_tiny_sizes() -> None:
+    ceiling = measure_ceiling(jax.devices()[0], "bf16", sides=(16, 32), nbytes=2**14, repeats=2)
+    assert ceiling.tflops > 0 and ceiling.gbytes_per_second > 0
+
+
+def test_usage_is_arithmetic() -> None:
+    result = {"step_seconds": {"median": 0.05}, "images_per_step": 512, "num_devices": 2, "precision": "bf16"}
+    ceiling = Ceiling(tflops=800.0, gbytes_per_second=3000.0)
+    used = points.usage(result, 24.3e9, 80e9, ceiling, "NVIDIA H100 80GB HBM3")
+    assert used["tflops"] == pytest.approx(256 * 24.3e9 / 0.05 / 1e12)  # of one device
+    assert used["gbytes_per_second"] == pytest.approx(1600)
+    assert used["megabytes_per_image"] == pytest.approx(312.5)
+    assert used["flops_of_ceiling"] == pytest.approx(used["tflops"] / 800)
+    assert used["bandwidth_of_ceiling"] == pytest.approx(1600 / 3000)
+    assert used["mfu"] == pytest.approx(used["tflops"] / 989.4)
+    assert "mfu" not in points.usage(result, 24.3e9, 80e9, ceiling, "cpu")
+
+
+def test_known_cards() -> None:
+    assert device.sheet("NVIDIA A100-SXM4-80GB", "tf32") == (156.0, 2039.0)
+    assert device.sheet("NVIDIA A100-SXM4-40GB", "fp16") == (312.0, 1555.0)
+    assert device.sheet("NVIDIA H100 PCIe", "bf16") == (756.0, 2000.0)
+    assert device.sheet("Tesla V100-SXM2-16GB", "fp32") == (15.7, 900.0)
+    assert device.sheet("NVIDIA GeForce RTX 4090", "bf16") is None
+
+
+def test_a_fallback_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "nvidia-smi" not in device.signs_of_gpu()
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert device.find_local_devices("auto")[0].platform == "cpu"  # JAX_PLATFORMS=cpu asks for it
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(UserError, match=r"fell back to the CPU .*nvidia-smi.*--device cpu"):
+        device.find_local_devices("auto")
+    assert device.find_local_devices("cpu")[0].platform == "cpu"
+    with pytest.raises(UserError, match="--device gpu, but JAX found only a CPU"):
+        device.find_local_devices("gpu")
+
+
+def test_points_of_a_sweep() -> None:
+    make = sweep.make_points
+    plain = make("infer", ["bf16", "fp32"], [8, 1], available=2, scaling=None)
+    assert plain == [points.Point("infer", p, b, 2) for p in ("bf16", "fp32") for b in (1, 8)]
+    both = make("train", ["fp32"], [12], available=6, scaling="both")
+    assert [(p.devices, p.batch_size, p.global_batch) for p in both[:4]] == [(n, 12, 0) for n in (1, 2, 4, 6)]
+    assert [(p.devices, p.batch_size, p.global_batch) for p in both[4:]] == [(n, 12 // n, 12) for n in (1, 2, 4, 6)]
+    with pytest.raises(UserError, match="8 cannot be shared by 6 devices"):
+        make("train", ["fp32"], [8], available=6, scaling="strong")
+    for text in ("", "1,,2", "0", "1.5", "a"):
+        with pytest.raises(UserError, match="--batch_sizes"):
+            sweep.parse_batch_sizes(text)
+    with pytest.raises(UserError, match="'int8' is none of fp32, tf32, bf16, fp16"):
+        sweep.parse_precisions("bf16,int8")
+
+
+def test_lack_of_memory_is_told_and_the_sweep_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_program = points.make_program
+
+    def limited(config: Any, *args: Any) -> points.Program:
+        if config.batch_size == 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9999 bytes")
+        return make_program(config, *args)
+
+    monkeypatch.setattr(points, "make_program", limited)
+    todo = [points.Point("infer", "fp32", batch, 1) for batch in (1, 2, 4)]
+    told: list[str] = []
+    results = sweep.run_sweep(
+        sweep.make_sweep(small_config(), todo), {}, steps=2, warmup=0, trace=None, tell=told.append
+    )
+    assert [r.get("error") for r in results] == [None, "out of memory", None]
+    assert "smaller config.batch_size" in results[1]["error_detail"]
+    rows = tables.latency_table(results).splitlines()
+    assert len(rows) == 5 and "out of memory" in rows[3] and "img/s" in rows[4]
+    assert "out of memory" in tables.detail_table(results)
+    assert "out of memory" in told
+
+
+def result(precision: str, devices: int, batch: int, speed: float) -> dict[str, Any]:
+    seconds = stats.summarise([batch * devices / speed])
+    return {
+        "mode": "train",
+        "precision": precision,
+        "num_devices": devices,
+        "batch_size_per_device": batch,
+        "images_per_second": speed,
+        "images_per_second_mean": speed,
+        "step_seconds": seconds,
+    }
+
+
+def cells(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if not set(line) <= set("|- ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_tables_of_the_reference() -> None:
+    rows = [result("fp32", 1, 128, 380.44), result("fp32", 8, 128, 2945.37)]
+    rows += [result("fp16", 1, 128, 893.09), result("fp16", 8, 128, 6888.75)]
+    header, one, eight = cells(tables.train_table(rows))
+    assert header == ["devices", "batch size per device", "fp32, img/s", "fp16, img/s", "speed-up of fp16 over fp32"]
+    # NVIDIA's published DGX-1 table: 2.35x, 2.34x, and 7.74x and 7.71x on 8 GPUs.
+    assert one == ["1", "128", "380.4", "893.1", "2.35x"]
+    assert eight == ["8", "128", "2,945.4", "6,888.8", "2.34x"]
+    scaling = cells(tables.scaling_table(rows))
+    assert [row[4:] for row in scaling[1:]] == [
+        ["1.00x", "100%"],
+        ["7.74x", "97%"],
+        ["1.00x", "100%"],
+        ["7.71x", "96%"],
+    ]
+    latency = cells(
+        tables.latency_table([result("fp32", 1, 1, 136.82) | {"step_seconds": stats.summarise([0.0073] * 3)}])
+    )
+    assert latency[1] == ["1", "136.82 img/s", "7.30 ms", "7.30 ms", "7.30 ms", "7.30 ms", "7.30 ms"]
+
+
+def test_document_of_a_cpu_says_so() -> None:
+    document = {
+        "command": ["python", "x"],
+        "date": "2026-11-25",
+        "hardware": {"platform": "cpu", "device": "CPU (x)", "devices": 1, "processor": "x", "cores": 2},
+        "environment": {},
+        "versions": {"jax": "0"},
+    }
+    assert as_markdown(document).startswith("# Benchmark on CPU\n")
+    assert "say nothing about the speed on a GPU" in as_markdown(document)
+    gpu = document | {"hardware": document["hardware"] | {"platform": "gpu", "device": "NVIDIA H100"}}
+    assert as_markdown(gpu).startswith("# Benchmark on 1 x NVIDIA H100\n")
+    assert "say nothing" not in as_markdown(gpu)
+    assert as_json(document | {"results": [{"mode": "train"}]})["mode"] == "train"
+    assert "mode" not in as_json(document | {"results": [{"mode": "train"}] * 2})
+    json.dumps(document)
+
+
+def test_generated_images_are_as_imagenets() -> None:
+    encoded = [jpegs.make_jpeg(seed) for seed in range(60)]
+    assert np.mean([len(e) for e in encoded]) == pytest.approx(110e3, rel=0.15)
+    assert np.median([len(e) for e in encoded]) == pytest.approx(105e3, rel=0.15)
+    low, high = np.percentile([len(e) for e in encoded], (5, 95))
+    assert low < 80e3 and high > 150e3
+    images = [Image.open(io.BytesIO(e)) for e in encoded]
+    assert (np.median([i.width for i in images]), np.median([i.height for i in images])) == (500, 375)
+    assert len({i.size for i in images}) >= 5
+    for image in images[:5]:  # no noise: neighbours are alike, as in photographs
+        grey = np.asarray(image.convert("L"), np.float32)
+        assert np.corrcoef(grey[:, 1:].ravel(), grey[:, :-1].ravel())[0, 1] > 0.75
+    assert encoded[3] == jpegs.make_jpeg(3)
+
+
+def test_generated_folder_is_made_once(tmp_path: Path) -> None:
+    folder = jpegs.generated_folder(12, cache=tmp_path)
+    files = sorted(folder.rglob("*.jpg"))
+    assert len([f for f in files if f.parts[-3] == "train"]) == 12
+    assert {f.parent.name for f in files} == {f"class{i}" for i in range(10)}
+    before = [f.stat().st_mtime_ns for f in files]
+    assert jpegs.generated_folder(12, cache=tmp_path) == folder
+    assert [f.stat().st_mtime_ns for f in files] == before
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    with pytest.raises(UserError, match="at least 10 images"):
+        jpegs.generated_folder(9, cache=tmp_path)
+    with pytest.raises(UserError, match="cannot write the generated images"):
+        jpegs.generated_folder(10, cache=files[0])
+
+
+def test_processor_time_of_children_counts() -> None:
+    code = "import time, sys\nwhile time.process_time() < 0.5: pass\nprint(flush=True); sys.stdin.read()"
+    before = tree_seconds()
+    pipe = subprocess.PIPE
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, env=os.environ)
+    assert child.stdout is not None
+    child.stdout.readline()
+    alive = tree_seconds() - before
+    child.communicate()
+    waited_for = tree_seconds() - before
+    assert 0.45 <= alive <= waited_for + 0.02  # a tick is 10 ms
