@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -86,7 +87,7 @@ def tell(error: BaseException) -> int:
     """Prints what ended a command, in one line unless it was unexpected, and returns the exit code.
 
     Exit codes: 0 done, 1 some inputs failed or an unexpected error, 2 a mistake in the call or its inputs, 3 the run
-    stopped itself, 130 (SIGINT) and 143 (SIGTERM) interrupted.
+    stopped itself, 130 (SIGINT) and 143 (SIGTERM) interrupted, 141 (SIGPIPE) nobody reads on.
     """
     if isinstance(error, Interrupted):
         print(error, file=sys.stderr, flush=True)
@@ -94,6 +95,9 @@ def tell(error: BaseException) -> int:
     if isinstance(error, UserError | RunStopped):
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, UserError) else EXIT_STOPPED
+    if isinstance(error, BrokenPipeError):  # who reads standard output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
         return 130
@@ -106,6 +110,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command's `main(argv) -> exit code` and ends the process, see `tell`."""
     try:
         code = main(sys.argv[1:])
+        sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         code = tell(error)
     if code and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():

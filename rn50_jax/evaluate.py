@@ -86,8 +86,11 @@ def _times(images: np.ndarray, waited: np.ndarray, ready: np.ndarray) -> dict[st
     return result
 
 
-def evaluate_stored(stored: StoredModel) -> dict[str, Any]:
+def evaluate_stored(stored: StoredModel, *, flip_tta: bool = False) -> dict[str, Any]:
     """Evaluates a run's checkpoint or a weight file on `val/` of its config's data.
+
+    Args:
+      flip_tta: see `step.eval_step`; the result then says so.
 
     Returns:
       The metrics of `evaluate`, named val.* for averaged weights too, and `stored.facts`.
@@ -99,11 +102,12 @@ def evaluate_stored(stored: StoredModel) -> dict[str, Any]:
     mesh = parallel.make_mesh(stored.devices)
     model, loaded = load_for_inference(stored, exact=True)
     variables = parallel.replicate(loaded, mesh)
-    compiled = parallel.spread(make_eval_step(config, model), mesh, mode=config.parallel)
-    return evaluate(compiled, {"val": variables}, eval_batches(config, dataset.val, mesh)) | stored.facts
+    compiled = parallel.spread(make_eval_step(config, model, flip_tta=flip_tta), mesh, mode=config.parallel)
+    result = evaluate(compiled, {"val": variables}, eval_batches(config, dataset.val, mesh))
+    return result | stored.facts | ({"flip_tta": True} if flip_tta else {})
 
 
-def examine_stored(stored: StoredModel) -> tuple[dict[str, Any], Predictions]:
+def examine_stored(stored: StoredModel, *, flip_tta: bool = False) -> tuple[dict[str, Any], Predictions]:
     """`evaluate_stored`, and what the model said about each image.
 
     Returns:
@@ -114,7 +118,7 @@ def examine_stored(stored: StoredModel) -> tuple[dict[str, Any], Predictions]:
     model, loaded = load_for_inference(stored, exact=True)
     variables = parallel.replicate(loaded, mesh)
     step = partial(examine_step, model=model, axis_name=parallel.AXIS, label_smoothing=config.recipe.label_smoothing)
-    compiled = parallel.spread(step, mesh, mode=config.parallel)
+    compiled = parallel.spread(partial(step, flip_tta=flip_tta), mesh, mode=config.parallel)
     ranked: list[Metrics] = []
 
     def remembering(weights: Variables, batch: Batch) -> Metrics:
@@ -133,7 +137,8 @@ def examine_stored(stored: StoredModel) -> tuple[dict[str, Any], Predictions]:
     index = order.reshape(-1)[kept]
     labels = dataset.val.labels[index]
     predictions = Predictions(dataset.val, index, labels, classes[kept], probabilities[kept], dataset.class_names)
-    return result | {"val.ece": predictions.calibration().error} | stored.facts, predictions
+    named = {"flip_tta": True} if flip_tta else {}
+    return result | {"val.ece": predictions.calibration().error} | stored.facts | named, predictions
 
 
 def _open_dataset(stored: StoredModel) -> Dataset:
@@ -150,9 +155,13 @@ def _open_dataset(stored: StoredModel) -> Dataset:
     return dataset
 
 
-def make_eval_step(config: ConfigDict, model: ResNet) -> EvalStep:
+def make_eval_step(config: ConfigDict, model: ResNet, *, flip_tta: bool = False) -> EvalStep:
     """The evaluation step of one device, the same in training and afterwards."""
-    return partial(eval_step, model=model, axis_name=parallel.AXIS, label_smoothing=config.recipe.label_smoothing)
+    options = {"label_smoothing": config.recipe.label_smoothing, "flip_tta": flip_tta}
+    return partial(eval_step, model=model, axis_name=parallel.AXIS, **options)
+
+
+_TTA = ", test-time augmentation: mean of each image and its mirror image"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -174,6 +183,9 @@ def main(argv: Sequence[str]) -> int:
     group.add_argument(
         "--predictions", type=Path, metavar="FILE", help="five best classes of each image, .csv or .parquet"
     )
+    parser.add_argument(
+        "--flip_tta", action="store_true", help="test-time augmentation: the mean over each image and its mirror image"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     args, overrides = configs.parse_args(parser, argv)
     if args.out and not args.per_class:
@@ -182,12 +194,12 @@ def main(argv: Sequence[str]) -> int:
         check_target(args.predictions)
     stored = load_model(args, overrides)
     if not (args.per_class or args.predictions):
-        result = evaluate_stored(stored)
-        print(stored.name)
+        result = evaluate_stored(stored, flip_tta=args.flip_tta)
+        print(f"{stored.name}{_TTA if args.flip_tta else ''}")
         print(validation_text(result))
     else:
-        result, predictions = examine_stored(stored)
-        print(stored.name)
+        result, predictions = examine_stored(stored, flip_tta=args.flip_tta)
+        print(f"{stored.name}{_TTA if args.flip_tta else ''}")
         print(validation_text(result))
         print(f"calibration  {100 * result['val.ece']:.2f} % expected calibration error over {BINS} bins")
         if args.per_class:

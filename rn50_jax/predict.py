@@ -1,7 +1,6 @@
 """Classifies images: `python -m rn50_jax.predict --workdir W IMAGE [IMAGE ...]`, or `--weights FILE`."""
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -150,11 +149,8 @@ def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, for
             progress("classified", total, unit="img") if shown else nullcontext(lambda _: None) as advance,
         ):
             FORMATS[form](counted(result, advance), file)
-    except BrokenPipeError:  # as when `head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.filename not in (None, str(out)):
+        if isinstance(error, BrokenPipeError) or error.filename not in (None, str(out)):
             raise
         raise UserError(f"cannot write {out or 'standard output'}: {error.strerror}") from error
     return 1 if failures else 0

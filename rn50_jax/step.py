@@ -3,6 +3,7 @@
 A batch is {"image": uint8 [B, H, W, 3], "label": int32 [B], "weight": float32 [B]}, weight 0 marking padding.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -211,18 +212,25 @@ def _add(a: Any, b: Any) -> Any:
 
 
 def eval_step(
-    variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, label_smoothing: float = 0.0
+    variables: Variables,
+    batch: Batch,
+    *,
+    model: ResNet,
+    axis_name: str,
+    label_smoothing: float = 0.0,
+    flip_tta: bool = False,
 ) -> Metrics:
     """Sums over the real images of all devices' batches, with the running BatchNorm statistics.
 
     Args:
       variables: {"params", "batch_stats"}, live or averaged.
+      flip_tta: test-time augmentation, the mean of the logits of each image and its mirror image.
 
     Returns:
       {"loss", "top1", "top5", "images"}: float32 [], weighted sums; loss is plain cross-entropy. With
       `label_smoothing` also "loss_smoothed".
     """
-    logits = _logits(variables, batch["image"], model)
+    logits = _logits(variables, batch["image"], model, flip_tta)
     top1, top5 = top_k_hits(logits, batch["label"], 5)
     weight = batch["weight"]
 
@@ -249,7 +257,14 @@ def predict_step(variables: Variables, batch: Batch, *, model: ResNet, axis_name
 
 
 def examine_step(
-    variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, label_smoothing: float = 0.0, top: int = 5
+    variables: Variables,
+    batch: Batch,
+    *,
+    model: ResNet,
+    axis_name: str,
+    label_smoothing: float = 0.0,
+    flip_tta: bool = False,
+    top: int = 5,
 ) -> tuple[Metrics, Metrics]:
     """The sums of `eval_step`, and what it ranked best for each image.
 
@@ -257,14 +272,17 @@ def examine_step(
       The sums, and {"class": int32 [D, B, top], "probability": float32 [D, B, top]}, best first, ties to the lower
       index, with {"weight": float32 [D, B]}, gathered from all devices. A model of fewer classes than `top` has fewer.
     """
-    sums = eval_step(variables, batch, model=model, axis_name=axis_name, label_smoothing=label_smoothing)
-    logits = _logits(variables, batch["image"], model)  # the compiler computes them once
+    step = partial(eval_step, model=model, axis_name=axis_name, label_smoothing=label_smoothing, flip_tta=flip_tta)
+    sums = step(variables, batch)
+    logits = _logits(variables, batch["image"], model, flip_tta)  # the compiler computes them once
     _, best = lax.top_k(logits, min(top, model.num_classes))
     probabilities = jnp.take_along_axis(jax.nn.softmax(logits), best, axis=1)
     ranked = {"class": best, "probability": probabilities, "weight": batch["weight"]}
     return sums, lax.all_gather(ranked, axis_name)
 
 
-def _logits(variables: Variables, images: jax.Array, model: ResNet) -> jax.Array:
+def _logits(variables: Variables, images: jax.Array, model: ResNet, flip_tta: bool = False) -> jax.Array:
     logits: jax.Array = model.apply(variables, normalise(images), train=False)
+    if flip_tta:
+        logits = (logits + model.apply(variables, normalise(images[:, :, ::-1]), train=False)) / 2
     return logits

@@ -27,7 +27,7 @@ from tiny import (
 from torch_reference import ResNet as TorchResNet
 from torch_reference import normalise
 
-from rn50_jax import parallel
+from rn50_jax import augment, parallel
 from rn50_jax.optim import decay_mask
 from rn50_jax.state import variables_of
 from rn50_jax.step import eval_step, predict_step
@@ -215,3 +215,19 @@ def test_predictions_stay_on_their_device() -> None:
     assert results[0].shape == (2, 3, CLASSES)
     np.testing.assert_allclose(np.sum(results[0], -1), 1, rtol=1e-5)
     assert_same_bits(*results)
+
+
+def test_flip_test_time_augmentation_is_the_mean_of_both_views() -> None:
+    model = make_model()
+    state = make_state(model)
+    variables = variables_of(state)["val"]
+    batch = {name: x[0] for name, x in make_batch(1, 6).items()}
+    flipped = batch | {"image": batch["image"][:, :, ::-1]}
+    logits = [np.asarray(model.apply(variables, augment.normalise(b["image"]), train=False)) for b in (batch, flipped)]
+    mean = (logits[0] + logits[1]) / 2
+    wanted = -np.sum(np.log(np.exp(mean) / np.exp(mean).sum(1, keepdims=True))[np.arange(6), batch["label"]])
+    step = partial(eval_step, model=model, axis_name="one", flip_tta=True)
+    sums = jax.vmap(step, in_axes=(None, 0), axis_name="one")(variables, {k: v[None] for k, v in batch.items()})
+    np.testing.assert_allclose(sums["loss"], [wanted], rtol=1e-5)
+    again = jax.vmap(step, in_axes=(None, 0), axis_name="one")(variables, {k: v[None] for k, v in flipped.items()})
+    np.testing.assert_allclose(again["loss"], sums["loss"], rtol=1e-5)
