@@ -12,8 +12,16 @@ from conftest import REPO
 
 from rn50_jax.rules import RULES
 
-README = (REPO / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)( needs=\w+)?\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+Block = tuple[str, str, str]
+
+
+def blocks(page: Path) -> list[Block]:
+    """Language, what it needs, and text of each fenced block."""
+    return re.findall(r"^```(\w+)( needs=\w+)?\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+README = blocks(REPO / "README.md")
+PAGES = [page.name for page in sorted((REPO / "docs").glob("*.md")) if any(b[:2] == ("bash", "") for b in blocks(page))]
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +41,22 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_readme_commands_run(project: Path, process_env: dict[str, str]) -> None:
-    commands = [
-        line for language, needs, text in BLOCKS if language == "bash" and not needs for line in text.splitlines()
-    ]
-    assert len(commands) == 11
-    for command in commands:
-        if command == "./scripts/test.sh":
+def run_blocks(page: list[Block], project: Path, env: dict[str, str]) -> int:
+    """Runs each line of the blocks that need nothing; returns how many lines there were."""
+    lines = [line for language, needs, text in page if language == "bash" and not needs for line in text.splitlines()]
+    for line in lines:
+        if line == "./scripts/test.sh":
             continue  # this is it
-        bash = ["bash", "-c", f"[ -f .venv/bin/activate ] && source .venv/bin/activate; {command}"]
-        env = process_env | {"XLA_FLAGS": ""}  # as users run it
-        done = subprocess.run(bash, cwd=project, env=env, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        bash = ["bash", "-c", f"[ -f .venv/bin/activate ] && source .venv/bin/activate; {line}"]
+        done = subprocess.run(
+            bash, cwd=project, env=env | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=900
+        )
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+    return len(lines)
+
+
+def test_readme_commands_run(project: Path, process_env: dict[str, str]) -> None:
+    assert run_blocks(README, project, process_env) >= 15
     # The first command was the quick start: it learns to read, and draws its curves.
     lines = [json.loads(line) for line in (project / "runs/quickstart/metrics.jsonl").read_text().splitlines()]
     final = [line for line in lines if "val.top1" in line][-1]
@@ -54,12 +66,26 @@ def test_readme_commands_run(project: Path, process_env: dict[str, str]) -> None
     assert json.loads((project / "result.json").read_text())["val.top1"] >= final["val.top1"]
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_the_documents_run(page: str, project: Path, process_env: dict[str, str]) -> None:
+    assert run_blocks(blocks(REPO / "docs" / page), project, process_env)
+
+
 def test_other_commands_are_marked_and_well_formed() -> None:
-    others = [line for language, needs, text in BLOCKS if language == "bash" and needs for line in text.splitlines()]
+    pages = [README, *(blocks(REPO / "docs" / page.name) for page in (REPO / "docs").glob("*.md"))]
+    others = [
+        line
+        for page in pages
+        for language, needs, text in page
+        if language == "bash" and needs
+        for line in text.splitlines()
+    ]
     assert others
     for line in others:
-        module = re.search(r"(?:^|-- )python -m rn50_jax\.(\w+) ", line)
-        assert module and (REPO / f"rn50_jax/{module[1]}.py").is_file()
+        command = re.search(r"(?:^|-- )(?:python -m (rn50_jax\.\w+)|(?:python )?(?:\./)?(scripts/\w+\.\w+)) ", line)
+        assert command, line
+        file = command[2] or command[1].replace(".", "/") + ".py"
+        assert (REPO / file).is_file(), line
         for config in re.findall(r"configs/\w+\.py", line):
             assert (REPO / config).is_file()
 
@@ -75,6 +101,11 @@ def test_every_option_of_the_recipe_is_explained() -> None:
     for key in RULES:
         if key.startswith(("recipe.", "model.")) and key != "model.num_classes":
             assert re.search(re.escape(key.removeprefix("model.")) + r"\b", page), key
+
+
+def test_pages_made_from_the_code_are_up_to_date() -> None:
+    done = subprocess.run([sys.executable, REPO / "scripts/make_docs.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_requirements_for_cuda_12_list_the_same_packages() -> None:
