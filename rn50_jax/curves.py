@@ -173,7 +173,7 @@ def _legend(figure: Figure, free: Axes | None, panels: Sequence[Panel], runs: Se
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure in the format of the file's suffix, the same bytes for the same figure.
+    """Writes a figure in the format of the file's suffix.
 
     Raises:
       OSError: the file cannot be written.
@@ -208,6 +208,5 @@ def look() -> AbstractContextManager[None]:
             "ytick.color": INK,
             "axes.linewidth": 0.8,
             "lines.solid_capstyle": "round",
-            "svg.hashsalt": "rn50_jax",
         }
     )

@@ -1,17 +1,23 @@
-"""Windows of metrics, and the curves drawn from a metrics file."""
+"""Windows of metrics, what a report hands on, and the keys that the documentation explains."""
 
 import json
+import re
 import time
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from PIL import Image
+from conftest import REPO
+from test_train import TRAIN_METRICS, VAL_METRICS, read_lines
 
-from rn50_jax.errors import UserError
+from rn50_jax.goodput import PHASES
+from rn50_jax.history import KEYS
+from rn50_jax.loggers import Record
 from rn50_jax.plan import Plan
-from rn50_jax.plot import plot_run, read_metrics
-from rn50_jax.report import Report, Window
+from rn50_jax.report import Report
+from rn50_jax.window import Window
+
+PLAN = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=40, peak_lr=0.1)
 
 
 def step(loss: float, lr: float = 0.5) -> dict:
@@ -44,46 +50,60 @@ def test_a_window_of_the_compiling_step_alone_claims_no_speed() -> None:
     assert window.summary()["train.total_ips"] == 0
 
 
-def write(path: Path, lines: list[dict], tail: str = "") -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
+class Kept:
+    """A logger that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.closed = 0
+
+    def write(self, record: Record) -> None:
+        self.records.append(record)
+
+    def close(self) -> None:
+        self.closed += 1
 
 
-def test_repeated_steps_of_a_resumed_run_count_once(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    lines = [{"step": 10, "epoch": 1, "train.loss": 3.0}, {"step": 20, "epoch": 2, "train.loss": 2.0}]
-    write(path, [*lines, {"step": 20, "epoch": 2, "train.loss": 1.0}], tail='{"step": 3')
-    assert read_metrics(path)["train.loss"] == {10: 3.0, 20: 1.0}
-
-
-def test_a_resumed_run_writes_after_the_last_whole_line(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    write(path, [{"step": 10, "epoch": 1, "train.loss": 3.0}], tail='{"step": 20, "tra')
-    plan = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=40, peak_lr=0.1)
-    metrics = {"val.top1": 1.0, "val.top5": 2.0, "val.loss": 3.0, "val.images": 4, "val.total_ips": 5.0}
-    with Report(path, plan, epochs=4, first_step=10) as report:
-        report.epoch(20, 1, metrics)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["step"] for line in lines] == [10, 20]
-    assert lines[1]["epoch"] == 2
-
-
-def test_bad_metrics_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        read_metrics(tmp_path / "none.jsonl")
-    (tmp_path / "bad.jsonl").write_text("x\n{}\n")
-    with pytest.raises(UserError, match="line 1 is not JSON"):
-        read_metrics(tmp_path / "bad.jsonl")
-
-
-@pytest.mark.parametrize("validated", [True, False])
-def test_curves_are_drawn(tmp_path: Path, validated: bool) -> None:
-    lines = [
-        {"step": s, "epoch": 1 + s // 20, "train.loss": 1.0, "train.top1": 2.0, "lr": 0.1, "train.total_ips": 9.0}
-        for s in (10, 20)
+def test_loggers_get_every_record(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = Kept()
+    window = {"train.loss": 2.5, "train.top1": 12.5, "lr": 0.1, "train.total_ips": 80.0}
+    window |= {"train.data_time": 0.1, "train.compute_time": 0.3}
+    validation = {"val.top1": 1.0, "val.top5": 2.0, "val.loss": 3.0, "val.images": 4, "val.total_ips": 5.0}
+    earlier = [{"epoch": 1, "val.top1": 9.0, "val.top5": 9.0, "val.loss": 9.0}]
+    with Report([kept], PLAN, epochs=4, first_step=12, validations=earlier) as report:
+        report.train(15, 1, window)
+        report.train(20, 1, window)
+        report.epoch(20, 1, validation)
+        report.end(20, 1, dict.fromkeys(PHASES, 1.0), finished=True)
+    told = [(r.kind, r.step, r.epoch, r.epochs_done, r.steps, r.finished) for r in kept.records]
+    assert told == [
+        ("train", 15, 1, 1.5, 3, False),
+        ("train", 20, 1, 2.0, 5, False),
+        ("epoch", 20, 1, 2.0, 0, False),
+        ("end", 20, 1, 2.0, 0, True),
     ]
-    if validated:
-        lines.append({"step": 20, "epoch": 1, "val.loss": 1.0, "val.top1": 3.0, "val.top5": 4.0, "val.total_ips": 5.0})
-    write(tmp_path / "metrics.jsonl", lines)
-    plot_run(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as image:
-        assert image.format == "PNG" and image.width > 1000
+    assert kept.records[2].metrics == validation and kept.records[3].metrics["goodput.train"] == 1.0
+    assert kept.closed == 1
+    out = capsys.readouterr().out
+    assert "  best          1     9.000     9.000   9.00000\n  last          2     1.000" in out
+    assert "goodput 14%" in out
+
+
+def test_every_key_of_the_metrics_file_is_documented(trained: tuple[Path, str]) -> None:
+    text = (REPO / "docs/reports.md").read_text()
+    section = text[text.index("## metrics.jsonl") : text.index("## Other logs")]
+    cells = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+    documented = {key for cell in cells for key in re.findall(r"`([\w.]+)`", cell)}
+    written = {key for line in read_lines(trained[0]) for key in line}
+    assert written == set(KEYS) | TRAIN_METRICS | VAL_METRICS | {f"goodput.{phase}" for phase in PHASES}
+    optional = {"train.loss_scale"} | {f"val_ema.{name}" for name in ("top1", "top5", "loss", "loss_smoothed")}
+    assert documented == written | optional
+    window = Window(global_batch=100, loss_scaling=True)
+    window.add(step(1.0))
+    assert "train.loss_scale" in window.summary()  # tests/test_train.py sees those of averaged weights
+
+
+def test_run_json_tells_the_hardware(trained: tuple[Path, str]) -> None:
+    facts = json.loads((trained[0] / "run.json").read_text())
+    assert facts["devices"] == "1 x cpu" and facts["host"]["system"].startswith("Linux")
+    assert facts["host"]["cores"] >= 1 and facts["host"]["memory_gb"] > 0
