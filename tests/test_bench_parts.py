@@ -279,3 +279,11 @@ def test_processor_time_of_children_counts() -> None:
     child.communicate()
     waited_for = tree_seconds() - before
     assert 0.45 <= alive <= waited_for + 0.02  # a tick is 10 ms
+
+
+@pytest.mark.parametrize("fold", ["auto", "off"])
+def test_inference_computes_batch_norm_only_unless_folded(fold: str) -> None:
+    config = configs.override(small_config(), [("model.fold_batch_norm", fold)])
+    program = points.make_program(config, "infer", jax.devices()[:1])
+    # 2 blocks of ResNet-18, the stem and one shortcut: 6 BatchNorms, each with an inverse root.
+    assert (program.compiled.as_text().count(" rsqrt(") > 0) == (fold == "off")

@@ -30,6 +30,7 @@ def test_result(run: Run, tmp_path: Path, mode: str) -> None:
     assert set(times) == {"median", "mean", "min", "max", "p25", "p75", "p90", "p95", "p99"}
     assert times["min"] <= times["p25"] <= times["median"] <= times["p75"] <= times["p90"] <= times["p95"]
     assert times["p95"] <= times["p99"] <= times["max"]
+    assert result["batch_norm"] == ("folded" if mode == "infer" else "computed")
     assert result["images_per_second"] == pytest.approx(8 / times["median"])
     assert result["first_call_seconds"] > result["compile_seconds"] > 0 and result["trace_seconds"] > 0
     assert result["peak_memory_source"] == "XLA's analysis of the program" and result["peak_memory_bytes"] > 0

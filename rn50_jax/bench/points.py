@@ -23,6 +23,7 @@ from rn50_jax.build import build_model, build_state
 from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
 from rn50_jax.diagnosis import telling_of_memory
 from rn50_jax.errors import RunStopped, UserError
+from rn50_jax.models.fold import fold_model
 from rn50_jax.plan import make_plan
 from rn50_jax.state import variables_of
 from rn50_jax.step import predict_step
@@ -97,10 +98,13 @@ def _train_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
 
 
 def _infer_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
+    variables = variables_of(build_state(config, model))["val"]
+    if config.model.fold_batch_norm != "off":  # as predict does
+        model, variables = fold_model(model, variables)
     one_step = partial(predict_step, model=model, axis_name=parallel.AXIS)
     step = parallel.spread(one_step, mesh, mode=config.parallel, stacked=True)
     batch = synthetic_batch(config, config.batch_size, mesh)
-    variables = parallel.replicate(variables_of(build_state(config, model))["val"], mesh)
+    variables = parallel.replicate(variables, mesh)
     compilation, compiled = timing.compile_program(step, variables, batch)
     run = partial(timing.time_single, lambda: step(variables, batch))
     return Program(run, config.batch_size * mesh.devices.size, compilation, compiled, model.lowering)
@@ -137,6 +141,7 @@ def measure(
         "platform": devices[0].platform,
         "num_devices": point.devices,
         "batch_size_per_device": config.batch_size,
+        "batch_norm": "folded" if point.mode == "infer" and config.model.fold_batch_norm != "off" else "computed",
         "scaling": "strong" if point.global_batch else "weak",
         "steps": steps,
         "warmup": warmup,
