@@ -104,6 +104,7 @@ def get_config() -> ConfigDict:
     run.save_checkpoints = True  # False: nothing to resume from
     run.max_skipped_steps = 50  # steps in a row without finite gradients, all left out, that stop the run; integer >= 1
     run.compile_cache = "auto"  # folder that keeps compiled programs; auto: ~/.cache/rn50-jax; "": none
+    run.xla_flags = ""  # flags for XLA, such as "--xla_a=1 --xla_b=2"; those of the environment's XLA_FLAGS go before
     run.hang_timeout = 1800  # seconds without a finished step or batch until the run ends itself (the first: 10 times)
     run.heartbeat_timeout = 60  # several processes: seconds until the others end after one has died; integer >= 10
     return config.lock()

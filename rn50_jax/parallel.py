@@ -3,6 +3,9 @@
 import hashlib
 import os
 import platform
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,18 +22,43 @@ from rn50_jax.errors import UserError
 AXIS = "batch"
 
 
-def prepare_runtime(backend: str) -> None:
+_COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer"
+
+
+def prepare_runtime(backend: str, xla_flags: str = "") -> None:
     """Sets what XLA must know before it first touches a device.
 
     DALI's GPU buffers are freed with a device synchronisation, which breaks the capture of CUDA graphs
     (command buffers), so these are off when DALI works on the GPU.
+
+    Args:
+      xla_flags: of the config. What the environment's XLA_FLAGS says goes before, and both before DALI's need.
+
+    Raises:
+      UserError: XLA does not know a flag, or not with this value; it would end the process without a word of Python.
     """
-    if backend != "dali-gpu":
-        return
-    flag = "--xla_gpu_enable_command_buffer="
-    flags = os.environ.get("XLA_FLAGS", "")
-    if flag not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+    wanted = xla_flags.split()
+    if wanted:
+        _check_xla_flags(wanted)
+    if backend == "dali-gpu":
+        wanted.append(f"{_COMMAND_BUFFERS}=")
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    for flag in wanted:
+        if flag.partition("=")[0] not in {given.partition("=")[0] for given in flags}:
+            flags.append(flag)
+    if wanted:
+        os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+def _check_xla_flags(flags: Sequence[str]) -> None:
+    # Only XLA knows its flags, and looks at them once in a process.
+    env = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        unknown = re.search(r"Unknown flags? in XLA_FLAGS: (.*)", done.stderr)
+        problem = f"holds what XLA does not know: {unknown[1].strip()}" if unknown else "is not understood by XLA"
+        raise UserError(f"config.run.xla_flags={' '.join(flags)!r} {problem}; flags look like --xla_name=value")
 
 
 def use_compile_cache(setting: str) -> None:

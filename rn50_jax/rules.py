@@ -148,6 +148,11 @@ RULES: dict[str, Rule] = {
     "run.save_checkpoints": _BOOLEAN,
     "run.max_skipped_steps": _integer(1),
     "run.compile_cache": Rule(str, "a folder, auto or empty", lambda v: True),
+    "run.xla_flags": Rule(
+        str,
+        "flags such as --xla_name=value with blanks between, or empty",
+        lambda v: all(flag.startswith("--xla_") for flag in v.split()),
+    ),
     "run.hang_timeout": _integer(1),
     "run.heartbeat_timeout": _integer(10),
 }

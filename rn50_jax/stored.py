@@ -168,7 +168,7 @@ def describe_model(stored: StoredModel) -> dict[str, Any]:
 
 def _prepare(config: ConfigDict) -> list[jax.Device]:
     configs.validate(config)
-    parallel.prepare_runtime(config.data.backend)
+    parallel.prepare_runtime(config.data.backend, config.run.xla_flags)
     parallel.use_compile_cache(config.run.compile_cache)
     return parallel.find_devices(backend=config.data.backend, precision=config.precision)
 

@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     config = configs.override(config, overrides)
     configs.validate(config)
     workdir = args.workdir or Path("runs") / name
-    parallel.prepare_runtime(config.data.backend)
+    parallel.prepare_runtime(config.data.backend, config.run.xla_flags)
     parallel.use_compile_cache(config.run.compile_cache)
     hosts.connect(hosts.find_cluster(args, os.environ), heartbeat_timeout=config.run.heartbeat_timeout)
     if config.run.evaluate:
