@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""What XLA makes of the step for a GPU, without having one: kernels, their bytes, copies. See docs/performance.md.
+
+    python scripts/gpu_program.py --config configs/dgxa100_90e.py --mode train --config.batch_size=256
+
+Compiles ahead of time for an H100, which needs JAX for CUDA installed (requirements-cuda12.txt or -cuda13.txt) but
+neither a GPU nor its driver. Nothing runs, so nothing is timed, and no algorithm is picked by trying (autotuning is
+off). Bytes are those of each kernel's inputs and outputs, as if no kernel found anything in a cache.
+"""
+
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# The facts about the card that XLA's choices depend on; memory_bandwidth in bytes per second.
+H100 = """
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info { major: 9 minor: 8 }
+runtime_version { major: 12 minor: 9 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 threads_per_warp: 32
+  threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_block_limit: 65536 registers_per_core_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  l2_cache_size: 52428800 device_memory_size: 84929347584 memory_bandwidth: 3352320000000
+}
+"""
+SIZES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "s8": 1, "pred": 1}
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}  # start no kernel
+KINDS = ("convolutions", "matrix products", "sums over activations", "other work on activations", "copies", "small")
+
+
+class Kernel(NamedTuple):
+    """One kernel, or one call of cuDNN or cuBLAS: what kind, bytes read and written, where in the model it is from."""
+
+    name: str
+    kind: str
+    bytes: int
+    origin: str
+    float32: bool
+
+
+def shapes(text: str) -> Iterator[tuple[str, int]]:
+    """Type and number of elements of each array in a piece of HLO."""
+    for dtype, sizes in re.findall(rf"\b({'|'.join(SIZES)})\[([\d,]*)\]", text):
+        yield dtype, math.prod(int(n) for n in sizes.split(",") if n)
+
+
+def kernels(program: str, activation: int) -> list[Kernel]:
+    """The kernels of a compiled program, in order.
+
+    Args:
+      program: HLO text of an optimised module.
+      activation: elements from which on an array is an activation: what a kernel needs to touch not to be small.
+    """
+    bodies, name, entry = dict[str, list[str]](), "", ""
+    for line in program.splitlines():
+        if start := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            name = start[2]
+            entry, bodies[name] = (name if start[1] else entry), []
+        elif line.startswith(" "):
+            bodies.get(name, []).append(line)
+    types: dict[str, str] = {}
+    found = []
+    for line in bodies[entry]:
+        parts = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line)
+        if not parts:
+            continue
+        name, types[parts[1]], opcode, rest = parts[1], parts[2], parts[3], parts[4]
+        if opcode in FREE:
+            continue
+        inputs = dict.fromkeys(re.findall(r"%([\w.-]+)", rest.split("), ")[0]))
+        touched = [*shapes(types[name]), *(shape for i in inputs for shape in shapes(types.get(i, "")))]
+        called = re.search(r"calls=%?([\w.-]+)", rest)
+        body = "\n".join(bodies.get(called[1], [])) if called else ""
+        origin = re.search(r'op_name="([^"]*)"', rest)
+        large = max((n for _, n in touched), default=0) >= activation
+        found.append(
+            Kernel(
+                name,
+                _kind(opcode, rest, body, large),
+                sum(SIZES[dtype] * n for dtype, n in touched),
+                origin[1] if origin else "",
+                any(dtype == "f32" and n >= activation for dtype, n in shapes(types[name])),
+            )
+        )
+    return found
+
+
+def _kind(opcode: str, rest: str, body: str, large: bool) -> str:
+    if "__cudnn$conv" in rest:
+        return "convolutions"
+    if "__cublas" in rest or " dot(" in body or opcode == "dot":
+        return "matrix products"
+    if opcode in ("copy", "transpose"):
+        return "copies"
+    if not large:
+        return "small"
+    return "sums over activations" if " reduce(" in body or opcode == "reduce" else "other work on activations"
+
+
+def compile_program(argv: Sequence[str]) -> tuple[str, int, int]:
+    """The optimised program, the images of a call and their size in pixels."""
+    from rn50_jax import config as configs
+    from rn50_jax import errors
+
+    parser = errors.CommandLine(prog="gpu_program.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")
+    parser.add_argument("--mode", choices=("train", "infer"), default="train", help="default: train")
+    args, overrides = configs.parse_args(parser, argv)
+    config, _ = configs.load(args.config)
+    config = configs.override(config, [("data.backend", "synthetic"), ("parallel", "shard_map"), *overrides])
+    configs.validate(config)
+    compiled = _compile(config, args.mode)
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    print(f"memory besides inputs and outputs: {memory / config.batch_size / 1e6:.1f} MB per image\n")
+    return compiled.as_text(), config.batch_size, config.data.image_size
+
+
+def _compile(config: Any, mode: str) -> Any:
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from rn50_jax import parallel
+    from rn50_jax.build import build_model, build_state
+    from rn50_jax.models.fold import fold, pack_model
+    from rn50_jax.plan import make_plan
+    from rn50_jax.step import predict_step
+    from rn50_jax.train import compile_steps
+
+    devices = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices
+    mesh = parallel.make_mesh(devices)
+
+    def placed(tree: Any, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    images, size = config.batch_size, config.data.image_size
+    model = build_model(config, num_classes=config.model.num_classes or 1000, platform="gpu")
+    state = build_state(config, model, abstract=True)
+    batch = {
+        "image": jax.ShapeDtypeStruct((1, images, size, size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((1, images), jnp.int32),
+        "weight": jax.ShapeDtypeStruct((1, images), jnp.float32),
+    }
+    if mode == "train":
+        step: Any = compile_steps(config, model, make_plan(config, num_images=1_281_167, num_devices=1), mesh)[0]
+    else:
+        state = {"params": state.params, "batch_stats": state.batch_stats}
+        if config.model.fold_batch_norm != "off":
+            folded = model.clone(folded=True)
+            state = jax.eval_shape(lambda tree: pack_model(folded, fold(tree))[1], state)
+            model = folded.clone(packed=True)
+        one_step = partial(predict_step, model=model, axis_name=parallel.AXIS)
+        step = parallel.spread(one_step, mesh, mode=config.parallel, stacked=True)
+        batch = {"image": batch["image"]}
+    traced = step.trace(placed(state, PartitionSpec()), placed(batch, PartitionSpec(parallel.AXIS)))
+    return traced.lower(lowering_platforms=("cuda",)).compile()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the table."""
+    os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    program, images, size = compile_program(argv)
+    found = kernels(program, images * max(size // 32, 1) ** 2 * 512)
+    print("| kernels | number | MB per image |\n|---|---|---|")
+    for kind in KINDS:
+        group = [kernel for kernel in found if kernel.kind == kind]
+        print(f"| {kind} | {len(group)} | {sum(k.bytes for k in group) / images / 1e6:.1f} |")
+    print(f"| all | {len(found)} | {sum(k.bytes for k in found) / images / 1e6:.1f} |")
+    wide = [kernel for kernel in found if kernel.float32]
+    print(f"\nactivations written in float32: {len(wide)}")
+    for kernel in wide:
+        print(f"  {kernel.name}: {kernel.origin}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
