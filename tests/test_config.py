@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from conftest import REPO
 
@@ -288,7 +289,7 @@ def test_config_builds_the_model_it_describes() -> None:
 
 
 # Recipes from elsewhere.
-TARGETS = {"mlperf_lars"}
+TARGETS = {"mlperf_lars", "progressive_16e", "progressive_32e", "progressive_88e", "a3_100e"}
 
 
 def test_targets_from_elsewhere_are_called_so() -> None:
@@ -296,6 +297,35 @@ def test_targets_from_elsewhere_are_called_so() -> None:
         text = (REPO / f"configs/{stem}.py").read_text()
         assert "Target, not measured here" in text, stem
         assert f"configs/{stem}.py" in (REPO / "docs/recipe.md").read_text()
+
+
+@pytest.mark.parametrize(("epochs", "ramp"), [(16, (11, 13)), (32, (23, 27)), (88, (65, 76))])
+def test_images_grow_as_in_ffcv(epochs: int, ramp: tuple[int, int]) -> None:
+    config, _ = configs.load(f"configs/progressive_{epochs}e.py")
+    configs.validate(config)
+    for epoch in range(epochs):
+        wanted = round(np.interp(epoch, ramp, (160, 192)) / 32) * 32
+        assert [size for start, size in config.data.image_sizes if start <= epoch][-1] == wanted
+    plan = make_plan(config, num_images=1281167, num_devices=8)
+    rate, steps = build_schedule(config, plan), plan.steps_per_epoch
+    assert (plan.global_batch, config.data.image_size) == (4096, 224)
+    for epoch in range(2, epochs):  # the peak after two epochs, then a straight line
+        assert float(rate(epoch * steps)) == pytest.approx(np.interp(epoch, [2, epochs], [1.7, 0]), rel=1e-4)
+
+
+def test_a3_is_that_of_the_paper() -> None:
+    config, _ = configs.load("configs/a3_100e.py")
+    configs.validate(config)
+    plan = make_plan(config, num_images=1281167, num_devices=4)
+    assert (config.epochs, plan.global_batch, plan.accumulation, plan.peak_lr) == (100, 2048, 2, 8e-3)
+    recipe, data = config.recipe, config.data
+    assert (recipe.optimizer, recipe.weight_decay, recipe.warmup_epochs, recipe.schedule) == ("lamb", 0.02, 5, "cosine")
+    assert (recipe.loss, recipe.label_smoothing, recipe.mixup, recipe.cutmix) == ("bce", 0.0, 0.1, 1.0)
+    assert (data.image_sizes, data.image_size, data.image_size / data.resize) == (
+        ((0, 160),),
+        224,
+        pytest.approx(0.95, abs=0.005),
+    )
 
 
 @pytest.mark.parametrize(
