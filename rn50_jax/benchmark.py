@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
     precisions = parse_precisions(args.precisions or config.precision)
     peers = parse_peers(args.compare) if args.compare else {}
     rounds = {"steps": args.steps, "warmup": args.warmup, "number": args.rounds}
-    parallel.prepare_runtime(config.data.backend if args.mode == "end-to-end" else "synthetic")
+    backend = config.data.backend if args.mode == "end-to-end" else "synthetic"
+    parallel.prepare_runtime(backend, config.run.xla_flags)
 
     # What runs in processes of its own comes first: until then this one holds no device's memory.
     found: dict[str, Any] = {}

@@ -86,17 +86,11 @@ infer_part() {
 }
 
 variant() { # MODE KEY VALUE: one key other than its default
-  if ! grep -E "[ .]${2##*.} = " configs/default.py | grep -qiwF -- "$3"; then
-    echo "== config.$2=$3 is not known to this version"
-    return
-  fi
   step "variant-$1-${2##*.}-$3" --mode "$1" --precisions bf16 "--config.$2=$3"
 }
 
-flags() { # NAME FLAG...: of XLA
-  local name=$1
-  shift
-  XLA_FLAGS="${XLA_FLAGS:-} $*" step "variant-train-$name" --precisions bf16
+flags() { # NAME FLAGS: of XLA
+  step "variant-train-$1" --precisions bf16 "--config.run.xla_flags=$2"
 }
 
 variants_part() { # each way of computing the step, alone, beside the default of the same part
@@ -108,17 +102,18 @@ variants_part() { # each way of computing the step, alone, beside the default of
   variant train model.stem conv
   variant train model.stem padded
   variant train model.stem space_to_depth
-  variant train model.max_pool native
+  variant train model.max_pool fused
   variant train model.max_pool indexed
+  variant train model.max_pool native
   variant train model.fused_norm false
   variant train parallel shard_map
   variant infer model.fold_batch_norm off
   variant infer model.fold_batch_norm on
-  [ "$device" = cpu ] && return
   flags command-buffers-off --xla_gpu_enable_command_buffer=
   flags latency-hiding --xla_gpu_enable_latency_hiding_scheduler=true
   flags exhaustive-tiling --xla_gpu_exhaustive_tiling_search=true
   flags conv-fusion --xla_gpu_experimental_enable_conv_fusion=true
+  flags runtime-fusion --xla_gpu_use_runtime_fusion=true
 }
 
 profile_part() {

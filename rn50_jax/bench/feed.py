@@ -36,7 +36,7 @@ def open_feed(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, step
 def run(spec: dict[str, Any]) -> dict[str, Any]:
     """One visit to our own feed: batches are made and placed on the devices, and dropped."""
     config = configs.from_tree(spec["config"])
-    parallel.prepare_runtime(config.data.backend)
+    parallel.prepare_runtime(config.data.backend, config.run.xla_flags)
     devices = find_local_devices(spec["device"])
     images = open_dataset(config, need_val=False).train
     plan = make_plan(config, num_images=len(images.labels), num_devices=len(devices))
