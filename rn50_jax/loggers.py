@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, NamedTuple, Protocol
 
 from ml_collections import ConfigDict
@@ -82,14 +82,20 @@ class Background:
     Args:
       name: for messages.
       open_logger: makes the logger, in that thread.
+      opening: seconds to wait for that at the start.
       patience: seconds to wait at the end for what has not been sent yet.
     """
 
-    def __init__(self, name: str, open_logger: Callable[[], Logger], patience: float = 60.0) -> None:
+    def __init__(
+        self, name: str, open_logger: Callable[[], Logger], *, opening: float = 30.0, patience: float = 60.0
+    ) -> None:
         self._name, self._open, self._patience = name, open_logger, patience
         self._queue: SimpleQueue[Record | None] = SimpleQueue()
+        self._opened = Event()
         self._thread = Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
+        # Packages imported while JAX traces in this thread can fail: Python 3.11 builds syntax trees in one at a time.
+        self._opened.wait(opening)
 
     def write(self, record: Record) -> None:
         if self._thread.is_alive():  # otherwise it has failed, and said so
@@ -103,7 +109,10 @@ class Background:
 
     def _work(self) -> None:
         try:
-            logger = self._open()
+            try:
+                logger = self._open()
+            finally:
+                self._opened.set()
             while (record := self._queue.get()) is not None:
                 logger.write(record)
             logger.close()

@@ -40,9 +40,7 @@ class MlperfRun(NamedTuple):
 def mlperf_run(config: ConfigDict, plan: Plan, dataset: Dataset, platform: str, started: float) -> MlperfRun:
     """The run under MLPerf's names."""
     recipe = config.recipe
-    name = recipe.get("optimizer", "sgd")
     group = recipe.bn_group or plan.num_devices
-    powers = {"linear": 1, "poly": recipe.get("poly_power", 2.0)}
     settings = {
         "submission_benchmark": "resnet",
         "submission_org": config.report.mlperf_org,
@@ -56,28 +54,45 @@ def mlperf_run(config: ConfigDict, plan: Plan, dataset: Dataset, platform: str, 
         "train_samples": len(dataset.train.labels),
         "eval_samples": len(dataset.val.labels),
         "model_bn_span": group * config.batch_size,
-        "opt_name": name,
-        f"{name}_opt_base_learning_rate": plan.peak_lr,
-        f"{name}_opt_end_learning_rate": recipe.end_lr,
-        f"{name}_opt_learning_rate_decay_poly_power": powers.get(recipe.schedule),
-        f"{name}_opt_learning_rate_decay_steps": plan.total_steps - recipe.warmup_epochs * plan.steps_per_epoch,
-        f"{name}_opt_momentum": recipe.momentum,
-        f"{name}_opt_weight_decay": recipe.weight_decay,
+        "opt_name": recipe.optimizer,
+        **_optimizer_settings(config, plan),
+        "opt_learning_rate_decay_schedule": f"{recipe.schedule} after a linear warm-up",
     }
-    if name == "lars":
-        settings |= {"lars_opt_learning_rate_warmup_epochs": recipe.warmup_epochs, "lars_epsilon": 0.0}
-    else:
-        settings["opt_learning_rate_warmup_epochs"] = recipe.warmup_epochs
-    settings["opt_learning_rate_decay_schedule"] = f"{recipe.schedule} after a linear warm-up"
     return MlperfRun(
         settings,
         steps_per_epoch=plan.steps_per_epoch,
         epochs=config.epochs,
         validates=not config.run.training_only,
-        target=config.run.get("target_top1", 0.0) or TARGET,
-        stops=config.run.get("target_top1", 0.0) > 0,
+        target=config.run.target_top1 or TARGET,
+        stops=config.run.target_top1 > 0,
         started=started,
     )
+
+
+def _optimizer_settings(config: ConfigDict, plan: Plan) -> dict[str, Any]:
+    recipe, warmup = config.recipe, config.recipe.warmup_epochs
+    if recipe.optimizer == "lamb":
+        return {
+            "opt_base_learning_rate": plan.peak_lr,
+            "opt_lamb_beta_1": recipe.beta1,
+            "opt_lamb_beta_2": recipe.beta2,
+            "opt_lamb_epsilon": recipe.eps,
+            "opt_lamb_weight_decay_rate": recipe.weight_decay,
+            "opt_learning_rate_warmup_epochs": warmup,
+        }
+    powers = {"linear": 1.0, "poly": recipe.poly_power}
+    found = {
+        "base_learning_rate": plan.peak_lr,
+        "end_learning_rate": recipe.end_lr,
+        "learning_rate_decay_poly_power": powers.get(recipe.schedule),
+        "learning_rate_decay_steps": plan.total_steps - warmup * plan.steps_per_epoch,
+        "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+    }
+    settings = {f"{recipe.optimizer}_opt_{key}": value for key, value in found.items()}
+    if recipe.optimizer == "lars":
+        return settings | {"lars_opt_learning_rate_warmup_epochs": warmup, "lars_epsilon": 0.0}
+    return settings | {"opt_learning_rate_warmup_epochs": warmup}
 
 
 class MlperfLog:

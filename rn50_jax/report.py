@@ -239,7 +239,7 @@ def tell_where(config: ConfigDict, workdir: Path) -> None:
     try:
         draw_run(workdir / config.report.file, curves)
     except (OSError, UserError) as error:
-        warn(f"{curves} cannot be written: {error}")
+        warn(f"{curves} cannot be written: {getattr(error, 'strerror', None) or error}")
     rows = {"metrics": str(workdir / config.report.file), "curves": str(curves)}
     steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
     if steps:

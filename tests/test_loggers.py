@@ -96,6 +96,9 @@ def test_training_does_not_wait_for_a_server(capsys: pytest.CaptureFixture[str])
     assert (
         capsys.readouterr().err == "note: Server has not taken everything within 0.1 s; not waiting for it any longer\n"
     )
+    start = time.monotonic()
+    Background("Server", lambda: Event().wait(), opening=0.1)  # not even at the start
+    assert time.monotonic() - start < 10
     broken = Background("Server", lambda: Server(answers=True))
     broken.write(record(1, train_loss=1.0))
     broken.close()

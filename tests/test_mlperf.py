@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from trees import make_config
 
+from configs import mlperf_lars
+from rn50_jax import config as configs
 from rn50_jax.data.folder import Dataset, ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.loggers import Record
 from rn50_jax.mlperf import MlperfLog, MlperfRun, mlperf_run
-from rn50_jax.plan import Plan
+from rn50_jax.plan import Plan, make_plan
 
 PLAN = Plan(8, 1, 256, 2048, steps_per_epoch=10, total_steps=30, peak_lr=2.048)
 STARTED = time.time() - 60
@@ -99,15 +101,31 @@ def test_the_closed_division_wants_its_own_recipe(tmp_path: Path) -> None:
     assert told.count("failed test") == 2
 
 
-def test_lars_with_mlperfs_hyperparameters_passes_the_closed_division(tmp_path: Path) -> None:
-    run = make_run(*CLOSED)
-    settings = {key.replace("sgd_opt", "lars_opt"): value for key, value in run.settings.items()}
-    settings |= {"opt_name": "lars", "lars_epsilon": 0.0, "lars_opt_learning_rate_decay_poly_power": 2.0}
-    settings["lars_opt_learning_rate_warmup_epochs"] = settings.pop("opt_learning_rate_warmup_epochs")
-    with closing(MlperfLog(tmp_path / "lars", run._replace(settings=settings), first_epoch=0)) as log:
-        write_epoch(log, 0, 76.0)
-        finish(log, 0)
-    assert check(tmp_path / "lars")[0] == 0
+@pytest.mark.parametrize("variant", mlperf_lars.VARIANTS)
+def test_the_recipe_for_lars_passes_the_closed_division_and_ends_at_the_target(tmp_path: Path, variant: str) -> None:
+    config = configs.override(mlperf_lars.get_config(variant), [("report.mlperf_division", "closed")])
+    images = ImageSet((), np.zeros(1_281_167, np.int32))
+    num_devices = config.recipe.optimizer_batch_size // config.batch_size
+    plan = make_plan(config, num_images=1_281_167, num_devices=num_devices)
+    run = mlperf_run(config, plan, Dataset(images, images, ("a",)), "512 x GPU", STARTED)
+    assert run.settings["lars_opt_base_learning_rate"] == plan.peak_lr == config.recipe.lr
+    run = run._replace(steps_per_epoch=10)
+    with closing(MlperfLog(tmp_path / "lars", run, first_epoch=0)) as log:
+        write_epoch(log, 0, 70.0)
+        write_epoch(log, 1, 76.0)
+        finish(log, 1)
+    code, told = check(tmp_path / "lars")
+    assert code == 0 and "closed_resnet_lars" in told, told
+    assert [line["key"] for line in read(tmp_path / "lars")].count("epoch_start") == 2  # none after the target
+
+
+def test_lamb_has_its_own_names() -> None:
+    settings = make_run(("recipe.optimizer", "lamb"), ("recipe.weight_decay", "0.02")).settings
+    assert (settings["opt_name"], settings["opt_lamb_weight_decay_rate"], settings["opt_lamb_beta_2"]) == (
+        "lamb",
+        0.02,
+        0.999,
+    )
 
 
 def test_other_files_are_left_alone(tmp_path: Path) -> None:

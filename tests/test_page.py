@@ -1,0 +1,100 @@
+"""The page about a run: well formed, complete, and alone in the world."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+import html5lib
+import pytest
+from conftest import Run
+from PIL import Image
+from test_plot import make_run
+from test_train import read_lines
+
+from rn50_jax import plot
+from rn50_jax.errors import UserError
+
+HTML, SVG = "{http://www.w3.org/1999/xhtml}", "{http://www.w3.org/2000/svg}"
+
+
+def parse(path: Path) -> tuple[str, Element]:
+    """The text of a page, and its elements; any error of its form is raised."""
+    text = path.read_text()
+    return text, html5lib.HTMLParser(strict=True).parse(text)
+
+
+def words(element: Element) -> str:
+    return " ".join("".join(element.itertext()).split())
+
+
+def assert_alone(text: str, page: Element) -> None:
+    """Nothing is loaded from anywhere, and nothing is executed."""
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    for element in page.iter():
+        assert element.tag not in (HTML + "script", HTML + "link", HTML + "iframe"), element.tag
+        for name, value in element.attrib.items():
+            if name.endswith(("src", "href")):
+                assert value.startswith(("data:image/webp;base64,", "#")), (name, value[:50])
+    for target in re.findall(r"url\(([^)]*)\)", text):
+        assert target.startswith("#"), target
+    names = [element.attrib["id"] for element in page.iter() if "id" in element.attrib]
+    assert len(set(names)) == len(names)  # figures do not refer to each other's parts
+    used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', text))
+    assert used <= set(names)
+
+
+def test_a_page_tells_everything_about_a_run(trained: tuple[Path, str], run: Run, tmp_path: Path) -> None:
+    workdir, _ = trained
+    target = tmp_path / "report.html"
+    done = run("plot", workdir, "--html", target)
+    assert done.returncode == 0 and done.stdout == f"{target}\n", done.stderr
+    text, page = parse(target)
+    assert_alone(text, page)
+    assert [words(h) for h in page.iter(HTML + "h2")] == [
+        "Curves",
+        "What it gets wrong",
+        "Where the time went",
+        "Epochs",
+        "Configuration",
+        "Hardware and software",
+    ]
+    told = words(page)
+    validations = [line for line in read_lines(workdir) if "val.top1" in line]
+    best = max(validations, key=lambda line: line["val.top1"])
+    assert f"best top-1{best['val.top1']:.2f} %epoch {best['epoch']}" in told
+    assert len(list(page.iter(SVG + "svg"))) == 6  # five panels and the calibration
+    for line in validations:
+        assert f"{line['val.loss']:.4f}" in told
+    assert "model.width" in told and "jax" in told and "1 x cpu" in told and "--config.epochs=2" in told
+    assert f"on 297 validation images: top-1 {best['val.top1']:.2f} %" in told
+    pictures = list(page.iter(HTML + "img"))
+    assert 12 <= len(pictures) <= 24 and all(picture.attrib["alt"] for picture in pictures)
+    with Image.open(io.BytesIO(base64.b64decode(pictures[0].attrib["src"].partition(",")[2]))) as image:
+        assert image.format == "WEBP" and max(image.size) <= 160
+    assert target.stat().st_size < 1_000_000
+
+
+def test_a_run_whose_data_are_gone_has_the_rest(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "a <run> & more")
+    (workdir / "run.json").write_text(json.dumps({"command": ["python", "<script>"], "devices": "8 x GPU"}))
+    assert plot.main([str(workdir), "--html", str(tmp_path / "x.html")]) == 0
+    text, page = parse(tmp_path / "x.html")
+    assert_alone(text, page)
+    told = words(page)
+    assert told.count("a <run> & more") >= 2 and "python <script>" in told and "8 x GPU" in told
+    assert "Single images could not be looked at" in told and "has no checkpoints" in told
+    assert "best top-160.00 %epoch 3" in told
+    with pytest.raises(UserError, match="has no key 'data\\.dri'"):
+        plot.main([str(workdir), "--html", str(tmp_path / "x.html"), "--config.data.dri=x"])
+    with pytest.raises(UserError, match="cannot write"):
+        plot.main([str(workdir), "--html", str(tmp_path / "none/x.html")])
+
+
+def test_long_tables_are_folded(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "run", epochs=30)
+    assert plot.main([str(workdir), "--html", str(tmp_path / "x.html")]) == 0
+    _, page = parse(tmp_path / "x.html")
+    assert "All 30 epochs" in [words(summary) for summary in page.iter(HTML + "summary")]
