@@ -2,7 +2,8 @@
 # Measures on this machine's GPUs what the documents say is not measured yet; one table of it all in OUT/summary.md.
 #
 # Usage: ./scripts/measure_gpu.sh OUT [PART...]     (in an environment with JAX for CUDA, see requirements-cuda13.txt)
-#   PART  train infer variants profile peers scaling input end-to-end quickstart resume   (all, in this order)
+#   PART  train infer infer-more variants flags profile peers peers-infer scaling input end-to-end quickstart resume
+#         (all, in this order)
 # Each part ends within BUDGET seconds (570): what does not fit is written to OUT/failures.txt, like what failed.
 # A part can be repeated, on another day or in another call; the table shows all results that OUT holds.
 #   FLAX_EXAMPLE=DIR  a checkout of flax's examples/imagenet, to be among the peers
@@ -12,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: $0 OUT [PART...]}
 shift
-all=(train infer variants profile peers scaling input end-to-end quickstart resume)
+all=(train infer infer-more variants flags profile peers peers-infer scaling input end-to-end quickstart resume)
 [ $# -gt 0 ] || set -- "${all[@]}"
 for part in "$@"; do
   if [[ " ${all[*]} " != *" $part "* ]]; then
@@ -33,6 +34,8 @@ if [ -n "${SMALL:-}" ]; then
   recipe=(--config configs/quickstart.py --config.model.arch=resnet18 --config.model.width=8 "--config.model.stages=(1,1)")
   quick=(--config.model.arch=resnet18 --config.model.width=8 "--config.model.stages=(1,1)" --config.epochs=1)
   steps=(--steps 2 --warmup 1)
+  few=()
+  common=fp32
   rounds=(--rounds 1)
   batch=4 batches=2,4 latencies=1,2 images=64 workers=2 kills=1
 else
@@ -43,6 +46,8 @@ else
   recipe=(--config configs/dgxa100_90e.py)
   quick=()
   steps=(--steps 200 --warmup 20)
+  few=(--steps 100 --warmup 10)
+  common=bf16
   rounds=(--rounds 3)
   batch=256 batches=64,128,256,512 latencies=1,2,4,8,16,32,64,128,256,512 images=8192 workers=8 kills=5
 fi
@@ -80,40 +85,47 @@ train_part() {
 }
 
 infer_part() {
-  for precision in bf16 fp16 tf32 fp32; do
-    bench "infer-$precision" --mode infer --devices 1 --precisions "$precision" --batch_sizes "$latencies"
-  done
+  latencies_of bf16
+  latencies_of fp32
+}
+
+infer-more_part() {
+  latencies_of fp16
+  latencies_of tf32
+}
+
+latencies_of() { # PRECISION
+  bench "infer-$1" --mode infer --devices 1 --precisions "$1" --batch_sizes "$latencies"
 }
 
 variant() { # MODE KEY VALUE: one key other than its default
-  step "variant-$1-${2##*.}-$3" --mode "$1" --precisions bf16 "--config.$2=$3"
+  step "variant-$1-${2##*.}-$3" "${few[@]}" --mode "$1" --precisions bf16 "--config.$2=$3"
+}
+
+variants_part() { # each other way of computing the step, alone, beside the default
+  step variant-train-default "${few[@]}" --precisions bf16
+  variant train model.fused_norm false
+  variant train model.max_pool indexed
+  variant train model.max_pool native
+  variant train model.conv_lowering dot1x1
+  variant train model.stem space_to_depth
+  variant train model.stem conv
+  variant train parallel shard_map
+  step variant-infer-default "${few[@]}" --mode infer --precisions bf16
+  variant infer model.fold_batch_norm off
 }
 
 flags() { # NAME FLAGS: of XLA
-  step "variant-train-$1" --precisions bf16 "--config.run.xla_flags=$2"
+  step "flags-$1" "${few[@]}" --precisions bf16 "--config.run.xla_flags=$2"
 }
 
-variants_part() { # each way of computing the step, alone, beside the default of the same part
-  step variant-train-default --precisions bf16
-  step variant-infer-default --mode infer --precisions bf16
-  variant train model.conv_lowering native
-  variant train model.conv_lowering matmul
-  variant train model.conv_lowering dot1x1
-  variant train model.stem conv
-  variant train model.stem padded
-  variant train model.stem space_to_depth
-  variant train model.max_pool fused
-  variant train model.max_pool indexed
-  variant train model.max_pool native
-  variant train model.fused_norm false
-  variant train parallel shard_map
-  variant infer model.fold_batch_norm off
-  variant infer model.fold_batch_norm on
+flags_part() {
+  step flags-none "${few[@]}" --precisions bf16
   flags command-buffers-off --xla_gpu_enable_command_buffer=
   flags latency-hiding --xla_gpu_enable_latency_hiding_scheduler=true
-  flags exhaustive-tiling --xla_gpu_exhaustive_tiling_search=true
   flags conv-fusion --xla_gpu_experimental_enable_conv_fusion=true
   flags runtime-fusion --xla_gpu_use_runtime_fusion=true
+  flags exhaustive-tiling --xla_gpu_exhaustive_tiling_search=true
 }
 
 profile_part() {
@@ -121,13 +133,18 @@ profile_part() {
   step profile-infer --mode infer --precisions bf16 --profile "$out/trace-infer"
 }
 
+beside() { # MODE PEERS
+  [ -z "${SMALL:-}" ] || set -- "$1" torch
+  [ "$1" = infer ] || [ -z "${FLAX_EXAMPLE:-}" ] || set -- "$1" "$2,flax-example=$FLAX_EXAMPLE"
+  step "peers-$1" "${few[@]}" --mode "$1" --precisions "$common" --compare "$2" "${rounds[@]}"
+}
+
 peers_part() {
-  local peers=torch,torch-compile,timm
-  [ -z "${SMALL:-}" ] || peers=torch
-  [ -z "${FLAX_EXAMPLE:-}" ] || peers+=,flax-example=$FLAX_EXAMPLE
-  step peers-train --precisions "$([ "$device" = cpu ] && echo fp32 || echo bf16)" --compare "$peers" "${rounds[@]}"
-  step peers-infer --mode infer --precisions "$([ "$device" = cpu ] && echo fp32 || echo bf16)" \
-    --compare "${peers%,flax-example*}" "${rounds[@]}"
+  beside train torch,torch-compile,timm
+}
+
+peers-infer_part() {
+  beside infer torch,torch-compile,timm
 }
 
 scaling_part() {
