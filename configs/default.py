@@ -26,7 +26,6 @@ def get_config() -> ConfigDict:
     model.init = "fanin"  # He initialisation of convolutions: fanin or classic (fan-out); also grp-fanin, grp-fanout
     model.zero_init_last_gamma = False  # True: every residual block starts as the identity (Goyal et al. 2017)
     model.pretrained_weights = ""  # weight file that a new run starts from (also --pretrained_weights FILE); "": none
-    # How the step computes this model, not what (docs/performance.md): but for rounding, all give the same numbers.
     model.conv_lowering = "auto"  # native, matmul (1x1 and small 3x3), dot1x1, or auto: matmul on CPU, native on GPU
     model.stem = "auto"  # first convolution: conv, padded (4 channels), space_to_depth, or auto: padded on GPU in bf16
     model.max_pool = "fused"  # with BatchNorm and ReLU before it; indexed, alone; native, XLA's select-and-scatter

@@ -17,7 +17,7 @@ from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.data.names import likely_names
 from rn50_jax.errors import UserError
 from rn50_jax.integrity import ema_is_better
-from rn50_jax.models.fold import fold_model, pack_model
+from rn50_jax.models.fold import inference_form
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables, variables_of
 from rn50_jax.weight_files import WeightFile, read_weights
@@ -79,12 +79,10 @@ def load_for_inference(stored: StoredModel, *, exact: bool = False) -> tuple[Res
     Args:
       exact: `model.fold_batch_norm="auto"` means no, since the answers are to be those of training to the last digit.
     """
-    config = stored.config
-    if config.model.fold_batch_norm == "off" or (config.model.fold_batch_norm == "auto" and exact):
-        return stored.model, stored.load()
-    model, variables = fold_model(stored.model, stored.load())
-    on_gpu = stored.devices[0].platform == "gpu"
-    return pack_model(model, variables) if on_gpu else (model, variables)
+    setting = stored.config.model.fold_batch_norm
+    if setting == "auto" and exact:
+        setting = "off"
+    return inference_form(stored.model, stored.load(), setting, platform=stored.devices[0].platform)
 
 
 def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "auto") -> StoredModel:

@@ -12,7 +12,7 @@ from test_models import random_variables, shapes_of
 
 from configs import default
 from rn50_jax import config as configs
-from rn50_jax.models.fold import fold, fold_model, pack_model
+from rn50_jax.models.fold import fold, fold_model, inference_form, pack_model
 from rn50_jax.models.resnet import FAMILY, ResNet, Variant
 from rn50_jax.precision import PRECISIONS, Precision
 from rn50_jax.stored import StoredModel, load_for_inference
@@ -93,6 +93,14 @@ def test_fold_is_pure_and_can_be_traced() -> None:
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(folded))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), jax.jit(fold)(variables), folded)
     assert jnp.shape(folded["params"]["layer1_0"]["conv2"]["bias"]) == (8,)
+
+
+def test_the_form_for_a_gpu_is_packed() -> None:
+    model = ResNet(SHORT["basic"], 5, PRECISIONS["bf16"], width=8)
+    variables = random_variables(model)
+    form, changed = inference_form(model, variables, "on", platform="gpu")
+    assert form.folded and form.packed and changed["params"]["conv1"]["kernel"].shape == (8, 7, 7, 3)
+    assert inference_form(model, variables, "off", platform="gpu") == (model, variables)
 
 
 @pytest.mark.parametrize(

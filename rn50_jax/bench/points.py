@@ -23,7 +23,7 @@ from rn50_jax.build import build_model, build_state
 from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
 from rn50_jax.diagnosis import telling_of_memory
 from rn50_jax.errors import RunStopped, UserError
-from rn50_jax.models.fold import fold_model
+from rn50_jax.models.fold import inference_form
 from rn50_jax.plan import make_plan
 from rn50_jax.state import variables_of
 from rn50_jax.step import predict_step
@@ -99,8 +99,8 @@ def _train_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
 
 def _infer_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
     variables = variables_of(build_state(config, model))["val"]
-    if config.model.fold_batch_norm != "off":  # as predict does
-        model, variables = fold_model(model, variables)
+    platform = mesh.devices.flat[0].platform
+    model, variables = inference_form(model, variables, config.model.fold_batch_norm, platform=platform)
     one_step = partial(predict_step, model=model, axis_name=parallel.AXIS)
     step = parallel.spread(one_step, mesh, mode=config.parallel, stacked=True)
     batch = synthetic_batch(config, config.batch_size, mesh)
