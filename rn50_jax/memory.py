@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
 from rn50_jax.state import TrainState
+from rn50_jax.tune import split
 
 
 class Memory(NamedTuple):
@@ -30,18 +31,20 @@ def estimate_memory(config: ConfigDict, model: ResNet, plan: Plan, state: TrainS
     pixels = size * size * 3 * (config.data.prefetch + 2)
     return Memory(
         state=sum(x.nbytes for x in jax.tree.leaves(state)),
-        gradients=sum(x.nbytes for x in jax.tree.leaves(state.params)),
+        gradients=sum(x.nbytes for x in jax.tree.leaves(split(state.params, model.frozen)[0])),
         activations=config.batch_size * sum(x.size * x.dtype.itemsize for x in images),
         images=plan.device_batch * pixels,
     )
 
 
 def _backward(model: ResNet, state: TrainState, images: jax.Array) -> Any:
-    def forward(params: Any) -> Any:
-        variables = {"params": params, "batch_stats": state.batch_stats}
+    trained, held = split(state.params, model.frozen)
+
+    def forward(trained: Any) -> Any:
+        variables = {"params": trained | held, "batch_stats": state.batch_stats}
         return model.apply(variables, images.astype(jnp.float32), train=True, mutable=["batch_stats"])
 
-    return jax.vjp(forward, state.params)[1]
+    return jax.vjp(forward, trained)[1]
 
 
 def memory_text(memory: Memory) -> str:

@@ -28,7 +28,7 @@ class TrainOptions(NamedTuple):
 
     mixup_draw: "device", each device and pass draws its own mixing, or "global", all devices the same.
     mixup, cutmix, cutmix_share: see `augment.draw_mixing`. random_erasing: probability for an image.
-    loss: a key of `losses.LOSSES`. bce_threshold: see `losses.binary_cross_entropy`.
+    loss: one of `losses.LOSSES`. bce_threshold: see `losses.binary_cross_entropy`.
     running_average: "mean" averages BatchNorm's running statistics over the devices, "first" keeps device 0's.
     all_reduce: how gradients are averaged over the devices: "fp32"; "bf16", rounded, at half the traffic; "ordered", in
     the order of the devices, at D times the traffic, for the same bits on any division of the devices into processes.

@@ -70,24 +70,13 @@ def test_a_probe_trains_the_classifier_and_nothing_else(halves: Halves, probe: P
     assert top1(probe)[-1] > 35  # of five classes
 
 
-def test_fine_tuning_beats_a_new_start_which_may_end_at_a_target(
-    run: Run, halves: Halves, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fine_tuning_beats_a_new_start(run: Run, halves: Halves, tmp_path: Path) -> None:
     tuned, fresh = tmp_path / "tuned", tmp_path / "fresh"
-    done = train_on(run, "fine_tune.py:digits", halves.high, tuned, "--pretrained_weights", halves.weights)
+    weights = ("--pretrained_weights", halves.weights, "--config.epochs=1", "--config.recipe.warmup_epochs=0")
+    done = train_on(run, "fine_tune.py:digits", halves.high, tuned, *weights)
     assert "its classifier of 5 classes is replaced by a new one of 5" in done.stdout
-    # Any accuracy will do: the run ends after the first of its two epochs, with a checkpoint.
-    target = ["--target_top1", "1", "--config.checkpoint.every_epochs=5"]
-    done = train_on(run, "quickstart.py", halves.high, fresh, *target)
-    assert "epoch 1 reached the 1 % top-1 of run.target_top1" in done.stdout
-    assert len(top1(tuned)) == 2 and len(top1(fresh)) == 1
-    assert top1(tuned)[0] > top1(fresh)[0] + 10  # after the same number of steps
-    assert [path.name for path in (fresh / "checkpoints").iterdir()] == ["23"]
-    again = ["--config", str(fresh / "config.json"), "--workdir", str(fresh)]
-    before = (fresh / "metrics.jsonl").read_text()
-    assert train.main(again) == 0
-    assert "is finished: epoch 1 reached" in capsys.readouterr().out
-    assert (fresh / "metrics.jsonl").read_text() == before
+    train_on(run, "quickstart.py", halves.high, fresh, *weights[2:])
+    assert top1(tuned)[-1] > top1(fresh)[-1] + 10
 
 
 @pytest.mark.parametrize(
