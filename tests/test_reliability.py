@@ -147,7 +147,7 @@ INJECTED = """
 import os, signal, time
 import jax, jax.numpy as jnp
 import __main__ as train
-from rn50_jax import config
+from rn50_jax import config, running
 
 def get_config():
     loaded, _ = config.load({quickstart!r})
@@ -167,13 +167,13 @@ def test_a_signal_during_validation_and_a_second_one(
     popen: Callable[..., Any], whole: dict[str, Any], tmp_path: Path
 ) -> None:
     what = """
-batches = train.eval_batches
-def eval_batches(*args):
-    for number, batch in enumerate(batches(*args)):
+batches = running.eval_batches
+def eval_batches(*args, **kwargs):
+    for number, batch in enumerate(batches(*args, **kwargs)):
         if number == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         yield batch
-train.eval_batches = eval_batches
+running.eval_batches = eval_batches
 """
     process = popen(tmp_path / "run", config=inject(tmp_path, what))
     _, err = process.communicate(timeout=100)
