@@ -37,7 +37,7 @@ class Screen:
         self.live = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         bar = [BarColumn(bar_width=None)] if self._console.width >= NARROW else []
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description:<10}"),
             *bar,
             TextColumn("{task.fields[count]:>14}"),
             _Left(),

@@ -46,10 +46,10 @@ class Goodput:
 
 
 def goodput_text(totals: Mapping[str, float]) -> str:
-    """One line: wall time of all the run's processes, the share of each phase, and the goodput, which is training's."""
+    """Two lines: wall time of all the run's processes by phases, and the goodput, which is the share of training."""
     wall = sum(totals.values())
     shares = ", ".join(f"{phase} {totals[phase] / wall:.0%}" for phase in PHASES if totals[phase] > 0)
-    return f"time       {wall:.0f} s in all: {shares}; goodput {totals['train'] / wall:.0%}"
+    return f"time       {wall:.0f} s in all: {shares}\ngoodput    {totals['train'] / wall:.0%} of it was training"
 
 
 def process_age() -> float:

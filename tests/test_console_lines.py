@@ -64,8 +64,8 @@ def in_a_terminal(process_env: dict[str, str], columns: int, **env: str) -> str:
 def test_a_terminal_has_two_live_bars_below_the_lines(process_env: dict[str, str]) -> None:
     written = in_a_terminal(process_env, 120)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
-    assert re.search(r"epoch 1/2 ━+ +0/10 compiling 0:00:0", plain)
-    assert re.search(r"epoch 1/2 [━╸╺]+ +5/10 ETA 0:00:02", plain)
+    assert re.search(r"epoch 1/2 +━+ +0/10 compiling 0:00:0", plain)
+    assert re.search(r"epoch 1/2 +[━╸╺]+ +5/10 ETA 0:00:02", plain)
     assert re.search(r"run +[━╸╺]+ +5/20 ETA 0:00:06", plain)
     assert re.search(r"validation [━╸╺]+ +3/4", plain)
     assert "epoch 1/2  step  5/20  loss  2.5000  top-1  12.50  lr 0.10000      80.0 img/s  data  25%" in plain
@@ -95,7 +95,7 @@ def test_a_file_gets_the_lines_alone(process_env: dict[str, str], more: dict[str
     assert lines[1].endswith("data  25%  ETA 0:00:06")
     assert lines[2].startswith("expected   about 0:00:06 of training to go, until ")
     assert lines[3] == "epoch 1/2  validation  top-1 50.000 %  top-5 90.000 %  loss 1.50000  9 images  9.0 img/s"
-    assert lines[-1] == "time       4 s in all: startup 25%, train 75%; goodput 75%"
+    assert lines[-2:] == ["time       4 s in all: startup 25%, train 75%", "goodput    75% of it was training"]
 
 
 def test_the_line_before_any_speed_is_known() -> None:

@@ -86,7 +86,7 @@ def test_loggers_get_every_record(capsys: pytest.CaptureFixture[str]) -> None:
     assert kept.closed == 1
     out = capsys.readouterr().out
     assert "  best          1     9.000     9.000   9.00000\n  last          2     1.000" in out
-    assert "goodput 14%" in out
+    assert "goodput    14% of it was training" in out
 
 
 def test_every_key_of_the_metrics_file_is_documented(trained: tuple[Path, str]) -> None:
