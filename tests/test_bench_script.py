@@ -46,7 +46,7 @@ def test_what_fails_or_does_not_fit_is_told_at_the_end(tmp_path: Path) -> None:
 def test_unknown_part(tmp_path: Path) -> None:
     done = measure(tmp_path / "out", "trian")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no part trian; there are: train infer variants")
+    assert done.stderr.startswith("error: no part trian; there are: train infer infer-more variants flags")
     assert not (tmp_path / "out").exists()
 
 
