@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -40,7 +41,7 @@ def _help() -> str:
             *lines,
             "",
             f"recipes for --config, in {FOLDER}:",
-            f"  {', '.join(recipe_names())}",
+            textwrap.fill(", ".join(recipe_names()), 110, initial_indent="  ", subsequent_indent="  "),
             "",
             "exit codes: 0 done; 1 some inputs failed, or an unexpected error; 2 a mistake in the call or its inputs;",
             "            3 the run stopped itself; 130, 143 ended by a signal",

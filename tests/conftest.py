@@ -67,7 +67,9 @@ def tree(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def process_env() -> dict[str, str]:
     """Environment of a command: one CPU device."""
-    return os.environ | {"XLA_FLAGS": QUICK_COMPILE, "PYTHONPATH": str(REPO)}
+    # pytest-xdist tells its workers, and they our commands, of a terminal of its own.
+    own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    return own | {"XLA_FLAGS": QUICK_COMPILE, "PYTHONPATH": str(REPO)}
 
 
 @pytest.fixture(scope="session")
