@@ -3,6 +3,7 @@
 A batch is {"image": uint8 [B, H, W, 3], "label": int32 [B], "weight": float32 [B]}, weight 0 marking padding.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -88,7 +89,6 @@ def train_step(
       mixup: of the first image's label); loss_scale the one that the step used.
     """
     device = lax.axis_index(axis_name)
-    trained, held = split(state.params, model.frozen)
     grads, batch_stats, metrics = _accumulate(state, batch, _keys(options, state.step, device), model, options)
     grads = _mean(grads, options.all_reduce, axis_name)
     exact = "ordered" if options.all_reduce == "ordered" else "fp32"
@@ -101,16 +101,19 @@ def train_step(
     batch_stats = moving | still
 
     lr = learning_rate(state.step)
-    updates, opt_state = optimizer.update(grads, state.opt_state, trained, learning_rate=lr)
-    params = jax.tree.map(jnp.subtract, trained, updates) | held
-    ema = state.ema
-    if options.ema_decay:
-        live = {"params": params, "batch_stats": batch_stats}
-        ema = moving_average(ema, live, decay=options.ema_decay, updates=state.step)
-    new_state = TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.loss_scale)
+
+    def update(state: TrainState) -> TrainState:
+        trained, held = split(state.params, model.frozen)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained, learning_rate=lr)
+        params = jax.tree.map(jnp.subtract, trained, updates) | held
+        ema = state.ema
+        if options.ema_decay:
+            live = {"params": params, "batch_stats": batch_stats}
+            ema = moving_average(ema, live, decay=options.ema_decay, updates=state.step)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.loss_scale)
 
     finite = all_finite((grads, metrics["loss"]))
-    new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+    new_state = _update_if(finite, update, state)
     loss_scale = update_loss_scale(state.loss_scale, finite, options.scaling)
     metrics |= {
         "lr": lr,
@@ -121,8 +124,23 @@ def train_step(
     return new_state._replace(loss_scale=loss_scale), metrics
 
 
+def _update_if(finite: jax.Array, update: Callable[[TrainState], TrainState], state: TrainState) -> TrainState:
+    """XLA on CPU updates in place in a branch, and copies momentum to select; a GPU would have to wait for the host."""
+
+    def branch(finite: jax.Array, state: TrainState) -> TrainState:
+        return lax.cond(finite, update, lambda state: state, state)
+
+    def select(finite: jax.Array, state: TrainState) -> TrainState:
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(state), state)
+
+    new_state: TrainState = lax.platform_dependent(finite, state, cpu=branch, default=select)
+    return new_state
+
+
 def _mean(tree: Any, all_reduce: str, axis_name: str) -> Any:
     """Mean over devices, see `TrainOptions`."""
+    if lax.axis_size(axis_name) == 1 and all_reduce != "bf16":
+        return tree  # XLA on CPU would copy it
     if all_reduce == "fp32":
         return lax.pmean(tree, axis_name)
     devices = lax.axis_size(axis_name)

@@ -81,13 +81,11 @@ def infer() -> Program:
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """Of a choice by platform, those of GPUs: reductions of pairs stand for two reductions on CPU."""
+    """Of a choice by platform, those of GPUs."""
     for equation in jaxpr.eqns:
         yield equation
-        if equation.primitive.name == "cond":
-            branches = [branch.jaxpr for branch in equation.params["branches"]]
-            (pairs,) = [b for b in branches if any(e.primitive.name == "reduce" for e in equations(b))]
-            yield from equations(pairs)
+        if platforms := equation.params.get("branches_platforms"):
+            yield from equations(equation.params["branches"][platforms.index(None)].jaxpr)
             continue
         for value in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
