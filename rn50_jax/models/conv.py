@@ -10,7 +10,7 @@ from jax import lax
 # The reference's names (`--model-config`) for the fan of He's initialisation; its grp-* do as their plain namesakes.
 INITS = {"classic": "fan_out", "fanin": "fan_in", "grp-fanin": "fan_in", "grp-fanout": "fan_out"}
 
-# Pixels: on larger images XLA's own 3x3 convolution is as fast on CPU, or faster.
+# Pixels; the train step of 64 px did not get faster on CPU with 16. docs/performance.md
 _LARGEST_MATMUL_SIZE = 8
 
 
@@ -28,7 +28,7 @@ def conv2d(
       kernel: [k, k, C / groups, N], k odd, same dtype as `x`; output channels are ordered by group, as in torch.
       lowering: how it is written for XLA; all compute the same sums in another order.
         "native": a convolution. "dot1x1": 1x1 as one matrix product, in whose kernel XLA on GPUs can compute what is
-        elementwise before and after. "matmul": also small 3x3, as one of its patches; 2-3 times faster on CPU.
+        elementwise before and after. "matmul": also small 3x3, as a product of its patches; for CPU.
         "padded" and "space_to_depth" are for few channels C, see below; ungrouped.
 
     Returns:
