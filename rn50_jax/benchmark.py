@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from rn50_jax import config as configs
-from rn50_jax import errors, parallel
+from rn50_jax import errors, runtime
 from rn50_jax.bench import document as documents
 from rn50_jax.bench.ceiling import Ceiling, measure_ceiling
 from rn50_jax.bench.device import find_local_devices
@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code: 1 if nothing could be timed for lack of memory or precision."""
     args, overrides = configs.parse_args(_parser(), argv)
     _check(args)
+    runtime.use_huge_pages()  # the peers' processes, which this one starts, too
     config, _ = configs.load(args.config)
     if args.generated:
         overrides.append(("data.dir", str(generated_folder(args.generated))))
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     peers = parse_peers(args.compare) if args.compare else {}
     rounds = {"steps": args.steps, "warmup": args.warmup, "number": args.rounds}
     backend = config.data.backend if args.mode == "end-to-end" else "synthetic"
-    parallel.prepare_runtime(backend, config.run.xla_flags)
+    runtime.prepare_runtime(backend, config.run.xla_flags)
 
     # What runs in processes of its own comes first: until then this one holds no device's memory.
     found: dict[str, Any] = {}

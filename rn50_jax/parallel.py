@@ -1,13 +1,6 @@
 """Devices, where arrays live on them, and the only place that says `pmap`."""
 
-import hashlib
-import os
-import platform
-import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,73 +13,6 @@ from jax.sharding import PartitionSpec as P
 from rn50_jax.errors import UserError
 
 AXIS = "batch"
-
-
-_COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer"
-
-
-def prepare_runtime(backend: str, xla_flags: str = "") -> None:
-    """Sets what XLA must know before it first touches a device.
-
-    DALI's GPU buffers are freed with a device synchronisation, which breaks the capture of CUDA graphs
-    (command buffers), so these are off when DALI works on the GPU.
-
-    Args:
-      xla_flags: of the config. What the environment's XLA_FLAGS says goes before, and both before DALI's need.
-
-    Raises:
-      UserError: XLA does not know a flag, or not with this value; it would end the process without a word of Python.
-    """
-    wanted = xla_flags.split()
-    if wanted:
-        _check_xla_flags(wanted)
-    if backend == "dali-gpu":
-        wanted.append(f"{_COMMAND_BUFFERS}=")
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    for flag in wanted:
-        if flag.partition("=")[0] not in {given.partition("=")[0] for given in flags}:
-            flags.append(flag)
-    if wanted:
-        os.environ["XLA_FLAGS"] = " ".join(flags)
-
-
-def _check_xla_flags(flags: Sequence[str]) -> None:
-    # Only XLA knows its flags, and looks at them once in a process.
-    env = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", "import jax; jax.devices()"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        unknown = re.search(r"Unknown flags? in XLA_FLAGS: (.*)", done.stderr)
-        problem = f"holds what XLA does not know: {unknown[1].strip()}" if unknown else "is not understood by XLA"
-        raise UserError(f"config.run.xla_flags={' '.join(flags)!r} {problem}; flags look like --xla_name=value")
-
-
-def use_compile_cache(setting: str) -> None:
-    """Keeps compiled programs over runs, on GPUs the results of autotuning too.
-
-    Args:
-      setting: a folder; "auto" for one in the user's cache, a different one for each kind of CPU; "" for none. The
-        environment's JAX_COMPILATION_CACHE_DIR goes before.
-    """
-    if not setting or "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    folder = Path(setting)
-    if setting == "auto":
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = cache / "rn50-jax" / f"compiled-{_cpu_kind()}"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
-
-
-def _cpu_kind() -> str:
-    # Programs compiled for one CPU may hold instructions that another one, with the same home folder, does not have.
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
 
 
 def find_devices(*, backend: str, precision: str) -> list[jax.Device]:

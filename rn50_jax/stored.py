@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
-from rn50_jax import parallel
+from rn50_jax import parallel, runtime
 from rn50_jax.augment import MEAN, STD
 from rn50_jax.build import build_model, build_state
 from rn50_jax.checkpoint import Checkpoints
@@ -169,8 +169,8 @@ def describe_model(stored: StoredModel) -> dict[str, Any]:
 
 def _prepare(config: ConfigDict) -> list[jax.Device]:
     configs.validate(config)
-    parallel.prepare_runtime(config.data.backend, config.run.xla_flags)
-    parallel.use_compile_cache(config.run.compile_cache)
+    runtime.prepare_runtime(config.data.backend, config.run.xla_flags)
+    runtime.use_compile_cache(config.run.compile_cache)
     return parallel.find_devices(backend=config.data.backend, precision=config.precision)
 
 

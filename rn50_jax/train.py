@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
-from rn50_jax import errors, hosts, parallel
+from rn50_jax import errors, hosts, parallel, runtime
 from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule
 from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.console import validation_text
@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--target_top1", metavar="X", help="end the run once validation reaches X per cent top-1")
     hosts.add_arguments(parser)
     args, overrides = configs.parse_args(parser, argv)
+    runtime.use_huge_pages()
     shortcuts = {"model.pretrained_weights": args.pretrained_weights, "run.target_top1": args.target_top1}
     overrides += [(key, text) for key, text in shortcuts.items() if text is not None]
 
@@ -60,8 +61,8 @@ def main(argv: Sequence[str]) -> int:
     config = configs.override(config, overrides)
     configs.validate(config)
     workdir = args.workdir or Path("runs") / name
-    parallel.prepare_runtime(config.data.backend, config.run.xla_flags)
-    parallel.use_compile_cache(config.run.compile_cache)
+    runtime.prepare_runtime(config.data.backend, config.run.xla_flags)
+    runtime.use_compile_cache(config.run.compile_cache)
     hosts.connect(hosts.find_cluster(args, os.environ), heartbeat_timeout=config.run.heartbeat_timeout)
     if config.run.evaluate:
         print(validation_text(evaluate_stored(load_run(workdir, "latest", overrides))))

@@ -66,10 +66,10 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def process_env() -> dict[str, str]:
-    """Environment of a command: one CPU device."""
+    """Environment of a command: one CPU device, and no second start for huge pages, which small models do not need."""
     # pytest-xdist tells its workers, and they our commands, of a terminal of its own.
     own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    return own | {"XLA_FLAGS": QUICK_COMPILE, "PYTHONPATH": str(REPO)}
+    return own | {"XLA_FLAGS": QUICK_COMPILE, "PYTHONPATH": str(REPO), "RN50_JAX_HUGE_PAGES": "0"}
 
 
 @pytest.fixture(scope="session")

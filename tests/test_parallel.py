@@ -1,4 +1,3 @@
-import os
 from functools import partial
 from typing import Any
 
@@ -197,26 +196,3 @@ def test_batches_are_placed_without_mixing_devices() -> None:
 def test_a_gpu_backend_needs_a_gpu() -> None:
     with pytest.raises(UserError, match="needs a GPU, and JAX found only cpu; use dali-cpu"):
         parallel.find_devices(backend="dali-gpu", precision="fp32")
-
-
-def test_runtime_is_prepared_for_dali_on_the_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XLA_FLAGS", "--a=1")
-    parallel.prepare_runtime("dali-cpu")
-    assert os.environ["XLA_FLAGS"] == "--a=1"
-    for _ in range(2):
-        parallel.prepare_runtime("dali-gpu")
-    assert os.environ["XLA_FLAGS"] == "--a=1 --xla_gpu_enable_command_buffer="
-
-
-def test_flags_for_xla(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = "--xla_gpu_enable_command_buffer=+CONVOLUTION --xla_gpu_autotune_level=2"
-    monkeypatch.delenv("XLA_FLAGS")
-    parallel.prepare_runtime("dali-gpu", ours)
-    assert os.environ["XLA_FLAGS"] == ours  # said so, also for DALI
-    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
-    parallel.prepare_runtime("synthetic", ours)
-    assert os.environ["XLA_FLAGS"] == "--xla_gpu_autotune_level=0 --xla_gpu_enable_command_buffer=+CONVOLUTION"
-    with pytest.raises(UserError, match=r"config.run.xla_flags='--xla_none=1' .*does not know: --xla_none=1;"):
-        parallel.prepare_runtime("synthetic", "--xla_none=1")
-    with pytest.raises(UserError, match="is not understood by XLA"):
-        parallel.prepare_runtime("synthetic", "--xla_gpu_autotune_level=high")

@@ -19,7 +19,6 @@ from test_hosts import SMALL
 from test_train import Train, final_arrays, read_lines, read_meta
 from tiny import OPTIONS, STATIC, make_batch, make_model, make_state, make_step, place
 
-from rn50_jax import parallel
 from rn50_jax.state import TrainState
 
 # Everything that a state can hold: loss scale, averages, mixing; and a save at every opportunity.
@@ -288,25 +287,6 @@ def test_an_image_of_absurd_size_is_refused(trained: tuple[Path, str], run: Run,
     assert done.returncode == 1
     (answer,) = json.loads(done.stdout)
     assert answer["error"] == "is too large: more than 200,000,000 pixels"
-
-
-def test_compiled_programs_are_kept_by_default(
-    process_env: dict[str, str], train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kept: dict[str, Any] = {}
-    monkeypatch.setattr(jax.config, "update", kept.__setitem__)
-    parallel.use_compile_cache("auto")
-    folder = Path(kept["jax_compilation_cache_dir"])
-    assert folder.parent == tmp_path / "rn50-jax" and re.fullmatch(r"compiled-[0-9a-f]{12}", folder.name)
-    parallel.use_compile_cache("/else/where")
-    assert kept["jax_compilation_cache_dir"] == "/else/where"
-    kept.clear()
-    parallel.use_compile_cache("")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
-    parallel.use_compile_cache("auto")
-    assert kept == {}
 
 
 GROUPS = ("step", "params", "batch_stats", "opt_state", "ema", "loss_scale")

@@ -1,8 +1,6 @@
 """Which devices are timed, and what is written down about the machine."""
 
-import importlib.util
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import jax
 
 from rn50_jax.errors import UserError
+from rn50_jax.runtime import signs_of_gpu
 
 # Vendors' data sheets, dense, TFLOP/s of (float16 and bfloat16, TF32, float32 without tensor cores) and GB/s of memory.
 _SHEETS = {
@@ -21,14 +20,6 @@ _SHEETS = {
     "A100": (312.0, 156.0, 19.5, 2039.0),
     "V100": (125.0, 15.7, 15.7, 900.0),
 }
-
-
-def signs_of_gpu() -> list[str]:
-    """What lets one expect that JAX computes on a GPU here."""
-    signs = [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)]
-    if shutil.which("nvidia-smi"):
-        signs.append("nvidia-smi")
-    return signs + (["/dev/nvidia0"] if Path("/dev/nvidia0").exists() else [])
 
 
 def find_local_devices(wanted: str) -> list[jax.Device]:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
-from rn50_jax import parallel
+from rn50_jax import parallel, runtime
 from rn50_jax.bench import rounds, stats
 from rn50_jax.bench.cpu_time import TreeClock
 from rn50_jax.bench.device import describe_hardware, find_local_devices
@@ -36,7 +36,7 @@ def open_feed(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, step
 def run(spec: dict[str, Any]) -> dict[str, Any]:
     """One visit to our own feed: batches are made and placed on the devices, and dropped."""
     config = configs.from_tree(spec["config"])
-    parallel.prepare_runtime(config.data.backend, config.run.xla_flags)
+    runtime.prepare_runtime(config.data.backend, config.run.xla_flags)
     devices = find_local_devices(spec["device"])
     images = open_dataset(config, need_val=False).train
     plan = make_plan(config, num_images=len(images.labels), num_devices=len(devices))

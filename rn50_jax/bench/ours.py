@@ -3,7 +3,7 @@
 from typing import Any
 
 from rn50_jax import config as configs
-from rn50_jax import parallel
+from rn50_jax import runtime
 from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.bench.points import Point, measure, point_config
 from rn50_jax.errors import UserError
@@ -13,7 +13,7 @@ from rn50_jax.workdir import versions
 def run(spec: dict[str, Any]) -> dict[str, Any]:
     """One visit, see `bench.peers`."""
     config = configs.from_tree(spec["config"])
-    parallel.prepare_runtime("synthetic", config.run.xla_flags)
+    runtime.prepare_runtime("synthetic", config.run.xla_flags)
     devices = find_local_devices(spec["device"])
     point = Point(spec["mode"], config.precision, config.batch_size, devices=1)
     result = measure(point_config(config, point), point, steps=spec["steps"], warmup=spec["warmup"], ceiling=None)

@@ -1,0 +1,130 @@
+"""What a process sets for itself before JAX first touches a device: XLA's flags, kept programs, pages of memory."""
+
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import jax
+
+from rn50_jax.errors import UserError
+
+_COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer"
+
+
+def prepare_runtime(backend: str, xla_flags: str = "") -> None:
+    """Sets what XLA must know before it first touches a device.
+
+    DALI's GPU buffers are freed with a device synchronisation, which breaks the capture of CUDA graphs
+    (command buffers), so these are off when DALI works on the GPU.
+
+    Args:
+      xla_flags: of the config. What the environment's XLA_FLAGS says goes before, and both before DALI's need.
+
+    Raises:
+      UserError: XLA does not know a flag, or not with this value; it would end the process without a word of Python.
+    """
+    wanted = xla_flags.split()
+    if wanted:
+        _check_xla_flags(wanted)
+    if backend == "dali-gpu":
+        wanted.append(f"{_COMMAND_BUFFERS}=")
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    for flag in wanted:
+        if flag.partition("=")[0] not in {given.partition("=")[0] for given in flags}:
+            flags.append(flag)
+    if wanted:
+        os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+def _check_xla_flags(flags: Sequence[str]) -> None:
+    # Only XLA knows its flags, and looks at them once in a process.
+    env = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        unknown = re.search(r"Unknown flags? in XLA_FLAGS: (.*)", done.stderr)
+        problem = f"holds what XLA does not know: {unknown[1].strip()}" if unknown else "is not understood by XLA"
+        raise UserError(f"config.run.xla_flags={' '.join(flags)!r} {problem}; flags look like --xla_name=value")
+
+
+def use_compile_cache(setting: str) -> None:
+    """Keeps compiled programs over runs, on GPUs the results of autotuning too.
+
+    Args:
+      setting: a folder; "auto" for one in the user's cache, a different one for each kind of CPU; "" for none. The
+        environment's JAX_COMPILATION_CACHE_DIR goes before.
+    """
+    if not setting or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = Path(setting)
+    if setting == "auto":
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = cache / "rn50-jax" / f"compiled-{_cpu_kind()}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
+
+
+def _cpu_kind() -> str:
+    # Programs compiled for one CPU may hold instructions that another one, with the same home folder, does not have.
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
+
+
+def signs_of_gpu() -> list[str]:
+    """What lets one expect that JAX computes on a GPU here."""
+    signs = [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)]
+    if shutil.which("nvidia-smi"):
+        signs.append("nvidia-smi")
+    return signs + (["/dev/nvidia0"] if Path("/dev/nvidia0").exists() else [])
+
+
+_HUGE_PAGES = "glibc.malloc.hugetlb"
+_ASKED = "RN50_JAX_HUGE_PAGES"
+
+
+def use_huge_pages() -> None:
+    """Starts this command anew, as the same process, with memory in huge pages; only where JAX computes on the CPU.
+
+    XLA takes the memory of a step's activations from the system at each step and gives it back. In pages of 4 kB the
+    system spends up to a third of a step on handing them out; in pages of 2 MB next to nothing. glibc (from 2.35) asks
+    for those if its tunable says so, which it reads when a process starts. Nothing is done where Linux gives no huge
+    pages or gives them unasked, where the tunable has been set, or where the environment has RN50_JAX_HUGE_PAGES.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if _HUGE_PAGES in tunables or _ASKED in os.environ or not _is_command() or not _huge_pages_on_request():
+        return
+    if os.environ.get("JAX_PLATFORMS", "").split(",")[0] != "cpu" and signs_of_gpu():
+        return
+    # The second variable ends it even where the first one does not get through.
+    environ = os.environ | {"GLIBC_TUNABLES": ":".join(filter(None, (tunables, f"{_HUGE_PAGES}=1"))), _ASKED: "asked"}
+    sys.stdout.flush()
+    with suppress(OSError):  # the same work in more time
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
+
+
+def _is_command() -> bool:
+    # Not a test or somebody's own program that calls a `main`.
+    program = Path(sys.argv[0])
+    return program.name == "rn50-jax" or program.parent == Path(__file__).parent
+
+
+def _huge_pages_on_request() -> bool:
+    try:
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+        enough = name == "glibc" and tuple(map(int, version.split(".")[:2])) >= (2, 35)
+        return enough and "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except (OSError, ValueError):
+        return False
