@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
-from rn50_jax import errors, parallel, runtime
+from rn50_jax import errors, parallel
 from rn50_jax.analysis import BINS, Predictions
 from rn50_jax.console import validation_text
 from rn50_jax.data.dataset import open_dataset
@@ -188,7 +188,6 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     args, overrides = configs.parse_args(parser, argv)
-    runtime.use_huge_pages()
     if args.out and not args.per_class:
         raise UserError("--out is of use with --per_class alone")
     if args.predictions:

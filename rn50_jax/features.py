@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from rn50_jax import config as configs
-from rn50_jax import errors, parallel, runtime
+from rn50_jax import errors, parallel
 from rn50_jax.augment import normalise
 from rn50_jax.data.feed import eval_batches
 from rn50_jax.data.folder import SUFFIXES, ImageSet, scan_split
@@ -112,7 +112,6 @@ def main(argv: Sequence[str]) -> int:
     add_source_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="file to write")
     args, overrides = configs.parse_args(parser, argv)
-    runtime.use_huge_pages()
     if args.out.suffix != ".npz":
         raise UserError(f"--out {args.out} must end in .npz")
     if not args.out.parent.is_dir():

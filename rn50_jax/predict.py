@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from rn50_jax import config as configs
-from rn50_jax import errors, parallel, runtime
+from rn50_jax import errors, parallel
 from rn50_jax.answers import FORMATS, Answer
 from rn50_jax.data.names import human_names, likely_names
 from rn50_jax.errors import UserError
@@ -114,7 +114,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, help="images per device (default: 32 on a CPU, 256 on a GPU)")
     parser.add_argument("-0", "--null", action="store_true", help="names on standard input end in NUL characters")
     args, overrides = configs.parse_args(parser, argv)
-    runtime.use_huge_pages()
     for name in ("top_k", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")

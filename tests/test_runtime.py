@@ -101,7 +101,7 @@ def test_a_command_starts_anew_as_it_was_called(process_env: dict[str, str], tmp
     env = {name: value for name, value in process_env.items() if name != "RN50_JAX_HUGE_PAGES"}
     result = tmp_path / "a result.json"
     command = [sys.executable, "-m", "rn50_jax", "benchmark", "--config", "quickstart", *TINY]
-    command += ["--mode", "infer", "--steps", "2", "--warmup", "0", "--config.batch_size=2", "--json", str(result)]
+    command += ["--mode", "train", "--steps", "2", "--warmup", "0", "--config.batch_size=2", "--json", str(result)]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     environment = json.loads(result.read_text())["environment"]
