@@ -61,7 +61,7 @@ def test_readme_commands_run(project: Path, process_env: dict[str, str]) -> None
     lines = [json.loads(line) for line in (project / "runs/quickstart/metrics.jsonl").read_text().splitlines()]
     final = [line for line in lines if "val.top1" in line][-1]
     assert (final["epoch"], final["val.images"]) == (8, 297)
-    assert final["val.top1"] >= 95  # 96.3 to 98.3 over seeds and kinds of CPUs
+    assert final["val.top1"] >= 96
     assert (project / "runs/quickstart/curves.png").stat().st_size > 10_000
     assert json.loads((project / "result.json").read_text())["val.top1"] >= final["val.top1"]
 
