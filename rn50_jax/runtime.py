@@ -98,8 +98,8 @@ _ASKED = "RN50_JAX_HUGE_PAGES"
 def use_huge_pages() -> None:
     """Starts this command anew, as the same process, with memory in huge pages; only where JAX computes on the CPU.
 
-    XLA takes the memory of a step's activations from the system at each step and gives it back. In pages of 4 kB the
-    system spends up to a third of a step on handing them out; in pages of 2 MB next to nothing. glibc (from 2.35) asks
+    XLA takes the memory of a step's activations from the system at each step and gives it back. Handing it out in
+    pages of 4 kB takes the system a quarter of a step or so, in pages of 2 MB next to nothing. glibc (from 2.35) asks
     for those if its tunable says so, which it reads when a process starts. Nothing is done where Linux gives no huge
     pages or gives them unasked, where the tunable has been set, or where the environment has RN50_JAX_HUGE_PAGES.
     """
