@@ -116,9 +116,6 @@ def get_config() -> ConfigDict:
     report.wandb = ""  # project of Weights & Biases that also gets the metrics; "": none
     report.mlflow = ""  # experiment of MLflow that also gets the metrics (server: MLFLOW_TRACKING_URI); "": none
     report.dle_json = ""  # also write NVIDIA's DLLL lines to this file (relative to the work folder); "": no
-    report.mlperf_log = ""  # also write a log of MLPerf Training to this file (relative to the work folder); "": no
-    report.mlperf_org = "none"  # who submits it, for that log
-    report.mlperf_division = "open"  # of MLPerf whose rules that log is to fulfil: open or closed
 
     config.run = run = ConfigDict()
     run.prof = 0  # run only this many training steps and validation batches and save no checkpoint; 0: the whole run

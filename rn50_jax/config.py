@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY
 from rn50_jax.recipe_files import FOLDER, find_config
-from rn50_jax.rules import EXACT_REFERENCE, RULES
+from rn50_jax.rules import EXACT_REFERENCE, REMOVED, RULES
 from rn50_jax.tune import part_names
 
 # The config that weight files are used with.
@@ -107,8 +107,14 @@ def from_json(text: str, *, source: str) -> ConfigDict:
 
 
 def from_tree(tree: dict[str, Any]) -> ConfigDict:
-    """The config that a checkpoint or JSON file holds as nested dicts; there, tuples have become lists."""
-    tree = {k: {n: _tuples(v) for n, v in x.items()} if isinstance(x, dict) else x for k, x in tree.items()}
+    """Returns the config that a checkpoint or JSON file holds as nested dicts, without keys that have been removed.
+
+    There, tuples have become lists.
+    """
+    tree = {
+        key: {name: _tuples(v) for name, v in x.items() if f"{key}.{name}" not in REMOVED} if isinstance(x, dict) else x
+        for key, x in tree.items()
+    }
     return ConfigDict(tree).lock()
 
 
@@ -207,7 +213,7 @@ def validate(config: ConfigDict) -> None:
                 f"config.recipe.exact_reference=True stands for config.{key}={value!r}, which is {flat[key]!r}; "
                 "change one of them"
             )
-    files = {key: config.report[key] for key in ("file", "dle_json", "mlperf_log") if config.report[key]}
+    files = {key: config.report[key] for key in ("file", "dle_json") if config.report[key]}
     if len(set(files.values())) < len(files):
         keys = " and ".join(f"config.report.{key}" for key, name in files.items() if [*files.values()].count(name) > 1)
         raise UserError(f"{keys} name the same file; give them different names")

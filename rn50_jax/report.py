@@ -17,12 +17,11 @@ from rn50_jax.console import Screen, clock, print_rows, time_of_day, train_line,
 from rn50_jax.data.folder import Dataset
 from rn50_jax.dle import DleLog, dle_parameters
 from rn50_jax.errors import UserError, warn
-from rn50_jax.goodput import goodput_text, process_age
+from rn50_jax.goodput import goodput_text
 from rn50_jax.history import read_history
 from rn50_jax.integrity import score
 from rn50_jax.loggers import Background, Guarded, Logger, MetricsFile, Mlflow, Record, TensorBoard, WeightsAndBiases
 from rn50_jax.memory import estimate_memory, memory_text, peak_text
-from rn50_jax.mlperf import MlperfLog, mlperf_run
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
 from rn50_jax.state import TrainState
@@ -168,22 +167,25 @@ def open_report(
     write_run_files(workdir, config, devices, argv)
     report, file = config.report, workdir / config.report.file
     earlier = _earlier_validations(file) if first_step else []
-    loggers: list[tuple[str, Logger]] = [(str(file), MetricsFile(file))]
-    if report.tensorboard:
-        loggers.append(("the TensorBoard log", _open_tensorboard(workdir, config, first_step)))
-    if report.dle_json:
-        dle = workdir / report.dle_json
-        parameters = dle_parameters(config, plan, workdir)
-        loggers.append((str(dle), DleLog(dle, parameters, steps_per_epoch=plan.steps_per_epoch)))
-    if report.mlperf_log:
-        started = time.time() - process_age()
-        run = mlperf_run(config, plan, dataset, describe_devices(devices), started)
-        log = workdir / report.mlperf_log
-        loggers.append((str(log), MlperfLog(log, run, first_step // plan.steps_per_epoch)))
-    if report.wandb:
-        loggers.append(("wandb", Background("Weights & Biases", lambda: WeightsAndBiases(workdir, config))))
-    if report.mlflow:
-        loggers.append(("mlflow", Background("MLflow", lambda: Mlflow(workdir, config))))
+    loggers: list[tuple[str, Logger]] = []
+    with ExitStack() as opened:  # one that cannot be opened leaves none of the others open
+
+        def add(name: str, logger: Logger) -> None:
+            opened.callback(logger.close)
+            loggers.append((name, logger))
+
+        add(str(file), MetricsFile(file))
+        if report.tensorboard:
+            add("the TensorBoard log", _open_tensorboard(workdir, config, first_step))
+        if report.dle_json:
+            dle = workdir / report.dle_json
+            parameters = dle_parameters(config, plan, workdir)
+            add(str(dle), DleLog(dle, parameters, steps_per_epoch=plan.steps_per_epoch))
+        if report.wandb:
+            add("wandb", Background("Weights & Biases", lambda: WeightsAndBiases(workdir, config)))
+        if report.mlflow:
+            add("mlflow", Background("MLflow", lambda: Mlflow(workdir, config)))
+        opened.pop_all()
     guarded = [Guarded(name, logger) for name, logger in loggers]
     return Report(guarded, plan, config.epochs, first_step, eval_batches, earlier)
 
@@ -211,7 +213,7 @@ def print_summary(
     source = config.data.backend if config.data.backend == "synthetic" else f"{config.data.dir} ({config.data.backend})"
     scaling = f", {config.loss_scale.mode} loss scale {config.loss_scale.init:g}" if config.precision == "fp16" else ""
     report = config.report
-    logs = [report.file, "tensorboard/" if report.tensorboard else "", report.dle_json, report.mlperf_log]
+    logs = [report.file, "tensorboard/" if report.tensorboard else "", report.dle_json]
     logs += [f"{key} {report[key]}" for key in ("wandb", "mlflow") if report[key]]
     print_rows(
         {

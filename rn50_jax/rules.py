@@ -173,9 +173,6 @@ RULES: dict[str, Rule] = {
     "report.wandb": Rule(str, "a project, or empty", lambda v: True),
     "report.mlflow": Rule(str, "an experiment, or empty", lambda v: True),
     "report.dle_json": Rule(str, "a file, or empty", lambda v: True),
-    "report.mlperf_log": Rule(str, "a file, or empty", lambda v: True),
-    "report.mlperf_org": Rule(str, "a name", lambda v: v != ""),
-    "report.mlperf_division": _choice("open", "closed"),
     "run.prof": _integer(0),
     "run.training_only": _BOOLEAN,
     "run.target_top1": _number("from 0 to 100", lambda v: 0 <= v <= 100),
@@ -191,6 +188,9 @@ RULES: dict[str, Rule] = {
     "run.hang_timeout": _integer(1),
     "run.heartbeat_timeout": _integer(10),
 }
+
+# Keys of earlier versions, without effect on a result: a run's config.json and checkpoints may still hold them.
+REMOVED = frozenset({"report.mlperf_log", "report.mlperf_org", "report.mlperf_division"})
 
 # What `recipe.exact_reference=True` stands for: each departure of the reference's code from its own documentation, or
 # from what we think right, that changes numbers and has a key. docs/recipe.md tells them one by one.
