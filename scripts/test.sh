@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs all tests in two processes, a file at a time; arguments go to pytest.
+# Sets up .venv and runs the tests in two processes: all but those for the night, or all with FULL=1. Arguments go to
+# pytest: `./scripts/test.sh -m "not slow"` is for the minutes between two edits.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh requirements-dev.txt
-exec python -m pytest --numprocesses 2 --dist loadfile "$@"
+[ -z "${FULL:-}" ] || set -- -m "" "$@"
+exec python -m pytest --numprocesses 2 --dist worksteal "$@"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import REPO, Run, assert_user_error
+from runs import PATIENCE
 from scipy.io import savemat
 
 from rn50_jax import prepare_imagenet
@@ -143,7 +144,7 @@ def test_killed_again_and_again_it_ends_in_the_same_files(
                 process.send_signal(signal.SIGKILL)
                 kills += 1
                 break
-        if process.wait(timeout=60) == 0:
+        if process.wait(timeout=PATIENCE) == 0:
             break
         # A class that has its name is whole, whenever the kill came.
         for synset, count in zip(SYNSETS, TRAIN_IMAGES, strict=True):
@@ -274,7 +275,7 @@ def test_the_script(archives: Path, tmp_path: Path, process_env: dict[str, str])
     # setup.sh goes to the folder above its own, which must be the copy: no link.
     (project / "scripts").unlink()
     (project / "scripts").mkdir()
-    for name in ("setup.sh", "prepare_imagenet.sh"):
+    for name in ("setup.sh", "find_python.sh", "prepare_imagenet.sh"):
         (project / "scripts" / name).write_bytes((REPO / "scripts" / name).read_bytes())
         (project / "scripts" / name).chmod(0o755)
     wanted = subprocess.run(["bash", "-c", "cat constraints.txt requirements*.txt | cksum"], cwd=project, stdout=-1)
@@ -288,7 +289,7 @@ def test_the_script(archives: Path, tmp_path: Path, process_env: dict[str, str])
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert_user_error(done, "archives/ILSVRC2012_devkit_t12.tar.gz: its 5 classes are not ImageNet's 1,000")
 
