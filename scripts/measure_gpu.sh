@@ -183,7 +183,7 @@ quickstart_part() { # does the full training reach 96 % in every precision, deco
 
 resume_part() { # is resuming exact here too?
   XLA_FLAGS="${XLA_FLAGS:-} $([ "$device" = cpu ] || echo --xla_gpu_deterministic_ops=true)" \
-    run resume bash -c "python scripts/torture.py --kills $kills --damages 0 >'$out/resume.json'"
+    run resume bash -c "python scripts/torture.py --kills $kills --damages 0 --deaths 0 >'$out/resume.json'"
 }
 
 for part in "$@"; do

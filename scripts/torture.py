@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Tries to lose a run: kills training at random instants, damages checkpoints at random places, and counts.
 
-    python scripts/torture.py --kills 100 --damages 200
+    python scripts/torture.py --kills 100 --damages 200 --deaths 5
 
 Each kill is a SIGKILL (one in four a SIGTERM) somewhere in a small but real training, whose same command then goes on;
 at the end its arrays must be those of a run that nothing disturbed. Each damage changes a checkpoint's files (a bit, a
-block of zeros, a truncation, a missing file) before the run goes on; the result must be the same again. Prints one
-line of JSON. Minutes on a CPU; uses the built-in digits.
+block of zeros, a truncation, a missing file) before the run goes on; the result must be the same again. Each death is
+that of one of two processes that train together, which raises, is killed or hangs; all must have ended within
+`BOUND` seconds, with the shortest heartbeat. Prints one line of JSON. Minutes on a CPU; uses the built-in digits.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,9 +39,38 @@ SMALL = (
     "--config.epochs=20",
 )
 
+BOUND = 15  # seconds from the failure of one process to the end of all; docs/reliability.md, R7
+# A config that makes one process fail in its eighth step, and tells when.
+DEATH = """
+import os, signal, time
+from pathlib import Path
+from rn50_jax import config, window
 
-def command(workdir: Path, data: Path) -> list[str]:
-    config = ["--config", str(REPO / "configs/quickstart.py"), f"--config.data.dir={data}"]
+def get_config():
+    return config.load({recipe!r})[0]
+
+steps, add = 0, window.Window.add
+
+def add_and_fail(self, metrics):
+    global steps
+    add(self, metrics)
+    steps += 1
+    if steps == 8 and os.environ["JAX_PROCESS_ID"] == {where!r}:
+        Path({failed!r}).write_text(str(time.time()))
+        {what}
+
+window.Window.add = add_and_fail
+"""
+DEATHS = (
+    ("raised", 0, "raise RuntimeError"),
+    ("raised", 1, "raise RuntimeError"),
+    ("killed", 1, "os.kill(os.getpid(), signal.SIGKILL)"),
+    ("hung", 1, "time.sleep(1000)"),
+)
+
+
+def command(workdir: Path, data: Path, recipe: Path = REPO / "configs/quickstart.py") -> list[str]:
+    config = ["--config", str(recipe), f"--config.data.dir={data}"]
     return [sys.executable, "-m", "rn50_jax.train", *config, *SMALL, "--workdir", str(workdir)]
 
 
@@ -154,10 +185,45 @@ def damage_all_the_time(count: int, scratch: Path, reference: Path, rng: random.
     return counts | {"problems": problems}
 
 
+def die_all_the_time(rounds: int, data: Path, scratch: Path) -> dict:
+    """Lets one of two processes fail in every way; the longest seconds, over the rounds, until both had ended."""
+    longest: dict[str, float] = {}
+    problems = []
+    for number in range(rounds):
+        for how, where, what in DEATHS:
+            folder = scratch / f"death{number}-{how}{where}"
+            folder.mkdir()
+            recipe, failed = folder / "config.py", folder / "failed"
+            text = DEATH.format(
+                recipe=str(REPO / "configs/quickstart.py"), where=str(where), failed=str(failed), what=what
+            )
+            recipe.write_text(text)
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                meeting = f"127.0.0.1:{server.getsockname()[1]}"
+            limits = ("--config.run.heartbeat_timeout=10", "--config.run.hang_timeout=6")
+            processes = []
+            for place in range(2):
+                env = {"JAX_COORDINATOR_ADDRESS": meeting, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(place)}
+                env = os.environ | env | {"JAX_PLATFORMS": "cpu"}
+                line, null = [*command(folder / "run", data, recipe), *limits], subprocess.DEVNULL
+                processes.append(subprocess.Popen(line, env=env, cwd=REPO, stdout=null, stderr=null))
+            codes = [process.wait(timeout=600) for process in processes]
+            ended = time.time()
+            if not failed.exists() or 0 in codes:
+                problems.append(f"{how} {where}: exit codes {codes}, failed as planned: {failed.exists()}")
+                continue
+            seconds = round(ended - float(failed.read_text()), 1)
+            longest[how] = max(longest.get(how, 0.0), seconds)
+            if seconds > BOUND:
+                problems.append(f"{how} {where}: ended after {seconds} s")
+    return {"deaths": rounds * len(DEATHS), "longest": longest, "problems": problems}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--damages", type=int, default=200)
+    parser.add_argument("--deaths", type=int, default=5, help="rounds in which one of two processes fails in every way")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
@@ -175,9 +241,10 @@ def main() -> int:
         whole = result(scratch / "whole")
         killed = kill_all_the_time(args.kills, scratch / "digits", scratch, whole, rng) if args.kills else {}
         damaged = damage_all_the_time(args.damages, scratch, scratch / "whole", rng) if args.damages else {}
+        died = die_all_the_time(args.deaths, scratch / "digits", scratch) if args.deaths else {}
     seconds = round(time.monotonic() - started)
-    print(json.dumps({"killed": killed, "damaged": damaged, "seed": args.seed, "seconds": seconds}))
-    return int(bool(killed.get("problems") or damaged.get("problems")))
+    print(json.dumps({"killed": killed, "damaged": damaged, "died": died, "seed": args.seed, "seconds": seconds}))
+    return int(any(part.get("problems") for part in (killed, damaged, died)))
 
 
 if __name__ == "__main__":
