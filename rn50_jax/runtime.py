@@ -67,14 +67,17 @@ def use_compile_cache(setting: str) -> None:
     folder = Path(setting)
     if setting == "auto":
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = cache / "rn50-jax" / f"compiled-{_cpu_kind()}"
+        folder = cache / "rn50-jax" / f"compiled-{cpu_kind()}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
 
 
-def _cpu_kind() -> str:
-    # Programs compiled for one CPU may hold instructions that another one, with the same home folder, does not have.
+def cpu_kind() -> str:
+    """Returns a name for the instructions that this CPU has.
+
+    A program that was compiled for one CPU may hold some that another one, with the same home folder, does not have.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

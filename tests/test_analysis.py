@@ -95,17 +95,18 @@ def test_thumbnails_of_all_sizes(tmp_path: Path) -> None:
     assert all(picture is None or picture.mode == "RGB" for picture in shown)
 
 
-def test_the_command_looks_at_every_image_once(trained: tuple[Path, str], run: Run, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_command_looks_at_every_image_once(trained: tuple[Path, str], call: Run, tmp_path: Path) -> None:
     import pyarrow.parquet
 
     workdir, _ = trained
-    usual = run("evaluate", "--workdir", workdir, "--json", tmp_path / "usual.json")
+    usual = call("evaluate", "--workdir", workdir, "--json", tmp_path / "usual.json")
     assert usual.returncode == 0, usual.stderr
     results = {}
     for name, devices, batch_size in (("p.csv", 4, 7), ("p.parquet", 1, 32)):
         options = ("--predictions", tmp_path / name, "--per_class", "--out", tmp_path / f"out-{name}")
         options = (*options, f"--config.batch_size={batch_size}", "--json", tmp_path / "r.json")
-        done = run("evaluate", "--workdir", workdir, *options, devices=devices)
+        done = call("evaluate", "--workdir", workdir, *options, devices=devices)
         assert done.returncode == 0, done.stderr
         assert (
             done.stdout.splitlines()[1].split("  297 images")[0]
@@ -139,11 +140,11 @@ def test_the_command_looks_at_every_image_once(trained: tuple[Path, str], run: R
             assert image.width > 500
 
 
-def test_mistakes_of_the_call(trained: tuple[Path, str], run: Run, tmp_path: Path) -> None:
+def test_mistakes_of_the_call(trained: tuple[Path, str], call: Run, tmp_path: Path) -> None:
     workdir, _ = trained
-    call = ("evaluate", "--workdir", workdir)
-    assert_user_error(run(*call, "--predictions", "p.xlsx"), "p.xlsx must end in .csv or .parquet")
-    assert_user_error(run(*call, "--predictions", tmp_path / "none/p.csv"), "none is no folder")
-    assert_user_error(run(*call, "--out", tmp_path), "--out is of use with --per_class alone")
+    command = ("evaluate", "--workdir", workdir)
+    assert_user_error(call(*command, "--predictions", "p.xlsx"), "p.xlsx must end in .csv or .parquet")
+    assert_user_error(call(*command, "--predictions", tmp_path / "none/p.csv"), "none is no folder")
+    assert_user_error(call(*command, "--out", tmp_path), "--out is of use with --per_class alone")
     (tmp_path / "file").write_text("")
-    assert_user_error(run(*call, "--per_class", "--out", tmp_path / "file"), "cannot write to", "File exists")
+    assert_user_error(call(*command, "--per_class", "--out", tmp_path / "file"), "cannot write to", "File exists")

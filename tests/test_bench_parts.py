@@ -239,6 +239,7 @@ def test_document_of_a_cpu_says_so() -> None:
     json.dumps(document)
 
 
+@pytest.mark.slow
 def test_generated_images_are_as_imagenets() -> None:
     encoded = [jpegs.make_jpeg(seed) for seed in range(60)]
     assert np.mean([len(e) for e in encoded]) == pytest.approx(110e3, rel=0.15)

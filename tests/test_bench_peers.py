@@ -91,6 +91,7 @@ def flax_example(tmp_path: Path) -> Path:
     return tmp_path / "imagenet"
 
 
+@pytest.mark.slow
 def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As it is beside the CPU build of PyTorch that is pinned here, for which there is no torchvision.
     (tmp_path / "timm.py").write_text("import torchvision_of_another_world")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import QUICK_COMPILE, REPO
+from runs import PATIENCE
 
 from rn50_jax.bench import summary
 from rn50_jax.errors import UserError
@@ -17,9 +18,12 @@ ENV = {"SMALL": "1", "XLA_FLAGS": QUICK_COMPILE}
 
 def measure(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
     command = [str(REPO / "scripts/measure_gpu.sh"), *map(str, args)]
-    return subprocess.run(command, env=os.environ | ENV | env, cwd=REPO, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, env=os.environ | ENV | env, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE
+    )
 
 
+@pytest.mark.slow
 def test_a_part_runs_and_is_summed_up(tmp_path: Path) -> None:
     done = measure(tmp_path / "out", "profile")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, TINY, Run, assert_user_error
+from runs import PATIENCE
 
 from rn50_jax import benchmark
 from rn50_jax.errors import UserError
@@ -16,10 +17,10 @@ CONFIG = ("--config", REPO / "configs/quickstart.py", *TINY, "--config.model.sta
 
 
 @pytest.mark.parametrize("mode", ["train", "infer"])
-def test_result(run: Run, tmp_path: Path, mode: str) -> None:
+def test_result(call: Run, tmp_path: Path, mode: str) -> None:
     path = tmp_path / "result.json"
     options = ("--mode", mode, "--steps", 7, "--warmup", 2, "--json", path)
-    done = run("benchmark", *CONFIG, *options, devices=2)
+    done = call("benchmark", *CONFIG, *options, devices=2)
     assert done.returncode == 0, done.stderr
     document = json.loads(path.read_text())
     result = document["results"][0]
@@ -46,6 +47,7 @@ def test_result(run: Run, tmp_path: Path, mode: str) -> None:
     assert "images per second at the median step" in done.stdout
 
 
+@pytest.mark.slow
 def test_sweep_over_devices_and_precisions(run: Run, tmp_path: Path) -> None:
     page, path = tmp_path / "result.md", tmp_path / "result.json"
     sweep = ("--batch_sizes", "4", "--precisions", "bf16,fp32", "--scaling", "strong")
@@ -60,6 +62,7 @@ def test_sweep_over_devices_and_precisions(run: Run, tmp_path: Path) -> None:
     assert "### Strong scaling" in text and "### Every point" in text and "## Ceilings, measured in this run" in text
 
 
+@pytest.mark.slow
 def test_end_to_end_and_its_share_of_waiting(run: Run, digits: Path, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     options = ("--mode", "end-to-end", "--steps", 3, "--warmup", 1, "--rounds", 2, "--json", path)
@@ -74,6 +77,7 @@ def test_end_to_end_and_its_share_of_waiting(run: Run, digits: Path, tmp_path: P
     assert "real / synthetic" in done.stdout
 
 
+@pytest.mark.slow
 def test_input_beside_torchs_loader(run: Run, digits: Path, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     options = ("--mode", "input", "--steps", 5, "--warmup", 1, "--rounds", 1, "--json", path)
@@ -89,8 +93,8 @@ def test_input_beside_torchs_loader(run: Run, digits: Path, tmp_path: Path) -> N
     assert "Pillow, 2 processes" in theirs["about"] and "dali-cpu" in ours["about"]
 
 
-def test_mistakes_are_told_in_one_line(run: Run) -> None:
-    done = run("benchmark", "--config", REPO / "configs/quickstart.py", "--steps", 0)
+def test_mistakes_are_told_in_one_line(call: Run) -> None:
+    done = call("benchmark", "--config", REPO / "configs/quickstart.py", "--steps", 0)
     assert_user_error(done, "--steps and --rounds must be at least 1")
 
 
@@ -117,5 +121,5 @@ def test_the_cpu_is_not_timed_as_a_gpu(process_env: dict[str, str], tmp_path: Pa
     (tmp_path / "nvidia-smi").chmod(0o755)
     env = process_env | {"PATH": str(tmp_path), "JAX_PLATFORMS": ""}
     command = [sys.executable, "-m", "rn50_jax.benchmark", *map(str, CONFIG), "--mode", "infer", "--steps", "1"]
-    done = subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert_user_error(done, "fell back to the CPU", "nvidia-smi", "--device cpu")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, assert_user_error
+from runs import PATIENCE
 
 from rn50_jax.__main__ import find_commands, main
 from rn50_jax.errors import UserError
@@ -39,7 +40,7 @@ def installed(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
 
     def pip(*args: object) -> None:
         command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, args)]
-        done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
 
     pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", root, source)
@@ -57,7 +58,7 @@ def console(installed: Path, env: dict[str, str]) -> Console:
 
     def run(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
         command = [installed / "rn50-jax", *map(str, args)]
-        return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE)
 
     return run
 
@@ -96,6 +97,7 @@ def test_wrong_commands(argv: list[str], message: str) -> None:
         main(argv)
 
 
+@pytest.mark.slow
 def test_python_m(process_env: dict[str, str], tmp_path: Path) -> None:
     for call, spelling in (("rn50_jax", "python -m rn50_jax train"), ("rn50_jax.train", "python -m rn50_jax.train")):
         words = ["train", "--help"] if call == "rn50_jax" else ["--help"]
@@ -105,6 +107,7 @@ def test_python_m(process_env: dict[str, str], tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.startswith(b"error: ")
 
 
+@pytest.mark.slow
 def test_installed_from_a_wheel(console: Console, digits: Path, tmp_path: Path) -> None:
     data = f"--config.data.dir={digits}"
     done = console("train", "--config", "quickstart", "--workdir", "w", "--config.run.prof=2", data, *NET, cwd=tmp_path)

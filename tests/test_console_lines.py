@@ -20,7 +20,6 @@ PLAN = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=20, peak_lr=0.1)
 WINDOW = {"train.loss": 2.5, "train.top1": 12.5, "lr": 0.1, "train.data_time": 0.1, "train.compute_time": 0.3}
 WINDOW |= {"train.total_ips": 80.0}
 SCRIPT = """
-import time
 from rn50_jax.console import print_rows
 from rn50_jax.plan import Plan
 from rn50_jax.report import Report
@@ -30,12 +29,12 @@ plan = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=20, peak_lr=0.1)
 window = {"train.loss": 2.5, "train.top1": 12.5, "lr": 0.1, "train.data_time": 0.1, "train.compute_time": 0.3,
           "train.total_ips": 80.0, "train.skipped_steps": 0, "train.skipped_in_a_row": 0}
 with Report([], plan, epochs=2, first_step=0, eval_batches=4) as report:
-    time.sleep(0.3)
+    report._screen._progress.refresh()
     report.advance(5)
     report.train(5, 0, window)
-    time.sleep(0.3)
+    report._screen._progress.refresh()
     report.validating(3)
-    time.sleep(0.3)
+    report._screen._progress.refresh()
     report.epoch(10, 0, {"val.top1": 50.0, "val.top5": 90.0, "val.loss": 1.5, "val.images": 9, "val.total_ips": 9.0})
     report.end(20, 1, {"startup": 1.0, "compile": 0, "train": 3.0, "data": 0, "validation": 0, "checkpoint": 0,
                        "lost": 0}, finished=True)
@@ -73,6 +72,7 @@ def test_a_terminal_has_two_live_bars_below_the_lines(process_env: dict[str, str
     assert written.endswith("\r\x1b[1A\x1b[2K\x1b[1A\x1b[2K")  # the bars are gone at the end
 
 
+@pytest.mark.slow
 def test_colours_narrow_terminals_and_none(process_env: dict[str, str]) -> None:
     without = in_a_terminal(process_env, 120, NO_COLOR="1")
     assert not re.search(r"\x1b\[(3|4|9)\d", without) and "ETA" in without

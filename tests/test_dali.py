@@ -117,6 +117,7 @@ def test_image_size_by_epoch(digits: Path) -> None:
 
 
 @pytest.mark.parametrize("augment", ["randaugment", "autoaugment", "trivialaugment"])
+@pytest.mark.slow
 def test_augmentation_changes_pixels_and_resumes_exactly(digits: Path, augment: str) -> None:
     mesh = parallel.make_mesh(jax.devices()[:1])
 

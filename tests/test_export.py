@@ -14,8 +14,9 @@ import onnx
 import pytest
 import sklearn.datasets
 import torch
-from conftest import REPO, Run, assert_user_error
+from conftest import REPO, Run, Shared, assert_user_error
 from flax.traverse_util import flatten_dict
+from runs import PATIENCE
 from test_models import make_torch, random_variables
 from torch_reference import normalise, to_torch, torch_name
 
@@ -110,20 +111,24 @@ def test_folding_removes_batch_norm(tmp_path: Path) -> None:
         assert kinds.count("Transpose") == (layout == "nhwc")
 
 
-@pytest.fixture(scope="module")
-def exported(trained: tuple[Path, str], digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All formats of the tiny run, and an image."""
-    folder = tmp_path_factory.mktemp("exported")
-    for name in ("stablehlo", "onnx", "npz", "safetensors", "pth"):
-        assert export.main(["--workdir", str(trained[0]), "--out", str(folder / f"model.{name}")]) == 0
-    shutil.copy(sorted((digits / "val/3").iterdir())[0], folder / "photo.jpg")
-    return folder
+@pytest.fixture(scope="session")
+def exported(trained: tuple[Path, str], digits: Path, shared: Shared) -> Path:
+    """All formats of the tiny run, and an image; to be read."""
+
+    def make(folder: Path) -> None:
+        for name in ("stablehlo", "onnx", "npz", "safetensors", "pth"):
+            assert export.main(["--workdir", str(trained[0]), "--out", str(folder / f"model.{name}")]) == 0
+        shutil.copy(sorted((digits / "val/3").iterdir())[0], folder / "photo.jpg")
+
+    return shared("exported", make)
 
 
+@pytest.mark.slow
 def test_examples_of_the_documentation(
-    exported: Path, trained: tuple[Path, str], run: Run, process_env: dict[str, str]
+    exported: Path, trained: tuple[Path, str], call: Run, process_env: dict[str, str], tmp_path: Path
 ) -> None:
-    done = run("predict", "--workdir", trained[0], exported / "photo.jpg", "--json", "--top_k", 1)
+    exported = shutil.copytree(exported, tmp_path / "exported")
+    done = call("predict", "--workdir", trained[0], exported / "photo.jpg", "--json", "--top_k", 1)
     (best,) = json.loads(done.stdout)[0]["predictions"]
     preparation, *examples = re.findall(
         r"^```python\n(.*?)^```$", (REPO / "docs/export.md").read_text(), re.MULTILINE | re.DOTALL
@@ -133,7 +138,7 @@ def test_examples_of_the_documentation(
     stand_in.parent.mkdir()
     stand_in.write_text(
         f"import sys\n\nsys.path.append({str(REPO / 'tests')!r})\nfrom torch_reference import ResNet\n\n\n"
-        "def resnet50(num_classes):\n    return ResNet((2, 2, 2, 2), False, num_classes, width=8)\n"
+        "def resnet50(num_classes):\n    return ResNet((1, 1), False, num_classes, width=8)\n"
     )
     # Those that need nothing of this project run without it.
     without = process_env.copy()
@@ -143,7 +148,7 @@ def test_examples_of_the_documentation(
     assert (len(ours), len(others)) == (1, 4)
     for snippets, env in ((ours, process_env), (others, without)):
         code = [sys.executable, "-W", "error", "-c", "\n\n".join([preparation, *snippets])]
-        done = subprocess.run(code, cwd=exported, env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(code, cwd=exported, env=env, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         for line in done.stdout.splitlines():
             name, probability = line.split()

@@ -1,21 +1,24 @@
 """Fine-tuning by the real commands: a network trained on the digits 0 to 4 goes on to 5 to 9."""
 
 import json
+import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import REPO, TINY, Run
+from conftest import REPO, TINY, Run, Shared
 from PIL import Image
 
 from rn50_jax import convert, features, train
 from rn50_jax.data.folder import scan_split
 from rn50_jax.errors import UserError
 
-Train = Callable[..., subprocess.CompletedProcess[str]]
+pytestmark = pytest.mark.slow  # all begin with a trained network, most with a probe of it
+
+# All of the tiny network but its classifier, as the recipe does with the full one.
+FREEZE = "--config.tune.freeze=('stem', 'layer1', 'layer2')"
 
 
 class Halves(NamedTuple):
@@ -39,25 +42,30 @@ def top1(workdir: Path) -> list[float]:
     return [line["val.top1"] for line in lines if "val.top1" in line]
 
 
-@pytest.fixture(scope="module")
-def halves(run: Run, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Halves:
-    root = tmp_path_factory.mktemp("halves")
-    for name, classes in (("low", "01234"), ("high", "56789")):
-        for split in ("train", "val"):
-            (root / name / split).mkdir(parents=True)
-            for digit in classes:
-                (root / name / split / digit).symlink_to(digits / split / digit)
-    train_on(run, "quickstart.py", root / "low", root / "run", "--config.epochs=4")
-    assert convert.main([str(root / "run"), str(root / "low.npz")]) == 0
+@pytest.fixture(scope="session")
+def halves(run: Run, digits: Path, shared: Shared) -> Halves:
+    def make(root: Path) -> None:
+        for name, classes in (("low", "01234"), ("high", "56789")):
+            for split in ("train", "val"):
+                (root / name / split).mkdir(parents=True)
+                for digit in classes:
+                    (root / name / split / digit).symlink_to(digits / split / digit)
+        train_on(run, "quickstart.py", root / "low", root / "run", "--config.epochs=4")
+        assert convert.main([str(root / "run"), str(root / "low.npz")]) == 0
+
+    root = shared("halves", make)
     return Halves(root / "low", root / "high", root / "low.npz")
 
 
-@pytest.fixture(scope="module")
-def probe(run: Run, halves: Halves, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished linear probe."""
-    workdir = tmp_path_factory.mktemp("runs") / "probe"
-    train_on(run, "linear_probe.py:digits", halves.high, workdir, "--pretrained_weights", halves.weights)
-    return workdir
+@pytest.fixture(scope="session")
+def probe(run: Run, halves: Halves, shared: Shared) -> Path:
+    """A finished linear probe, to be read."""
+
+    def make(folder: Path) -> None:
+        options = ("--pretrained_weights", halves.weights, FREEZE)
+        train_on(run, "linear_probe.py:digits", halves.high, folder / "run", *options)
+
+    return shared("probe", make) / "run"
 
 
 def test_a_probe_trains_the_classifier_and_nothing_else(halves: Halves, probe: Path, tmp_path: Path) -> None:
@@ -70,12 +78,12 @@ def test_a_probe_trains_the_classifier_and_nothing_else(halves: Halves, probe: P
     assert top1(probe)[-1] > 35  # of five classes
 
 
-def test_fine_tuning_beats_a_new_start(run: Run, halves: Halves, tmp_path: Path) -> None:
+def test_fine_tuning_beats_a_new_start(call: Run, halves: Halves, tmp_path: Path) -> None:
     tuned, fresh = tmp_path / "tuned", tmp_path / "fresh"
     weights = ("--pretrained_weights", halves.weights, "--config.epochs=1", "--config.recipe.warmup_epochs=0")
-    done = train_on(run, "fine_tune.py:digits", halves.high, tuned, *weights)
+    done = train_on(call, "fine_tune.py:digits", halves.high, tuned, *weights)
     assert "its classifier of 5 classes is replaced by a new one of 5" in done.stdout
-    train_on(run, "quickstart.py", halves.high, fresh, *weights[2:])
+    train_on(call, "quickstart.py", halves.high, fresh, *weights[2:])
     assert top1(tuned)[-1] > top1(fresh)[-1] + 10
 
 
@@ -83,10 +91,11 @@ def test_fine_tuning_beats_a_new_start(run: Run, halves: Halves, tmp_path: Path)
     ("override", "message"),
     [
         ("recipe.optimizer=lamb", "config.recipe.optimizer was 'sgd' and is 'lamb' now"),
-        ("tune.freeze=('stem',)", "config.tune.freeze was ('stem', 'layer1', 'layer2', 'layer3', 'layer4') and is"),
+        ("tune.freeze=('stem',)", "config.tune.freeze was ('stem', 'layer1', 'layer2') and is"),
     ],
 )
-def test_checkpoints_of_another_optimiser_are_refused(probe: Path, override: str, message: str) -> None:
+def test_checkpoints_of_another_optimiser_are_refused(probe: Path, tmp_path: Path, override: str, message: str) -> None:
+    probe = shutil.copytree(probe, tmp_path / "probe")
     argv = ["--config", str(probe / "config.json"), "--workdir", str(probe), f"--config.{override}"]
     with pytest.raises(UserError) as error:
         train.main([*argv, "--config.epochs=3"])
@@ -94,7 +103,7 @@ def test_checkpoints_of_another_optimiser_are_refused(probe: Path, override: str
 
 
 def test_random_weights_and_other_classifiers_are_not_frozen(halves: Halves, tmp_path: Path) -> None:
-    argv = ["--config", str(REPO / "configs/linear_probe.py:digits"), *TINY, f"--config.data.dir={halves.high}"]
+    argv = ["--config", str(REPO / "configs/linear_probe.py:digits"), *TINY, FREEZE, f"--config.data.dir={halves.high}"]
     argv += ["--workdir", str(tmp_path / "run")]
     with pytest.raises(UserError, match="would hold random weights; give --pretrained_weights FILE"):
         train.main(argv)
@@ -117,7 +126,7 @@ def test_features_of_every_image_once_and_in_order(halves: Halves, tmp_path: Pat
     assert found["class_names"].tolist() == list(names) == list("56789")
     assert found["files"].tolist() == [str(Path(file).relative_to(halves.high / "val")) for file in images.files]
     np.testing.assert_array_equal(found["labels"], images.labels)
-    assert found["features"].shape == (144, 64) and found["features"].dtype == np.float32
+    assert found["features"].shape == (144, 16) and found["features"].dtype == np.float32
     assert found["labels"].dtype == np.int32
     # Some of the same images, without class folders and in another batch, have the same features.
     flat = tmp_path / "flat"

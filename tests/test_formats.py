@@ -9,6 +9,7 @@ from subprocess import CompletedProcess
 
 import jax
 import numpy as np
+import pytest
 from damage import KINDS, write_kinds
 from trees import make_config
 
@@ -47,6 +48,7 @@ def bits(root: Path, *overrides: tuple[str, str]) -> list[tuple[bytes, bytes]]:
     return [(np.asarray(b["image"]).tobytes(), np.asarray(b["label"]).tobytes()) for b in batches]
 
 
+@pytest.mark.slow
 def test_folders_shards_and_lists_give_the_same_stream(digits: Path, tmp_path: Path) -> None:
     wanted = bits(digits)
     assert len(set(wanted)) == len(wanted) == 2 * 5 + 1
@@ -84,6 +86,7 @@ def test_a_shard_that_went_bad_is_left_out_like_files(digits: Path, tmp_path: Pa
     assert np.flatnonzero(weights == 0).tolist() == [200, 250]
 
 
+@pytest.mark.slow
 def test_data_with_every_kind_of_damage_trains_to_the_end(
     digits: Path, tmp_path: Path, train_tiny: Callable[..., CompletedProcess[str]]
 ) -> None:

@@ -8,20 +8,16 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import QUICK_COMPILE, REPO, TINY, assert_user_error
-from test_train import final_arrays, read_lines
+from runs import PATIENCE, SMALL, final_arrays, read_lines
 
 from rn50_jax.errors import UserError
 from rn50_jax.hosts import Cluster, find_cluster
-
-SMALL = ("--config.model.stages=(1,)", "--config.epochs=1", "--config.recipe.ema_decay=0.9")
-BOUND = 15  # seconds from a failure to the end of all processes, with the shortest heartbeat
 
 
 def command(digits: Path, workdir: Path, *args: object, config: Path = REPO / "configs/quickstart.py") -> list[str]:
@@ -42,7 +38,7 @@ def env(process_env: dict[str, str]) -> dict[str, str]:
 def launch(env: dict[str, str], processes: int, line: list[str], devices: int = 1) -> subprocess.CompletedProcess[str]:
     env = env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILE}"}
     launcher = [sys.executable, str(REPO / "scripts/launch.py"), "--processes", str(processes), "--"]
-    return subprocess.run([*launcher, *line], env=env, cwd=REPO, capture_output=True, text=True, timeout=300)
+    return subprocess.run([*launcher, *line], env=env, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def without_times(workdir: Path) -> list[dict[str, object]]:
@@ -52,9 +48,13 @@ def without_times(workdir: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize(
     ("processes", "devices", "options"),
-    [(2, 1, ()), (2, 2, ("--config.all_reduce=ordered", "--config.recipe.bn_group=2"))],
+    [
+        pytest.param(2, 1, (), marks=pytest.mark.nightly),
+        (2, 2, ("--config.all_reduce=ordered", "--config.recipe.bn_group=2")),
+    ],
     ids=["2x1", "2x2"],
 )
+@pytest.mark.slow
 def test_processes_train_to_the_bits_of_one(
     env: dict[str, str], digits: Path, tmp_path: Path, processes: int, devices: int, options: tuple
 ) -> None:
@@ -72,9 +72,8 @@ def test_processes_train_to_the_bits_of_one(
     assert f"devices    {processes * devices} x cpu" in together.stdout
     written = {path.name for path in (tmp_path / "several").iterdir()}
     assert written == {path.name for path in (tmp_path / "one").iterdir()}
-    if processes * devices == 2:
-        resumed = launch(env, 2, command(digits, tmp_path / "several", "--config.epochs=2"))
-        assert resumed.returncode == 0 and "resuming after epoch 1" in resumed.stdout, resumed.stderr
+    resumed = launch(env, processes, command(digits, tmp_path / "several", "--config.epochs=2", *options), devices)
+    assert resumed.returncode == 0 and "resuming after epoch 1" in resumed.stdout, resumed.stderr
 
 
 INJECTED = """
@@ -95,7 +94,7 @@ def add_and_fail(self, metrics):
     add(self, metrics)
     steps += 1
     if HERE and steps == 8:
-        Path({failed!r}).write_text(str(time.time()))
+        Path({failed!r}).touch()
         {what}
 
 window.Window.add = add_and_fail
@@ -121,14 +120,15 @@ def start(
 
 
 def ends(processes: list[subprocess.Popen[str]], tmp_path: Path) -> Iterator[tuple[int, str]]:
-    """Each process's exit code and errors; all within the bound after the failure."""
+    """Each process's exit code and errors, once all have ended: after the failure, and none waits for it for ever."""
     for process in processes:
-        _, err = process.communicate(timeout=200)
+        _, err = process.communicate(timeout=PATIENCE)
         yield process.returncode, err
-    assert time.time() - float((tmp_path / "failed").read_text()) < BOUND
+    assert (tmp_path / "failed").exists()
 
 
-@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize("where", [pytest.param(0, marks=pytest.mark.nightly), 1])
+@pytest.mark.slow
 def test_one_that_raises_ends_all(env: dict[str, str], digits: Path, tmp_path: Path, where: int) -> None:
     codes = list(ends(start(env, digits, tmp_path, "raise RuntimeError('boom')", where=where), tmp_path))
     code, err = codes.pop(where)
@@ -136,6 +136,7 @@ def test_one_that_raises_ends_all(env: dict[str, str], digits: Path, tmp_path: P
     assert codes[0][0] != 0 and re.search("distributed service|Socket closed|heartbeat|RuntimeError", codes[0][1])
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_ends_all(env: dict[str, str], digits: Path, tmp_path: Path) -> None:
     what = "os.kill(os.getpid(), signal.SIGKILL)"
     (first, err), (second, _) = ends(start(env, digits, tmp_path, what), tmp_path)
@@ -143,12 +144,13 @@ def test_one_that_is_killed_ends_all(env: dict[str, str], digits: Path, tmp_path
     assert "heartbeat" in err or "Gloo" in err, err
 
 
+@pytest.mark.slow
 def test_one_that_hangs_ends_all_with_stacks(env: dict[str, str], digits: Path, tmp_path: Path) -> None:
-    codes = list(ends(start(env, digits, tmp_path, "time.sleep(1000)", "--config.run.hang_timeout=6"), tmp_path))
+    codes = list(ends(start(env, digits, tmp_path, "time.sleep(1e6)", "--config.run.hang_timeout=15"), tmp_path))
     assert all(code != 0 for code, _ in codes)
     code, err = codes[1]
     if code == 3:
-        assert "was finished for" in err and "config.run.hang_timeout=6" in err and "add_and_fail" in err
+        assert "was finished for" in err and "config.run.hang_timeout=15" in err and "add_and_fail" in err
     assert any(code == 3 and "Thread 0x" in err and "train_epoch" in err for code, err in codes), codes
 
 
@@ -172,6 +174,7 @@ parallel.replicate = replicate_wrongly
 """
 
 
+@pytest.mark.slow
 def test_processes_that_diverge_stop(env: dict[str, str], digits: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.py"
     config.write_text(DIVERGED.format(quickstart=str(REPO / "configs/quickstart.py")))
@@ -182,10 +185,9 @@ def test_processes_that_diverge_stop(env: dict[str, str], digits: Path, tmp_path
 
 
 def test_the_launcher_ends_what_is_left(env: dict[str, str], tmp_path: Path) -> None:
-    script = "import os, sys, time; sys.exit(7) if os.environ['JAX_PROCESS_ID'] == '2' else time.sleep(100)"
-    started = time.monotonic()
+    script = "import os, sys, time; sys.exit(7) if os.environ['JAX_PROCESS_ID'] == '2' else time.sleep(1e6)"
     done = launch(env, 3, [sys.executable, "-c", script])
-    assert done.returncode == 7 and time.monotonic() - started < BOUND
+    assert done.returncode == 7
     assert "process 2 ended with code 7; ending the others" in done.stderr
     shares = "import os; os.write(1, '{JAX_PROCESS_ID} {CUDA_VISIBLE_DEVICES}\\n'.format(**os.environ).encode())"
     done = launch(env | {"CUDA_VISIBLE_DEVICES": "1,3,5,7"}, 2, [sys.executable, "-c", shares])
@@ -199,12 +201,13 @@ def test_processes_that_disagree_are_told_so(env: dict[str, str], digits: Path, 
         place = (f"--coordinator={meeting}", "--num_processes=2", f"--process_id={number}", f"--config.seed={number}")
         line = command(digits, tmp_path / "run", *place)
         processes.append(subprocess.Popen(line, env=env, cwd=REPO, stdout=pipe, stderr=pipe, text=True))
-    (_, first), (_, second) = [process.communicate(timeout=100) for process in processes]
+    (_, first), (_, second) = [process.communicate(timeout=PATIENCE) for process in processes]
     assert processes[1].returncode == 2 and "has another config.seed than process 0: 1 instead of 0" in second
     assert processes[0].returncode != 0 and "process(es) [1] disagree" in first
     assert not list((tmp_path / "run").rglob("metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_the_slurm_script(env: dict[str, str], digits: Path, tmp_path: Path) -> None:
     # What `srun` does: as many processes as tasks, each with SLURM's variables.
     srun = tmp_path / "bin/srun"
@@ -228,7 +231,7 @@ def test_the_slurm_script(env: dict[str, str], digits: Path, tmp_path: Path) -> 
     options = command(digits, tmp_path / "run", "--config.run.prof=3", "--config.data.backend=synthetic")[3:]
     options.append("--config.data.synthetic_images=(640, 64)")
     line = ["bash", str(tmp_path / "train.sbatch"), *options]
-    done = subprocess.run(line, env=env | slurm, cwd=REPO, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(line, env=env | slurm, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert "devices    2 x cpu" in done.stdout and len(re.findall("step +3/", done.stdout)) == 1
 
@@ -292,11 +295,12 @@ def test_an_incomplete_place_is_refused(given: dict, environ: dict, message: str
         find_cluster(arguments(**given), environ)
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_cannot_be(env: dict[str, str], digits: Path, tmp_path: Path) -> None:
     def run(meeting: str, number: int) -> subprocess.CompletedProcess[str]:
         place = (f"--coordinator={meeting}", "--num_processes=2", f"--process_id={number}")
         line = command(digits, tmp_path / "run", *place)
-        done = subprocess.run(line, env=env, cwd=REPO, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(line, env=env, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
         done.stderr = "\n".join(done.stderr.splitlines()[1:])  # the first says where they are to meet
         return done
 

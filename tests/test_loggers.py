@@ -88,17 +88,13 @@ class Server:
 
 def test_training_does_not_wait_for_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     slow = Background("Server", lambda: Server(answers=False), patience=0.1)
-    start = time.monotonic()
     for step in range(100):
         slow.write(record(step, train_loss=1.0))
-    slow.close()
-    assert time.monotonic() - start < 10
+    slow.close()  # would wait for ever
     assert (
         capsys.readouterr().err == "note: Server has not taken everything within 0.1 s; not waiting for it any longer\n"
     )
-    start = time.monotonic()
     Background("Server", lambda: Event().wait(), opening=0.1)  # not even at the start
-    assert time.monotonic() - start < 10
     broken = Background("Server", lambda: Server(answers=True))
     broken.write(record(1, train_loss=1.0))
     broken.close()
@@ -154,23 +150,32 @@ def test_events_are_read_by_tensorboard_and_repeated_steps_count_once(tmp_path: 
 
 
 def wandb_records(path: Path) -> Iterator[object]:
-    """The records of a .wandb file: a log of LevelDB, 7 bytes of head, blocks of 32 kB, whole records only."""
+    """The records of a .wandb file: a log of LevelDB behind 7 bytes of head.
+
+    In blocks of 32 kB: pieces of records, each behind its checksum, length and kind (1 a whole record, 2 its first,
+    3 another, 4 its last), and less than the 7 bytes of these at the end of a block.
+    """
     from wandb.proto import wandb_internal_pb2
 
-    data, place = path.read_bytes(), 7
+    data, place, record = path.read_bytes(), 7, b""
     while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
         _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        if kind != 1:
-            return
-        found = wandb_internal_pb2.Record()
-        found.ParseFromString(data[place + 7 : place + 7 + length])
-        yield found
+        record += data[place + 7 : place + 7 + length]
         place += 7 + length
+        if kind in (1, 4):
+            found = wandb_internal_pb2.Record()
+            found.ParseFromString(record)
+            record = b""
+            yield found
 
 
-def test_weights_and_biases_get_the_same_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+def test_weights_and_biases_get_the_same_run_again(tmp_path: Path) -> None:
+    import wandb
+
+    wandb.teardown()  # it would stay with the settings of the test before
     config = make_config(tmp_path, ("report.wandb", "project"))
     loggers.check_loggers(config)
     for first_step in (0, 10):

@@ -8,15 +8,23 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, TINY
+from runs import PATIENCE, read_lines, wait_for_step
+from test_dle import logged, read_dle
 from test_loggers import wandb_records
-from test_mlperf import check
-from test_reliability import wait_for_step
-from test_train import read_lines
 
-LOGS = ("--config.report.wandb=digits", "--config.report.mlflow=digits", "--config.report.mlperf_log=mlperf.log")
+LOGS = ("--config.report.wandb=digits", "--config.report.mlflow=digits", "--config.report.dle_json=dle.json")
 
 
-def start(env: dict[str, str], digits: Path, workdir: Path, *options: str, preface: str = "") -> subprocess.Popen[str]:
+# However busy the machine is, no log is given up for being slow.
+PATIENT = f"""
+from rn50_jax import loggers
+loggers.Background.__init__.__kwdefaults__.update(opening={PATIENCE}, patience={PATIENCE})
+"""
+
+
+def start(
+    env: dict[str, str], digits: Path, workdir: Path, *options: str, preface: str = PATIENT
+) -> subprocess.Popen[str]:
     program = f"{preface}\nfrom rn50_jax import errors, train\nerrors.run(train.main)"
     line = [sys.executable, "-c", program, "--config", "configs/quickstart.py", "--workdir", str(workdir)]
     line += [f"--config.data.dir={digits}", *TINY, *options]
@@ -26,26 +34,28 @@ def start(env: dict[str, str], digits: Path, workdir: Path, *options: str, prefa
 
 @pytest.fixture
 def env(process_env: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    logs = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "MLFLOW_ALLOW_FILE_STORE": "true"}
-    return process_env | logs | {"MLFLOW_TRACKING_URI": f"file:{tmp_path}/mlruns"}
+    return process_env | {"MLFLOW_TRACKING_URI": f"file:{tmp_path}/mlruns"}
 
 
-def test_every_log_survives_a_kill(
-    env: dict[str, str], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_every_log_survives_a_kill(env: dict[str, str], digits: Path, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     workdir = tmp_path / "run"
-    process = start(env, digits, workdir, *LOGS)
+    # Epochs enough that it is killed before it ends.
+    options = (*LOGS, "--config.recipe.exact_reference=true", "--config.epochs=6")
+    process = start(env, digits, workdir, *options)
     wait_for_step(workdir, 60, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     before = (workdir / "metrics.jsonl").read_bytes()
-    process = start(env, digits, workdir, *LOGS)
-    out, err = process.communicate(timeout=200)
+    with (workdir / "dle.json").open("a") as file:
+        file.write('DLLL {"timestamp": "17')  # half a line
+    process = start(env, digits, workdir, *options)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and err == "", err
-    assert "logs       metrics.jsonl, tensorboard/, mlperf.log, wandb digits, mlflow digits" in out
+    assert "logs       metrics.jsonl, tensorboard/, dle.json, wandb digits, mlflow digits" in out
 
     assert (workdir / "metrics.jsonl").read_bytes().startswith(before[: before.rindex(b"\n") + 1])
     lines = read_lines(workdir)
@@ -63,14 +73,11 @@ def test_every_log_survives_a_kill(
         (step, pytest.approx(value)) for step, value in sorted(validations.items())
     ]
 
-    code, told = check(workdir / "mlperf.log")
-    assert code == 0 and "WARNING" not in told, told
-
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     client = MlflowClient(env["MLFLOW_TRACKING_URI"])
     (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     assert (run.info.status, run.info.run_name) == ("FINISHED", "run")
-    assert run.data.metrics["val/top1"] == validations[92]
+    history = client.get_metric_history(run.info.run_id, "val/top1")
+    assert {metric.step: metric.value for metric in history} == validations and 276 in validations
 
     files = sorted((workdir / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2 and len({file.name for file in files}) == 1
@@ -79,14 +86,33 @@ def test_every_log_survives_a_kill(
     kinds = [found.WhichOneof("record_type") for found in wandb_records(files[1])]
     assert kinds.count("history") >= 5 and kinds[-1] == "exit"
 
+    told = read_dle(workdir / "dle.json")
+    parameters = [line["data"] for line in told if line.get("step") == "PARAMETER"]
+    assert len(parameters) == 2
+    assert (parameters[0]["arch"], parameters[0]["lr"], parameters[0]["epochs"]) == ("resnet18", 0.2, 6)
+    epochs = {line["step"][0]: line["data"] for line in logged(told, 1)}
+    assert epochs.keys() == set(range(6))
+    ours = [line for line in lines if "val.top1" in line]
+    for line in ours:
+        found = epochs[line["epoch"] - 1]
+        assert (found["val.top1"], found["val.loss"]) == (line["val.top1"], line["val.loss_smoothed"])
+        assert found["val.compute_latency_at99"] > 0
+    (whole,) = logged(told, 0)
+    assert whole["data"]["val.top1"] == max(line["val.top1"] for line in ours)
+    # With the reference's quirks the rate stays within an epoch.
+    rates = {(line["step"][0], round(line["data"]["lr"], 6)) for line in logged(told, 2)}
+    assert len(rates) == 6 and {(0, 0.2), (1, 0.2)} <= rates
 
+
+@pytest.mark.slow
 def test_a_full_disk_ends_the_logs_and_not_the_run(env: dict[str, str], digits: Path, tmp_path: Path) -> None:
     # No file may grow beyond 6 kB.
     preface = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))"
     options = ("--config.epochs=1", "--config.run.save_checkpoints=false", "--config.report.print_every=2")
-    options = (*options, "--config.report.mlperf_log=m.log", "--config.report.dle_json=dle.json")
-    process = start(env, digits, tmp_path / "run", *options, "--config.run.compile_cache=", preface=preface)
-    out, err = process.communicate(timeout=200)
+    options = (*options, "--config.report.dle_json=dle.json")
+    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # half a program must not be kept for others
+    process = start(env, digits, tmp_path / "run", *options, preface=preface)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert "epoch 1/1  validation  top-1" in out and out.endswith("done\n")
     notes = [line for line in err.splitlines() if line.startswith("note: ")]

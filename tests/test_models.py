@@ -98,6 +98,7 @@ def test_logits_and_statistics_equal_torch(arch: str, width: int, size: int, low
         np.testing.assert_allclose(value, running[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_custom_stages_and_widths_equal_torch() -> None:
     variant = Variant((1, 2, 1), bottleneck=True)
     model = ResNet(variant, 3, PRECISIONS["fp32"], width=8, widths=(8, 12, 20), lowering="native")

@@ -11,8 +11,8 @@ import html5lib
 import pytest
 from conftest import Run
 from PIL import Image
+from runs import read_lines
 from test_plot import make_run
-from test_train import read_lines
 
 from rn50_jax import plot
 from rn50_jax.errors import UserError
@@ -46,10 +46,10 @@ def assert_alone(text: str, page: Element) -> None:
     assert used <= set(names)
 
 
-def test_a_page_tells_everything_about_a_run(trained: tuple[Path, str], run: Run, tmp_path: Path) -> None:
+def test_a_page_tells_everything_about_a_run(trained: tuple[Path, str], call: Run, tmp_path: Path) -> None:
     workdir, _ = trained
     target = tmp_path / "report.html"
-    done = run("plot", workdir, "--html", target)
+    done = call("plot", workdir, "--html", target)
     assert done.returncode == 0 and done.stdout == f"{target}\n", done.stderr
     text, page = parse(target)
     assert_alone(text, page)

@@ -41,6 +41,7 @@ def split(batch: dict[str, np.ndarray], num_devices: int, accumulation: int) -> 
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.slow
 def test_one_batch_or_its_parts_on_eight_devices_with_shared_statistics(accumulation: int) -> None:
     with jax.enable_x64(True):
         results = []
@@ -103,7 +104,7 @@ def test_batch_norm_of_each_device_or_group_by_hand(group: int) -> None:
 @pytest.mark.parametrize("mode", ["pmap", "shard_map"])
 def test_the_training_step_compiles_once_and_copies_no_state(mode: str, caplog: pytest.LogCaptureFixture) -> None:
     model = make_model()
-    step, replicate = make_step(model, 4, OPTIONS._replace(ema_decay=0.9), mode=mode)
+    step, replicate = make_step.__wrapped__(model, 4, OPTIONS._replace(ema_decay=0.9), mode=mode)
     state, batch = replicate(make_state(model, ema=True)), place(make_batch(4, 2))
     memory = step.lower(state, batch).compile().memory_analysis()
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))

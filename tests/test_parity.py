@@ -41,6 +41,7 @@ FLOAT32_LIMITS = {
     10: {"loss": 1e-2, "params": 5e-3, "momentum": 0.5, "running": 1e-2},
     50: {"loss": 0.1, "params": 5e-2, "momentum": 1.0, "running": 0.1},
 }
+slow = partial(pytest.param, marks=pytest.mark.slow)
 BOTTLENECK = Variant((2, 1), bottleneck=True)
 FLOAT64 = Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
 
@@ -56,10 +57,10 @@ def float64() -> Iterator[None]:
     ("variant", "recipe", "lowering"),
     [
         (BOTTLENECK, Recipe(), "native"),
-        (BOTTLENECK, Recipe(smoothing=0.1, nesterov=True, schedule="linear"), "matmul"),
-        (BOTTLENECK, Recipe(smoothing=0.1, mixup=0.2, accumulation=2, devices=2, mask="all"), "native"),
-        (BOTTLENECK, Recipe(accumulation=2, mask="reference"), "matmul"),
-        (Variant((1, 2), bottleneck=False), Recipe(devices=2, mixup=0.4, epochs=100, schedule="step"), "matmul"),
+        slow(BOTTLENECK, Recipe(smoothing=0.1, nesterov=True, schedule="linear"), "matmul"),
+        slow(BOTTLENECK, Recipe(smoothing=0.1, mixup=0.2, accumulation=2, devices=2, mask="all"), "native"),
+        slow(BOTTLENECK, Recipe(accumulation=2, mask="reference"), "matmul"),
+        slow(Variant((1, 2), bottleneck=False), Recipe(devices=2, mixup=0.4, epochs=100, schedule="step"), "matmul"),
         (Variant((1, 1), True, groups=4, inner=2, se=True), Recipe(smoothing=0.1, mask="reference"), "native"),
         (Variant((1, 1), True, groups=4, inner=2, se=True), Recipe(nesterov=True, mask="all"), "matmul"),
     ],
@@ -67,8 +68,8 @@ def float64() -> Iterator[None]:
 )
 def test_fifty_steps_in_float64(variant: Variant, recipe: Recipe, lowering: str) -> None:
     model = ResNet(variant, 5, FLOAT64, width=8, se_units=3, lowering=lowering)
-    state, net = make_twins(model, recipe, image_size=32, dtype=np.float64)
-    batches = make_batches(recipe, image_size=32, classes=5, steps=50)
+    state, net = make_twins(model, recipe, image_size=16, dtype=np.float64)
+    batches = make_batches(recipe, image_size=16, classes=5, steps=50)
     start = by_torch_name(state.params)
     pairs = zip(train_jax(model, state, recipe, batches), train_torch(net, recipe, batches, torch.float64), strict=True)
     for step, (ours, theirs) in enumerate(pairs, 1):
@@ -85,6 +86,7 @@ def test_fifty_steps_in_float64(variant: Variant, recipe: Recipe, lowering: str)
     [Recipe(smoothing=0.1), Recipe(smoothing=0.1, mixup=0.2, accumulation=2, nesterov=True)],
     ids=["smoothing", "mixup-accumulated"],
 )
+@pytest.mark.slow
 def test_fifty_steps_in_float32(recipe: Recipe) -> None:
     model = ResNet(BOTTLENECK, 5, PRECISIONS["fp32"], width=8)
     state, net = make_twins(model, recipe, image_size=32)
@@ -101,6 +103,7 @@ def test_fifty_steps_in_float32(recipe: Recipe) -> None:
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_resnet50_in_float64() -> None:
     recipe = Recipe(smoothing=0.1, device_batch=4, weight_decay=1 / 32768)
     model = ResNet(FAMILY["resnet50"], 10, FLOAT64)
@@ -115,6 +118,7 @@ def test_resnet50_in_float64() -> None:
             assert worst[0] < 1e-8, (name, worst)
 
 
+@pytest.mark.slow
 def test_resnet50_logits_and_gradients_in_float32() -> None:
     # A trained network's blocks have small last scales; in an untrained one, PyTorch's own rounding makes per cents.
     recipe = Recipe(smoothing=0.1, device_batch=4, weight_decay=0.0)

@@ -15,6 +15,7 @@ import pytest
 import sklearn.datasets
 from conftest import REPO, Run, assert_user_error
 from PIL import Image
+from runs import PATIENCE
 
 from rn50_jax.answers import FORMATS
 from rn50_jax.data.folder import scan_split
@@ -23,10 +24,10 @@ from rn50_jax.predict import answers
 from rn50_jax.stored import load_run
 
 
-def test_it_names_held_back_digits(trained: tuple[Path, str], run: Run, digits: Path) -> None:
+def test_it_names_held_back_digits(trained: tuple[Path, str], call: Run, digits: Path) -> None:
     workdir, _ = trained
     _, val = scan_split(digits / "val")
-    done = run("predict", "--workdir", workdir, *val.files[::5], "--json", "--top_k", 3)
+    done = call("predict", "--workdir", workdir, *val.files[::5], "--json", "--top_k", 3)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     assert [entry["file"] for entry in answers] == list(val.files[::5])
@@ -43,7 +44,7 @@ def test_it_names_held_back_digits(trained: tuple[Path, str], run: Run, digits: 
     assert right / len(answers) == pytest.approx(best / 100, abs=0.15)
 
 
-def test_every_kind_of_image_and_a_bad_one(trained: tuple[Path, str], run: Run, digits: Path, tmp_path: Path) -> None:
+def test_every_kind_of_image_and_a_bad_one(trained: tuple[Path, str], call: Run, digits: Path, tmp_path: Path) -> None:
     workdir, _ = trained
     with Image.open(scan_split(digits / "val")[1].files[0]) as image:
         grey = image.convert("L")
@@ -56,7 +57,7 @@ def test_every_kind_of_image_and_a_bad_one(trained: tuple[Path, str], run: Run, 
     (tmp_path / "text.jpg").write_text("no image")
     names = ["grey.png", "cmyk.jpg", "text.jpg", "alpha with space ü.png", "none.jpg", "image.webp", "photo.jpg"]
     files = [tmp_path / name for name in names]
-    done = run("predict", "--workdir", workdir, *files, "--json")
+    done = call("predict", "--workdir", workdir, *files, "--json")
     assert done.returncode == 1, done.stderr
     answers = json.loads(done.stdout)
     assert [Path(entry["file"]).name for entry in answers] == names
@@ -71,9 +72,10 @@ def test_every_kind_of_image_and_a_bad_one(trained: tuple[Path, str], run: Run, 
 
 def predict(env: dict[str, str], *args: object, **kwargs: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "rn50_jax.predict", *map(str, args)]
-    return subprocess.run(command, env=env, cwd=REPO, timeout=300, **{"capture_output": True, **kwargs})
+    return subprocess.run(command, env=env, cwd=REPO, timeout=PATIENCE, **{"capture_output": True, **kwargs})
 
 
+@pytest.mark.slow
 def test_folders_and_standard_input_to_files(
     trained: tuple[Path, str], digits: Path, process_env: dict[str, str], tmp_path: Path
 ) -> None:
@@ -103,6 +105,7 @@ def test_folders_and_standard_input_to_files(
         assert float(row["probability"]) == pytest.approx(p["probability"], abs=1e-5)  # another batch size
 
 
+@pytest.mark.slow
 def test_progress_is_shown_to_a_terminal(trained: tuple[Path, str], digits: Path, process_env: dict[str, str]) -> None:
     command = [sys.executable, "-m", "rn50_jax.predict", "--workdir", str(trained[0]), str(digits / "val/3")]
     outer, inner = pty.openpty()
@@ -164,9 +167,9 @@ def test_formats() -> None:
         assert [json.loads(line) for line in written["jsonl", number].splitlines()] == ANSWERS[:number]
 
 
-def test_text_output(trained: tuple[Path, str], run: Run, digits: Path, tmp_path: Path) -> None:
+def test_text_output(trained: tuple[Path, str], call: Run, digits: Path, tmp_path: Path) -> None:
     image = scan_split(digits / "val")[1].files[0]
-    done = run("predict", "--workdir", trained[0], image, tmp_path / "none.jpg", "--top_k", 2)
+    done = call("predict", "--workdir", trained[0], image, tmp_path / "none.jpg", "--top_k", 2)
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert lines[0] == image
@@ -174,18 +177,18 @@ def test_text_output(trained: tuple[Path, str], run: Run, digits: Path, tmp_path
     assert lines[3] == f"{tmp_path / 'none.jpg'}: cannot be read: No such file or directory"
 
 
-def test_only_bad_images(trained: tuple[Path, str], run: Run, tmp_path: Path) -> None:
-    done = run("predict", "--workdir", trained[0], tmp_path / "a.jpg", "--json")
+def test_only_bad_images(trained: tuple[Path, str], call: Run, tmp_path: Path) -> None:
+    done = call("predict", "--workdir", trained[0], tmp_path / "a.jpg", "--json")
     assert done.returncode == 1
     assert list(json.loads(done.stdout)[0]) == ["file", "error"]
 
 
-def test_mistakes_are_told_in_one_line(trained: tuple[Path, str], run: Run, tmp_path: Path) -> None:
-    assert_user_error(run("predict", "--workdir", tmp_path, "a.jpg"), "has no checkpoints")
-    assert_user_error(run("predict", "--workdir", trained[0], "a.jpg", "--top_k", 0), "--top_k 0 must be at least 1")
-    assert_user_error(run("predict", "--workdir", trained[0], "a.jpg", "--checkpoint", "9"), "'9'")
-    assert_user_error(run("predict", "--workdir", trained[0], "a.jpg", "--batch_size", 0), "--batch_size 0 must be")
+def test_mistakes_are_told_in_one_line(trained: tuple[Path, str], call: Run, tmp_path: Path) -> None:
+    assert_user_error(call("predict", "--workdir", tmp_path, "a.jpg"), "has no checkpoints")
+    assert_user_error(call("predict", "--workdir", trained[0], "a.jpg", "--top_k", 0), "--top_k 0 must be at least 1")
+    assert_user_error(call("predict", "--workdir", trained[0], "a.jpg", "--checkpoint", "9"), "'9'")
+    assert_user_error(call("predict", "--workdir", trained[0], "a.jpg", "--batch_size", 0), "--batch_size 0 must be")
     out = tmp_path / "none/a.csv"
-    assert_user_error(run("predict", "--workdir", trained[0], "a.jpg", "--out", out), f"cannot write {out}: No such")
-    done = run("predict", "--workdir", trained[0], "a.jpg", "--out", "/dev/full")
+    assert_user_error(call("predict", "--workdir", trained[0], "a.jpg", "--out", out), f"cannot write {out}: No such")
+    done = call("predict", "--workdir", trained[0], "a.jpg", "--out", "/dev/full")
     assert_user_error(done, "cannot write /dev/full: No space left on device")

@@ -101,6 +101,7 @@ def test_the_others_get_the_pixels_that_they_would_have_had(photos: Path, tmp_pa
     assert all(entry["split"] == "train" and entry["reason"] for entry in entries.values())
 
 
+@pytest.mark.slow
 def test_a_resumed_stream_leaves_out_the_same(photos: Path, tmp_path: Path) -> None:
     images = open_dataset(make_config(photos))
     damage(photos)

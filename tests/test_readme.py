@@ -1,4 +1,4 @@
-"""Every command of the README, in order, in a copy of the project; and the files that describe the project."""
+"""Every command of the README and of docs/, in order, in a copy of the project; and the files that describe it."""
 
 import json
 import re
@@ -8,11 +8,30 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPO
+from conftest import REPO, Shared
+from runs import PATIENCE, read_lines
 
 from rn50_jax.rules import RULES
 
 Block = tuple[str, str, str]
+QUICKSTART = "./scripts/quickstart.sh"
+# What makes the copy's networks and runs small: seconds instead of minutes. What their size decides is in
+# `test_the_quick_start_in_full`.
+SMALL = {
+    "default": "config.model.update(arch='resnet18', stages=(1, 1), width=8)",
+    "quickstart": "config.epochs, config.recipe.lr = 2, 0.2",
+    "linear_probe": "config.tune.freeze = ('stem', 'layer1', 'layer2')",
+}
+SMALL_RECIPE = """
+
+full_config = get_config
+
+
+def get_config(*variant: str) -> ConfigDict:
+    config = full_config(*variant)
+    {change}
+    return config
+"""
 
 
 def blocks(page: Path) -> list[Block]:
@@ -20,14 +39,17 @@ def blocks(page: Path) -> list[Block]:
     return re.findall(r"^```(\w+)( needs=\w+)?\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-README = blocks(REPO / "README.md")
-PAGES = [page.name for page in sorted((REPO / "docs").glob("*.md")) if any(b[:2] == ("bash", "") for b in blocks(page))]
+def commands(page: Path) -> list[str]:
+    """The lines that need nothing special."""
+    return [line for lang, needs, text in blocks(page) if (lang, needs) == ("bash", "") for line in text.splitlines()]
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+README = commands(REPO / "README.md")
+PAGES = [page.name for page in sorted((REPO / "docs").glob("*.md")) if commands(page)]
+
+
+def copy_project(root: Path) -> None:
     """A fresh copy of the project, with this environment as its .venv."""
-    root = tmp_path_factory.mktemp("project")
     for folder in ("rn50_jax", "configs", "scripts"):
         shutil.copytree(REPO / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (REPO / "constraints.txt", *REPO.glob("requirements*.txt")):
@@ -38,41 +60,76 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (venv / "bin/python").symlink_to(sys.executable)
     (venv / "bin/activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
     (venv / "installed-requirements.txt").write_bytes(wanted.stdout)
-    return root
 
 
-def run_blocks(page: list[Block], project: Path, env: dict[str, str]) -> int:
-    """Runs each line of the blocks that need nothing; returns how many lines there were."""
-    lines = [line for language, needs, text in page if language == "bash" and not needs for line in text.splitlines()]
-    # As a user has it: XLA's own flags, and huge pages.
-    env = {name: value for name, value in env.items() if name not in ("XLA_FLAGS", "RN50_JAX_HUGE_PAGES")}
+def run_lines(lines: list[str], project: Path, env: dict[str, str]) -> None:
     for line in lines:
-        if line == "./scripts/test.sh":
-            continue  # this is it
-        bash = ["bash", "-c", f"[ -f .venv/bin/activate ] && source .venv/bin/activate; {line}"]
-        done = subprocess.run(bash, cwd=project, env=env, capture_output=True, text=True, timeout=900)
+        bash = ["bash", "-c", f"source .venv/bin/activate; {line}"]
+        done = subprocess.run(bash, cwd=project, env=env, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, (line, done.stdout, done.stderr)
-    return len(lines)
 
 
+@pytest.fixture
+def project(shared: Shared, process_env: dict[str, str], tmp_path: Path) -> Path:
+    """A copy of the project of this test's own, in which the quick start, made small, has run."""
+
+    def make(folder: Path) -> None:
+        copy_project(folder)
+        for name, change in SMALL.items():
+            with (folder / f"configs/{name}.py").open("a") as file:
+                file.write(SMALL_RECIPE.format(change=change))
+        run_lines([QUICKSTART], folder, process_env)
+
+    return shutil.copytree(shared("project", make), tmp_path / "project", symlinks=True)
+
+
+@pytest.mark.slow
 def test_readme_commands_run(project: Path, process_env: dict[str, str]) -> None:
-    assert run_blocks(README, project, process_env) >= 15
-    # The first command was the quick start: it learns to read, and draws its curves.
-    lines = [json.loads(line) for line in (project / "runs/quickstart/metrics.jsonl").read_text().splitlines()]
-    final = [line for line in lines if "val.top1" in line][-1]
-    assert (final["epoch"], final["val.images"]) == (8, 297)
-    assert final["val.top1"] >= 96
+    assert len(README) >= 15
+    assert README[:2] == [QUICKSTART, "./scripts/test.sh"]  # the fixture has run the first; the second is this
+    run_lines(README[2:], project, process_env)
+    final = [line for line in read_lines(project / "runs/quickstart") if "val.top1" in line][-1]
+    assert (final["epoch"], final["val.images"]) == (2, 297)
     assert (project / "runs/quickstart/curves.png").stat().st_size > 10_000
     assert json.loads((project / "result.json").read_text())["val.top1"] >= final["val.top1"]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_the_documents_run(page: str, project: Path, process_env: dict[str, str]) -> None:
-    assert run_blocks(blocks(REPO / "docs" / page), project, process_env)
+    run_lines(commands(REPO / "docs" / page), project, process_env)
+
+
+@pytest.mark.nightly
+def test_the_quick_start_in_full(process_env: dict[str, str], tmp_path: Path) -> None:
+    """It learns to read; then the README's other commands and those of all pages, with the full network."""
+    # As a user has it: XLA's own flags, huge pages, threads.
+    ours = ("XLA_FLAGS", "RN50_JAX_HUGE_PAGES", "OMP_NUM_THREADS")
+    env = {name: value for name, value in process_env.items() if name not in ours}
+    copy_project(tmp_path)
+    run_lines([QUICKSTART], tmp_path, env)
+    final = [line for line in read_lines(tmp_path / "runs/quickstart") if "val.top1" in line][-1]
+    assert (final["epoch"], final["val.images"]) == (8, 297)
+    assert final["val.top1"] >= 96
+    for lines in (README[2:], *(commands(REPO / "docs" / page) for page in PAGES)):
+        run_lines(lines, tmp_path, env)
+
+
+def test_every_command_names_options_and_keys_that_exist() -> None:
+    """Of all pages, also where their commands are not run, for what they need or until the night."""
+    help_of = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", (REPO / "docs/commands.md").read_text(), re.M | re.S))
+    checked = 0
+    for page in (REPO / "README.md", *(REPO / "docs").glob("*.md")):
+        lines = [line for language, _, text in blocks(page) if language == "bash" for line in text.splitlines()]
+        for name, args in re.findall(r"python -m rn50_jax\.(\w+)(.*)", "\n".join(lines)):
+            for key, option in re.findall(r" --(?:config\.([\w.]+)|([\w-]+))", args):
+                assert key in RULES if key else f"--{option} " in help_of[name], (page.name, name, args)
+                checked += 1
+    assert checked > 100
 
 
 def test_other_commands_are_marked_and_well_formed() -> None:
-    pages = [README, *(blocks(REPO / "docs" / page.name) for page in (REPO / "docs").glob("*.md"))]
+    pages = [blocks(page) for page in (REPO / "README.md", *(REPO / "docs").glob("*.md"))]
     others = [
         line
         for page in pages

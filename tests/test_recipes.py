@@ -73,6 +73,7 @@ def test_other_optimisers_in_all_parallel_modes_and_after_a_step_left_out(
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_loss_of_erased_and_mixed_images_is_torchs() -> None:
     # The draws are functions of seed, step, device and pass; the rest is written anew in NumPy and PyTorch.
     options = EVERYTHING._replace(accumulation=2, seed=3)

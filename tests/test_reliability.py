@@ -13,10 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import QUICK_COMPILE, REPO, TINY, Run, assert_user_error
+from conftest import QUICK_COMPILE, REPO, TINY, Run, Shared, assert_user_error
 from PIL import Image
-from test_hosts import SMALL
-from test_train import Train, final_arrays, read_lines, read_meta
+from runs import PATIENCE, SMALL, final_arrays, read_lines, read_meta, wait_for_step, wait_until
 from tiny import OPTIONS, STATIC, make_batch, make_model, make_state, make_step, place
 
 from rn50_jax.state import TrainState
@@ -58,45 +57,28 @@ def popen(process_env: dict[str, str], digits: Path) -> Callable[..., subprocess
     return start
 
 
-@pytest.fixture(scope="module")
-def whole(train_tiny: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="session")
+def whole(train_tiny: Run, shared: Shared) -> dict[str, Any]:
     """Arrays of the final checkpoint of a run that nothing disturbed."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    done = train_tiny(workdir, *FULL)
-    assert done.returncode == 0, done.stderr
-    return final_arrays(workdir)
 
+    def make(folder: Path) -> None:
+        done = train_tiny(folder / "run", *FULL)
+        assert done.returncode == 0, done.stderr
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    for _ in range(10_000):
-        if condition():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")
-
-
-def wait_for_step(workdir: Path, step: int, process: subprocess.Popen[str], *, behind: int = 0) -> None:
-    """Waits until the metrics tell of the step or a later one, behind so many characters of an earlier process."""
-    metrics = workdir / "metrics.jsonl"
-
-    def reached() -> bool:
-        text = metrics.read_text()[behind:] if metrics.exists() else ""
-        return any(int(number) >= step for number in re.findall(r'"step": (\d+)', text))
-
-    wait_until(reached, process)
+    return final_arrays(shared("whole", make) / "run")
 
 
 def saved_steps(workdir: Path) -> list[str]:
     return [path.name for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
 
 
+@pytest.mark.slow
 def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(
     popen: Callable[..., Any], whole: dict[str, Any], tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
     # Within an epoch, around its end and its save, and while the next one runs.
-    for step, seconds in ((10, 0.0), (40, 0.05), (60, 0.1), (90, 0.02)):
+    for step, seconds in ((10, 0.0), (40, 0.05), (60, 0.1), (75, 0.02)):
         metrics = workdir / "metrics.jsonl"
         behind = len(metrics.read_text()) if metrics.exists() else 0
         process = popen(workdir, OFTEN)
@@ -106,40 +88,13 @@ def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(
         _, err = process.communicate()
         assert err == ""
     process = popen(workdir, OFTEN)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0 and "resuming after epoch 1" in out, (out, err)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0 and re.search(r"resuming after epoch [12], step \d+\n", out), (out, err)
     assert final_arrays(workdir) == whole
     assert read_meta(workdir)["goodput"]["lost"] > 0
     assert re.search(r"time +\d+ s in all: startup \d+%, compile \d+%, train \d+%, .*lost \d+%", out)
     last = read_lines(workdir)[-1]
     assert last["step"] == 138 and last["goodput.train"] > 0 and last["goodput.lost"] > 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_ends(
-    popen: Callable[..., Any], whole: dict[str, Any], tmp_path: Path, number: signal.Signals
-) -> None:
-    workdir = tmp_path / "run"
-    process = popen(workdir)
-    if number == signal.SIGTERM:
-        wait_for_step(workdir, 10, process)
-        process.send_signal(signal.SIGUSR1)  # saves and goes on
-        wait_until(lambda: any(int(name) < 46 for name in saved_steps(workdir)), process)
-        wait_for_step(workdir, 60, process)
-    else:
-        process.stdout.readline()  # as soon as it speaks: it is about to compile
-        time.sleep(0.5)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=100)
-    assert process.returncode == 128 + number, err
-    first, second = err.strip().splitlines()
-    assert first == "finishing the step and saving; a second signal ends at once"
-    step = int(re.fullmatch(rf"ended by {number.name} after step (\d+); everything is saved", second)[1])
-    assert read_meta(workdir)["step"] == step
-    process = popen(workdir)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0 and f"step {step}\n" in out, err
-    assert final_arrays(workdir) == whole
 
 
 INJECTED = """
@@ -162,10 +117,7 @@ def inject(tmp_path: Path, what: str) -> Path:
     return config
 
 
-def test_a_signal_during_validation_and_a_second_one(
-    popen: Callable[..., Any], whole: dict[str, Any], tmp_path: Path
-) -> None:
-    what = """
+SIGNAL_DURING_VALIDATION = """
 batches = running.eval_batches
 def eval_batches(*args, **kwargs):
     for number, batch in enumerate(batches(*args, **kwargs)):
@@ -174,37 +126,82 @@ def eval_batches(*args, **kwargs):
         yield batch
 running.eval_batches = eval_batches
 """
-    process = popen(tmp_path / "run", config=inject(tmp_path, what))
-    _, err = process.communicate(timeout=100)
-    assert process.returncode == 143 and "ended by SIGTERM after step 46; everything is saved" in err
-    assert (read_meta(tmp_path / "run")["epoch"], read_meta(tmp_path / "run")["metrics"]) == (0, {})
-    process = popen(tmp_path / "run")  # validates first, and saves that step again
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
-    assert re.search(r"resuming after epoch 0, step 46\nepoch +1/3  validation", out)
-    assert final_arrays(tmp_path / "run") == whole
-    assert [line["step"] for line in read_lines(tmp_path / "run") if "val.top1" in line] == [46, 92, 138]
 
-    hang = "train.Checkpoints.save = lambda *_: time.sleep(100)"
+
+@pytest.mark.slow
+def test_a_signal_saves_and_ends_wherever_it_comes(
+    popen: Callable[..., Any], whole: dict[str, Any], tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+
+    def end(process: subprocess.Popen[str], number: signal.Signals) -> int:
+        """Waits for the end by a signal; returns the step that was saved."""
+        _, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 128 + number, err
+        first, second = err.strip().splitlines()
+        assert first == "finishing the step and saving; a second signal ends at once"
+        step = int(re.fullmatch(rf"ended by {number.name} after step (\d+); everything is saved", second)[1])
+        assert read_meta(workdir)["step"] == step
+        return step
+
+    process = popen(workdir)
+    wait_until((workdir / "run.json").exists, process)  # it listens to signals, and is about to compile
+    process.send_signal(signal.SIGINT)
+    behind = end(process, signal.SIGINT)
+    assert behind < 46
+
+    process = popen(workdir)
+    assert f"step {behind}\n" in resumed(process)
+    wait_for_step(workdir, behind + 10, process)
+    process.send_signal(signal.SIGUSR1)  # saves and goes on
+    wait_until(lambda: any(int(name) > behind and int(name) % 46 for name in saved_steps(workdir)), process)
+    wait_for_step(workdir, 50, process)
+    process.send_signal(signal.SIGTERM)
+    assert 50 <= end(process, signal.SIGTERM) < 138
+
+    process = popen(workdir, config=inject(tmp_path, SIGNAL_DURING_VALIDATION))
+    step = end(process, signal.SIGTERM)
+    epoch = step // 46
+    assert step % 46 == 0 and (read_meta(workdir)["epoch"], read_meta(workdir)["metrics"]) == (epoch - 1, {})
+
+    process = popen(workdir)  # validates first, and saves that step again
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert re.search(rf"resuming after epoch {epoch - 1}, step {step}\nepoch +{epoch}/3  validation", out)
+    assert final_arrays(workdir) == whole
+    assert [line["step"] for line in read_lines(workdir) if "val.top1" in line] == [46, 92, 138]
+
+
+def resumed(process: subprocess.Popen[str]) -> str:
+    """The line with which a process says where it goes on."""
+    assert process.stdout
+    return next((line for line in process.stdout if line.startswith("resuming ")), "")
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once(popen: Callable[..., Any], tmp_path: Path) -> None:
+    hang = "train.Checkpoints.save = lambda *_: time.sleep(1e6)"
     process = popen(tmp_path / "other", config=inject(tmp_path, hang))
     wait_for_step(tmp_path / "other", 10, process)
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(1)
-    _, err = process.communicate(timeout=10)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline().startswith("finishing the step and saving")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err.strip().splitlines()[-1] == "second signal: ending at once, without saving"
 
 
+@pytest.mark.slow
 def test_several_processes_save_the_same_step(process_env: dict[str, str], digits: Path, tmp_path: Path) -> None:
     launcher = [sys.executable, str(REPO / "scripts/launch.py"), "--processes", "2", "--"]
     line = [*launcher, sys.executable, "-m", "rn50_jax.train", "--config", str(REPO / "configs/quickstart.py")]
     line += [f"--config.data.dir={digits}", *TINY, *FULL, "--config.epochs=9", "--workdir", str(tmp_path / "run")]
+    line += ["--config.batch_size=8"]  # an epoch of 93 steps, in the middle of which the signal is sure to come
     pipe = subprocess.PIPE
     process = subprocess.Popen(line, env=process_env, cwd=REPO, stdout=pipe, stderr=pipe, text=True)
     wait_for_step(tmp_path / "run", 10, process)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, err
     steps = set(re.findall(r"ended by SIGTERM after step (\d+); everything is saved", err))
     assert steps == {str(read_meta(tmp_path / "run")["step"])}
@@ -212,25 +209,26 @@ def test_several_processes_save_the_same_step(process_env: dict[str, str], digit
     # Their division into processes may change within an epoch, not their number.
     one = [*line[len(launcher) :], "--config.epochs=2"]
     env = process_env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=3 {QUICK_COMPILE}"}
-    refused = subprocess.run(one, env=env, cwd=REPO, capture_output=True, text=True, timeout=100)
+    refused = subprocess.run(one, env=env, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert_user_error(refused, "in the middle of epoch 1", "the number of", "set it back until the epoch has ended")
     env = process_env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {QUICK_COMPILE}"}
-    done = subprocess.run(one, env=env, cwd=REPO, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(one, env=env, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and "resuming after epoch 0" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_and_is_told(
     popen: Callable[..., Any], whole: dict[str, Any], tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
     process = popen(workdir, "--config.epochs=1", "--config.recipe.warmup_epochs=1")
-    assert process.communicate(timeout=100) and process.returncode == 0
+    assert process.communicate(timeout=PATIENCE) and process.returncode == 0
     before = final_arrays(workdir)
     # No file may grow beyond 12 kB: what a full disk does to the arrays, and not to the metrics.
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000)); "
     limit += "os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'; "  # half a program must not be kept for others
     process = popen(workdir, before=limit)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 3, err
     assert f"checkpoint {workdir / 'checkpoints'}" in err and "could not be written" in err
     assert "the newest complete one is of step 46; trying again" in err and "Make room" in err.splitlines()[-1]
@@ -239,8 +237,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_is_told(
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["46"]
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_locked_out(
-    popen: Callable[..., Any], train_tiny: Train, tmp_path: Path
+    popen: Callable[..., Any], train_tiny: Run, tmp_path: Path
 ) -> None:
     process = popen(tmp_path / "run", "--config.epochs=90")
     wait_for_step(tmp_path / "run", 10, process)
@@ -250,6 +249,7 @@ def test_a_second_run_in_the_same_folder_is_locked_out(
     process.communicate()
 
 
+@pytest.mark.slow
 def test_out_of_memory_names_what_takes_less(popen: Callable[..., Any], tmp_path: Path) -> None:
     what = """
 def compile_steps(*args):
@@ -257,14 +257,15 @@ def compile_steps(*args):
 train.compile_steps = compile_steps
 """
     process = popen(tmp_path / "run", config=inject(tmp_path, what))
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 3, err
     (line,) = err.strip().splitlines()
     assert "out of memory with config.batch_size=32 images of 32 px per device in fp16" in line
     assert "smaller config.batch_size" in line and "XLA_PYTHON_CLIENT_MEM_FRACTION" in line
 
 
-def test_images_of_steps_left_out_are_named(train_tiny: Train, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_images_of_steps_left_out_are_named(train_tiny: Run, tmp_path: Path) -> None:
     options = (*SMALL, "--config.recipe.lr=1e30", "--config.run.max_skipped_steps=3", "--config.recipe.warmup_epochs=0")
     done = train_tiny(tmp_path / "run", *options)
     assert done.returncode == 3, (done.stdout, done.stderr)
@@ -279,11 +280,11 @@ def test_images_of_steps_left_out_are_named(train_tiny: Train, tmp_path: Path) -
     assert all(len(line["files"]) == 32 and Path(line["files"][0]).is_file() for line in lines)
 
 
-def test_an_image_of_absurd_size_is_refused(trained: tuple[Path, str], run: Run, tmp_path: Path) -> None:
+def test_an_image_of_absurd_size_is_refused(trained: tuple[Path, str], call: Run, tmp_path: Path) -> None:
     bomb = tmp_path / "bomb.png"
     Image.new("1", (20_000, 20_000)).save(bomb)
     assert bomb.stat().st_size < 100_000
-    done = run("predict", "--workdir", trained[0], bomb, "--json")
+    done = call("predict", "--workdir", trained[0], bomb, "--json")
     assert done.returncode == 1
     (answer,) = json.loads(done.stdout)
     assert answer["error"] == "is too large: more than 200,000,000 pixels"
@@ -292,6 +293,7 @@ def test_an_image_of_absurd_size_is_refused(trained: tuple[Path, str], run: Run,
 GROUPS = ("step", "params", "batch_stats", "opt_state", "ema", "loss_scale")
 
 
+@pytest.mark.slow
 def test_no_part_of_the_state_can_be_left_out_of_a_checkpoint() -> None:
     # Five steps, a new process, five more: the same as ten. And different if any one thing is not carried over.
     model = make_model("fp16")

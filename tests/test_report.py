@@ -8,7 +8,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 from conftest import REPO
-from test_train import TRAIN_METRICS, VAL_METRICS, read_lines
+from runs import read_lines
+from test_train import TRAIN_METRICS, VAL_METRICS
 
 from rn50_jax.goodput import PHASES
 from rn50_jax.history import KEYS

@@ -25,6 +25,7 @@ def test_runtime_is_prepared_for_dali_on_the_gpu_only(monkeypatch: pytest.Monkey
     assert os.environ["XLA_FLAGS"] == "--a=1 --xla_gpu_enable_command_buffer="
 
 
+@pytest.mark.slow
 def test_flags_for_xla(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = "--xla_gpu_enable_command_buffer=+CONVOLUTION --xla_gpu_autotune_level=2"
     monkeypatch.delenv("XLA_FLAGS")
@@ -97,6 +98,7 @@ def test_no_second_start(on_cpu: dict[str, str], tmp_path: Path, monkeypatch: py
     assert not on_cpu
 
 
+@pytest.mark.slow
 def test_a_command_starts_anew_as_it_was_called(process_env: dict[str, str], tmp_path: Path) -> None:
     env = {name: value for name, value in process_env.items() if name != "RN50_JAX_HUGE_PAGES"}
     result = tmp_path / "a result.json"

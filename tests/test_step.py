@@ -98,6 +98,7 @@ def test_gradients_may_travel_in_bfloat16() -> None:
     jax.tree.map(partial(np.testing.assert_allclose, rtol=8e-3, atol=1e-7), results["bf16"], wanted)
 
 
+@pytest.mark.slow
 def test_loss_scale_does_not_change_the_gradients() -> None:
     results = []
     for scale in (1.0, 256.0):
@@ -121,6 +122,7 @@ def test_dynamic_scale_grows_after_good_steps() -> None:
     assert values == [8.0, 16.0, 16.0, 32.0]
 
 
+@pytest.mark.slow
 def test_mixup_is_a_function_of_seed_and_step() -> None:
     model = make_model()
     first, replicate = make_step(model, 2, OPTIONS._replace(mixup=0.4, seed=0), lr=0.0)
@@ -140,6 +142,7 @@ def test_mixup_is_a_function_of_seed_and_step() -> None:
 
 
 @pytest.mark.parametrize("draw", ["device", "global"])
+@pytest.mark.slow
 def test_each_device_or_all_together_draw_the_mixing(draw: str) -> None:
     # All devices hold the same images, so they find the same loss if and only if they mix them alike: the mean is then
     # that of a single device. The first device draws the same either way.
@@ -155,6 +158,7 @@ def test_each_device_or_all_together_draw_the_mixing(draw: str) -> None:
     assert (losses[0] == pytest.approx(losses[1], rel=1e-6)) == (draw == "global")
 
 
+@pytest.mark.slow
 def test_running_averages_are_those_of_all_devices_or_the_first() -> None:
     model, batch = make_model(), make_batch(2, 4)
 

@@ -130,6 +130,7 @@ def test_xla_counts_as_many_operations(train: Program) -> None:
 
 
 @pytest.mark.parametrize("keys", [{"stem": "conv"}, {"stem": "space_to_depth"}, {"conv_lowering": "dot1x1"}], ids=str)
+@pytest.mark.slow
 def test_no_choice_hides_operations(keys: dict[str, str]) -> None:
     # By padding channels or taps, the stem may do up to 1.75 times its 0.118 G products, forward and once backward.
     assert TRAIN * 0.99 < operations(make("train", **keys).jaxpr) < TRAIN + 4 * 0.75 * 0.118e9
@@ -142,6 +143,7 @@ def test_every_layer_is_one_convolution_in_bf16(train: Program, infer: Program) 
     assert sum(e.primitive.name == "conv_general_dilated" for e in equations(infer.jaxpr)) == LAYERS
 
 
+@pytest.mark.slow
 def test_activations_are_never_transposed(train: Program, infer: Program) -> None:
     for program in (train, infer):
         moved = re.findall(r"stablehlo\.transpose .*?\(tensor<([\dx]+)x\w+>\)", program.text)

@@ -2,18 +2,13 @@
 
 import json
 import re
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Run, assert_user_error
+from runs import read_lines, read_meta
 
-from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.history import KEYS
-
-Train = Callable[..., subprocess.CompletedProcess[str]]
 
 TRAIN_METRICS = {
     "train.loss",
@@ -42,30 +37,16 @@ VAL_METRICS = {
 }
 
 
-def read_lines(workdir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
-
-
-def final_arrays(workdir: Path) -> dict[str, Any]:
-    """Dtype, shape and sha256 of every array of the latest checkpoint."""
-    return read_meta(workdir)["arrays"]
-
-
-def read_meta(workdir: Path) -> dict[str, Any]:
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.read_meta("latest")
-
-
 def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], digits: Path) -> None:
     workdir, printed = trained
     for text in (
         "1 x cpu, pmap",
         "1500 training and 297 validation images, 10 classes",
-        "resnet18, 177,362 parameters, 32 px",
+        "resnet18, 6,226 parameters, 32 px",
         "fp32, matmul convolutions",
         "32 per device x 1 device(s) x 1 pass(es) = 32 per update",
-        "2 epochs x 46 steps = 92 steps, 1 epoch(s) of warm-up, peak learning rate 0.02",
-        "about 4.1 MB per device (1.4 MB state, 0.7 MB gradients, ",
+        "2 epochs x 46 steps = 92 steps, 1 epoch(s) of warm-up, peak learning rate 0.2",
+        "about 1.5 MB per device (0.1 MB state, 0.0 MB gradients, ",
         "metrics.jsonl, tensorboard/",
         "expected   about 0:",
         f"saved      {workdir}/checkpoints (of steps 46, 92)",
@@ -73,7 +54,7 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
     ):
         assert text in printed, text
     assert re.search(
-        r"epoch +1/2 +step +10/92 +loss +\d+\.\d+ +top-1 +\d+\.\d+ +lr 0.00435 .* img/s .* ETA 0:", printed
+        r"epoch +1/2 +step +10/92 +loss +\d+\.\d+ +top-1 +\d+\.\d+ +lr 0.04348 .* img/s .* ETA 0:", printed
     )
 
     lines = read_lines(workdir)
@@ -83,7 +64,7 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
     assert [(line["step"], line["epoch"]) for line in val] == [(46, 1), (92, 2)]
     assert all(set(line) == TRAIN_METRICS | set(KEYS) for line in train)
     assert all(set(line) == VAL_METRICS | set(KEYS) for line in val)
-    assert train[4]["lr"] == pytest.approx(0.02)
+    assert train[4]["lr"] == pytest.approx(0.2)
     assert val[-1]["val.images"] == 297
     assert val[-1]["val.top1"] > 40
     assert val[-1]["val.loss"] < val[0]["val.loss"] < val[0]["val.loss_smoothed"]
@@ -100,32 +81,30 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
     assert read_meta(workdir)["class_names"] == [str(digit) for digit in range(10)]
 
 
-def test_a_finished_run_says_so(trained: tuple[Path, str], train_tiny: Train) -> None:
-    workdir, _ = trained
+def test_a_finished_run_says_so(own_copy: Path, call_train: Run) -> None:
+    workdir = own_copy
     before = (workdir / "metrics.jsonl").read_text()
-    done = train_tiny(workdir)
+    done = call_train(workdir)
     assert done.returncode == 0
     assert "is finished: 2 of 2 epochs are done" in done.stdout
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_a_run_can_be_prolonged(train_tiny: Train, tmp_path: Path) -> None:
-    short = ("--config.epochs=1", "--config.recipe.warmup_epochs=0")
-    assert train_tiny(tmp_path / "run", *short).returncode == 0
-    done = train_tiny(tmp_path / "run")
+def test_a_run_can_be_prolonged(own_copy: Path, call_train: Run) -> None:
+    done = call_train(own_copy, "--config.epochs=3")
     assert done.returncode == 0, done.stderr
-    assert "note: this run was started with another config.epochs: 1 became 2" in done.stderr
-    assert "resuming after epoch 1, step 46" in done.stdout
-    assert [line["step"] for line in read_lines(tmp_path / "run") if "val.top1" in line] == [46, 92]
+    assert "note: this run was started with another config.epochs: 2 became 3" in done.stderr
+    assert "resuming after epoch 2, step 92" in done.stdout
+    assert [line["step"] for line in read_lines(own_copy) if "val.top1" in line] == [46, 92, 138]
 
 
-def test_another_number_of_devices_may_go_on(train_tiny: Train, tmp_path: Path) -> None:
-    assert train_tiny(tmp_path / "run", "--config.epochs=1").returncode == 0
-    done = train_tiny(tmp_path / "run", "--config.epochs=2", devices=2)
+@pytest.mark.slow
+def test_another_number_of_devices_may_go_on(own_copy: Path, call_train: Run) -> None:
+    done = call_train(own_copy, "--config.epochs=3", devices=2)
     assert done.returncode == 0, done.stderr
-    assert "note: an epoch has another number of steps now: step 46 became 23" in done.stderr
+    assert "note: an epoch has another number of steps now: step 92 became 46" in done.stderr
     assert "32 per device x 2 device(s) x 1 pass(es) = 64 per update" in done.stdout
-    assert read_lines(tmp_path / "run")[-1]["step"] == 46
+    assert read_lines(own_copy)[-1]["step"] == 69
 
 
 @pytest.mark.parametrize(
@@ -138,8 +117,8 @@ def test_another_number_of_devices_may_go_on(train_tiny: Train, tmp_path: Path) 
     ],
     ids=lambda overrides: overrides[0].rpartition("=")[2],
 )
-def test_short_measuring_runs(train_tiny: Train, tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    done = train_tiny(tmp_path / "run", "--config.run.prof=3", "--config.report.file=benchmark.json", *overrides)
+def test_short_measuring_runs(call_train: Run, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    done = call_train(tmp_path / "run", "--config.run.prof=3", "--config.report.file=benchmark.json", *overrides)
     assert done.returncode == 0, done.stderr
     train, val, account = read_lines(tmp_path / "run", "benchmark.json")
     assert train["step"] == account["step"] == 3
@@ -149,25 +128,26 @@ def test_short_measuring_runs(train_tiny: Train, tmp_path: Path, overrides: tupl
     assert list((tmp_path / "run/checkpoints").iterdir()) == []
 
 
-def test_training_without_validation(train_tiny: Train, tmp_path: Path, digits: Path, run: Run) -> None:
+def test_training_without_validation(call_train: Run, tmp_path: Path, digits: Path, call: Run) -> None:
     only_train = tmp_path / "data"
     only_train.mkdir()
     (only_train / "train").symlink_to(digits / "train")
     options = ("--config.run.training_only=true", "--config.epochs=1", f"--config.data.dir={only_train}")
-    done = train_tiny(tmp_path / "run", *options)
+    done = call_train(tmp_path / "run", *options)
     assert done.returncode == 0, done.stderr
     assert not any("val.loss" in line for line in read_lines(tmp_path / "run"))
-    assert_user_error(run("evaluate", "--workdir", tmp_path / "run"), "no validated checkpoint", "--checkpoint latest")
-    done = run("evaluate", "--workdir", tmp_path / "run", "--checkpoint", "latest", f"--config.data.dir={digits}")
+    assert_user_error(call("evaluate", "--workdir", tmp_path / "run"), "no validated checkpoint", "--checkpoint latest")
+    done = call("evaluate", "--workdir", tmp_path / "run", "--checkpoint", "latest", f"--config.data.dir={digits}")
     assert done.returncode == 0, done.stderr
 
 
-def test_a_run_without_checkpoints_keeps_off_a_real_run(trained: tuple[Path, str], train_tiny: Train) -> None:
-    done = train_tiny(trained[0], "--config.run.prof=2")
+def test_a_run_without_checkpoints_keeps_off_a_real_run(own_copy: Path, call_train: Run) -> None:
+    done = call_train(own_copy, "--config.run.prof=2")
     assert_user_error(done, "holds the checkpoints of a run", "another --workdir")
 
 
-def test_evaluate_only(trained: tuple[Path, str], train_tiny: Train) -> None:
+@pytest.mark.slow
+def test_evaluate_only(trained: tuple[Path, str], train_tiny: Run) -> None:
     workdir, printed = trained
     done = train_tiny(workdir, "--config.run.evaluate=true")
     assert done.returncode == 0, done.stderr
@@ -200,57 +180,60 @@ def test_evaluate_only(trained: tuple[Path, str], train_tiny: Train) -> None:
     ],
     ids=lambda value: value[-1].removeprefix("--config.") if isinstance(value, list) else None,
 )
-def test_mistakes_are_told_in_one_line(run: Run, digits: Path, args: list[str], parts: list[str]) -> None:
+def test_mistakes_are_told_in_one_line(call: Run, digits: Path, args: list[str], parts: list[str]) -> None:
     if "quickstart" in args[1]:
         args = [*args, f"--config.data.dir={digits}"]
-    assert_user_error(run("train", *args), *parts)
+    assert_user_error(call("train", *args), *parts)
 
 
-def test_averaged_weights_are_validated_kept_and_used(
-    train_tiny: Train, run: Run, tmp_path: Path, digits: Path
-) -> None:
+def test_a_mistake_ends_the_process_with_one_line(run: Run) -> None:
+    assert_user_error(run("train", "--config", "configs/none.py"), "configs/none.py", "does not exist")
+
+
+@pytest.mark.slow
+def test_averaged_weights_are_validated_kept_and_used(call_train: Run, call: Run, tmp_path: Path, digits: Path) -> None:
     workdir, weights = tmp_path / "run", tmp_path / "weights.npz"
     options = ("--config.recipe.ema_decay=0.9", "--config.epochs=1")
-    done = train_tiny(workdir, *options)
+    done = call_train(workdir, *options)
     assert done.returncode == 0, done.stderr
     line = next(line for line in read_lines(workdir) if "val.top1" in line)
     assert {"val_ema.top1", "val_ema.top5", "val_ema.loss", "val_ema.loss_smoothed"} <= set(line)
     assert f"averaged    top-1 {line['val_ema.top1']:.3f} %" in done.stdout
     results = {}
     for ema, prefix in (("on", "val_ema"), ("off", "val")):
-        done = run("evaluate", "--workdir", workdir, "--ema", ema, "--json", tmp_path / "result.json")
+        done = call("evaluate", "--workdir", workdir, "--ema", ema, "--json", tmp_path / "result.json")
         assert done.returncode == 0, done.stderr
         results[ema] = json.loads((tmp_path / "result.json").read_text())
         assert results[ema]["val.loss"] == line[f"{prefix}.loss"], ema
         assert results[ema]["ema"] == (prefix == "val_ema")
     assert results["on"]["val.loss"] != results["off"]["val.loss"]
-    converted = run("convert", workdir, weights)  # what validated better
+    converted = call("convert", workdir, weights)  # what validated better
     better = "val_ema" if line["val_ema.top1"] >= line["val.top1"] else "val"
     assert ("averaged weights" if better == "val_ema" else "live weights") in converted.stdout
-    done = run("evaluate", "--weights", weights, f"--config.data.dir={digits}", "--json", tmp_path / "result.json")
+    done = call("evaluate", "--weights", weights, f"--config.data.dir={digits}", "--json", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["val.loss"] == pytest.approx(line[f"{better}.loss"], rel=1e-5)
-    refused = train_tiny(workdir, "--config.epochs=2")
+    refused = call_train(workdir, "--config.epochs=2")
     assert_user_error(refused, "config.recipe.ema_decay was 0.9 and is 0.0 now")
 
 
-def test_checkpoints_of_another_run_are_refused(trained: tuple[Path, str], train_tiny: Train, tmp_path: Path) -> None:
-    workdir, _ = trained
-    assert_user_error(train_tiny(workdir, "--config.model.width=16"), "another model", "config.model.width was 8")
-    assert_user_error(train_tiny(workdir, "--config.model.stages=(1, 2, 2, 2)"), "another model", "stages was ()")
+def test_checkpoints_of_another_run_are_refused(own_copy: Path, call_train: Run, tmp_path: Path) -> None:
+    workdir = own_copy
+    assert_user_error(call_train(workdir, "--config.model.width=16"), "another model", "config.model.width was 8")
+    assert_user_error(call_train(workdir, "--config.model.stages=(1, 2, 2, 2)"), "another model", "stages was (1, 1)")
     for split in ("train", "val"):
         for name in ("0", "1"):
             (tmp_path / split).mkdir(exist_ok=True)
             source = Path(json.loads((workdir / "config.json").read_text())["data"]["dir"])
             (tmp_path / split / name).symlink_to(source / split / name)
-    done = train_tiny(workdir, f"--config.data.dir={tmp_path}")
+    done = call_train(workdir, f"--config.data.dir={tmp_path}")
     assert_user_error(done, "are not those that the checkpoint was trained on", "class '2' is missing")
 
 
-def test_help_is_short(run: Run) -> None:
+def test_help_is_short(call: Run) -> None:
     for module in ("train", "evaluate", "predict", "convert", "benchmark", "plot"):
-        done = run(module, "--help")
+        done = call(module, "--help")
         assert done.returncode == 0
         assert done.stdout.startswith(f"usage: python -m rn50_jax.{module}")
         assert len(done.stdout.splitlines()) < 45

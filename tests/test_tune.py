@@ -91,6 +91,7 @@ def test_frozen_parts_stay_bit_for_bit(optimizer: str) -> None:
     assert not any("layer2" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state[3]))
 
 
+@pytest.mark.slow
 def test_gradients_of_what_is_frozen_are_not_computed() -> None:
     def convolutions(*frozen: str) -> int:
         _, _, text = one_step(make_config(("tune.freeze", str(frozen))), 1)
@@ -119,6 +120,7 @@ def test_frozen_batch_norms_use_their_running_statistics() -> None:
     np.testing.assert_allclose(features @ head["kernel"] + head["bias"], training, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_config_builds_the_optimiser_it_describes() -> None:
     state = build_state(make_config(), build_model(make_config(), num_classes=3, platform="cpu"))
     params = {module: state.params[module] for module in ("bn1", "conv1", "layer1_0", "fc")}

@@ -239,6 +239,7 @@ def pillow_transform(path: Path) -> np.ndarray:
         return np.array(image.crop((left, 16, left + 224, 240)))[None]
 
 
+@pytest.mark.slow
 def test_a_file_of_plain_pytorch_predicts_what_pytorch_does(run: Run, tmp_path: Path) -> None:
     # The full ResNet-50. As in a trained one, residual blocks are small corrections and statistics are those of images;
     # its classifier is sharpened, so that it has opinions. Pixels differ by one level at most: Pillow rounds twice.
@@ -268,7 +269,7 @@ def test_a_file_of_plain_pytorch_predicts_what_pytorch_does(run: Run, tmp_path: 
 
 
 def test_weights_of_a_run_do_what_the_run_does(
-    trained: tuple[Path, str], run: Run, digits: Path, tmp_path: Path
+    trained: tuple[Path, str], call: Run, digits: Path, tmp_path: Path
 ) -> None:
     workdir, _ = trained
     images = sorted((digits / "val/3").iterdir())[:4]
@@ -280,31 +281,32 @@ def test_weights_of_a_run_do_what_the_run_does(
         ["--weights", tmp_path / "w.npz"],
     ):
         if source[0] == "--weights":
-            done = run("convert", workdir, source[1])
+            done = call("convert", workdir, source[1])
             assert done.returncode == 0, done.stderr
-            assert "resnet18, 177,362 parameters, 10 classes" in done.stdout
-        predictions.append(json.loads(run("predict", *source, *images, "--json").stdout))
-        done = run("evaluate", *source, data, "--config.batch_size=32", "--json", tmp_path / "result.json")
+            assert "resnet18, 6,226 parameters, 10 classes" in done.stdout
+        predictions.append(json.loads(call("predict", *source, *images, "--json").stdout))
+        done = call("evaluate", *source, data, "--config.batch_size=32", "--json", tmp_path / "result.json")
         assert done.returncode == 0, done.stderr
         result = json.loads((tmp_path / "result.json").read_text())
         evaluations.append({name: result[name] for name in ("val.top1", "val.loss", "val.loss_smoothed", "val.images")})
     assert predictions[0] == predictions[1] == predictions[2]
     assert evaluations[0] == evaluations[1] == evaluations[2]
     # A foreign file does not know names and sizes: they can be given.
-    assert run("convert", tmp_path / "w.npz", tmp_path / "w.pth").returncode == 0
+    assert call("convert", tmp_path / "w.npz", tmp_path / "w.pth").returncode == 0
     assert torch.load(tmp_path / "w.pth", weights_only=True)["bn1.num_batches_tracked"] == 92  # the run's steps
     sizes = ("--config.data.image_size=32", "--config.data.resize=32")
-    done = run("evaluate", "--weights", tmp_path / "w.pth", data, *sizes, "--json", tmp_path / "result.json")
+    done = call("evaluate", "--weights", tmp_path / "w.pth", data, *sizes, "--json", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "result.json").read_text())["val.top1"] == evaluations[0]["val.top1"]
 
 
-def test_fine_tuning(trained: tuple[Path, str], run: Run, train_tiny: Callable, digits: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_fine_tuning(trained: tuple[Path, str], call: Run, call_train: Run, digits: Path, tmp_path: Path) -> None:
     workdir, _ = trained
     weights = tmp_path / "w.safetensors"
-    assert run("convert", workdir, weights, "--checkpoint", "latest").returncode == 0
+    assert call("convert", workdir, weights, "--checkpoint", "latest").returncode == 0
     short = ("--pretrained_weights", weights, "--config.run.prof=10", "--config.recipe.lr=0.001")
-    done = train_tiny(tmp_path / "same", *short)
+    done = call_train(tmp_path / "same", *short)
     assert done.returncode == 0, done.stderr
     assert f"starting from the weights of {weights}\n" in done.stdout
     first = json.loads((tmp_path / "same/metrics.jsonl").read_text().splitlines()[0])
@@ -316,24 +318,24 @@ def test_fine_tuning(trained: tuple[Path, str], run: Run, train_tiny: Callable, 
         for name in "012":
             (three / split / name).symlink_to(digits / split / name)
     options = (*short[:2], f"--config.data.dir={three}", "--config.epochs=1")
-    done = train_tiny(tmp_path / "other", *options)
+    done = call_train(tmp_path / "other", *options)
     assert done.returncode == 0, done.stderr
     assert "its classifier of 10 classes is replaced by a new one of 3" in done.stdout
-    done = train_tiny(tmp_path / "other", *options, "--config.epochs=2")  # resuming, the file is not looked at again
+    done = call_train(tmp_path / "other", *options, "--config.epochs=2")  # resuming, the file is not looked at again
     assert done.returncode == 0 and "resuming after epoch 1" in done.stdout and "starting from" not in done.stdout
-    wrong = train_tiny(tmp_path / "wrong", *short, "--config.model.arch=resnet34")
-    assert_user_error(wrong, "does not fit the model", "missing: layer1.2.bn1.bias", " and 72 more")
-    assert_user_error(train_tiny(tmp_path / "wrong", "--pretrained_weights", tmp_path / "no.npz"), "does not exist")
+    wrong = call_train(tmp_path / "wrong", *short, "--config.model.stages=(2, 4)")
+    assert_user_error(wrong, "does not fit the model", "missing: layer1.1.bn1.bias", " and 32 more")
+    assert_user_error(call_train(tmp_path / "wrong", "--pretrained_weights", tmp_path / "no.npz"), "does not exist")
 
 
-def test_mistakes_are_told_in_one_line(trained: tuple[Path, str], run: Run, digits: Path, tmp_path: Path) -> None:
-    assert_user_error(run("convert", tmp_path, tmp_path / "x.npz"), "has no checkpoints")
-    assert_user_error(run("convert", trained[0], tmp_path / "x.onnx"), "must end in .pth")
-    assert_user_error(run("convert", trained[0], tmp_path / "none/x.npz"), "cannot write", "No such file")
-    assert_user_error(run("evaluate"), "one of the arguments --workdir --weights is required")
-    assert_user_error(run("predict", "--workdir", "a", "--weights", "b", "c.jpg"), "not allowed with argument")
+def test_mistakes_are_told_in_one_line(trained: tuple[Path, str], call: Run, digits: Path, tmp_path: Path) -> None:
+    assert_user_error(call("convert", tmp_path, tmp_path / "x.npz"), "has no checkpoints")
+    assert_user_error(call("convert", trained[0], tmp_path / "x.onnx"), "must end in .pth")
+    assert_user_error(call("convert", trained[0], tmp_path / "none/x.npz"), "cannot write", "No such file")
+    assert_user_error(call("evaluate"), "one of the arguments --workdir --weights is required")
+    assert_user_error(call("predict", "--workdir", "a", "--weights", "b", "c.jpg"), "not allowed with argument")
     torch.save(make_net().state_dict(), tmp_path / "x.pth")
-    done = run("evaluate", "--weights", tmp_path / "x.pth", f"--config.data.dir={digits}")
+    done = call("evaluate", "--weights", tmp_path / "x.pth", f"--config.data.dir={digits}")
     assert_user_error(done, "has 10 class folders", "7 classes")
-    done = run("convert", tmp_path / "x.pth", tmp_path / "x.npz", "--config.model.stages=(2, 1, 1, 1)")
+    done = call("convert", tmp_path / "x.pth", tmp_path / "x.npz", "--config.model.stages=(2, 1, 1, 1)")
     assert_user_error(done, "does not fit the model", "missing: layer1.1.bn1.bias")

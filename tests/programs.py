@@ -1,0 +1,66 @@
+"""The compiled programs that one run of the tests hands on to the next, in the user's cache."""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+import zlib
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from rn50_jax.runtime import cpu_kind
+
+DAYS = 14
+BYTES = 1 << 29
+
+
+def kept() -> Path:
+    """Returns the folder of the programs for this CPU, JAX and Python."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return home / "rn50-jax" / f"tests-{cpu_kind()}-jaxlib{version('jaxlib')}-{python}"
+
+
+def linked_programs() -> Path:
+    """Returns a new folder, of this run alone, with links to the programs that are kept.
+
+    JAX writes programs in place, and a process that a test kills may leave half of one.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rn50-jax-tests-"))
+    for program in kept().glob("*-cache"):
+        _hand_on(program, folder)
+    return folder
+
+
+def keep_programs(folder: Path) -> None:
+    """Keeps the new programs of a run that are whole, removes old ones and the run's folder."""
+    kept().mkdir(parents=True, exist_ok=True)
+    for program in folder.glob("*-cache"):
+        if not (kept() / program.name).exists() and _is_whole(program):
+            _hand_on(program, kept())
+    room = BYTES
+    for program in sorted(kept().glob("*-cache"), key=lambda path: -path.stat().st_mtime):
+        room -= program.stat().st_size
+        if room < 0 or program.stat().st_mtime < time.time() - 86400 * DAYS:
+            program.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hand_on(program: Path, folder: Path) -> None:
+    try:
+        os.link(program, folder / program.name)
+    except FileExistsError:
+        pass
+    except OSError:  # another file system
+        with suppress(FileNotFoundError):  # just removed by another run
+            shutil.copyfile(program, folder / program.name)
+
+
+def _is_whole(program: Path) -> bool:
+    try:
+        zlib.decompress(program.read_bytes())
+    except zlib.error:
+        return False
+    return True

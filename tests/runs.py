@@ -1,0 +1,56 @@
+"""What tests need of a run in other processes: to wait for what it does, and to read what it has written."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rn50_jax.checkpoint import Checkpoints
+
+# Seconds after which something will not happen any more, however busy the machine. No test says how fast anything is.
+PATIENCE = 1200.0
+
+# A network and a run smaller still than conftest's TINY, with everything a state can hold but a loss scale.
+SMALL = ("--config.model.stages=(1,)", "--config.epochs=1", "--config.recipe.ema_decay=0.9")
+
+
+def read_lines(workdir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def read_meta(workdir: Path) -> dict[str, Any]:
+    """The description of the latest checkpoint."""
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.read_meta("latest")
+
+
+def final_arrays(workdir: Path) -> dict[str, Any]:
+    """Dtype, shape and sha256 of every array of the latest checkpoint."""
+    return read_meta(workdir)["arrays"]
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Waits for a condition that the process is to bring about.
+
+    Raises:
+      AssertionError: the process ended before.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None or condition(), process.communicate()
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def wait_for_step(workdir: Path, step: int, process: subprocess.Popen[str], *, behind: int = 0) -> None:
+    """Waits until the metrics tell of the step or a later one, behind so many characters of an earlier process."""
+    metrics = workdir / "metrics.jsonl"
+
+    def reached() -> bool:
+        text = metrics.read_text()[behind:] if metrics.exists() else ""
+        return any(int(number) >= step for number in re.findall(r'"step": (\d+)', text))
+
+    wait_until(reached, process)
