@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
@@ -216,14 +216,6 @@ def trained(train_tiny: Run, shared: Shared) -> tuple[Path, str]:
 def own_copy(trained: tuple[Path, str], tmp_path: Path) -> Path:
     """The finished run as a work folder of this test's own, to be trained in."""
     return shutil.copytree(trained[0], tmp_path / "copy")
-
-
-@contextlib.contextmanager
-def nothing_more(folder: Path) -> Iterator[None]:
-    """Asserts that what happens inside adds no file to the folder and takes none away."""
-    before = sorted(folder.rglob("*"))
-    yield
-    assert sorted(folder.rglob("*")) == before
 
 
 def assert_user_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:
