@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,22 @@ def env(process_env: dict[str, str], tmp_path: Path) -> dict[str, str]:
     return process_env | {"MLFLOW_TRACKING_URI": f"file:{tmp_path}/mlruns"}
 
 
+def wait_for_the_end_of_wandb(pid: int) -> None:
+    """Waits until the service of Weights & Biases has noticed that this process is dead: it holds the run's name."""
+
+    def is_service(command: Path) -> bool:
+        try:
+            words = command.read_bytes().split(b"\0")
+        except OSError:  # it has just ended
+            return False
+        return b"wandb-core" in words[0] and str(pid).encode() in words
+
+    deadline = time.monotonic() + PATIENCE
+    while any(map(is_service, Path("/proc").glob("[0-9]*/cmdline"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_every_log_survives_a_kill(env: dict[str, str], digits: Path, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
@@ -49,6 +66,7 @@ def test_every_log_survives_a_kill(env: dict[str, str], digits: Path, tmp_path: 
     wait_for_step(workdir, 60, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    wait_for_the_end_of_wandb(process.pid)
     before = (workdir / "metrics.jsonl").read_bytes()
     with (workdir / "dle.json").open("a") as file:
         file.write('DLLL {"timestamp": "17')  # half a line
