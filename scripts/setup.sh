@@ -17,7 +17,7 @@ if [ ! -x "$venv/bin/python" ]; then
   "$python" -m venv "$venv"
 fi
 
-install() { # REQUIREMENTS_FILE
+install_requirements() { # REQUIREMENTS_FILE
   local pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check) uv=uv
   local what=(--requirement "$1" --constraint constraints.txt)
   if ! command -v uv >/dev/null; then
@@ -33,7 +33,7 @@ stamp="$venv/installed-$1"
 wanted=$(cat constraints.txt requirements*.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "installing $1"
-  install "$1"
+  install_requirements "$1"
   echo "$wanted" >"$stamp"
 fi
 # shellcheck disable=SC1091
