@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from rn50_jax.text import printable
+
 
 class UserError(Exception):
     """A mistake in a command, config, data folder or checkpoint.
@@ -38,7 +40,7 @@ class Interrupted(Exception):
 def warn(text: str) -> None:
     """Prints, once for all processes, what the user should know but need not mend."""
     if "jax" not in sys.modules or sys.modules["jax"].process_index() == 0:
-        print(f"note: {text}", file=sys.stderr, flush=True)
+        print(f"note: {printable(text)}", file=sys.stderr, flush=True)
 
 
 EXIT_CODES = (
@@ -90,10 +92,10 @@ def tell(error: BaseException) -> int:
     stopped itself, 130 (SIGINT) and 143 (SIGTERM) interrupted, 141 (SIGPIPE) nobody reads on.
     """
     if isinstance(error, Interrupted):
-        print(error, file=sys.stderr, flush=True)
+        print(printable(str(error)), file=sys.stderr, flush=True)
         return 128 + error.number
     if isinstance(error, UserError | RunStopped):
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, UserError) else EXIT_STOPPED
     if isinstance(error, BrokenPipeError):  # who reads standard output, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

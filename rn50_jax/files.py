@@ -1,0 +1,208 @@
+"""Files that are written whole or not at all, and JSON that is read without trusting it."""
+
+import errno
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+UNFINISHED = ".unfinished"
+_DEEPEST = 100  # levels of nesting that are read
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a plain file for reading.
+
+    Raises:
+      OSError: it cannot be opened, or is a folder, pipe or device, whose reading might never end.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its writer
+    mode = os.fstat(file).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is no plain file", os.fspath(path))
+    return os.fdopen(file, "rb")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives a name to write to; what was written there becomes `path` at the end, and vanishes if something fails.
+
+    A pipe or device is written to as it is.
+
+    Raises:
+      OSError: the file cannot be put on the disk.
+    """
+    path = Path(os.path.realpath(path))  # of a link, what it points to is replaced
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    unfinished = path.with_name(path.name + UNFINISHED)
+    try:
+        yield unfinished
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes or replaces a file; text as UTF-8.
+
+    Raises:
+      OSError: it cannot be written; what was there before stays.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(data)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON text in ASCII; numbers that are not finite become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def parse_json(data: bytes | str, shape: type[T]) -> T:
+    """Reads JSON of a given shape.
+
+    Args:
+      data: UTF-8 if bytes, with or without a byte order mark.
+      shape: what pydantic understands: a `typing_extensions.TypedDict`, whose further keys are kept, `dict[str, Any]`.
+
+    Raises:
+      ValueError: it is no JSON, not of this shape, nested more than 100 levels deep, or holds a number that is not
+        finite or a whole number of more than 64 bits. The message is one line.
+    """
+    try:
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        value = json.loads(text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=_refuse)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if text.count("[") + text.count("{") > _DEEPEST and _is_deep(value):
+        raise ValueError("nested too deeply")
+    return check_shape(value, shape)
+
+
+def check_shape(value: Any, shape: type[T]) -> T:
+    """The same value, if it is of a shape, see `parse_json`.
+
+    Raises:
+      ValueError: it is not; the message names the first place.
+    """
+    from pydantic import ValidationError
+
+    try:
+        known: Any = shape  # in the cache
+        checked: T = _adapter(known).validate_python(value, strict=True, extra="allow")
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
+    return checked
+
+
+@cache
+def _adapter(shape: Any) -> Any:
+    from pydantic import TypeAdapter  # 0.1 s to import
+
+    return TypeAdapter(shape)
+
+
+def _parse_int(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise ValueError(f"a whole number of {len(text)} digits, more than 64 bits hold")
+    return int(text)
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        below: list[Any] = []
+        for item in level:
+            below.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+        if not below:
+            return False
+        level = below
+    return True
+
+
+def read_json(path: Path, shape: type[T]) -> T:
+    """Reads a JSON file, see `parse_json`.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is not what it should be.
+    """
+    with open_regular(path) as file:
+        return parse_json(file.read(), shape)
+
+
+class Lines(NamedTuple):
+    """What a file of JSON lines holds. good: those of the right shape. bad: the bytes of the others, in order."""
+
+    good: list[Any]
+    bad: list[bytes]
+
+
+def read_json_lines(path: Path, shape: Any, *, keep: Callable[[bytes], bool] = bool) -> Lines:
+    """Reads a file of JSON lines; whatever is in it, the lines that are right are found.
+
+    NaN and infinities, which other programs write, are null.
+
+    Args:
+      shape: of a line, see `parse_json`.
+      keep: whether a line counts at all; by default those that are not empty.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        lines = file.read().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    good, bad = [], []
+    for line in filter(keep, map(bytes.strip, lines)):
+        try:
+            good.append(_parse_line(line, shape))
+        except ValueError:
+            bad.append(line)
+    return Lines(good, bad)
+
+
+def _parse_line(line: bytes, shape: Any) -> Any:
+    try:
+        return parse_json(line, shape)
+    except ValueError:
+        if not any(name in line for name in (b"NaN", b"Infinity")):
+            raise
+        value = json.loads(line.decode(), parse_int=_parse_int, parse_constant=lambda _: None)
+        return check_shape(value, shape)
