@@ -52,7 +52,6 @@ def get_config() -> ConfigDict:
     data.max_bad_files = 100  # such images that a run puts up with; integer >= 0
     data.workers = 5  # DALI threads per device; integer >= 1
     data.hw_decoder_load = 0.65  # dali-gpu: share of JPEGs that go to the GPU's JPEG engine, if it has one; 0 to 1
-    data.mmap = True  # map image files into memory, for local disks; False reads them, for network file systems
     data.prefetch = 2  # batches made ready on the device ahead of the step; integer >= 1
     data.synthetic_images = (1281167, 50000)  # images per epoch that synthetic data stands for (training, validation)
 

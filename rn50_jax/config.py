@@ -156,6 +156,8 @@ def override(config: ConfigDict, assignments: Iterable[tuple[str, str]]) -> Conf
 def _check_known(key: str) -> None:
     if key in RULES:
         return
+    if key in REMOVED:
+        raise UserError(f"config.{key} does nothing any more; leave it out")
     section = [k for k in RULES if k.startswith(key + ".")]
     close = section or difflib.get_close_matches(key, RULES, n=3, cutoff=0.5)
     close = close or [k for k in RULES if k.rpartition(".")[2] == key.rpartition(".")[2]]

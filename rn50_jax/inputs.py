@@ -1,11 +1,9 @@
 """Image files from anywhere: finds those that a command line names, reads and decodes them, a few at a time."""
 
 import glob
-import io
 import os
 import stat
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -13,14 +11,13 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
+from rn50_jax.data.decodable import diagnose, ignore_warnings_of_pillow, read_header
 from rn50_jax.data.feed import prefetch
 from rn50_jax.data.folder import SUFFIXES, ImageSet
-from rn50_jax.data.image_file import MAX_PIXELS
+from rn50_jax.data.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
 from rn50_jax.errors import warn
 
-_MAX_BYTES = 600_000_000
 _READERS = 16  # files read at a time: network file systems answer slowly, but many questions at once
 
 T = TypeVar("T")
@@ -131,8 +128,7 @@ def decode_files(config: ConfigDict, files: Iterable[Found]) -> Iterator[Decoded
     Files are read by a few threads while others are decoded, by `data.workers`. What is held at a time is a few
     dozen files, and of decoded ones no more than `MAX_PIXELS` before they are made small.
     """
-    # For all threads at once: changing filters within a thread would not be safe.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
+    ignore_warnings_of_pillow()
     chunks = batched(files, max(32, 2 * config.data.workers))
     with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as readers:
         read = prefetch((list(readers.map(_read, chunk)) for chunk in chunks), 1)
@@ -163,31 +159,18 @@ def _read(found: Found) -> _Read:
             regular = stat.S_ISREG(status.st_mode)
             if found.inside:
                 file.seek(found.inside.offset)
-            size = found.inside.size if found.inside else status.st_size if regular else _MAX_BYTES
-            if size > _MAX_BYTES:
-                return _Read(Found(found.file, f"is too large: more than {_MAX_BYTES // 10**6} MB"))
+            size = found.inside.size if found.inside else status.st_size if regular else MAX_BYTES
+            if size > MAX_BYTES:
+                return _Read(Found(found.file, f"too large: more than {MAX_BYTES // 10**6} MB"))
             encoded = file.read(size)
+        header = read_header(encoded)
     except OSError as error:
         return _Read(Found(found.file, f"cannot be read: {error.strerror}"))
+    except ImageProblem as problem:
+        return _Read(Found(found.file, str(problem)))
     except ValueError:  # a NUL character in the name
         return _Read(Found(found.file, "cannot be the name of a file"))
-    if not encoded:
-        return _Read(Found(found.file, "is empty"))
-    pixels = _count_pixels(encoded)
-    if pixels > MAX_PIXELS:
-        return _Read(Found(found.file, f"is too large: more than {MAX_PIXELS:,} pixels"))
-    return _Read(found, encoded, pixels)
-
-
-def _count_pixels(encoded: bytes) -> int:
-    """Of an image, whose few bytes may unpack to gigabytes; 0 where Pillow does not know."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:  # reads the header alone
-            return image.width * image.height
-    except Image.DecompressionBombError:
-        return 2 * MAX_PIXELS
-    except Exception:  # what Pillow does not know, DALI may
-        return 0
+    return _Read(found, encoded, header.width * header.height)
 
 
 def _make_decoder(config: ConfigDict) -> Callable[[Sequence[_Read]], list[Decoded]]:
@@ -202,14 +185,13 @@ def _make_decoder(config: ConfigDict) -> Callable[[Sequence[_Read]], list[Decode
     def alone(file: _Read) -> Decoded:
         try:
             return Decoded(file.found.file, decode_one(file.encoded))
-        except ValueError:
-            problem = "is not an image that can be decoded (JPEG, PNG, WebP, BMP, TIFF, JPEG 2000 or PNM)"
-            return Decoded(file.found.file, None, problem)
+        except ImageProblem as problem:
+            return Decoded(file.found.file, None, str(problem if problem.detail else diagnose(file.encoded)))
 
     def together(files: Sequence[_Read]) -> list[Decoded]:
         try:
             images = decode_many([file.encoded for file in files])
-        except ValueError:  # one bad file spoils the batch
+        except ImageProblem:  # one bad file spoils the batch
             return [alone(file) for file in files]
         return [Decoded(file.found.file, image) for file, image in zip(files, images, strict=True)]
 

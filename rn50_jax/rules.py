@@ -113,7 +113,6 @@ RULES: dict[str, Rule] = {
     "data.max_bad_files": _integer(0),
     "data.workers": _integer(1),
     "data.hw_decoder_load": _number("from 0 to 1", lambda v: 0 <= v <= 1),
-    "data.mmap": _BOOLEAN,
     "data.prefetch": _integer(1),
     "data.synthetic_images": Rule(
         tuple,
@@ -190,7 +189,7 @@ RULES: dict[str, Rule] = {
 }
 
 # Keys of earlier versions, without effect on a result: a run's config.json and checkpoints may still hold them.
-REMOVED = frozenset({"report.mlperf_log", "report.mlperf_org", "report.mlperf_division"})
+REMOVED = frozenset({"data.mmap", "report.mlperf_log", "report.mlperf_org", "report.mlperf_division"})
 
 # What `recipe.exact_reference=True` stands for: each departure of the reference's code from its own documentation, or
 # from what we think right, that changes numbers and has a key. docs/recipe.md tells them one by one.

@@ -155,7 +155,7 @@ def test_crop_and_flip_follow_the_config(tmp_path: Path) -> None:
             device_id=None,
             seed=3,
         )
-        return np.asarray(next(dali.deliver(pipeline, one, remember=False)).images)
+        return np.asarray(next(dali.deliver(pipeline, remember=False)).images)
 
     whole = images(0.0, (1.0, 1.0))
     away_from_the_edge = np.r_[0:15, 17:32]

@@ -17,6 +17,7 @@ from PIL import Image
 from trees import make_config, write_image
 
 from rn50_jax import inputs
+from rn50_jax.data import decodable
 from rn50_jax.data.dali import make_decoder
 from rn50_jax.data.folder import Members, scan_split
 from rn50_jax.exporting.check import thin_out
@@ -123,9 +124,9 @@ def test_bad_files_do_not_spoil_the_others(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "050.png").write_bytes((tmp_path / "049.png").read_bytes()[:60])
     (tmp_path / "051.png").write_bytes(b"")
     (tmp_path / "052.png").unlink()
-    monkeypatch.setattr(inputs, "MAX_PIXELS", 2000)  # the others have 1,440
+    monkeypatch.setattr(decodable, "MAX_PIXELS", 2000)  # the others have 1,440
     write_image(tmp_path / "053.png", size=(50, 50))
-    monkeypatch.setattr(inputs, "_MAX_BYTES", 6_000_000)
+    monkeypatch.setattr(inputs, "MAX_BYTES", 6_000_000)
     with (tmp_path / "054.png").open("wb") as file:
         file.truncate(6_000_001)
     files = [Found(str(tmp_path / f"{grey:03}.png")) for grey in range(80)]
@@ -133,14 +134,13 @@ def test_bad_files_do_not_spoil_the_others(tmp_path: Path, monkeypatch: pytest.M
     decoded = list(decode_files(config, files))
     assert [item.file for item in decoded] == [found.file for found in files]
     problems = {i: item.problem for i, item in enumerate(decoded) if item.image is None}
-    undecodable = "is not an image that can be decoded (JPEG, PNG, WebP, BMP, TIFF, JPEG 2000 or PNM)"
     assert problems == {
-        5: undecodable,
-        50: undecodable,
-        51: "is empty",
+        5: "no image (it is text): it holds something else; remove it",
+        50: "its end is missing; get it again",
+        51: "it has zero bytes; get it again",
         52: "cannot be read: No such file or directory",
-        53: "is too large: more than 2,000 pixels",
-        54: "is too large: more than 6 MB",
+        53: "too large (50 x 50): more than 200,000,000 pixels; make it smaller",
+        54: "too large: more than 6 MB",
         55: "matches no file",
     }
     for grey, item in enumerate(decoded):
@@ -180,7 +180,7 @@ def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
     os.close(write)
     (decoded,) = decode_files(make_config(tmp_path), [Found(f"/dev/fd/{read}")])
     os.close(read)
-    assert decoded.problem.startswith("is not an image")
+    assert decoded.problem.startswith("no image")
     (decoded,) = decode_files(make_config(tmp_path), [Found("a\0b")])
     assert decoded.problem == "cannot be the name of a file"
 

@@ -61,7 +61,7 @@ def test_every_kind_of_image_and_a_bad_one(trained: tuple[Path, str], call: Run,
     assert done.returncode == 1, done.stderr
     answers = json.loads(done.stdout)
     assert [Path(entry["file"]).name for entry in answers] == names
-    assert "not an image that can be decoded" in answers[2]["error"]
+    assert answers[2]["error"].startswith("no image (it is text)")
     assert "No such file" in answers[4]["error"]
     predictions = {Path(a["file"]).name: a["predictions"] for a in answers if "predictions" in a}
     assert len(predictions) == 5

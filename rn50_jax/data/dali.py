@@ -9,27 +9,27 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from nvidia.dali import fn, math, pipeline_def, types
-from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 from nvidia.dali.plugin.jax import DALIGenericIterator
 
+from rn50_jax.data.decodable import ignore_warnings_of_pillow, to_decodable
 from rn50_jax.data.folder import ImageSet, read_image
+from rn50_jax.data.headers import ImageProblem
 
 
 class DecodeError(Exception):
-    """An image that cannot be read or decoded, which DALI does not always name; the pipeline is dead."""
+    """An image that cannot be read or decoded, which DALI does not name; the pipeline is dead."""
 
 
 class Decoding(NamedTuple):
     """How files become pixels.
 
     transform: a key of `_TRANSFORMS`. on_gpu: decode there, `hw_decoder_load` of it by the hardware's JPEG engine,
-    where there is one. mmap: map files into memory instead of reading them, which suits local disks.
+    where there is one.
     """
 
     transform: str
     on_gpu: bool = False
     hw_decoder_load: float = 0.65
-    mmap: bool = True
 
     def arguments(self) -> dict[str, Any]:
         """Of all decoders. Images are not rotated by their EXIF tag, as torchvision and the reference do not."""
@@ -76,7 +76,7 @@ def train_pipeline(
 
     @pipeline_def(enable_conditionals=crops.augment != "none", **pipeline_args)
     def pipeline() -> Any:
-        encoded, places = _read(images, indices, decoding, pipeline_args["batch_size"])
+        encoded, places = _read(images, indices, pipeline_args["batch_size"])
         pixels = fn.decoders.image_random_crop(
             encoded,
             random_area=list(crops.area),
@@ -103,7 +103,7 @@ def eval_pipeline(
 
     @pipeline_def(**pipeline_args)
     def pipeline() -> Any:
-        encoded, places = _read(images, indices, decoding, pipeline_args["batch_size"])
+        encoded, places = _read(images, indices, pipeline_args["batch_size"])
         return _eval_transform(encoded, decoding, image_size, resize), places
 
     return pipeline()
@@ -122,41 +122,26 @@ _TRANSFORMS = {
 }
 
 
-def _read(images: ImageSet, indices: np.ndarray, decoding: Decoding, batch_size: int) -> tuple[Any, Any]:
-    """Encoded images and their places in `indices`; from files or from tars, what follows draws the same numbers."""
-    if images.members is None:
-        encoded, places = fn.readers.file(
-            files=[images.files[i] for i in indices],
-            labels=list(range(len(indices))),
-            dont_use_mmap=not decoding.mmap,
-            name="Reader",
-            seed=0,  # its own; without one it would take the first of the pipeline's random streams, tars would not
-        )
-    else:
-        encoded, places = fn.external_source(
-            source=_TarReader(images, indices, batch_size),
-            num_outputs=2,
-            batch=True,
-            batch_info=True,
-            dtype=[types.UINT8, types.INT32],
-            ndim=[1, 1],
-            no_copy=True,
-        )
-    return _with_readable_headers(encoded), fn.squeeze(places, axes=0)
+def _read(images: ImageSet, indices: np.ndarray, batch_size: int) -> tuple[Any, Any]:
+    """Encoded images and their places in `indices`."""
+    encoded, places = fn.external_source(
+        source=_Reader(images, indices, batch_size),
+        num_outputs=2,
+        batch=True,
+        batch_info=True,
+        dtype=[types.UINT8, types.INT32],
+        ndim=[1, 1],
+        no_copy=True,
+    )
+    return encoded, fn.squeeze(places, axes=0)
 
 
-def _with_readable_headers(encoded: Any) -> Any:
-    """The same bytes, if what they begin with is an image.
+class _Reader:
+    """Batches of encoded images from files and tars, read by a few threads ahead of their use.
 
-    DALI 2.4's decoders crash the process (a segmentation fault) on batches with bytes that they take for no image.
-    Peeking at the shape raises an error instead. The copy, small beside decoding, makes the decoder wait for it.
+    DALI's own reader would hand on whatever a file holds, and maps files into memory, which ends the process when one
+    of them is cut off meanwhile.
     """
-    height = fn.peek_image_shape(encoded)[0:1]
-    return fn.slice(encoded, start=fn.cast(0 * height, dtype=types.INT32), rel_shape=[1.0], axes=[0])
-
-
-class _TarReader:
-    """Batches of encoded images from tars, read by a few threads ahead of their use."""
 
     AHEAD = 3  # batches
     CHUNK = 16  # images that a thread reads at a time
@@ -164,9 +149,10 @@ class _TarReader:
 
     def __init__(self, images: ImageSet, indices: np.ndarray, batch_size: int) -> None:
         self._images, self._indices, self._batch_size = images, indices, batch_size
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="tar")
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="read")
         self._reading: dict[int, list[Future[list[np.ndarray]]]] = {}
         self._in_use: deque[list[np.ndarray]] = deque(maxlen=self.IN_USE)
+        ignore_warnings_of_pillow()
 
     def __call__(self, info: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
         last = len(self._indices) // self._batch_size
@@ -183,13 +169,10 @@ class _TarReader:
         return encoded, [np.array([place], np.int32) for place in range(first, first + self._batch_size)]
 
     def _read(self, indices: np.ndarray) -> list[np.ndarray]:
-        return [np.frombuffer(self._read_one(index) or b"\0", np.uint8) for index in indices]
-
-    def _read_one(self, index: int) -> bytes:
         try:
-            return read_image(self._images, index)
-        except OSError:
-            return b""  # fails to decode like any other damaged image
+            return [np.frombuffer(to_decodable(read_image(self._images, index)), np.uint8) for index in indices]
+        except (OSError, ImageProblem) as error:
+            raise DecodeError(str(error)) from error
 
 
 def _augment(pixels: Any, image_size: int, crops: Crops) -> Any:
@@ -239,7 +222,7 @@ class Delivery(NamedTuple):
     position: bytes
 
 
-def deliver(pipeline: Any, images: ImageSet, *, remember: bool) -> Iterator[Delivery]:
+def deliver(pipeline: Any, *, remember: bool) -> Iterator[Delivery]:
     """Runs a pipeline until its images are used up.
 
     Args:
@@ -248,21 +231,21 @@ def deliver(pipeline: Any, images: ImageSet, *, remember: bool) -> Iterator[Deli
     Raises:
       DecodeError: an image of this batch, or of one of the next, cannot be read or decoded.
     """
-    reader = {"reader_name": "Reader", "last_batch_policy": LastBatchPolicy.DROP} if images.members is None else {}
     try:
-        batches = DALIGenericIterator(pipeline, ["image", "place"], prepare_first_batch=False, **reader)
+        batches = DALIGenericIterator(pipeline, ["image", "place"], prepare_first_batch=False)
         for batch in batches:
             position = batches.checkpoints()[0] if remember else b""
             yield Delivery(batch["image"], np.asarray(batch["place"]), position)
     except RuntimeError as error:
-        raise DecodeError(_cause(error)) from error
+        raise DecodeError(str(error)) from error
 
 
 def make_decoder(*, transform: str, image_size: int, resize: int, workers: int) -> Callable[[bytes], np.ndarray]:
     """The evaluation transform for single encoded images, on the CPU.
 
     Returns:
-      A function from a file's bytes to uint8 [image_size, image_size, 3]; it raises ValueError for what is no image.
+      A function from a file's bytes to uint8 [image_size, image_size, 3]; it raises ImageProblem, a ValueError,
+      for what cannot be decoded.
     """
     sizes = {"image_size": image_size, "resize": resize}
     decode = make_batch_decoder(transform=transform, **sizes, workers=workers, batch_size=1)
@@ -276,34 +259,27 @@ def make_batch_decoder(
 
     Returns:
       A function from the bytes of up to `batch_size` files to uint8 [N, image_size, image_size, 3]; it raises
-      ValueError if one of them is no image.
+      ImageProblem, a ValueError, if one of them cannot be decoded.
     """
+    ignore_warnings_of_pillow()
 
     @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None, prefetch_queue_depth=1)
     def pipeline() -> Any:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        return _eval_transform(_with_readable_headers(encoded), Decoding(transform), image_size, resize)
+        return _eval_transform(encoded, Decoding(transform), image_size, resize)
 
     live: list[Any] = []
 
     def decode(encoded: Sequence[bytes]) -> np.ndarray:
+        decodable = [np.frombuffer(to_decodable(file), np.uint8) for file in encoded]
         if not live:
             live.append(pipeline())
         try:
-            live[0].feed_input("encoded", [np.frombuffer(file, np.uint8) for file in encoded])
+            live[0].feed_input("encoded", decodable)
             (images,) = live[0].run()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             live.clear()  # an error leaves a pipeline unusable
-            raise ValueError(_cause(error)) from error
+            raise ImageProblem("damaged") from error
         return np.array(images.as_tensor())  # the pipeline writes over its own
 
     return decode
-
-
-def _cause(error: RuntimeError) -> str:
-    """The line of DALI's long message that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    for line in lines:
-        if "Failed to decode" in line or "ailed: " in line or "Could not open" in line or "nvImageCodec" in line:
-            return line.split("] ", 1)[-1]
-    return lines[0] if lines else type(error).__name__

@@ -89,7 +89,7 @@ def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, 
         "the training set": fingerprint(images),
     }
     if config.data.backend != "synthetic":
-        facts["the form of the stream"] = 2
+        facts["the form of the stream"] = 3
         facts["the version of DALI"] = next(v for name, v in versions().items() if "dali" in name)
     return facts
 
@@ -227,7 +227,7 @@ def _pipeline_args(config: ConfigDict, mesh: Mesh, device: int, batch_size: int)
     on_gpu = config.data.backend == "dali-gpu"
     ordinal = mesh.devices.flat[device].local_hardware_id if on_gpu else None
     return {
-        "decoding": Decoding(config.data.transform, on_gpu, config.data.hw_decoder_load, config.data.mmap),
+        "decoding": Decoding(config.data.transform, on_gpu, config.data.hw_decoder_load),
         "batch_size": batch_size,
         "num_threads": config.data.workers,
         "device_id": ordinal,

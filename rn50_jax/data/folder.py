@@ -8,10 +8,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rn50_jax.errors import UserError
+from rn50_jax.data.headers import MAX_BYTES, ImageProblem
+from rn50_jax.errors import UserError, warn
+from rn50_jax.files import open_regular
 
-# What DALI decodes, by the names that people give such files.
+# What DALI or Pillow decodes, by the names that people give such files.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2")
+# Pictures too, but not read, or not looked for under this name.
+OTHER_PICTURES = (
+    ".gif",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".svg",
+    ".psd",
+    ".tga",
+    ".ico",
+    ".jfif",
+    ".jpe",
+    ".j2k",
+    ".pbm",
+)
 
 
 class Members(NamedTuple):
@@ -46,10 +64,14 @@ def read_image(images: ImageSet, index: int) -> bytes:
     """The encoded bytes of one image.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: it cannot be read, or is no plain file.
+      ImageProblem: it has more than 600 MB.
     """
     if images.members is None:
-        return Path(images.files[index]).read_bytes()
+        with open_regular(images.files[index]) as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise ImageProblem("too large", f"more than {MAX_BYTES // 10**6} MB")
+            return file.read()
     tars, tar, offset, size = images.members
     descriptor = os.open(tars[tar[index]], os.O_RDONLY)
     try:
@@ -85,7 +107,14 @@ def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
         raise UserError(f"{split_dir} has no class folders; put images into {split_dir}/<class>/<image>")
     # Network file systems answer slowly, but many questions at a time.
     with ThreadPoolExecutor(16) as pool:
-        per_class = list(pool.map(_list_images, [split_dir / name for name in class_names]))
+        listed = list(pool.map(_list_images, [split_dir / name for name in class_names]))
+    per_class = [files for files, _ in listed]
+    if others := [file for _, files in listed for file in files]:
+        kinds = " ".join(sorted({os.path.splitext(file)[1].lower() for file in others}))  # noqa: PTH122
+        warn(
+            f"{split_dir}: {len(others)} picture(s) ({kinds}) are left out: their format is not read; convert them to "
+            f"JPEG or PNG (.jfif and .jpe: rename them to .jpg). The first is {others[0]}"
+        )
     empty = [name for name, files in zip(class_names, per_class, strict=True) if not files]
     if empty:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
@@ -94,11 +123,12 @@ def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
     return tuple(class_names), ImageSet(tuple(file for files in per_class for file in files), labels)
 
 
-def _list_images(folder: Path) -> list[str]:
+def _list_images(folder: Path) -> tuple[list[str], list[str]]:
+    """The images of a class, and pictures that are not read; sorted."""
     with os.scandir(folder) as entries:
-        return sorted(
-            e.path for e in entries if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".") and _is_file(e)
-        )
+        found = sorted((e.path, e.name.lower(), _is_file(e)) for e in entries if not e.name.startswith("."))
+    images = [path for path, name, is_file in found if is_file and name.endswith(SUFFIXES)]
+    return images, [path for path, name, is_file in found if is_file and name.endswith(OTHER_PICTURES)]
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

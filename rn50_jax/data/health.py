@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from rn50_jax.data import image_file, listing
+from rn50_jax.data import headers, image_file, listing
 from rn50_jax.data.listing import Finding, Split
 from rn50_jax.data.names import IMAGENET_IMAGES, imagenet_notes
 from rn50_jax.data.scan import Looked
 
 PROBLEMS = {
-    **image_file.PROBLEMS,
+    **headers.PROBLEMS,
     **listing.PROBLEMS,
     "listed twice": "the list names it more than once; it would be seen more often than others",
     "in train and val": "the same bytes are in both splits; validation is too good",

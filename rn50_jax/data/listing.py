@@ -14,7 +14,7 @@ import numpy as np
 
 from rn50_jax.data.filelist import FileList, listable, read_list
 from rn50_jax.data.folder import SUFFIXES
-from rn50_jax.data.image_file import DECODABLE, sniff
+from rn50_jax.data.headers import DECODABLE, PICTURES, sniff
 from rn50_jax.data.shards import has_shards, index_tar, scan_shards
 from rn50_jax.errors import UserError
 
@@ -136,7 +136,8 @@ def _list_folders(root: Path, split_dir: Path, findings: list[Finding]) -> Split
         elif kind == "folder":
             class_names.append(entry.name)
         elif kind == "file":
-            findings.append(Finding("image in no class" if _holds_image(entry.path) else "stray file", name))
+            picture = _sniff(entry.path) in (*DECODABLE, *PICTURES)
+            findings.append(Finding("image in no class" if picture else "stray file", name))
         else:
             findings.append(Finding("dangling link" if kind == "link" else "stray file", name))
 
@@ -173,10 +174,8 @@ def _list_class(root: Path, folder: Path, findings: list[Finding]) -> list[str]:
             findings.append(Finding("no plain file", name, kind))
         elif kind == "folder":
             findings.append(_look_below(root, Path(entry.path), name))
-        elif kind == "file" and _holds_image(entry.path):
-            findings.append(Finding("image of unknown suffix", name))
         else:
-            findings.append(Finding("stray file", name))
+            findings.append(_look_at_stray(entry.path, name) if kind == "file" else Finding("stray file", name))
     return files
 
 
@@ -212,13 +211,20 @@ def _suffix(path: str) -> str:
     return sys.intern(os.path.splitext(path)[1].lower())  # noqa: PTH122
 
 
-def _holds_image(path: str) -> bool:
-    """Whether a file without an image's suffix is an image that training could use."""
+def _look_at_stray(path: str, name: str) -> Finding:
+    """What a file without an image's suffix is: an image that training could use, one that it could not, or neither."""
+    found = _sniff(path)
+    if found in PICTURES:
+        return Finding("unknown format", name, f"it is {found}")
+    return Finding("image of unknown suffix" if found in DECODABLE else "stray file", name)
+
+
+def _sniff(path: str) -> str:
     try:
         with open(path, "rb") as file:  # noqa: PTH123
-            return sniff(file.read(64)) in DECODABLE
+            return sniff(file.read(256))
     except OSError:
-        return False
+        return ""
 
 
 def _compare_classes(splits: dict[str, Split], findings: list[Finding]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rn50_jax.data.filelist import list_file, listable, write_list
 from rn50_jax.data.folder import SUFFIXES
-from rn50_jax.data.image_file import DECODABLE, sniff
+from rn50_jax.data.headers import DECODABLE, sniff
 from rn50_jax.data.output import UNFINISHED, telling_of_the_disk, write_json_whole, write_whole
 from rn50_jax.data.shards import DATASET_FILE, index_tars, write_index
 from rn50_jax.data.tars import BLOCK, Member, read_idx, read_members, write_idx

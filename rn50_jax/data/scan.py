@@ -98,7 +98,7 @@ def _opened(source: Source) -> Iterator[BinaryIO]:
             yield io.BytesIO(os.pread(file.fileno(), source.size, source.offset))
 
 
-def _verify(data: bytes) -> tuple[str, str]:
+def _verify(data: bytes) -> str:
     return _verifier()(data)
 
 

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rn50_jax.data.dali import DecodeError, Delivery, deliver, make_decoder
+from rn50_jax.data.decodable import diagnose
 from rn50_jax.data.folder import ImageSet, read_image
+from rn50_jax.data.headers import ImageProblem
 from rn50_jax.errors import UserError
 
 # Batches that a pipeline may be ahead of the one that it delivers when it meets a bad file.
@@ -52,8 +54,8 @@ def stream(
 
     def pipeline(order: np.ndarray) -> Iterator[Delivery]:
         if remember:
-            return deliver(make(order.reshape(-1), position), images, remember=True)
-        return deliver(make(order[step:].reshape(-1), None), images, remember=False)
+            return deliver(make(order.reshape(-1), position), remember=True)
+        return deliver(make(order[step:].reshape(-1), None), remember=False)
 
     while step < len(part.order):
         try:
@@ -123,9 +125,10 @@ def _probe() -> Decode:
 def _what_is_wrong(images: ImageSet, index: int, decode: Decode) -> str:
     """Why an image cannot be decoded; empty if it can."""
     try:
-        decode(read_image(images, index))  # the whole of it: a crop may miss what is missing
+        data = read_image(images, index)
+        decode(data)  # the whole of it: a crop may miss what is missing
     except OSError as error:
         return error.strerror or "it cannot be read"
-    except ValueError as error:
-        return str(error)
+    except ImageProblem as error:
+        return str(error if error.detail else diagnose(data))
     return ""

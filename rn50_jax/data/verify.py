@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
+from rn50_jax.data.decodable import diagnose, to_decodable
+from rn50_jax.data.headers import ImageProblem
 from rn50_jax.data.image_file import Verify
 
 
 def make_verify() -> Verify:
-    """A function from a file's bytes to (what is wrong or "", what the decoder said of an image that it decoded).
+    """A function from a file's bytes to what the decoder said of an image that it decoded; raises ImageProblem.
 
     What a decoder says can only be read off the process's standard error, which is therefore taken while it decodes:
     for worker processes, not for one with other threads. It keeps a file open.
@@ -27,18 +29,22 @@ def make_verify() -> Verify:
     live: list[Any] = []
     file = os.memfd_create("standard error")
 
-    def verify(data: bytes) -> tuple[str, str]:
+    def verify(data: bytes) -> str:
+        decoded = False
         with _standard_error(file) as said:
+            decodable = to_decodable(data)
             if not live:
                 live.append(pipeline())
             try:
-                live[0].feed_input("encoded", [np.frombuffer(data, np.uint8)])
+                live[0].feed_input("encoded", [np.frombuffer(decodable, np.uint8)])
                 live[0].run()
-                error = ""
-            except (RuntimeError, MemoryError) as caught:
+                decoded = True
+            except (RuntimeError, MemoryError):
                 live.clear()  # an error leaves a pipeline unusable
-                error = str(caught)
-        return ("", _tidy(said[0])) if not error else (_tidy(said[0]) or _first_line(error), "")
+        if not decoded:
+            problem = diagnose(data)
+            raise problem if problem.detail else ImageProblem(problem.kind, _tidy(said[0]))
+        return _tidy(said[0])
 
     return verify
 
@@ -65,8 +71,3 @@ def _tidy(said: str) -> str:
     lines = [re.sub(r"\x1b\[[0-9;]*m|\[\w+\]\s*", "", line).strip() for line in said.splitlines()]
     lines = [line.split(" - ", 1)[-1] for line in lines if line]
     return lines[-1][:200] if lines else ""
-
-
-def _first_line(error: str) -> str:
-    codec = re.search(r"nvImageCodec failure: '#\d+'", error)
-    return codec[0] if codec else error.strip().split("\n")[0][:200]

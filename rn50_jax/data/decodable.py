@@ -1,0 +1,169 @@
+"""What of an image file may reach DALI: its decoders crash the process on some valid files, and misread others.
+
+JPEG, PNG and WebP whose headers are plain are decoded by DALI. TIFF, BMP, PNM and JPEG 2000 are decoded by Pillow, and
+reach DALI as bare pixels (PPM), so that whatever follows is the same. Everything else is refused by name.
+"""
+
+import io
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import BmpImagePlugin, Image, Jpeg2KImagePlugin, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin
+
+from rn50_jax.data.headers import (
+    DECODABLE,
+    MAX_PIXELS,
+    PICTURES,
+    Header,
+    ImageProblem,
+    damaged,
+    png_chunks,
+    read_bmp,
+    read_jpeg,
+    read_png,
+    read_webp,
+    sniff,
+    unusual,
+)
+
+
+def read_header(data: bytes) -> Header:
+    """Looks at the first bytes of a file; decodes nothing.
+
+    Args:
+      data: the file, or its beginning.
+
+    Raises:
+      IncompleteError: more of the file is needed.
+      ImageProblem: it is not to be decoded.
+    """
+    if data[:3] == b"\xff\xd8\xff":  # first, as nearly all are
+        header = read_jpeg(data)
+    else:
+        if not data:
+            raise ImageProblem("empty")
+        found = sniff(data[:4096])
+        if found not in DECODABLE:
+            if found in PICTURES:
+                raise unusual(f"it is {found}")
+            raise ImageProblem("no image", f"it is {found}" if found else "")
+        header = _READERS[found](data)
+    if header.width * header.height > MAX_PIXELS:
+        raise ImageProblem("too large", f"{header.width} x {header.height}")
+    return header
+
+
+def to_decodable(data: bytes) -> bytes:
+    """The bytes that DALI is given for a file: its own, or the pixels that Pillow decodes, as PPM.
+
+    Raises:
+      ImageProblem: it is not to be decoded, or Pillow cannot.
+    """
+    header = read_header(data)
+    if header.by_dali:
+        return data
+    return _without_animation(data) if header.format == "PNG" else _to_ppm(data, header.format)
+
+
+def diagnose(data: bytes) -> ImageProblem:
+    """Why an image whose header is fine cannot be decoded, as far as its end and Pillow tell."""
+    found = sniff(data[:4096])
+    if not ends_well(found, data[:64], data[-4096:], len(data)):
+        return ImageProblem("cut off")
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+            image.load()
+    except Exception as error:
+        return _as_problem(error, found)
+    return ImageProblem("unknown format", f"it is a {found} that DALI does not decode")
+
+
+def ends_well(found: str, head: bytes, tail: bytes, size: int) -> bool:
+    """Whether the last bytes are those of a whole file; False where they do not tell."""
+    if found == "JPEG":
+        return tail.rstrip(b"\0").endswith(b"\xff\xd9")
+    if found == "PNG":
+        return tail.rstrip(b"\0").endswith(b"IEND\xaeB`\x82")
+    return found == "WebP" and int.from_bytes(head[4:8], "little") + 8 <= size
+
+
+def ignore_warnings_of_pillow() -> None:
+    """Keeps Pillow's remarks on odd files off the console; for all threads, as filters cannot be changed in one."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _without_animation(data: bytes) -> bytes:
+    """An animated PNG as a plain one of its default image; DALI would take another frame."""
+    kept, end = [data[:8]], 8
+    for name, start, end in png_chunks(data):
+        if name not in (b"acTL", b"fcTL"):
+            kept.append(data[start:end])
+    return b"".join(kept) + data[end:]  # frames behind the default image have chunks that no decoder needs to know
+
+
+# By their own classes: `Image.open` tries other formats too, and has a limit of its own.
+_PILLOW: dict[str, Any] = {
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "PNM": PpmImagePlugin.PpmImageFile,
+    "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+}
+
+
+def _read_by_pillow(data: bytes, found: str) -> Header:
+    try:
+        with _PILLOW[found](io.BytesIO(data)) as image:
+            width, height = image.size
+    except Exception as error:  # Pillow raises all kinds for damaged files
+        raise _as_problem(error, found) from None
+    if width < 1 or height < 1:
+        raise damaged(f"{width} x {height} pixels")
+    return Header(found, width, height, False)
+
+
+_READERS: dict[str, Any] = {
+    "JPEG": read_jpeg,
+    "PNG": read_png,
+    "WebP": read_webp,
+    "BMP": read_bmp,
+    "TIFF": lambda data: _read_by_pillow(data, "TIFF"),
+    "PNM": lambda data: _read_by_pillow(data, "PNM"),
+    "JPEG 2000": lambda data: _read_by_pillow(data, "JPEG 2000"),
+}
+
+
+def _to_ppm(data: bytes, found: str) -> bytes:
+    try:
+        with _PILLOW[found](io.BytesIO(data)) as image:
+            pixels = _to_rgb(image, found)
+    except ImageProblem:
+        raise
+    except Exception as error:
+        raise _as_problem(error, found) from None
+    height, width = pixels.shape[:2]
+    return b"P6\n%d %d\n255\n" % (width, height) + pixels.tobytes()
+
+
+def _to_rgb(image: Image.Image, found: str) -> np.ndarray:
+    """Pixels as DALI makes them of PNGs: uint8 [H, W, 3], without alpha, 16 bits rounded to 8."""
+    image.load()
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and found == "PNM"):
+        bits = image.tag_v2.get(258, (16,))[0] if isinstance(image, TiffImagePlugin.TiffImageFile) else 16
+        most = 2**bits - 1
+        deep = np.asarray(image).astype(np.uint32).clip(max=most)
+        return np.repeat(((deep * 255 + most // 2) // most).astype(np.uint8)[..., None], 3, axis=2)
+    if mode in ("I", "F", "LAB", "HSV"):
+        raise unusual(f"it is a {found} of an unusual kind, {mode}")
+    return np.asarray(image.convert("RGB"))
+
+
+def _as_problem(error: Exception, found: str) -> ImageProblem:
+    lines = str(error).strip().splitlines()
+    said = re.sub(r"<_io\.\S+ object at \w+>", "it", lines[0][:160]) if lines else type(error).__name__
+    if re.match("unsupported|unknown|unable to determine|invalid value for samples", said, re.IGNORECASE):
+        return ImageProblem("unknown format", f"it is a {found} of an unusual kind, {said}")
+    return ImageProblem("damaged", f"{found}: {said}")

@@ -1,0 +1,211 @@
+"""What the first bytes of a file tell of an image: its format and size, or why it is not to be decoded."""
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+MAX_PIXELS = 200_000_000  # 600 MB when decoded
+MAX_BYTES = 600_000_000  # of a file
+
+# What keeps an image from being decoded, and what to do.
+PROBLEMS = {
+    "empty": "it has zero bytes; get it again",
+    "no image": "it holds something else; remove it",
+    "unknown format": "such images are not read; convert it to JPEG or PNG",
+    "cut off": "its end is missing; get it again",
+    "damaged": "it cannot be decoded; get it again",
+    "too large": f"more than {MAX_PIXELS:,} pixels; make it smaller",
+    "unreadable": "cannot be opened or read; see its permissions and disk",
+    "crashes": "ends the process that decodes it; remove it",
+}
+DECODABLE = ("JPEG", "PNG", "WebP", "BMP", "TIFF", "PNM", "JPEG 2000")
+PICTURES = ("GIF", "Photoshop", "icon", "AVIF", "HEIC", "SVG", "JPEG XL")  # but not for us
+_MAGIC = (
+    (b"\xff\xd8", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"GIF8", "GIF"),
+    (b"8BPS", "Photoshop"),
+    (b"\0\0\x01\0", "icon"),
+    (b"%PDF", "PDF"),
+    (b"PK\x03\x04", "ZIP"),
+    (b"\x1f\x8b", "gzip"),
+)
+
+
+class ImageProblem(ValueError):
+    """A file that is not decoded. kind: a key of `PROBLEMS`; detail: more about it."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(kind, detail)
+        self.kind, self.detail = kind, detail
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.detail}): {PROBLEMS[self.kind]}" if self.detail else PROBLEMS[self.kind]
+
+
+class IncompleteError(ImageProblem):
+    """The bytes end within the header: those of a whole file are damaged, those of its beginning may be fine."""
+
+    def __init__(self) -> None:
+        super().__init__("cut off", "it ends within its header")
+
+
+class Header(NamedTuple):
+    """What the first bytes of an image tell, and whether DALI decodes it, or else Pillow."""
+
+    format: str
+    width: int
+    height: int
+    by_dali: bool
+
+
+def sniff(head: bytes) -> str:
+    """The format of a file by its first bytes, or "" for none that is known."""
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
+        return "PNM"
+    if head[4:8] == b"ftyp":
+        return "AVIF" if head[8:12] in (b"avif", b"avis") else "HEIC" if head[8:11] in (b"hei", b"mif") else "video"
+    text = head[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "HTML"
+    if b"<svg" in text:
+        return "SVG"
+    printable = head.decode("utf-8", "ignore").isprintable() or (head[:256].isascii() and b"\0" not in head)
+    return "text" if head and printable else ""
+
+
+def unusual(what: str) -> ImageProblem:
+    """Says that images of this kind are not decoded."""
+    return ImageProblem("unknown format", what)
+
+
+def damaged(what: str) -> ImageProblem:
+    """Says what no image of this format has."""
+    return ImageProblem("damaged", what)
+
+
+# Frames of JPEG that every decoder knows: baseline, extended sequential and progressive, Huffman-coded.
+_FRAMES = (0xC0, 0xC1, 0xC2)
+_OTHER_FRAMES = {0xC3: "lossless", 0xC9: "arithmetic-coded", 0xCA: "arithmetic-coded"}
+
+
+def read_jpeg(data: bytes) -> Header:
+    """Reads the segments of a JPEG up to its frame; raises as `decodable.read_header`."""
+    at = 2
+    try:
+        while True:
+            if data[at] != 0xFF:
+                raise damaged("a JPEG with bytes between the segments of its header")
+            while data[at] == 0xFF:  # fill bytes
+                at += 1
+            marker = data[at]
+            if marker in _FRAMES:
+                break
+            if 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                raise unusual(f"it is a JPEG of an unusual kind, {_OTHER_FRAMES.get(marker, 'hierarchical')}")
+            if marker in (0x00, 0xD8, 0xD9, 0xDA):
+                raise damaged("a JPEG without a frame")
+            if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # these have no length
+                at += 1
+                continue
+            length = (data[at + 1] << 8) | data[at + 2]
+            if length < 2:
+                raise damaged("a JPEG with a segment of no length")
+            at += 1 + length
+        length, bits, height, width, components = struct.unpack_from(">HBHHB", data, at + 1)
+        sampling = data[at + 10 : at + 9 + 3 * components : 3]
+        if len(sampling) < components:
+            raise IncompleteError
+    except (IndexError, struct.error):
+        raise IncompleteError from None
+    if bits != 8:
+        raise unusual(f"it is a JPEG of {bits} bits")
+    if components not in (1, 3, 4):
+        raise unusual(f"it is a JPEG of {components} components")
+    if not width or not height or length != 8 + 3 * components:
+        raise damaged(f"a JPEG of {width} x {height} pixels")
+    if any(not (1 <= factor >> 4 <= 4 and 1 <= factor & 15 <= 4) for factor in sampling):
+        raise damaged("a JPEG with impossible sampling")
+    return Header("JPEG", width, height, True)
+
+
+_PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+
+
+def read_png(data: bytes) -> Header:
+    """Reads the header of a PNG, and whether it is animated; raises as `decodable.read_header`."""
+    if len(data) < 33:
+        raise IncompleteError
+    length, name, width, height, depth, color, packing, filters, interlace = struct.unpack_from(">I4sIIBBBBB", data, 8)
+    if name == b"CgBI":
+        raise unusual("it is a PNG of Apple's own kind")
+    if name != b"IHDR" or length != 13 or depth not in _PNG_DEPTHS.get(color, ()) or packing or filters:
+        raise damaged("a PNG whose header is no PNG's")
+    if interlace > 1 or not 0 < width < 2**31 or not 0 < height < 2**31:
+        raise damaged(f"a PNG of {width} x {height} pixels")
+    return Header("PNG", width, height, not any(name == b"acTL" for name, _, _ in png_chunks(data)))
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and end of a PNG's chunks up to its pixels."""
+    at, name = 8, b""
+    while name != b"IDAT":
+        if len(data) < at + 8:
+            raise IncompleteError
+        length, name = struct.unpack_from(">I4s", data, at)
+        yield name, at, at + 12 + length
+        at += 12 + length
+
+
+def read_webp(data: bytes) -> Header:
+    """Reads the header of a WebP; raises as `decodable.read_header`."""
+    if len(data) < 30:
+        raise IncompleteError
+    name, animated = data[12:16], False
+    if name == b"VP8 ":
+        if data[23:26] != b"\x9d\x01\x2a":
+            raise damaged("a WebP without a key frame")
+        width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", data, 26))
+    elif name == b"VP8L":
+        if data[20] != 0x2F:
+            raise damaged("a WebP without its signature")
+        (bits,) = struct.unpack_from("<I", data, 21)
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif name == b"VP8X":
+        if data[20] & 2:
+            animated = True  # DALI knows no frames
+        width = int.from_bytes(data[24:27], "little") + 1
+        height = int.from_bytes(data[27:30], "little") + 1
+    else:
+        raise damaged("a WebP of no known coding")
+    if not width or not height:
+        raise damaged(f"a WebP of {width} x {height} pixels")
+    return Header("WebP", width, height, not animated)
+
+
+def read_bmp(data: bytes) -> Header:
+    """Reads the header of a BMP; raises as `decodable.read_header`."""
+    if len(data) < 34:
+        raise IncompleteError
+    size, width, height, planes, bits, coding = struct.unpack_from("<IiiHHI", data, 14)
+    if size not in (40, 52, 56, 64, 108, 124):
+        raise unusual("it is a BMP with an unusual header")
+    if not width > 0 or height in (0, -(2**31)) or planes != 1:
+        raise damaged(f"a BMP of {width} x {height} pixels")
+    if (coding or bits not in (1, 4, 8, 24, 32)) and (coding, bits) != (3, 32):
+        raise unusual(f"it is a BMP of an unusual kind, {bits} bits a pixel, coding {coding}")
+    return Header("BMP", width, abs(height), False)
