@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 import numpy as np
 from ml_collections import ConfigDict
 
-from rn50_jax.data.decodable import diagnose, ignore_warnings_of_pillow, read_header
+from rn50_jax.data.decodable import diagnose, quiet_pillow, read_header
 from rn50_jax.data.feed import prefetch
 from rn50_jax.data.folder import SUFFIXES, ImageSet
 from rn50_jax.data.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
@@ -128,7 +128,7 @@ def decode_files(config: ConfigDict, files: Iterable[Found]) -> Iterator[Decoded
     Files are read by a few threads while others are decoded, by `data.workers`. What is held at a time is a few
     dozen files, and of decoded ones no more than `MAX_PIXELS` before they are made small.
     """
-    ignore_warnings_of_pillow()
+    quiet_pillow()
     chunks = batched(files, max(32, 2 * config.data.workers))
     with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as readers:
         read = prefetch((list(readers.map(_read, chunk)) for chunk in chunks), 1)

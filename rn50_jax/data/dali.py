@@ -11,7 +11,7 @@ import numpy as np
 from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.plugin.jax import DALIGenericIterator
 
-from rn50_jax.data.decodable import ignore_warnings_of_pillow, to_decodable
+from rn50_jax.data.decodable import quiet_pillow, to_decodable
 from rn50_jax.data.folder import ImageSet, read_image
 from rn50_jax.data.headers import ImageProblem
 
@@ -152,7 +152,7 @@ class _Reader:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="read")
         self._reading: dict[int, list[Future[list[np.ndarray]]]] = {}
         self._in_use: deque[list[np.ndarray]] = deque(maxlen=self.IN_USE)
-        ignore_warnings_of_pillow()
+        quiet_pillow()
 
     def __call__(self, info: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
         last = len(self._indices) // self._batch_size
@@ -261,7 +261,7 @@ def make_batch_decoder(
       A function from the bytes of up to `batch_size` files to uint8 [N, image_size, image_size, 3]; it raises
       ImageProblem, a ValueError, if one of them cannot be decoded.
     """
-    ignore_warnings_of_pillow()
+    quiet_pillow()
 
     @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None, prefetch_queue_depth=1)
     def pipeline() -> Any:

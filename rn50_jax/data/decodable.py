@@ -5,6 +5,7 @@ reach DALI as bare pixels (PPM), so that whatever follows is the same. Everythin
 """
 
 import io
+import logging
 import re
 import warnings
 from typing import Any
@@ -89,9 +90,10 @@ def ends_well(found: str, head: bytes, tail: bytes, size: int) -> bool:
     return found == "WebP" and int.from_bytes(head[4:8], "little") + 8 <= size
 
 
-def ignore_warnings_of_pillow() -> None:
+def quiet_pillow() -> None:
     """Keeps Pillow's remarks on odd files off the console; for all threads, as filters cannot be changed in one."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def _without_animation(data: bytes) -> bytes:

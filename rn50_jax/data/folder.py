@@ -15,21 +15,10 @@ from rn50_jax.files import open_regular
 # What DALI or Pillow decodes, by the names that people give such files.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2")
 # Pictures too, but not read, or not looked for under this name.
-OTHER_PICTURES = (
-    ".gif",
-    ".avif",
-    ".heic",
-    ".heif",
-    ".jxl",
-    ".svg",
-    ".psd",
-    ".tga",
-    ".ico",
-    ".jfif",
-    ".jpe",
-    ".j2k",
-    ".pbm",
+_OTHERS = (
+    "gif avif heic heif jxl svg psd tga ico jfif jpe j2k j2c jpf jpx pbm apng dib pcx dds eps exr hdr dng cr2 nef arw"
 )
+OTHER_PICTURES = tuple(f".{suffix}" for suffix in _OTHERS.split())
 
 
 class Members(NamedTuple):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rn50_jax.data.filelist import FileList, listable, read_list
-from rn50_jax.data.folder import SUFFIXES
+from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES
 from rn50_jax.data.headers import DECODABLE, PICTURES, sniff
 from rn50_jax.data.shards import has_shards, index_tar, scan_shards
 from rn50_jax.errors import UserError
@@ -214,9 +214,11 @@ def _suffix(path: str) -> str:
 def _look_at_stray(path: str, name: str) -> Finding:
     """What a file without an image's suffix is: an image that training could use, one that it could not, or neither."""
     found = _sniff(path)
+    if found in DECODABLE:
+        return Finding("image of unknown suffix", name)
     if found in PICTURES:
         return Finding("unknown format", name, f"it is {found}")
-    return Finding("image of unknown suffix" if found in DECODABLE else "stray file", name)
+    return Finding("unknown format" if path.lower().endswith(OTHER_PICTURES) else "stray file", name)
 
 
 def _sniff(path: str) -> str:
