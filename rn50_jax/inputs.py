@@ -186,7 +186,7 @@ def _make_decoder(config: ConfigDict) -> Callable[[Sequence[_Read]], list[Decode
         try:
             return Decoded(file.found.file, decode_one(file.encoded))
         except ImageProblem as problem:
-            return Decoded(file.found.file, None, str(problem if problem.detail else diagnose(file.encoded)))
+            return Decoded(file.found.file, None, str(diagnose(problem, file.encoded)))
 
     def together(files: Sequence[_Read]) -> list[Decoded]:
         try:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rn50_jax.analysis import Predictions
+from rn50_jax.data.decodable import to_decodable
 from rn50_jax.data.folder import read_image
 from rn50_jax.data.names import human_names
 from rn50_jax.errors import UserError
@@ -117,7 +118,8 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
 def thumbnail(predictions: Predictions, row: int, size: int) -> Image.Image | None:
     """The image of a row, at most `size` pixels high and wide, small ones enlarged; None if it cannot be shown."""
     try:
-        with Image.open(io.BytesIO(read_image(predictions.images, int(predictions.places[row])))) as image:
+        data = to_decodable(read_image(predictions.images, int(predictions.places[row])))
+        with Image.open(io.BytesIO(data)) as image:
             image.draft("RGB", (2 * size, 2 * size))  # large JPEGs are decoded at a fraction of their size
             picture = image.convert("RGB")
     except Exception:  # DALI reads files that Pillow does not

@@ -1,7 +1,9 @@
 """Images that cannot be decoded, in the stream and in real runs."""
 
+import errno
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -11,8 +13,10 @@ from PIL import Image
 from trees import make_config
 
 from rn50_jax import parallel
+from rn50_jax.data import dali, stream
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import Position, eval_batches, train_batches
+from rn50_jax.data.folder import ImageSet, read_image
 from rn50_jax.data.quarantine import Quarantine
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.plan import make_plan
@@ -127,6 +131,33 @@ def test_evaluation_counts_every_good_image_once(photos: Path) -> None:
         labels = np.concatenate([np.asarray(batch["label"]).reshape(-1) for batch in batches])
         assert weights.sum() == 11
         assert np.bincount(labels[weights == 1]).tolist() == [4, 3, 4]
+
+
+def test_an_image_of_which_only_a_crop_fails_is_found(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_dataset(make_config(photos))
+    bad = damage(photos)
+    monkeypatch.setattr(stream, "_find_bad", lambda images, indices: {})
+    quarantine = Quarantine(None, policy="substitute", limit=9)
+    seen = list(islice(run(photos, quarantine, 1, Position(0, 0), images), NUM_TRAIN // 12))
+    left_out = sum(int((weights == 0).sum()) for *_, weights in seen)
+    assert left_out >= len(bad) - 2  # one is for validation, and a crop may miss what is missing of another
+
+
+def test_a_read_that_fails_for_a_moment_leaves_nothing_out(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [
+        pixels.tobytes()
+        for _, pixels, *_ in run(photos, Quarantine(None, policy="substitute", limit=9), 1, Position(0, 0))
+    ]
+    fails = iter([False] * 30 + [True])
+
+    def read(images: ImageSet, index: int) -> bytes:
+        if next(fails, False):
+            raise OSError(errno.EIO, "Input/output error")
+        return read_image(images, index)
+
+    monkeypatch.setattr(dali, "read_image", read)
+    assert [pixels.tobytes() for _, pixels, *_ in run(photos, quarantine, 1, Position(0, 0))] == wanted
+    assert next(fails, None) is None and not quarantine.left_out("train", 9)
 
 
 def test_too_many_bad_images_stop_the_run(photos: Path, tmp_path: Path) -> None:

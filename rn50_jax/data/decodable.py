@@ -68,8 +68,10 @@ def to_decodable(data: bytes) -> bytes:
     return _without_animation(data) if header.format == "PNG" else _to_ppm(data, header.format)
 
 
-def diagnose(data: bytes) -> ImageProblem:
-    """Why an image whose header is fine cannot be decoded, as far as its end and Pillow tell."""
+def diagnose(problem: ImageProblem, data: bytes) -> ImageProblem:
+    """Says more of an image whose header was fine and that DALI did not decode, from its end and from Pillow."""
+    if problem.kind != "damaged" or problem.detail:
+        return problem
     found = sniff(data[:4096])
     if not ends_well(found, data[:64], data[-4096:], len(data)):
         return ImageProblem("cut off")

@@ -13,6 +13,7 @@ from rn50_jax.errors import UserError
 
 # Batches that a pipeline may be ahead of the one that it delivers when it meets a bad file.
 _HORIZON = 8
+_TRIES = 3  # of a batch in which nothing is found wrong
 
 
 class Part(NamedTuple):
@@ -69,7 +70,7 @@ def stream(
         # all that follow standing in as good images: each either comes out as it always would, or is the bad one.
         good = first_good(images)
         for _ in range(min(_HORIZON, len(part.order) - step)):
-            repaired = False
+            repaired, tries = False, 0
             while True:
                 alone = np.full_like(part.order, good)
                 alone[step] = part.order[step]
@@ -77,7 +78,12 @@ def stream(
                     delivery = next(pipeline(alone))
                     break
                 except DecodeError as error:
-                    _exchange(images, part, step, good, report, str(error))
+                    bad = _find_bad(images, part.order[step]) or _find_bad_crops(pipeline, alone, step, good)
+                    tries += not bad  # a file server that failed for a moment
+                    if tries == _TRIES:
+                        names = ", ".join(images.files[index] for index in part.order[step, :3])
+                        raise UserError(f"a batch cannot be decoded, with {names} and others in it: {error}") from error
+                    _exchange(part, step, good, bad, report)
                     repaired = True
             step, position = step + 1, delivery.position
             yield _numbered(delivery, step - 1)
@@ -91,18 +97,32 @@ def _numbered(delivery: Delivery, step: int) -> Delivery:
     return delivery._replace(places=np.arange(step * count, (step + 1) * count, dtype=np.int32))
 
 
-def _exchange(
-    images: ImageSet, part: Part, step: int, good: int, report: Callable[[int, str], None], reason: str
-) -> None:
+def _find_bad(images: ImageSet, indices: np.ndarray) -> dict[int, str]:
+    """Which of a batch's images cannot be decoded, and why."""
     decode = _probe()
-    found = {index: why for index in np.unique(part.order[step]) if (why := _what_is_wrong(images, int(index), decode))}
-    if not found:
-        names = ", ".join(images.files[index] for index in part.order[step, :3])
-        raise UserError(f"one of {len(part.order[step])} images cannot be decoded ({reason}), among them {names}")
-    for index, why in found.items():
-        report(int(index), why)
-        bad = part.order[step] == index
-        part.order[step, bad], part.weights[step, bad] = good, 0.0
+    return {index: why for index in np.unique(indices).tolist() if (why := _what_is_wrong(images, index, decode))}
+
+
+def _find_bad_crops(
+    pipeline: Callable[[np.ndarray], Iterator[Delivery]], order: np.ndarray, step: int, good: int
+) -> dict[int, str]:
+    """Which images of a batch are decoded whole, but not the crop that they get here."""
+    bad = {}
+    for place, index in enumerate(order[step].tolist()):
+        alone = np.full_like(order, good)
+        alone[step, place] = index
+        try:
+            next(pipeline(alone))
+        except DecodeError:
+            bad[index] = "damaged: a part of it cannot be decoded; save it anew"
+    return bad
+
+
+def _exchange(part: Part, step: int, good: int, bad: dict[int, str], report: Callable[[int, str], None]) -> None:
+    for index, why in bad.items():
+        report(index, why)
+        places = part.order[step] == index
+        part.order[step, places], part.weights[step, places] = good, 0.0
 
 
 def first_good(images: ImageSet) -> int:
@@ -130,5 +150,5 @@ def _what_is_wrong(images: ImageSet, index: int, decode: Decode) -> str:
     except OSError as error:
         return error.strerror or "it cannot be read"
     except ImageProblem as error:
-        return str(error if error.detail else diagnose(data))
+        return str(diagnose(error, data))
     return ""

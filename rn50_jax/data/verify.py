@@ -42,7 +42,7 @@ def make_verify() -> Verify:
             except (RuntimeError, MemoryError):
                 live.clear()  # an error leaves a pipeline unusable
         if not decoded:
-            problem = diagnose(data)
+            problem = diagnose(ImageProblem("damaged"), data)
             raise problem if problem.detail else ImageProblem(problem.kind, _tidy(said[0]))
         return _tidy(said[0])
 
