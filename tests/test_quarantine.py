@@ -144,10 +144,8 @@ def test_an_image_of_which_only_a_crop_fails_is_found(photos: Path, monkeypatch:
 
 
 def test_a_read_that_fails_for_a_moment_leaves_nothing_out(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = [
-        pixels.tobytes()
-        for _, pixels, *_ in run(photos, Quarantine(None, policy="substitute", limit=9), 1, Position(0, 0))
-    ]
+    quarantine = Quarantine(None, policy="substitute", limit=9)
+    wanted = [pixels.tobytes() for _, pixels, *_ in run(photos, quarantine, 1, Position(0, 0))]
     fails = iter([False] * 30 + [True])
 
     def read(images: ImageSet, index: int) -> bytes:
