@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rn50_jax.errors import UserError
+from rn50_jax.files import open_regular
 
 # What DALI decodes, by the names that people give such files.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2")
@@ -30,26 +32,38 @@ class ImageSet(NamedTuple):
     """Images of one split, sorted by class and name.
 
     files: N paths, or names inside tars (none for synthetic data). labels: int32 [N]. members: None for plain files.
+    root: of plain files, the data's folder, as the paths begin with it.
     """
 
     files: tuple[str, ...]
     labels: np.ndarray
     members: Members | None = None
+    root: str = ""
 
 
-def short_name(file: str) -> str:
-    """A file's class folder and name, the same wherever the data lies."""
-    return "/".join(file.rsplit("/", 2)[-2:])
+def names_from_root(images: ImageSet) -> Sequence[str]:
+    """The images' paths from the data's root, by which they are told apart wherever it lies.
+
+    Files outside of it have their whole path. Of tar shards these are the names that they were packed by.
+    """
+    root, files = images.root, images.files
+    if images.members is not None:
+        return files
+    if not root and files and all(file.startswith("/") for file in files):
+        root = os.path.commonpath([os.path.dirname(min(files)), os.path.dirname(max(files))])  # noqa: PTH120
+    start = f"{root.rstrip('/')}/" if root else ""
+    return [file.removeprefix(start) for file in files]
 
 
 def read_image(images: ImageSet, index: int) -> bytes:
     """The encoded bytes of one image.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: it cannot be read, or is no plain file.
     """
     if images.members is None:
-        return Path(images.files[index]).read_bytes()
+        with open_regular(images.files[index]) as file:
+            return file.read()
     tars, tar, offset, size = images.members
     descriptor = os.open(tars[tar[index]], os.O_RDONLY)
     try:
@@ -66,10 +80,24 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def fingerprint(images: ImageSet) -> str:
-    """The number of images and a hash of their order, classes and names, wherever the folder lies."""
-    names = "\n".join(map(short_name, images.files))
-    return f"{len(images.labels)} images, {hashlib.sha256(names.encode()).hexdigest()[:16]}"
+def fingerprint(images: ImageSet, class_names: Sequence[str] = ()) -> str:
+    """The number of images and a hash of their order, names and labels, and of the class names, wherever they lie."""
+    digest = hashlib.sha256()
+    for names in (names_from_root(images), class_names):
+        # With lengths, so that no character in a name makes two sets equal.
+        digest.update(np.fromiter(map(len, names), np.int64, len(names)).tobytes())
+        digest.update("".join(names).encode("utf-8", "surrogatepass"))
+    digest.update(images.labels.astype(np.int64).tobytes())
+    return f"{len(images.labels)} images with names and labels {digest.hexdigest()[:16]}"
+
+
+def same_images(saved: str, images: ImageSet) -> bool:
+    """Whether a fingerprint is of these images; those of older versions knew the last folder and name of each alone."""
+    if " with names and labels " in saved:
+        return saved == fingerprint(images)
+    names = "\n".join("/".join(file.rsplit("/", 2)[-2:]) for file in images.files)
+    digest = hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest()
+    return saved == f"{len(images.labels)} images, {digest[:16]}"
 
 
 def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
@@ -91,7 +119,8 @@ def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise UserError(f"class folder {split_dir / empty[0]}{more} has no images; add some or remove the folder")
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(files) for files in per_class])
-    return tuple(class_names), ImageSet(tuple(file for files in per_class for file in files), labels)
+    files = tuple(file for files in per_class for file in files)
+    return tuple(class_names), ImageSet(files, labels, root=str(split_dir.parent))
 
 
 def _list_images(folder: Path) -> list[str]:
