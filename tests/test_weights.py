@@ -86,7 +86,7 @@ def test_every_kind_of_file_round_trips_bit_for_bit(name: str, tmp_path: Path) -
         file = read_weights(source)
         params, batch_stats = fit(file.arrays, model, name)
         source = tmp_path / f"written{suffix}"
-        meta = {"class_names": ["a", "ü"], "step": 12}
+        meta = {"class_names": [*"abcdef", "ü"], "step": 12}
         write_weights(source, WeightFile(to_torch(params, batch_stats), meta))
         again = read_weights(source)
         assert again.meta == ({} if suffix == ".pth" else meta)
