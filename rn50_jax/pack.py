@@ -135,7 +135,7 @@ def index_folder(root: Path, class_names: Sequence[str] | None) -> str:
 def _renew_idx(tar: Path) -> bool:
     """Writes the index file of a tar if it lacks one that fits; returns whether it did."""
     listed = read_idx(tar)
-    if listed is not None and [m for sample in listed for m in sample] == list(read_members(tar)):
+    if listed is not None and [m for sample in listed for m in sample] == read_members(tar):
         return False
     if not write_idx(tar):
         warn(f"{tar} has names with spaces, which DALI's index files cannot hold: it gets none, and needs none here")

@@ -265,7 +265,7 @@ def _verify_shard(tar: Path, facts: _Facts) -> int:
     with tar.open("rb") as file:
         same = hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
     listed: list[Member] = [member for sample in read_idx(tar) or [] for member in sample]
-    if not same or listed != list(read_members(tar)) or len(listed) != 2 * facts["images"]:
+    if not same or listed != read_members(tar) or len(listed) != 2 * facts["images"]:
         tar.unlink()
         raise UserError(
             f"{tar} does not read back as it was written (is the disk failing?); run the same command again"

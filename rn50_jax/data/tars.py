@@ -3,7 +3,7 @@
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -47,23 +47,26 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + key, suffix
 
 
-def read_members(tar: Path, *, offset: int = 0, size: int | None = None) -> Iterator[Member]:
+def read_members(
+    tar: Path, *, inside: Member | None = None, refuse: Callable[[str], None] | None = None
+) -> list[Member]:
     """The plain files of a tar, from its headers.
 
     Args:
-      offset, size: of a tar that lies inside the file; its members' offsets are in the file too.
+      inside: a member of it that is the tar to look into; offsets are in `tar` all the same.
+      refuse: told the name of each link, folder, pipe or device; without it they are passed over.
 
     Raises:
       UserError: it is no tar, cut off, or has a member that it cannot have.
       OSError: it cannot be read.
     """
+    name = f"{tar}: {inside.name}" if inside else str(tar)
     with open_regular(tar) as file:
-        end = os.fstat(file.fileno()).st_size - offset
-        window = _Window(file, offset, end if size is None else min(size, end))
+        window = _Window(file, *((inside.offset, inside.size) if inside else (0, os.fstat(file.fileno()).st_size)))
         try:
-            yield from _walk(window)
+            return list(_walk(window, refuse))
         except _NO_TAR as error:
-            raise UserError(f"{tar} is damaged or cut off ({error}); copy it again") from error
+            raise UserError(f"{name} is damaged or cut off ({error}); copy it again") from error
 
 
 class _Window(io.RawIOBase):
@@ -97,7 +100,7 @@ class _Window(io.RawIOBase):
         return os.pread(self._file, max(min(size, self.size - at), 0), self.start + at)
 
 
-def _walk(window: _Window) -> Iterator[Member]:
+def _walk(window: _Window, refuse: Callable[[str], None] | None) -> Iterator[Member]:
     """The plain files. Most headers are simple, and read here in a fourth of the time that tarfile takes."""
     archive: tarfile.TarFile | None = None
     at = 0
@@ -118,6 +121,8 @@ def _walk(window: _Window) -> Iterator[Member]:
                 raise tarfile.ReadError("no mark of its end")
             at = archive.offset
             if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                if refuse is not None:
+                    refuse(info.name)
                 continue
             if info.issparse():
                 raise tarfile.ReadError(f"{info.name} is sparse")
