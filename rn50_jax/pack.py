@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
     Raises:
       UserError: it is no size of at least 10 kB.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]I?)?B?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([KMG]I?)?B?", text.strip(), re.IGNORECASE)
     size = float(found[1]) * _UNITS[(found[2] or "").upper()] if found else 0
     if size < 10_000:
         raise UserError(f"--shard_size {text!r} is no size of at least 10 kB, such as 1GB")

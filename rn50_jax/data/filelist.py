@@ -59,7 +59,7 @@ def listable(name: str) -> bool:
         name.encode()
     except UnicodeEncodeError:
         return False
-    return "\t" not in name and name.splitlines() == [name]
+    return "\t" not in name and "\0" not in name and name.splitlines() == [name]
 
 
 def read_list(file: Path) -> FileList:
@@ -78,6 +78,8 @@ def read_list(file: Path) -> FileList:
         raise UserError(f"file list {file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"file list {file} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    if (at := text.find("\0")) >= 0:
+        raise UserError(f"file list {file} has a NUL character ({at} characters in); save it as UTF-8")
     names: list[str] = []
     files: list[str] = []
     classes: list[str] = []

@@ -90,6 +90,8 @@ def read_devkit(archive: Path) -> Devkit:
             raise ValueError(f"more than {_MOST // 10**6} MB when it is unpacked")
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
+                if member.size < 0:  # some versions of tarfile would read on and on
+                    raise ValueError(f"{member.name} of {member.size} bytes")
                 name = next((name for name in (_META, _LABELS) if member.name.endswith(name)), None)
                 if name and member.isreg() and (content := tar.extractfile(member)):
                     found[name] = content.read()
