@@ -103,6 +103,7 @@ def test_a_fingerprint_knows_order_names_labels_and_classes_wherever_they_lie() 
         image_set([file.replace("/data", "data") for file in FILES], root="data"),
         image_set(["A/x/1.jpg", "B/x/2.jpg"], root="."),
         image_set(FILES, root=""),
+        image_set([file.replace("/data", "/mnt/other") for file in FILES], root="/data"),
         image_set(FILES)._replace(labels=np.array([0, 1], np.int64)),
     ]
     assert {fingerprint(images) for images in same} == {fingerprint(same[0])}
@@ -126,7 +127,7 @@ def test_names_from_the_root() -> None:
     assert names_from_root(image_set(files)) == ["train/a/1.jpg", *files[1:]]
     assert names_from_root(image_set(files, root="/")) == [file[1:] for file in files]
     assert names_from_root(image_set(["/d/a/1.jpg"], root="")) == ["1.jpg"]
-    assert names_from_root(ImageSet((), np.zeros(3, np.int32))) == []
+    assert names_from_root(ImageSet((), np.zeros(3, np.int32))) == ()
 
 
 def test_what_a_checkpoint_of_an_older_version_says_of_its_data_still_counts(tree: Path) -> None:

@@ -237,7 +237,7 @@ def write_large(archive: Path) -> None:
             "n02056570.tar is damaged",
         ),
         (lambda a: spoil_class(a, lambda d: d[: -len(d) % 512 or -10240]), "n01440764.tar is damaged or cut off"),
-        (lambda a: spoil_class(a, lambda d: d[:1024] + d), "holds 'n01440764_0.JPEG' twice"),
+        (lambda a: spoil_class(a, lambda d: d[:1536] + d), "holds 'n01440764_0.JPEG' twice"),
         (lambda a: spoil_class(a, lambda d: header("n01440764_1.JPEG", HUGE) + d), "the end of n01440764_1.JPEG"),
         (lambda a: spoil_class(a, lambda d: header("n01440764_1.JPEG", NEGATIVE) + d), "n01440764.tar is damaged"),
         (lambda a: spoil_class(a, lambda d: header("x", HUGE, b"L") + d), "n01440764.tar is damaged"),

@@ -41,18 +41,25 @@ class ImageSet(NamedTuple):
     root: str = ""
 
 
-def names_from_root(images: ImageSet) -> Sequence[str]:
-    """The images' paths from the data's root, by which they are told apart wherever it lies.
-
-    Files outside of it have their whole path. Of tar shards these are the names that they were packed by.
-    """
-    root, files = images.root, images.files
+def root_of(images: ImageSet) -> str:
+    """The folder that images are named from: the data's root, or if none lies there what their paths have in common."""
     if images.members is not None:
-        return files
-    if not root and files and all(file.startswith("/") for file in files):
-        root = os.path.commonpath([os.path.dirname(min(files)), os.path.dirname(max(files))])  # noqa: PTH120
-    start = f"{root.rstrip('/')}/" if root else ""
-    return [file.removeprefix(start) for file in files]
+        return ""
+    root, files = images.root, images.files
+    if root and any(file.startswith(f"{root.rstrip('/')}/") for file in files):
+        return root
+    if not files or not all(file.startswith("/") for file in files):
+        return ""
+    return os.path.commonpath([os.path.dirname(min(files)), os.path.dirname(max(files))])  # noqa: PTH120
+
+
+def names_from_root(images: ImageSet) -> Sequence[str]:
+    """The images' paths from their root, by which they are told apart wherever it lies.
+
+    Files outside of it have their whole path. Images in tars have the names that they were packed by.
+    """
+    root = root_of(images)
+    return [file.removeprefix(f"{root.rstrip('/')}/") for file in images.files] if root else images.files
 
 
 def read_image(images: ImageSet, index: int) -> bytes:

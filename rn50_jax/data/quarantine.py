@@ -8,7 +8,7 @@ from typing import NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
-from rn50_jax.data.folder import ImageSet, names_from_root
+from rn50_jax.data.folder import ImageSet, names_from_root, root_of
 from rn50_jax.errors import RunStopped, UserError, warn
 from rn50_jax.files import read_json, to_json, write_whole
 
@@ -18,8 +18,8 @@ POLICIES = ("substitute", "error")
 class Entry(TypedDict):
     """A bad image of a run.
 
-    file: its path from the data's root, see `names_from_root`. root: where that was; entries of older versions have
-    none, and their `file` is the whole path. epoch: in which it was found, from 1.
+    file: its path from the data's root, see `names_from_root`. root: where that was, empty for tars; entries of older
+    versions have none, and their `file` is the whole path. epoch: in which it was found, from 1.
     """
 
     file: str
@@ -80,7 +80,7 @@ class Quarantine:
             self._told.add((split, file))
             warn(f"{file} is left out: it is damaged or no image ({reason})")
         name = names_from_root(images)[index]
-        self._write({"file": name, "root": images.root, "split": split, "epoch": epoch + 1, "reason": reason})
+        self._write({"file": name, "root": root_of(images), "split": split, "epoch": epoch + 1, "reason": reason})
         if len(self._entries) > self._limit:
             where = f" (listed in {self._path})" if self._path else ""
             raise RunStopped(
