@@ -304,8 +304,8 @@ def index_tar(tar: Path) -> tuple[np.ndarray, list[str]]:
                 text = os.pread(file.fileno(), min(label.size, 32), label.offset).strip()
                 if not text.isdigit() or int(text) >= MOST_CLASSES:
                     raise UserError(
-                        f"{tar}: {label.name} holds {text[:20]!r} and no number of a class, which count from 0 and are "
-                        f"no more than {MOST_CLASSES:,}"
+                        f"{tar}: {label.name} holds {text[:20]!r} and no number of a class; those are 0 "
+                        f"to {MOST_CLASSES - 1:,}"
                     )
                 rows.append((image.offset, image.size, int(text)))
                 names.append(image.name)
