@@ -1,6 +1,5 @@
 """Packs class folders into WebDataset tar shards, or indexes such shards: `python -m rn50_jax.pack DIR OUT`."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from rn50_jax.data.processes import count_workers
 from rn50_jax.data.shards import DATASET_FILE, has_shards, index_tars, list_tars, read_description, write_index
 from rn50_jax.data.tars import read_idx, read_members, write_idx
 from rn50_jax.errors import UserError, warn
+from rn50_jax.files import open_regular, parse_json
 from rn50_jax.progress import progress
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
     Raises:
       UserError: it is no size of at least 10 kB.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]I?)?B?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([KMG]I?)?B?", text.strip(), re.IGNORECASE)
     size = float(found[1]) * _UNITS[(found[2] or "").upper()] if found else 0
     if size < 10_000:
         raise UserError(f"--shard_size {text!r} is no size of at least 10 kB, such as 1GB")
@@ -72,8 +72,8 @@ def pack_folder(root: Path, out: Path, lists: dict[str, Path | None], *, workers
     for name, (files, labels) in found.items():
         splits[name] = plan_split(root, files, labels, **plan)
     with holding(out):
-        described = read_description(out / "train")
-        if described.get("plan") == fingerprint(class_names, splits) and not (out / f"{DATASET_FILE}.partial").exists():
+        plan_there = read_description(out / "train").get("plan")
+        if plan_there == fingerprint(class_names, splits) and not (out / f"{DATASET_FILE}.partial").exists():
             return f"{out} is packed already"
         require_space(out, bytes_to_write(out, splits))
         count = sum(len(split.files) for split in splits.values())
@@ -126,17 +126,16 @@ def index_folder(root: Path, class_names: Sequence[str] | None) -> str:
         if most >= len(names):
             raise UserError(f"there are labels up to {most}, but only {len(names)} class names; they count from 0")
         if described.get("format") != FORMAT or class_names:
-            description = {"format": "webdataset", "class_names": names, "splits": splits}
-            if described.get("format") == FORMAT:
-                description = described | {"class_names": names}
-            write_json_whole(split_dirs[0].parent / DATASET_FILE, description)
+            ours = described.get("format") == FORMAT
+            facts = dict(described) if ours else {"format": "webdataset", "splits": splits}
+            write_json_whole(split_dirs[0].parent / DATASET_FILE, facts | {"class_names": names})
     return "\n".join([*lines, f"classes: {len(names):,}, from {names[0]!r} to {names[-1]!r}"])
 
 
 def _renew_idx(tar: Path) -> bool:
     """Writes the index file of a tar if it lacks one that fits; returns whether it did."""
     listed = read_idx(tar)
-    if listed is not None and [m for sample in listed for m in sample] == list(read_members(tar)):
+    if listed is not None and [m for sample in listed for m in sample] == read_members(tar):
         return False
     if not write_idx(tar):
         warn(f"{tar} has names with spaces, which DALI's index files cannot hold: it gets none, and needs none here")
@@ -153,8 +152,10 @@ def read_class_names(source: str) -> list[str]:
     if source == "imagenet":
         return list(likely_names(1000))
     try:
-        text = Path(source).read_text(encoding="utf-8-sig")
-        found = json.loads(text) if source.endswith(".json") else text.strip().splitlines()
+        with open_regular(source) as file:
+            data = file.read()
+        is_json = source.endswith(".json")
+        found: Any = parse_json(data, object) if is_json else data.decode("utf-8-sig").strip().splitlines()
         if isinstance(found, dict):
             pairs = found.items() if all(key.isdecimal() for key in found) else ((v, k) for k, v in found.items())
             by_label = {int(label): name if isinstance(name, str) else name[0] for label, name in pairs}

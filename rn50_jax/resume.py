@@ -12,7 +12,7 @@ from rn50_jax import config as configs
 from rn50_jax import hosts, parallel
 from rn50_jax.build import build_state
 from rn50_jax.checkpoint import Checkpoints, Meta
-from rn50_jax.data.feed import Position
+from rn50_jax.data.feed import Position, changed_fact
 from rn50_jax.data.folder import check_class_names
 from rn50_jax.errors import UserError, warn
 from rn50_jax.integrity import score
@@ -99,15 +99,13 @@ def _position(
     epoch, step = meta["position"]["epoch"], meta["position"]["step"]
     in_the_middle = 0 < step < meta["steps_per_epoch"]
     if in_the_middle:
-        was, is_now = meta["stream"], json.loads(json.dumps(stream))
-        for name in was.keys() | is_now.keys():
-            if was.get(name) != is_now.get(name):
-                place = checkpoints.directory / str(meta["step"])
-                raise UserError(
-                    f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
-                    f"{name} was {was.get(name)} and is {is_now.get(name)} now; set it back until the epoch has "
-                    "ended, or remove that folder to go on from the one before"
-                )
+        if name := changed_fact(meta["stream"], stream):
+            place = checkpoints.directory / str(meta["step"])
+            raise UserError(
+                f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
+                f"{name} was {meta['stream'].get(name)} and is {stream.get(name)} now; set it back until the epoch has "
+                "ended, or remove that folder to go on from the one before"
+            )
         kept = [base64.b64decode(text) for text in meta["position"]["pipelines"]]
         mine = tuple(kept[device] for device in parallel.local_indices(setup.mesh)) if kept else ()
         return state, Position(epoch, step, mine)

@@ -34,5 +34,6 @@ def check_same_everywhere(config: ConfigDict, dataset: Dataset) -> None:
     """
     if hosts.count() > 1:
         facts = {f"config.{key}": value for key, value in flatten(config).items()} | versions()
-        facts |= {"training set": fingerprint(dataset.train), "validation set": fingerprint(dataset.val)}
+        sets = {"training set": dataset.train, "validation set": dataset.val}
+        facts |= {name: fingerprint(images, dataset.class_names) for name, images in sets.items()}
         hosts.check_agreement(facts)

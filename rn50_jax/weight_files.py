@@ -1,20 +1,40 @@
 """Weight files: PyTorch's `.pth`, `.safetensors` and NumPy's `.npz`. Nothing in a file is ever executed."""
 
-import json
+import io
+import pickle
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+from typing_extensions import TypedDict
 
+from rn50_jax.data.headers import sniff
 from rn50_jax.errors import UserError
+from rn50_jax.files import open_regular, parse_json, to_json, write_whole
+from rn50_jax.rules import RULES
 from rn50_jax.weights import Arrays, to_common
 
 _TORCH = (".pth", ".pth.tar", ".pt")
 SUFFIXES = (*_TORCH, ".safetensors", ".npz")
 _META = "rn50_jax"  # where our own files keep what they know besides the weights
+_LARGEST = 10_000  # pixels of a side that images are made to
+_MOST = 2**34  # bytes that a file may unpack to
+# What files are by the bytes at an offset, besides what `sniff` knows.
+_KINDS = {
+    (0, b"PK\x03\x04"): "ZIP",
+    (8, b"{"): "safetensors",  # before it is a number, whose bytes may be any
+    (0, b"\x80"): "pickle",
+    (0, b"version https://git-lfs"): "a Git LFS pointer, fetch the file with git lfs pull",
+    (257, b"ustar"): "tar, unpack it",
+    (0, b"\x93NUMPY"): "NumPy's .npy",
+    (0, b"\x89HDF"): "HDF5",
+    (0, b"{"): "JSON",
+}
 
 
 class WeightFile(NamedTuple):
@@ -27,28 +47,63 @@ class WeightFile(NamedTuple):
     meta: dict[str, Any]
 
 
+class _Meta(TypedDict, total=False):
+    """What is relied upon of `WeightFile.meta`."""
+
+    class_names: list[str]
+    image_size: int
+    resize: int
+    transform: str
+    step: int
+
+
 def read_weights(path: Path) -> WeightFile:
     """Reads a weight file of torchvision, timm, NVIDIA or this project.
 
     Training checkpoints of PyTorch are looked into for "state_dict" or "model". Reading `.pth` needs PyTorch.
 
     Raises:
-      UserError: no such file, unknown suffix, damaged, or holding more than tensors and plain values.
+      UserError: no such file, unknown suffix, damaged, something else by its content, holding more than tensors and
+        plain values, or saying of itself what cannot be.
     """
     suffix = _suffix(path)
-    if not path.is_file():
-        raise UserError(f"weight file {path} does not exist")
     reader = {".npz": _read_npz, ".safetensors": _read_safetensors}.get(suffix, _read_torch)
     try:
-        tensors, meta = reader(path)
+        with open_regular(path) as file:
+            _check_kind(file, suffix)
+            with warnings.catch_warnings():  # PyTorch's, of its unfinished parts
+                warnings.simplefilter("ignore")
+                tensors, meta = reader(path, file)
     except UserError:
         raise
+    except FileNotFoundError:
+        raise UserError(f"weight file {path} does not exist") from None
     except Exception as error:  # each library has its own
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise UserError(f"weight file {path} cannot be read: {first}") from error
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
+        raise UserError(f"weight file {path} cannot be read: {text.splitlines()[0][:160]}") from error
     if not tensors:
         raise UserError(f"weight file {path} holds no tensors")
-    return WeightFile(to_common(tensors, str(path)), meta)
+    arrays = to_common(tensors, str(path))
+    return WeightFile(arrays, _check_meta(path, meta, arrays))
+
+
+def _check_meta(path: Path, text: str, arrays: Arrays) -> dict[str, Any]:
+    """What a file says about itself, if that can be so."""
+    try:
+        meta = parse_json(text, _Meta)
+        for key in ("image_size", "resize", "transform"):
+            _, valid, test = RULES[f"data.{key}"]
+            value: Any = meta.get(key)
+            if value is not None and (not test(value) or (isinstance(value, int) and value > _LARGEST)):
+                raise ValueError(f"{key}={value!r:.80} must be {valid}")
+        if not 0 <= meta.get("step", 0) < 2**63:
+            raise ValueError(f"step={meta['step']}")
+        classes = arrays["fc.weight"].shape[:1] if "fc.weight" in arrays else ()
+        if classes and len(meta.get("class_names", ())) not in (0, classes[0]):
+            raise ValueError(f"it names {len(meta['class_names'])} classes, and its classifier has {classes[0]}")
+    except ValueError as error:
+        raise UserError(f"weight file {path}: what it says about itself cannot be right: {error}") from None
+    return dict(meta)
 
 
 def write_weights(path: Path, weights: WeightFile) -> None:
@@ -60,21 +115,17 @@ def write_weights(path: Path, weights: WeightFile) -> None:
     Raises:
       UserError: unknown suffix, or the file cannot be written.
     """
-    writers: dict[str, Callable[[Path, Arrays, str], None]]
-    writers = {".npz": _write_npz, ".safetensors": _write_safetensors}
-    writer = writers.get(_suffix(path), _write_torch)
+    writers: dict[str, Callable[[Arrays, str], bytes]] = {".npz": _to_npz, ".safetensors": _to_safetensors}
+    to_bytes = writers.get(_suffix(path), _to_torch)
     tensors: Arrays = {}
     for name, array in weights.arrays.items():
         tensors[name] = array
         if name.endswith("running_var"):
             steps = np.asarray(weights.meta.get("step", 0), np.int64)
             tensors[name.replace("running_var", "num_batches_tracked")] = steps
-    unfinished = path.with_name(path.name + ".unfinished")
     try:
-        writer(unfinished, tensors, json.dumps(weights.meta))
-        unfinished.replace(path)
+        write_whole(path, to_bytes(tensors, to_json(weights.meta)))
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
@@ -85,27 +136,65 @@ def _suffix(path: Path) -> str:
     raise UserError(f"{path} is no weight file by its name; it must end in {', '.join(SUFFIXES)}")
 
 
-def _read_npz(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    with np.load(path, allow_pickle=False) as file:
-        tensors = {name: file[name] for name in file.files}
+def _check_kind(file: BinaryIO, suffix: str) -> None:
+    """Refuses what is something else by its first bytes; leaves the file at its start.
+
+    Raises:
+      ValueError: it is.
+    """
+    head = file.read(512)
+    file.seek(0)
+    kind = "empty" if not head else _KINDS[magic] if (magic := _find_magic(head)) else sniff(head)
+    wanted, name = {
+        ".npz": (("ZIP",), "NumPy .npz"),
+        ".safetensors": (("safetensors",), "safetensors"),
+    }.get(suffix, (("ZIP", "pickle"), "PyTorch"))
+    if kind not in wanted:
+        raise ValueError(f"it is no {name} file: {kind or 'of unknown kind'}")
+    if kind == "ZIP":
+        try:
+            with zipfile.ZipFile(file) as archive:
+                inside = archive.infolist()
+        except zipfile.BadZipFile as error:
+            raise ValueError("it is damaged or cut off") from error
+        file.seek(0)
+        size = sum(info.file_size for info in inside)
+        if size > _MOST:
+            raise ValueError(f"it unpacks to {size} bytes")
+        if name == "PyTorch" and not any(info.filename.endswith("/data.pkl") for info in inside):
+            raise ValueError(f"it is no {name} file: ZIP of {inside[0].filename if inside else 'nothing'}")
+
+
+def _find_magic(head: bytes) -> tuple[int, bytes] | None:
+    return next((magic for magic in _KINDS if head[magic[0] : magic[0] + len(magic[1])] == magic[1]), None)
+
+
+def _read_npz(path: Path, file: BinaryIO) -> tuple[Arrays, str]:
+    del path
+    with np.load(file, allow_pickle=False) as stored:
+        tensors = {name: stored[name] for name in stored.files}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, np.ndarray):
+            raise ValueError(f"{name} in it is no array")
     meta = tensors.pop(_META, None)
-    return tensors, {} if meta is None else json.loads(str(meta))
+    return tensors, "{}" if meta is None else str(meta)
 
 
-def _write_npz(path: Path, tensors: Arrays, meta: str) -> None:
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **tensors, **{_META: np.asarray(meta)})
+def _to_npz(tensors: Arrays, meta: str) -> bytes:
+    data = io.BytesIO()
+    np.savez(data, allow_pickle=False, **tensors, **{_META: np.asarray(meta)})
+    return data.getvalue()
 
 
-def _read_safetensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    with safetensors.safe_open(path, framework="numpy") as file:
-        meta = (file.metadata() or {}).get(_META, "{}")
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(meta)  # noqa: SIM118
+def _read_safetensors(path: Path, file: BinaryIO) -> tuple[Arrays, str]:
+    del file
+    with safetensors.safe_open(path, framework="numpy") as stored:
+        meta = (stored.metadata() or {}).get(_META, "{}")
+        return {name: stored.get_tensor(name) for name in stored.keys()}, meta  # noqa: SIM118
 
 
-def _write_safetensors(path: Path, tensors: Arrays, meta: str) -> None:
-    # Through bytes: the library's own file writer makes files that only their owner may read.
-    path.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt", _META: meta}))
+def _to_safetensors(tensors: Arrays, meta: str) -> bytes:
+    return safetensors.numpy.save(tensors, metadata={"format": "pt", _META: meta})
 
 
 def _import_torch() -> Any:
@@ -118,13 +207,15 @@ def _import_torch() -> Any:
     return torch
 
 
-def _read_torch(path: Path) -> tuple[Arrays, dict[str, Any]]:
+def _read_torch(path: Path, file: BinaryIO) -> tuple[Arrays, str]:
     torch = _import_torch()
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if "weights_only" not in str(error):
-            raise
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of all kinds
+        if not isinstance(error, pickle.UnpicklingError) or "Unsupported operand" in str(error):
+            raise ValueError(f"it is damaged or cut off ({str(error).partition('.')[0]})") from error
         raise UserError(
             f"weight file {path} holds Python objects beside its tensors, which are not loaded because they could "
             "execute code; save its state_dict alone, with torch.save or safetensors"
@@ -134,14 +225,25 @@ def _read_torch(path: Path) -> tuple[Arrays, dict[str, Any]]:
             content = content[key]
     if not isinstance(content, Mapping):
         raise UserError(f"weight file {path} holds a {type(content).__name__}, not a state_dict")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    tensors = {str(name): value.detach() for name, value in content.items() if isinstance(value, torch.Tensor)}
+    for name, value in tensors.items():
+        kinds = {"sparse": value.layout != torch.strided, "without values": value.is_meta, "nested": value.is_nested}
+        kinds |= {"quantised": value.is_quantized, "complex": value.is_complex()}
+        if kind := next((kind for kind, is_it in kinds.items() if is_it), None):
+            raise ValueError(f"tensor {name[:80]} in it is {kind}")
+    # Tensors may share their values, and then repeat one value as often as their shape says.
+    size, limit = sum(value.numel() * value.element_size() for value in tensors.values()), path.stat().st_size
+    if size > 4 * limit:
+        raise ValueError(f"its tensors have {size} bytes, of which it holds {limit} at most")
     # NumPy has no bfloat16; float32 holds each of its values.
     return {
         name: (value.float() if value.is_floating_point() else value).numpy() for name, value in tensors.items()
-    }, {}
+    }, "{}"
 
 
-def _write_torch(path: Path, tensors: Arrays, meta: str) -> None:
+def _to_torch(tensors: Arrays, meta: str) -> bytes:
     del meta
     torch = _import_torch()
-    torch.save({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}, path)
+    data = io.BytesIO()  # of a full disk, torch's own writer makes a RuntimeError
+    torch.save({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}, data)
+    return data.getvalue()

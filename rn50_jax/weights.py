@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from rn50_jax.data.names import MOST_CLASSES
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.state import TrainState
@@ -35,7 +36,7 @@ def common_name(name: str) -> str:
     `squeeze.expand`.
     """
     name = re.sub(r"^((_orig_mod|module)\.)*(1\.)?", "", name)
-    name = re.sub(r"^layers\.(\d+)\.", lambda match: f"layer{int(match[1]) + 1}.", name)
+    name = re.sub(r"^layers\.([0-9]{1,4})\.", lambda match: f"layer{int(match[1]) + 1}.", name)
     return name.replace(".squeeze.squeeze.", ".se.fc1.").replace(".squeeze.expand.", ".se.fc2.")
 
 
@@ -69,7 +70,7 @@ def to_common(tensors: Mapping[str, np.ndarray], source: str) -> Arrays:
     """Tensors of a file in the common form: names unified, float32, counters of batches left out.
 
     Raises:
-      UserError: two tensors of one name.
+      UserError: two tensors of one name, or a tensor without numbers.
     """
     arrays: Arrays = {}
     for name, tensor in tensors.items():
@@ -77,10 +78,13 @@ def to_common(tensors: Mapping[str, np.ndarray], source: str) -> Arrays:
         if name.endswith("num_batches_tracked"):
             continue
         if name in arrays:
-            raise UserError(f"{source} holds two tensors for {name}; it is not the state of one model")
+            raise UserError(f"{source} holds two tensors for {name[:80]}; it is not the state of one model")
+        if not any(jnp.issubdtype(tensor.dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
+            raise UserError(f"{source}: tensor {name[:80]} holds {tensor.dtype}, and no real numbers")
         if ".se." in name and name.endswith(".weight") and tensor.ndim == 2:
             tensor = tensor[:, :, None, None]  # NVIDIA has linear layers where timm has 1x1 convolutions
-        arrays[name] = np.asarray(tensor, np.float32)
+        with np.errstate(over="ignore"):  # of double precision
+            arrays[name] = np.asarray(tensor, np.float32)
     return arrays
 
 
@@ -91,6 +95,23 @@ class Architecture(NamedTuple):
     num_classes: int
 
 
+def _count_blocks(arrays: Arrays) -> tuple[int, ...]:
+    """How many blocks each stage has by the names of tensors, which number both without gaps.
+
+    Raises:
+      KeyError: one is missing: a single name must not make a model of any size.
+    """
+    blocks: dict[int, set[int]] = {}
+    for name in arrays:
+        if match := re.match(r"layer([0-9]{1,18})\.([0-9]{1,18})\.", name):
+            blocks.setdefault(int(match[1]), set()).add(int(match[2]))
+    for stage in range(1, len(blocks) + 1):
+        for block in range(len(blocks.get(stage, (0,)))):
+            if block not in blocks.get(stage, ()):
+                raise KeyError(f"layer{stage}.{block}")
+    return tuple(len(blocks[stage]) for stage in range(1, len(blocks) + 1))
+
+
 def infer_architecture(arrays: Arrays, source: str) -> Architecture:
     """Finds the member of the family, its stages and widths, from names and shapes alone.
 
@@ -98,26 +119,25 @@ def infer_architecture(arrays: Arrays, source: str) -> Architecture:
       UserError: these are no weights of a ResNet of this family.
     """
     try:
-        blocks: dict[int, int] = {}
-        for name in arrays:
-            if match := re.match(r"layer(\d+)\.(\d+)\.", name):
-                stage = int(match[1])
-                blocks[stage] = max(blocks.get(stage, 0), int(match[2]) + 1)
-        stages = tuple(blocks[stage] for stage in sorted(blocks))
+        stages = _count_blocks(arrays)
         bottleneck = "layer1.0.conv3.weight" in arrays
         last = "conv3" if bottleneck else "conv2"
-        features = [arrays[f"layer{stage}.0.{last}.weight"].shape[0] for stage in sorted(blocks)]
+        features = [arrays[f"layer{stage}.0.{last}.weight"].shape[0] for stage in range(1, len(stages) + 1)]
         widths = tuple(n // 4 if bottleneck else n for n in features)
         middle = arrays["layer1.0.conv2.weight"]
         shape = (bottleneck, middle.shape[0] // middle.shape[1], middle.shape[0] // widths[0])
         se = "layer1.0.se.fc1.weight" in arrays
-        units = [arrays[f"layer{stage}.0.se.fc1.weight"].shape[0] for stage in sorted(blocks)] if se else []
+        units = [arrays[f"layer{stage}.0.se.fc1.weight"].shape[0] for stage in range(1, len(stages) + 1)] if se else []
         width, num_classes = arrays["conv1.weight"].shape[0], arrays["fc.weight"].shape[0]
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise UserError(
             f"{source} does not hold the weights of a ResNet of this family ({len(arrays)} tensors, among them no "
             f"{error}); known are {', '.join(FAMILY)}"
         ) from None
+    if num_classes > MOST_CLASSES:
+        raise UserError(f"{source} has a classifier of {num_classes:,} classes; {MOST_CLASSES:,} are the most")
+    if hollow := next((name for name, array in arrays.items() if array.size == 0), None):
+        raise UserError(f"{source}: tensor {hollow[:80]} has shape {list(arrays[hollow].shape)} and no values")
     kin = [name for name, v in FAMILY.items() if (v.bottleneck, v.groups, v.inner, v.se) == (*shape, se)]
     if not kin:
         raise UserError(f"{source} is of no known family: {shape[1]} groups, {'with' if se else 'without'} SE blocks")
@@ -173,7 +193,7 @@ def fit(arrays: Arrays, model: ResNet, source: str, *, any_head: bool = False) -
 
 def _enumerate(names: list[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(name[:160] for name in names[:most]) + more
 
 
 def start_from(

@@ -211,11 +211,17 @@ def test_clean_lists(damaged: Path, checked: Checked, tmp_path: Path) -> None:
 
 
 def test_lists_with_missing_and_repeated_files(tree: Path) -> None:
-    (tree / "l.tsv").write_text("train/ant/0.png\tant\ntrain/ant/0.png\tant\nnone.png\tbee\n")
+    os.mkfifo(tree / "pipe.png")
+    names = ("train/ant/0.png", "train/ant/0.png", "none.png", "pipe.png", "train")
+    (tree / "l.tsv").write_text("".join(f"{name}\tant\n" for name in names))
     report, _, bad, _ = check(tree, lists=[tree / "l.tsv"], workers=1)
     assert files_of(report["problems"], "listed twice") == ["0.png"]
-    assert report["problems"]["unreadable"]["files"] == [{"file": "none.png", "detail": "No such file or directory"}]
-    assert bad == {("l", 2)}
+    assert [(found["file"], found["detail"]) for found in report["problems"]["unreadable"]["files"]] == [
+        ("none.png", "No such file or directory"),
+        ("pipe.png", "it is no plain file"),
+        ("train", "it is a folder"),
+    ]
+    assert bad == {("l", 2), ("l", 3), ("l", 4)}
 
 
 def test_tar_shards(tmp_path: Path) -> None:

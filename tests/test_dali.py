@@ -263,7 +263,7 @@ def test_a_bad_file_in_the_stream_is_named(tree: Path, damage: str, num_devices:
     mesh = parallel.make_mesh(jax.devices()[:num_devices])
     with pytest.raises(UserError) as error:
         list(eval_batches(config, dataset.val, mesh))
-    assert f"{bad} is damaged or no image (" in str(error.value)
+    assert f"{bad} cannot be used: " in str(error.value)
     assert "\n" not in str(error.value)
 
 

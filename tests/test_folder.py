@@ -1,5 +1,8 @@
 """The index of class folders and the order of images."""
 
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,12 @@ from trees import make_config
 
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.digits import write_digits
-from rn50_jax.data.folder import check_class_names, scan_split
+from rn50_jax.data.feed import changed_fact, stream_facts
+from rn50_jax.data.folder import ImageSet, check_class_names, fingerprint, names_from_root, scan_split
 from rn50_jax.data.names import human_names
 from rn50_jax.data.order import crop_seed, eval_order, train_order
 from rn50_jax.errors import UserError
+from rn50_jax.plan import make_plan
 
 
 def test_digits_are_real_and_split_once_and_for_all(digits: Path) -> None:
@@ -81,6 +86,64 @@ def test_class_names_of_a_checkpoint_must_fit() -> None:
     check_class_names(("a", "b"), ("a", "b"), "d")
     with pytest.raises(UserError, match="class 'b' is missing"):
         check_class_names(("a", "c"), ("a", "b"), "d")
+
+
+FILES = ("/data/A/x/1.jpg", "/data/B/x/2.jpg")
+
+
+def image_set(files: Sequence[str], labels: Sequence[int] = (0, 1), root: str = "/data") -> ImageSet:
+    return ImageSet(tuple(files), np.array(labels, np.int32), root=root)
+
+
+def test_a_fingerprint_knows_order_names_labels_and_classes_wherever_they_lie() -> None:
+    same = [
+        image_set(FILES),
+        image_set([file.replace("/data", "/mnt/other") for file in FILES], root="/mnt/other"),
+        image_set([file.replace("/data", "data") for file in FILES], root="data"),
+        image_set(["A/x/1.jpg", "B/x/2.jpg"], root="."),
+        image_set(FILES, root=""),
+        image_set([file.replace("/data", "/mnt/other") for file in FILES], root="/data"),
+        image_set(FILES)._replace(labels=np.array([0, 1], np.int64)),
+    ]
+    assert {fingerprint(images) for images in same} == {fingerprint(same[0])}
+    assert fingerprint(same[0]).startswith("2 images")
+    others = [
+        image_set(FILES, [1, 0]),
+        image_set(["/data/x/1.jpg", "/data/x/2.jpg"]),
+        image_set(FILES[::-1]),
+        image_set(["/data/A/x/1.jp", "/data/gB/x/2.jpg"]),
+        image_set(["/data/A/x/1.jpg\nB/x/2.jpg", "/data/"]),
+        image_set(FILES, root="/"),
+        image_set(["/data/A/x/caf\udce9.jpg", FILES[1]]),
+    ]
+    prints = {fingerprint(images) for images in (same[0], *others)}
+    prints |= {fingerprint(same[0], names) for names in (["a", "b"], ["b", "a"], ["ab", ""], ["\ud800", "b"])}
+    assert len(prints) == 12
+
+
+def test_names_from_the_root() -> None:
+    files = ("/data/train/a/1.jpg", "/elsewhere/data/2.jpg", "/database/3.jpg")
+    assert names_from_root(image_set(files)) == ["train/a/1.jpg", *files[1:]]
+    assert names_from_root(image_set(files, root="/")) == [file[1:] for file in files]
+    assert names_from_root(image_set(["/d/a/1.jpg"], root="")) == ["1.jpg"]
+    assert names_from_root(ImageSet((), np.zeros(3, np.int32))) == ()
+
+
+def test_what_differs_from_a_checkpoint_is_named(tree: Path) -> None:
+    config = make_config(tree)
+    facts = stream_facts(config, open_dataset(config).train, make_plan(config, num_images=22, num_devices=1))
+    saved = json.loads(json.dumps(facts))
+    assert changed_fact(saved, facts) is None
+    others = {"the training set": "22 images, 0123456789abcdef", "config.seed": 8, "what a newer version knows": 1}
+    for name, value in others.items():
+        assert changed_fact(saved | {name: value}, facts) == name
+    assert changed_fact(others | {"the form of the stream": 2}, facts) == "the form of the stream"
+
+
+def test_names_that_are_not_utf8_have_a_fingerprint(tree: Path) -> None:
+    images = (tree / "train/ant/0.png").rename(os.fsdecode(os.fsencode(tree) + b"/train/ant/caf\xe9.png"))
+    found = scan_split(tree / "train")[1]
+    assert str(images) in found.files and fingerprint(found).startswith("22 images")
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 4])

@@ -107,7 +107,7 @@ def test_data_with_every_kind_of_damage_trains_to_the_end(
     entries = json.loads((workdir / "quarantine.json").read_text())["files"]
     found = {Path(entry["file"]).name for entry in entries}
     assert found <= damaged and len(found) >= 12
-    assert "is left out: it is damaged or no image" in done.stderr and "Traceback" not in done.stderr
+    assert ".jpg is left out: no image (it is text)" in done.stderr and "Traceback" not in done.stderr
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     counts = [line["val.images"] for line in lines if "val.images" in line]
     usable = sum(1 for path in (root / "val").glob("*/*") if not path.name.startswith(".") and path.name not in damaged)

@@ -1,5 +1,6 @@
 """ImageNet's preparation, on miniature archives of the same structure."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from conftest import REPO, Run, assert_user_error
 from runs import PATIENCE
 from scipy.io import savemat
+from test_shards import HUGE, NEGATIVE, OCTAL, header
 
 from rn50_jax import prepare_imagenet
 from rn50_jax.data import ilsvrc
@@ -162,9 +164,18 @@ def test_killed_again_and_again_it_ends_in_the_same_files(
         ("n01440764_1.JPEG", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
         ("n01440764_1.JPEG", b"", {"type": tarfile.DIRTYPE}),
         ("n01440764_1.exe", b"x", {}),
+        ("n01440764_1.JPEG", b"", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"}),
+        ("n01440764_1.JPEG", b"", {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}),
+        ("n01440764_1.JPEG", b"", {"type": tarfile.FIFOTYPE}),
+        ("N01440764_0.jpeg", b"x", {}),
+        ("n\u0660\u0661440764_1.JPEG", b"x", {}),
+        ("n01440764_" + "1" * 300 + ".JPEG", b"x", {}),
+        ("caf\udce9.JPEG", b"x", {}),
+        ("a\n\x1b[31mb.JPEG", b"x", {}),
+        ("", b"x", {}),
     ],
 )
-def test_nothing_is_written_outside(
+def test_only_images_are_written(
     archives: Path, tmp_path: Path, name: str, data: bytes, changes: dict[str, Any]
 ) -> None:
     def spoil(member: str, content: bytes) -> tuple[str, bytes, dict[str, Any]]:
@@ -176,10 +187,23 @@ def test_nothing_is_written_outside(
         return member, content, {}
 
     rewrite(archives / ilsvrc.TRAIN, spoil)
-    with pytest.raises(UserError, match=f"n01440764.tar holds {name!r}, which is no image of ILSVRC2012"):
+    with pytest.raises(UserError) as error:
         prepare(archives, tmp_path / "out", EXPECTED)
+    assert f"n01440764.tar holds {name[:200]!r}, which is no image of ILSVRC2012" in str(error.value)
     assert not list(tmp_path.rglob("escaped*")) and not Path("/tmp/escaped.JPEG").exists()
     assert not (tmp_path / "out/train" / SYNSETS[0]).exists()
+
+
+def spoil_class(folder: Path, change: Callable[[bytes], bytes]) -> None:
+    """Changes the bytes of the first class's archive."""
+    rewrite(folder / ilsvrc.TRAIN, lambda n, d: (n, change(d) if SYNSETS[0] in n else d, {}))
+
+
+def write_large(archive: Path) -> None:
+    """An archive, mostly of nothing on the disk, with one image that is no image by its size."""
+    with archive.open("wb") as file:
+        file.write(header("ILSVRC2012_val_00000001.JPEG", OCTAL % 200_000_000))
+        file.truncate(200_000_000 + 20 * 512)
 
 
 @pytest.mark.parametrize(
@@ -212,13 +236,48 @@ def test_nothing_is_written_outside(
             lambda a: rewrite(a / ilsvrc.TRAIN, lambda n, d: (n, d[: len(d) // 2] if "n0205" in n else d, {})),
             "n02056570.tar is damaged",
         ),
+        (lambda a: spoil_class(a, lambda d: d[: -len(d) % 512 or -10240]), "n01440764.tar is damaged or cut off"),
+        (lambda a: spoil_class(a, lambda d: d[:1536] + d), "holds 'n01440764_0.JPEG' twice"),
+        (lambda a: spoil_class(a, lambda d: header("n01440764_1.JPEG", HUGE) + d), "the end of n01440764_1.JPEG"),
+        (lambda a: spoil_class(a, lambda d: header("n01440764_1.JPEG", NEGATIVE) + d), "n01440764.tar is damaged"),
+        (lambda a: spoil_class(a, lambda d: header("x", HUGE, b"L") + d), "n01440764.tar is damaged"),
+        (lambda a: spoil_class(a, lambda d: b""), "n01440764.tar is damaged or cut off"),
+        (
+            lambda a: rewrite(a / ilsvrc.TRAIN, lambda n, d: (n.replace(SYNSETS[0], SYNSETS[1]), d, {})),
+            "img_train.tar holds 'n01443537.tar' twice",
+        ),
+        (
+            lambda a: rewrite(a / ilsvrc.TRAIN, lambda n, d: (f"../../{n}", d, {})),
+            "does not have the devkit's classes (see '../../n01440764'",
+        ),
+        (
+            lambda a: rewrite(a / ilsvrc.VAL, lambda n, d: (f"/tmp/{n}", d, {})),
+            "img_val.tar holds '/tmp/ILSVRC2012_val_00000001.JPEG', which is no image",
+        ),
+        (
+            lambda a: rewrite(a / ilsvrc.VAL, lambda n, d: (n.replace("0007", "0008"), d, {})),
+            "lacks image number 7",
+        ),
+        (lambda a: write_large(a / ilsvrc.VAL), "ILSVRC2012_val_00000001.JPEG has 200000000 bytes, which is no image"),
+        (lambda a: (a / ilsvrc.DEVKIT).write_bytes(gzip.compress(bytes(101_000_000), 1)), "more than 100 MB"),
+        (
+            lambda a: (a / ilsvrc.DEVKIT).write_bytes(gzip.compress(header("data/meta.mat", NEGATIVE) * 3)),
+            "devkit_t12.tar.gz cannot be read",
+        ),
+        (
+            lambda a: rewrite(a / ilsvrc.DEVKIT, lambda n, d: (n, b"1 x 2" if "truth" in n else d, {})),
+            "devkit_t12.tar.gz cannot be read",
+        ),
     ],
 )
 def test_archives_that_are_not_right(archives: Path, tmp_path: Path, spoil: Any, message: str) -> None:
     spoil(archives)
+    before = sorted(tmp_path.iterdir())
     with pytest.raises(UserError) as error:
         prepare(archives, tmp_path / "out", EXPECTED)
     assert message in str(error.value)
+    assert set(tmp_path.iterdir()) <= {*before, tmp_path / "out"}
+    assert all(path.suffix == ".JPEG" for path in (tmp_path / "out").rglob("*") if not path.is_dir())
 
 
 def test_an_incomplete_result_is_told(archives: Path, tmp_path: Path) -> None:

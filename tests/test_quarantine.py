@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from trees import make_config
+from trees import make_config, write_image
 
 from rn50_jax import parallel
 from rn50_jax.data import dali, stream
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import Position, eval_batches, train_batches
-from rn50_jax.data.folder import ImageSet, read_image
+from rn50_jax.data.folder import ImageSet, Members, read_image
 from rn50_jax.data.quarantine import Quarantine
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.plan import make_plan
@@ -155,7 +155,7 @@ def test_a_read_that_fails_for_a_moment_leaves_nothing_out(photos: Path, monkeyp
 
     monkeypatch.setattr(dali, "read_image", read)
     assert [pixels.tobytes() for _, pixels, *_ in run(photos, quarantine, 1, Position(0, 0))] == wanted
-    assert next(fails, None) is None and not quarantine.left_out("train", 9)
+    assert next(fails, None) is None and not quarantine._read()
 
 
 def test_too_many_bad_images_stop_the_run(photos: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_too_many_bad_images_stop_the_run(photos: Path, tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path / "quarantine.json", policy="substitute", limit=2)
     with pytest.raises(RunStopped, match=r"more than config\.data\.max_bad_files=2 .*check_data"):
         list(run(photos, quarantine, 1, Position(0, 0), images))
-    with pytest.raises(UserError, match=r"(?s)is damaged or no image .*on_bad_file"):
+    with pytest.raises(UserError, match=r"(?s)cannot be used: .*on_bad_file"):
         list(run(photos, Quarantine(None, policy="error", limit=9), 1, Position(0, 0), images))
 
 
@@ -176,7 +176,61 @@ def test_no_good_image_at_all(photos: Path) -> None:
         list(run(photos, Quarantine(None, policy="substitute", limit=99), 1, Position(0, 0), images))
 
 
-def test_a_spoilt_list_is_named(tmp_path: Path) -> None:
-    (tmp_path / "quarantine.json").write_text("{")
-    with pytest.raises(UserError, match=r"quarantine\.json cannot be read"):
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"files": 3}', '{"files": [{}]}', '{"files": [{"file": 1, "split": "train"}]}', "\udcff"]
+)
+def test_a_spoilt_list_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "quarantine.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"quarantine\.json cannot be read as the list of bad images .*remove it"):
         Quarantine(tmp_path / "quarantine.json", policy="substitute", limit=1)
+
+
+def listed(root: str, *names: str) -> ImageSet:
+    return ImageSet(tuple(f"{root}/{name}" for name in names), np.zeros(len(names), np.int32), root=root)
+
+
+def test_images_of_one_name_in_several_places_are_told_apart(tmp_path: Path) -> None:
+    """Also where the data lie elsewhere now, in files that are not UTF-8, and in another split."""
+    path = tmp_path / "quarantine.json"
+    names = ("A/x/4.jpg", "B/x/4.jpg", "x/4.jpg", "x/caf\udce9.jpg", "/mnt/x/4.jpg")
+    images = listed("/data", *names)
+    for index in (0, 0, 3):
+        Quarantine(path, policy="substitute", limit=9).add("train", images, index, epoch=0, reason="text")
+    entries = json.loads(path.read_text())["files"]
+    assert [(entry["file"], entry["root"]) for entry in entries] == [(names[0], "/data"), (names[3], "/data")]
+    for now in (images, listed("data", *names)):
+        quarantine = Quarantine(path, policy="substitute", limit=9)
+        assert quarantine.left_out("train", now, 2).tolist() == [0, 3]
+        assert quarantine.left_out("train", now, 1).tolist() == quarantine.left_out("val", now, 2).tolist() == []
+    assert quarantine.left_out("train", listed("/data", "x/4.jpg", "y/A/x/4.jpg"), 2).tolist() == []
+
+
+def test_lists_of_older_versions_count_wherever_the_data_lay_then(tmp_path: Path) -> None:
+    """Their entries have no root, and files with their whole paths."""
+    path = tmp_path / "quarantine.json"
+    old = [{"file": f"/old/A/{i}.jpg", "split": "train", "epoch": 1, "reason": "text"} for i in (4, 7)]
+    path.write_text(json.dumps({"files": old}))
+    quarantine = Quarantine(path, policy="substitute", limit=9)
+    assert quarantine.left_out("train", listed("/new", "4.jpg", "A/4.jpg", "B/4.jpg", "B/7.jpg"), 2).tolist() == [1]
+    shards = ImageSet(("a.tar/4.jpg", "/old/A/7.jpg"), np.zeros(2, np.int32), Members((), *[np.zeros(2, int)] * 3))
+    assert quarantine.left_out("train", shards, 2).tolist() == [1]
+    quarantine.add("train", listed("/new", "A/9.jpg"), 0, epoch=3, reason="empty")
+    assert json.loads(path.read_text())["files"][:2] == old
+
+
+def test_one_bad_image_of_a_list_leaves_the_others_of_its_name_in(tmp_path: Path) -> None:
+    lines = []
+    for site in "ABC":
+        for i in range(8):
+            write_image(tmp_path / site / f"images/{i}.png", (9 * i, 0, 0))
+            lines.append(f"{site}/images/{i}.png\t{'cat' if i % 2 else 'dog'}\n")
+    (tmp_path / "l.tsv").write_text("".join(lines))
+    (tmp_path / "A/images/4.png").write_bytes(b"no image")
+    lists = [(f"data.{split}_list", "l.tsv") for split in ("train", "val")]
+    config = make_config(tmp_path, ("batch_size", "12"), ("epochs", "4"), *lists)
+    dataset, mesh = open_dataset(config), parallel.make_mesh(jax.devices()[:1])
+    plan = make_plan(config, num_images=24, num_devices=1)
+    quarantine = Quarantine(tmp_path / "q.json", policy="substitute", limit=9)
+    batches = train_batches(config, dataset.train, plan, mesh, Position(0, 0), quarantine)
+    left_out = np.array([(np.asarray(batch["weight"]) == 0).sum() for batch, _ in batches])
+    assert left_out.reshape(4, 2).sum(axis=1).tolist() == [1, 1, 1, 1]

@@ -1,7 +1,11 @@
 """Weight files: every kind comes in, goes out and comes back with the same bits; what does not fit is told at once."""
 
+import gzip
 import json
+import os
 import re
+import resource
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import sklearn.datasets
 import torch
 from conftest import REPO, Run, assert_user_error
 from PIL import Image
+from test_shards import write_tar
 from torch_reference import ResNet as TorchResNet
 from torch_reference import normalise
 
@@ -86,7 +91,7 @@ def test_every_kind_of_file_round_trips_bit_for_bit(name: str, tmp_path: Path) -
         file = read_weights(source)
         params, batch_stats = fit(file.arrays, model, name)
         source = tmp_path / f"written{suffix}"
-        meta = {"class_names": ["a", "ü"], "step": 12}
+        meta = {"class_names": [*"abcdef", "ü"], "step": 12}
         write_weights(source, WeightFile(to_torch(params, batch_stats), meta))
         again = read_weights(source)
         assert again.meta == ({} if suffix == ".pth" else meta)
@@ -198,6 +203,153 @@ def test_bad_files(name: str, write: Callable[[Path], object], message: str, tmp
     assert "\n" not in str(error.value)
 
 
+def write_zip(path: Path, name: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, "content")
+
+
+def write_header(path: Path, shape: str) -> None:
+    """An .npz whose array is said to be larger than what is there."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00v\x00" + header.encode() + bytes(64))
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 102530333\n"
+CONTENTS = {
+    "HTML": lambda path: path.write_bytes(b"\n<!DOCTYPE html><html>404"),
+    "a Git LFS pointer, fetch the file with git lfs pull": lambda path: path.write_bytes(LFS),
+    "JSON": lambda path: path.write_text('{"a": [1, 2, 3]}'),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("not found"),
+    "gzip": lambda path: path.write_bytes(gzip.compress(b"x")),
+    "of unknown kind": lambda path: path.write_bytes(bytes(100)),
+    "tar, unpack it": lambda path: write_tar(path, [("a.pth", b"content")]),
+    "NumPy's .npy": lambda path: path.write_bytes(b"\x93NUMPY\x01\0"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".npz", ".safetensors"])
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_files_of_another_kind_are_called_what_they_are(suffix: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    CONTENTS[kind](path)
+    with pytest.raises(UserError, match=rf"x\{suffix} cannot be read: it is no \S*( .npz)? ?file: {re.escape(kind)}$"):
+        read_weights(path)
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's unfinished parts, while they are made
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("x.pth", lambda path: write_zip(path, "readme.txt"), "no PyTorch file: ZIP of readme.txt"),
+        ("x.pth", lambda path: write_zip(path, "a.npy"), "no PyTorch file: ZIP of a.npy"),
+        ("x.pth", lambda path: path.write_bytes(safetensors.numpy.save({"a": np.ones(1)})), "file: safetensors"),
+        ("x.npz", lambda path: path.write_bytes(safetensors.numpy.save({"a": np.ones(1)})), "file: safetensors"),
+        ("x.safetensors", lambda path: torch.save({"a": torch.ones(1)}, path), "no safetensors file: ZIP"),
+        ("x.npz", lambda path: write_zip(path, "readme.txt"), "readme.txt in it is no array"),
+        ("x.npz", lambda path: write_header(path, "(10**18,)"), "cannot be read"),
+        ("x.npz", lambda path: write_header(path, "(1000000000000000000,)"), "cannot be read"),
+        ("x.npz", lambda path: write_header(path, "(5, 2000000000)"), "cannot be read"),
+        ("x.npz", lambda path: np.savez(path, a=np.array(["text"])), "tensor a holds <U4, and no real numbers"),
+        ("x.npz", lambda path: np.savez(path, a=np.ones(1, complex)), "tensor a holds complex128, and no real numbers"),
+        ("x.pth", lambda path: torch.save({"a": torch.ones(2, 2).to_sparse()}, path), "tensor a in it is sparse"),
+        ("x.pth", lambda path: torch.save({"a": torch.ones(2, 2).to_sparse_csr()}, path), "tensor a in it is sparse"),
+        ("x.pth", lambda path: torch.save({"a": torch.ones(2, device="meta")}, path), "tensor a in it is without"),
+        ("x.pth", lambda path: torch.save({"a": torch.ones(2, dtype=torch.complex64)}, path), "a in it is complex"),
+        (
+            "x.pth",
+            lambda path: torch.save({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, path),
+            "a in it is quantised",
+        ),
+        (
+            "x.pth",
+            lambda path: torch.save({"a": torch.ones(1).expand(10**6, 10**6)}, path),
+            "its tensors have 4000000000000 bytes",
+        ),
+        ("x.pth", lambda path: path.mkdir(), "it is a folder"),
+        ("x.pth", os.mkfifo, "it is no plain file"),
+        ("x.npz", lambda path: path.symlink_to("/dev/zero"), "it is no plain file"),
+    ],
+)
+def test_what_cannot_be_weights_is_told(
+    name: str, write: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(UserError, match=message) as error:
+        read_weights(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pth_that_is_cut_off_is_told(zipped: bool, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(100)}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    whole = (tmp_path / "x.pth").read_bytes()
+    for part in (0.3, 0.6, 0.9):
+        (tmp_path / "x.pth").write_bytes(whole[: int(part * len(whole))])
+        with pytest.raises(UserError, match=r"x\.pth cannot be read: it is damaged or cut off"):
+            read_weights(tmp_path / "x.pth")
+
+
+def test_parameters_are_tensors(tmp_path: Path) -> None:
+    """As in dict(model.named_parameters())."""
+    torch.save({"a": torch.nn.Parameter(torch.full((2,), 3.0))}, tmp_path / "x.pth")
+    np.testing.assert_array_equal(read_weights(tmp_path / "x.pth").arrays["a"], np.full(2, 3, np.float32))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ("[1]", "valid dictionary"),
+        ("null", "valid dictionary"),
+        ("{", "Expecting"),
+        ('{"class_names": 5}', "class_names"),
+        ('{"class_names": "0123456"}', "class_names"),
+        ('{"class_names": [0, 1, 2, 3, 4, 5, 6]}', "class_names.0"),
+        ('{"class_names": ["a", "b", "c"]}', "it names 3 classes, and its classifier has 7"),
+        ('{"image_size": "224"}', "image_size"),
+        ('{"image_size": -5}', "image_size=-5 must be an integer >= 32"),
+        ('{"resize": 1000000000}', "resize=1000000000 must be"),
+        ('{"transform": "x"}', "transform='x' must be one of 'torchvision', 'dali'"),
+        ('{"step": -1}', "step=-1"),
+        ('{"step": 1e400}', "too large"),
+    ],
+)
+def test_what_a_file_says_about_itself_is_checked(suffix: str, meta: str, message: str, tmp_path: Path) -> None:
+    path, tensors = tmp_path / f"x{suffix}", {"fc.weight": np.ones((7, 2), np.float32)}
+    if suffix == ".npz":
+        np.savez(path, **tensors, rn50_jax=np.asarray(meta))
+    else:
+        path.write_bytes(safetensors.numpy.save(tensors, metadata={"rn50_jax": meta}))
+    with pytest.raises(UserError, match=rf"x\{suffix}: what it says about itself cannot be right: .*{message}"):
+        read_weights(path)
+
+
+def test_names_and_shapes_cannot_make_a_model_of_any_size() -> None:
+    good = {name: x.numpy() for name, x in make_net().state_dict().items() if "tracked" not in name}
+    more = good["layer1.0.conv1.weight"]
+    for name, missing in (
+        ("layer1.999999999999.conv1.weight", "layer1.1"),
+        ("layer1.2.conv1.weight", "layer1.1"),
+        ("layer999999999999.0.conv3.weight", "layer5.0"),
+        ("layer0.0.conv3.weight", "layer5.0"),
+    ):
+        with pytest.raises(UserError, match=f"among them no '{missing}'"):
+            infer_architecture(good | {name: more}, "x")
+    odd = ("layer1.\u0661.conv1.weight", "layer1.-1.x", "layer1..x", "", "layer1.1", "layer" + "9" * 10**6 + ".0.x")
+    for name in odd:
+        found = infer_architecture(good | {name: more}, "x")
+        assert found.keys["model.stages"] == (1, 1, 1, 1)
+        model = ResNet(Variant((1, 1, 1, 1), True), 7, PRECISIONS["fp32"], width=8)
+        with pytest.raises(UserError, match="superfluous") as error:
+            fit(good | {common_name(name): more}, model, "x")
+        assert len(str(error.value)) < 300
+    for name, shape in (("fc.weight", (10**12, 0)), ("layer1.0.conv3.weight", (10**12, 0, 1, 1))):
+        with pytest.raises(UserError, match=r"classes|and no values"):
+            infer_architecture(good | {name: np.zeros(shape, np.float32)}, "x")
+
+
 def test_files_of_other_networks_are_told() -> None:
     with pytest.raises(UserError, match=r"does not hold the weights of a ResNet .* known are resnet18"):
         infer_architecture({"features.0.weight": np.zeros((8, 3, 3, 3))}, "vgg.pth")
@@ -225,6 +377,21 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         write_weights(tmp_path / "x.npz", WeightFile({"a": np.ones(1, np.float32)}, {}))
     assert (tmp_path / "x.npz").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".npz", ".safetensors"])
+def test_a_full_disk_is_told_and_nothing_is_left(suffix: str, tmp_path: Path) -> None:
+    path, weights = tmp_path / f"x{suffix}", WeightFile({"a": np.ones(10_000, np.float32)}, {})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(UserError, match=rf"cannot write .*x\{suffix}: File too large"):
+            write_weights(path, weights)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+    write_weights(path, weights)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 PHOTOS = [Path(sklearn.datasets.__file__).parent / f"images/{name}.jpg" for name in ("china", "flower")]

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rn50_jax.data.digits import write_digits
-from rn50_jax.data.filelist import read_list
+from rn50_jax.data.filelist import find_odd, read_list
 from rn50_jax.data.folder import Dataset, ImageSet, Members, check_same_classes, scan_split
 from rn50_jax.data.names import imagenet_notes
 from rn50_jax.data.shards import has_shards, scan_shards
@@ -56,7 +56,9 @@ def _open_split(root: Path, split: str, file_list: str) -> tuple[tuple[str, ...]
             raise UserError(
                 f"{root / file_list} lists {files[0]}, which does not exist; its paths are relative to config.data.dir"
             )
-        return listed.class_names, ImageSet(files, listed.labels)
+        if odd := find_odd(files):
+            raise UserError(f"{root / file_list} lists {odd}, which is a folder, pipe or device; remove that line")
+        return listed.class_names, ImageSet(files, listed.labels, root=str(root))
     if has_shards(root / split):
         class_names, shards = scan_shards(root / split)
         members = Members(shards.tars, shards.shard, shards.offsets, shards.sizes)

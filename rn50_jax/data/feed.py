@@ -4,6 +4,7 @@ A batch is {"image": uint8 [D, B, S, S, 3], "label": int32 [D, B], "weight": flo
 Of several processes each decodes and places the images of its own devices.
 """
 
+import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax import parallel
-from rn50_jax.data.folder import ImageSet, fingerprint, short_name
+from rn50_jax.data.folder import ImageSet, fingerprint
 from rn50_jax.data.order import crop_seed, eval_order, train_order
 from rn50_jax.data.quarantine import Quarantine
 from rn50_jax.data.synthetic import synthetic_batch
+from rn50_jax.files import to_json
 from rn50_jax.plan import Plan
 from rn50_jax.step import Batch
 from rn50_jax.workdir import versions
@@ -92,6 +94,13 @@ def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, 
         facts["the form of the stream"] = 3
         facts["the version of DALI"] = next(v for name, v in versions().items() if "dali" in name)
     return facts
+
+
+def changed_fact(saved: dict[str, Any], facts: dict[str, Any]) -> str | None:
+    """The first of `stream_facts` that is another one now than in a checkpoint, as JSON gives it back, if any."""
+    now = json.loads(to_json(facts))
+    form = "the form of the stream"  # first: versions of other forms have other facts too
+    return next((name for name in {form: 0} | now | saved if saved.get(name) != now.get(name)), None)
 
 
 def _order(config: ConfigDict, images: ImageSet, plan: Plan, epoch: int) -> np.ndarray:
@@ -196,8 +205,8 @@ def _run(
     """The batches of one epoch from all devices of this process; `kept` are the positions to go on from, if any."""
     from rn50_jax.data.stream import Part, first_good, stream
 
-    if names := quarantine.left_out(split, start.epoch):
-        bad = np.array([short_name(file) in names for file in images.files])[order]
+    if len(left_out := quarantine.left_out(split, images, start.epoch)):
+        bad = np.isin(order, left_out)
         order, weights = np.where(bad, first_good(images), order), np.where(bad, np.float32(0), weights)
     devices = parallel.local_indices(mesh)
     streams = [

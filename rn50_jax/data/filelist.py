@@ -5,13 +5,18 @@ absolute. A line `#class<TAB>NAME` names the next class, from number 0 on; other
 ones, are comments. See docs/data.md.
 """
 
+import os
+import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from rn50_jax.data.names import MOST_CLASSES
 from rn50_jax.errors import UserError
+from rn50_jax.files import open_regular, written_whole
 
 _CLASS = "#class\t"
 
@@ -39,15 +44,13 @@ def write_list(file: Path, class_names: Sequence[str], files: Sequence[str], lab
     for name in (*class_names, *files):
         if not listable(name):
             raise ValueError(f"{name!r} cannot be in a list")
-    unfinished = file.with_name(file.name + ".partial")
-    with unfinished.open("w", encoding="utf-8", newline="\n") as out:
+    with written_whole(file) as unfinished, unfinished.open("w", encoding="utf-8", newline="\n") as out:
         out.write("# images of rn50-jax: path, tab, class; the classes in the order of their labels:\n")
         out.writelines(f"{_CLASS}{name}\n" for name in class_names)
         out.writelines(
             f"{'./' if path.startswith('#') else ''}{path}\t{class_names[label]}\n"
             for path, label in zip(files, labels, strict=True)
         )
-    unfinished.replace(file)
 
 
 def listable(name: str) -> bool:
@@ -56,7 +59,7 @@ def listable(name: str) -> bool:
         name.encode()
     except UnicodeEncodeError:
         return False
-    return "\t" not in name and name.splitlines() == [name]
+    return "\t" not in name and "\0" not in name and name.splitlines() == [name]
 
 
 def read_list(file: Path) -> FileList:
@@ -69,11 +72,14 @@ def read_list(file: Path) -> FileList:
       UserError: it cannot be read, has no images, a line without a tab, or an unknown class.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        with open_regular(file) as opened:
+            text = opened.read().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"file list {file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"file list {file} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    if (at := text.find("\0")) >= 0:
+        raise UserError(f"file list {file} has a NUL character ({at} characters in); save it as UTF-8")
     names: list[str] = []
     files: list[str] = []
     classes: list[str] = []
@@ -96,11 +102,13 @@ def read_list(file: Path) -> FileList:
 
 def _number_classes(file: Path, names: list[str], used: set[str]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names, and the label of each word used for a class."""
-    numbers = {word: int(word) for word in used if word.isascii() and word.isdecimal()}
+    numbers = {word: int(word) for word in used if re.fullmatch("[0-9]{1,18}", word)}
     if not names and len(numbers) == len(used):
         count = max(numbers.values()) + 1
-        if count > 1_000_000:
-            raise UserError(f"file list {file}: {count - 1} is no label; classes are numbered from 0")
+        if count > MOST_CLASSES:
+            raise UserError(
+                f"file list {file}: {count - 1} is no label; they count from 0 and are below {MOST_CLASSES:,}"
+            )
         return tuple(map(str, range(count))), numbers
     names = names or sorted(used)
     label_of = {name: label for label, name in enumerate(names)}
@@ -112,3 +120,33 @@ def _number_classes(file: Path, names: list[str], used: set[str]) -> tuple[tuple
             raise UserError(f"file list {file}: class {word!r} is not one of its {len(names)} #class lines")
         label_of[word] = numbers[word]
     return tuple(names), label_of
+
+
+def find_odd(files: Sequence[str]) -> str | None:
+    """A file that is there, but is a folder, pipe or device, which to read might never end; None if there is none.
+
+    Their folders are listed: that tells what a million files are in a second or two, and is quick on network file
+    systems as well.
+    """
+    names: dict[str, set[str]] = {}
+    for file in files:
+        folder, slash, name = file.rpartition("/")
+        names.setdefault(folder + slash or ".", set()).add(name)
+
+    def find_in(folder: str) -> str | None:
+        wanted = names[folder]
+        try:
+            with os.scandir(folder) as entries:
+                return next((entry.path for entry in entries if entry.name in wanted and _is_odd(entry)), None)
+        except OSError:  # those that are missing or cannot be read are left out by name when their turn comes
+            return None
+
+    with ThreadPoolExecutor(16) as pool:
+        return next(filter(None, pool.map(find_in, names)), None)
+
+
+def _is_odd(entry: os.DirEntry[str]) -> bool:
+    try:
+        return not entry.is_file() and not (entry.is_symlink() and not Path(entry.path).exists())
+    except OSError:  # a link to itself
+        return False

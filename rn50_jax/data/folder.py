@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -37,16 +38,34 @@ class ImageSet(NamedTuple):
     """Images of one split, sorted by class and name.
 
     files: N paths, or names inside tars (none for synthetic data). labels: int32 [N]. members: None for plain files.
+    root: of plain files, the data's folder, as the paths begin with it.
     """
 
     files: tuple[str, ...]
     labels: np.ndarray
     members: Members | None = None
+    root: str = ""
 
 
-def short_name(file: str) -> str:
-    """A file's class folder and name, the same wherever the data lies."""
-    return "/".join(file.rsplit("/", 2)[-2:])
+def root_of(images: ImageSet) -> str:
+    """The folder that images are named from: the data's root, or if none lies there what their paths have in common."""
+    if images.members is not None:
+        return ""
+    root, files = images.root, images.files
+    if root and any(file.startswith(f"{root.rstrip('/')}/") for file in files):
+        return root
+    if not files or not all(file.startswith("/") for file in files):
+        return ""
+    return os.path.commonpath([os.path.dirname(min(files)), os.path.dirname(max(files))])  # noqa: PTH120
+
+
+def names_from_root(images: ImageSet) -> Sequence[str]:
+    """The images' paths from their root, by which they are told apart wherever it lies.
+
+    Files outside of it have their whole path. Images in tars have the names that they were packed by.
+    """
+    root = root_of(images)
+    return [file.removeprefix(f"{root.rstrip('/')}/") for file in images.files] if root else images.files
 
 
 def read_image(images: ImageSet, index: int) -> bytes:
@@ -77,10 +96,15 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def fingerprint(images: ImageSet) -> str:
-    """The number of images and a hash of their order, classes and names, wherever the folder lies."""
-    names = "\n".join(map(short_name, images.files))
-    return f"{len(images.labels)} images, {hashlib.sha256(names.encode()).hexdigest()[:16]}"
+def fingerprint(images: ImageSet, class_names: Sequence[str] = ()) -> str:
+    """The number of images and a hash of their order, names and labels, and of the class names, wherever they lie."""
+    digest = hashlib.sha256()
+    for names in (names_from_root(images), class_names):
+        # With lengths, so that no character in a name makes two sets equal.
+        digest.update(np.fromiter(map(len, names), np.int64, len(names)).tobytes())
+        digest.update("".join(names).encode("utf-8", "surrogatepass"))
+    digest.update(images.labels.astype(np.int64).tobytes())
+    return f"{len(images.labels)} images with names and labels {digest.hexdigest()[:16]}"
 
 
 def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
@@ -109,7 +133,8 @@ def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise UserError(f"class folder {split_dir / empty[0]}{more} has no images; add some or remove the folder")
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(files) for files in per_class])
-    return tuple(class_names), ImageSet(tuple(file for files in per_class for file in files), labels)
+    files = tuple(file for files in per_class for file in files)
+    return tuple(class_names), ImageSet(files, labels, root=str(split_dir.parent))
 
 
 def _list_images(folder: Path) -> tuple[list[str], list[str]]:

@@ -1,12 +1,13 @@
 """The official archives of ILSVRC2012: what is in them, and their images as class folders."""
 
+import gzip
 import hashlib
 import io
 import re
 import shutil
 import tarfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from rn50_jax.data.tars import Member, read_members
 from rn50_jax.errors import UserError
+from rn50_jax.files import open_regular
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 # As published with the archives.
@@ -26,8 +28,8 @@ MD5 = {
 }
 _META = "data/meta.mat"
 _LABELS = "data/ILSVRC2012_validation_ground_truth.txt"
-_MOST = 10**8  # bytes of a file of the devkit
-_IMAGE_NAME = re.compile(r"(n\d{8}_\d+|ILSVRC2012_val_\d{8})\.JPEG")
+_MOST = 10**8  # bytes of an image, and of the devkit when it is unpacked
+_IMAGE_NAME = re.compile(r"(n[0-9]{8}_[0-9]{1,9}|ILSVRC2012_val_[0-9]{8})\.JPEG")
 
 Advance = Callable[[int], None]
 
@@ -82,11 +84,17 @@ def read_devkit(archive: Path) -> Devkit:
 
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with open_regular(archive) as packed, gzip.open(packed) as file:
+            data = file.read(_MOST + 1)
+        if len(data) > _MOST:
+            raise ValueError(f"more than {_MOST // 10**6} MB when it is unpacked")
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
+                if member.size < 0:  # some versions of tarfile would read on and on
+                    raise ValueError(f"{member.name} of {member.size} bytes")
                 name = next((name for name in (_META, _LABELS) if member.name.endswith(name)), None)
-                if name and member.isreg() and member.size < _MOST and (file := tar.extractfile(member)):
-                    found[name] = file.read()
+                if name and member.isreg() and (content := tar.extractfile(member)):
+                    found[name] = content.read()
         synsets = np.atleast_1d(loadmat(io.BytesIO(found[_META]), squeeze_me=True)["synsets"])
         # Inner nodes of the tree of synsets have children; the classes are its leaves, numbered from 1.
         leaves = [row for row in synsets if int(row["num_children"]) == 0]
@@ -95,19 +103,20 @@ def read_devkit(archive: Path) -> Devkit:
         val_synsets = tuple(synset_of[int(line)] for line in found[_LABELS].split())
     except KeyError as error:
         raise UserError(f"{archive} has no {error.args[0]!r}; is it ILSVRC2012's devkit for tasks 1 and 2?") from error
-    except (OSError, EOFError, ValueError, TypeError, tarfile.TarError) as error:
+    except Exception as error:  # of all kinds, most of them from inside of MATLAB's format
         raise UserError(f"{archive} cannot be read ({error}); get it again") from error
     if sorted(synset_of) != list(range(1, len(leaves) + 1)) or len(set(synset_of.values())) != len(leaves):
         raise UserError(f"{archive}: its {len(leaves)} classes are not numbered from 1")
     for name in train_images:
-        if not re.fullmatch(r"n\d{8}", name):
+        if not re.fullmatch(r"n[0-9]{8}", name):
             raise UserError(f"{archive}: {name!r} is no synset")
     return Devkit(tuple(sorted(train_images)), train_images, val_synsets)
 
 
 def _find_class_tars(archive: Path, devkit: Devkit) -> dict[str, Member]:
     """Where in the archive of training images each class's own archive is."""
-    found = {member.key: member for member in read_members(archive) if member.suffix == "tar"}
+    tars = (member for member in read_members(archive) if member.suffix == "tar")
+    found = {member.key: member for member in _unique(str(archive), tars)}
     if set(found) != set(devkit.synsets):
         wrong = sorted(set(found) ^ set(devkit.synsets))
         raise UserError(f"{archive} does not have the devkit's classes (see {wrong[0]!r} and {len(wrong) - 1} more)")
@@ -116,65 +125,45 @@ def _find_class_tars(archive: Path, devkit: Devkit) -> dict[str, Member]:
 
 def _list_class(archive: Path, tar: Member) -> tuple[Member, ...]:
     """The images in the archive of one class, which lies in `archive`."""
-    members = []
-    try:
-        with archive.open("rb") as file, tarfile.open(fileobj=_Window(file, tar.offset, tar.size), mode="r:") as inner:
-            while (info := inner.next()) is not None:
-                _require_image(f"{archive}: {tar.name}", info.name, info.isreg())
-                name = info.name
-                members.append(Member(name, "", tar.offset + info.offset_data, info.size, name))
-    except tarfile.TarError as error:
-        raise UserError(f"{archive}: {tar.name} is damaged ({error}); get it again") from error
-    if members and members[-1].offset + members[-1].size > tar.offset + tar.size:
-        raise UserError(f"{archive}: {tar.name} is damaged; get it again")
-    return tuple(members)
+    where = f"{archive}: {tar.name}"
+    members = read_members(archive, inside=tar, refuse=partial(_refuse, where))
+    return tuple(_unique(where, _images(where, members)))
 
 
 def _list_val(archive: Path, devkit: Devkit) -> dict[str, tuple[Member, ...]]:
     """The validation images of each class: the devkit labels them by number."""
-    members = sorted(read_members(archive), key=lambda member: member.name)
+    members = sorted(_images(str(archive), read_members(archive)), key=lambda member: member.name)
     if len(members) != len(devkit.val_synsets):
         raise UserError(f"{archive} has {len(members)} images, and the devkit labels of {len(devkit.val_synsets)}")
     images: dict[str, list[Member]] = {name: [] for name in devkit.synsets}
     for number, (member, synset) in enumerate(zip(members, devkit.val_synsets, strict=True), 1):
-        _require_image(str(archive), member.name, regular=True)
         if member.name != f"ILSVRC2012_val_{number:08d}.JPEG":
             raise UserError(f"{archive} lacks image number {number}; get it again")
         images[synset].append(member)
     return {synset: tuple(found) for synset, found in images.items()}
 
 
-def _require_image(where: str, name: str, regular: bool) -> None:
-    # Also keeps names such as ../../x and links from being written anywhere.
-    if not (regular and _IMAGE_NAME.fullmatch(name)):
-        raise UserError(f"{where} holds {name!r}, which is no image of ILSVRC2012")
+def _images(where: str, members: Iterable[Member]) -> Iterator[Member]:
+    """The same; also keeps names such as ../../x from being written anywhere."""
+    for member in members:
+        if not _IMAGE_NAME.fullmatch(member.name):
+            _refuse(where, member.name)
+        if member.size > _MOST:
+            raise UserError(f"{where}: {member.name} has {member.size} bytes, which is no image of ILSVRC2012")
+        yield member
 
 
-class _Window(io.RawIOBase):
-    """A part of a file as a file of its own, to read a tar within a tar."""
+def _refuse(where: str, name: str) -> None:
+    raise UserError(f"{where} holds {name[:200]!r}, which is no image of ILSVRC2012")
 
-    def __init__(self, file: Any, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._at = file, start, size, 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(self._size - self._at, 0)
-        self._file.seek(self._start + self._at)
-        data: bytes = self._file.read(left if size < 0 else min(size, left))
-        self._at += len(data)
-        return data
+def _unique(where: str, members: Iterable[Member]) -> Iterator[Member]:
+    names: set[str] = set()
+    for member in members:
+        if member.name in names:
+            raise UserError(f"{where} holds {member.name!r} twice; get it again")
+        names.add(member.name)
+        yield member
 
 
 def extract(parts: Sequence[Part], *, workers: int, advance: Advance) -> None:

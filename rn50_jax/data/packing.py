@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import stat
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from rn50_jax.data.filelist import list_file, listable, write_list
 from rn50_jax.data.folder import SUFFIXES
@@ -18,6 +20,8 @@ from rn50_jax.data.output import UNFINISHED, telling_of_the_disk, write_json_who
 from rn50_jax.data.shards import DATASET_FILE, index_tars, write_index
 from rn50_jax.data.tars import BLOCK, Member, read_idx, read_members, write_idx
 from rn50_jax.errors import UserError
+from rn50_jax.files import UNFINISHED as BEGUN
+from rn50_jax.files import open_regular, read_json
 
 FORMAT = "rn50-jax shards 1"
 _SUFFIX_OF = dict(zip(DECODABLE, (".jpg", ".png", ".webp", ".bmp", ".tif", ".ppm", ".jp2"), strict=True))
@@ -34,6 +38,21 @@ class PackedSplit(NamedTuple):
     labels: np.ndarray
     sizes: np.ndarray
     shards: tuple[np.ndarray, ...]
+
+
+class _Facts(TypedDict):
+    """Of a shard."""
+
+    images: int
+    bytes: int
+    sha256: str
+
+
+class _Journal(TypedDict):
+    """What an unfinished pack has done. plan: see `fingerprint`. done: by "<split>/<shard>"."""
+
+    plan: str
+    done: dict[str, _Facts]
 
 
 def plan_split(
@@ -55,9 +74,12 @@ def plan_split(
         if not listable(file):
             raise UserError(f"{root / file!r}: its name has a tab, a line break or bytes that are not UTF-8; rename it")
         try:
-            return (root / file).stat().st_size
+            found = (root / file).stat()
         except OSError as error:
             raise UserError(f"{root / file}: {error.strerror}; see rn50_jax.check_data") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{root / file} is a folder, pipe or device; leave it out")
+        return found.st_size
 
     with ThreadPoolExecutor(16) as pool:
         sizes = np.fromiter(pool.map(size_of, files), np.int64, len(files))
@@ -109,10 +131,10 @@ def pack(
     """
     journal = out / (DATASET_FILE + UNFINISHED)
     state = _open_journal(out, fingerprint(class_names, splits))
-    done: dict[str, dict[str, Any]] = state["done"]
+    done = state["done"]
     stop = threading.Event()
 
-    def pack_one(name: str, number: int) -> tuple[str, dict[str, Any]]:
+    def pack_one(name: str, number: int) -> tuple[str, _Facts]:
         tar = out / name / shard_name(name, number)
         key = f"{name}/{tar.name}"
         if key in done and tar.is_file() and tar.stat().st_size == done[key]["bytes"]:
@@ -129,7 +151,7 @@ def pack(
                 for future in as_completed(futures):
                     key, facts = future.result()
                     done[key] = facts
-                    write_json_whole(journal, state)
+                    write_json_whole(journal, dict(state))
                     advance(facts["images"])
             except BaseException:
                 stop.set()
@@ -162,19 +184,19 @@ def _room(sizes: np.ndarray) -> np.ndarray:
     return 3 * BLOCK + -(-sizes // BLOCK) * BLOCK
 
 
-def _open_journal(out: Path, plan: str) -> dict[str, Any]:
-    """What an interrupted pack has done, {"plan", "done"}; a new one for an empty folder."""
+def _open_journal(out: Path, plan: str) -> _Journal:
+    """What an interrupted pack has done; a new one for an empty folder."""
     journal = out / (DATASET_FILE + UNFINISHED)
     try:
-        state: dict[str, Any] = json.loads(journal.read_text(encoding="utf-8"))
+        state = read_json(journal, _Journal)
     except FileNotFoundError:
-        if any(path.name != f".{journal.name}" for path in out.iterdir()):
+        if any(path.name not in (f".{journal.name}", journal.name + BEGUN) for path in out.iterdir()):
             raise UserError(f"{out} is not empty; pack into an empty folder") from None
         state = {"plan": plan, "done": {}}
-        write_json_whole(journal, state)
+        write_json_whole(journal, dict(state))
     except ValueError as error:
-        raise UserError(f"{journal} is damaged; remove {out} and pack again") from error
-    if state.get("plan") != plan:
+        raise UserError(f"{journal} is damaged ({error}); remove {out} and pack again") from error
+    if state["plan"] != plan:
         raise UserError(
             f"{out} holds an unfinished pack of other images or options; remove it, or pack into an empty folder"
         )
@@ -192,10 +214,8 @@ def _describe(
     return described
 
 
-def _write_shard(
-    root: Path, tar: Path, split: PackedSplit, images: np.ndarray, stop: threading.Event
-) -> dict[str, Any]:
-    """Writes a tar and its `.idx`; returns {"images", "bytes", "sha256"}."""
+def _write_shard(root: Path, tar: Path, split: PackedSplit, images: np.ndarray, stop: threading.Event) -> _Facts:
+    """Writes a tar and its `.idx`."""
     digest = hashlib.sha256()
 
     def write(path: Path) -> None:
@@ -215,7 +235,8 @@ def _tar_parts(root: Path, split: PackedSplit, images: np.ndarray, stop: threadi
         if stop.is_set():
             raise InterruptedError("another shard failed")
         path = root / split.files[i]
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
         if len(data) != split.sizes[i]:
             raise UserError(f"{path} has changed while it was packed; run the same command again")
         for name, content in ((f"{i:09d}{_suffix(path, data)}", data), (f"{i:09d}.cls", b"%d" % split.labels[i])):
@@ -239,14 +260,14 @@ def _suffix(path: Path, data: bytes) -> str:
     return _SUFFIX_OF.get(sniff(data[:64]), found if found in SUFFIXES else ".jpg")
 
 
-def _verify_shard(tar: Path, facts: dict[str, Any]) -> int:
+def _verify_shard(tar: Path, facts: _Facts) -> int:
     """Reads a shard again and compares it and its index with what was written; returns its number of images."""
     with tar.open("rb") as file:
         same = hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
     listed: list[Member] = [member for sample in read_idx(tar) or [] for member in sample]
-    if not same or listed != list(read_members(tar)) or len(listed) != 2 * facts["images"]:
+    if not same or listed != read_members(tar) or len(listed) != 2 * facts["images"]:
         tar.unlink()
         raise UserError(
             f"{tar} does not read back as it was written (is the disk failing?); run the same command again"
         )
-    return int(facts["images"])
+    return facts["images"]

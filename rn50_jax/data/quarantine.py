@@ -1,23 +1,44 @@
 """Images that cannot be decoded: named, written down, and left out without disturbing the others."""
 
 import fcntl
-import json
-import os
+from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import NotRequired
 
-from rn50_jax.data.folder import ImageSet, short_name
+import numpy as np
+from typing_extensions import TypedDict
+
+from rn50_jax.data.folder import ImageSet, names_from_root, root_of
 from rn50_jax.errors import RunStopped, UserError, warn
+from rn50_jax.files import read_json, to_json, write_whole
 
 POLICIES = ("substitute", "error")
+
+
+class Entry(TypedDict):
+    """A bad image of a run.
+
+    file: its path from the data's root, see `names_from_root`. root: where that was, empty for tars; entries of older
+    versions have none, and their `file` is the whole path. epoch: in which it was found, from 1.
+    """
+
+    file: str
+    root: NotRequired[str]
+    split: str
+    epoch: int
+    reason: str
+
+
+class _Entries(TypedDict):
+    files: list[Entry]
 
 
 class Quarantine:
     """The bad images of a run, over restarts and processes.
 
-    Kept in a file {"files": [{"file", "split", "epoch", "reason"}]}, `epoch` (from 1) being the one in which an image
-    was found. An image found in epoch e is tried again in e + 1 and left out from e + 2 on: by then every process knows
-    of it, so that a run which is interrupted leaves out the same images as one that is not.
+    Kept in a file {"files": [`Entry`, ...]}. An image found in epoch e is tried again in e + 1 and left out from e + 2
+    on: by then every process knows of it, so that a run which is interrupted leaves out the same images as one that is
+    not.
 
     Args:
       path: of that file; None keeps the list in memory.
@@ -27,14 +48,20 @@ class Quarantine:
 
     def __init__(self, path: Path | None, *, policy: str, limit: int) -> None:
         self._path, self._policy, self._limit = path, policy, limit
-        self._entries: list[dict[str, Any]] = []
+        self._entries: list[Entry] = []
         self._told: set[tuple[str, str]] = set()
         self._entries = self._read()
 
-    def left_out(self, split: str, epoch: int) -> set[str]:
-        """The short names of images of a split that are bad by `epoch` (from 0)."""
+    def left_out(self, split: str, images: ImageSet, epoch: int) -> np.ndarray:
+        """Which images of a split are bad by `epoch` (from 0): their indices, int64."""
         self._entries = self._read()
-        return {short_name(e["file"]) for e in self._entries if e["split"] == split and e["epoch"] < epoch}
+        entries = [entry for entry in self._entries if entry["split"] == split and entry["epoch"] < epoch]
+        if not entries:
+            return np.zeros(0, np.int64)
+        names = names_from_root(images)
+        known = set(names)
+        bad = {entry["file"] if "root" in entry else _find_old(entry["file"], known) for entry in entries}
+        return np.flatnonzero([name in bad for name in names])
 
     def add(self, split: str, images: ImageSet, index: int, *, epoch: int, reason: str) -> None:
         """Takes note of an image that cannot be decoded in `epoch` (from 0).
@@ -46,13 +73,13 @@ class Quarantine:
         file = images.files[index]
         if self._policy == "error":
             raise UserError(
-                f"{file} is damaged or no image ({reason}); repair or remove it, or let "
-                "--config.data.on_bad_file=substitute leave out such files"
+                f"{file} cannot be used: {reason}; or let --config.data.on_bad_file=substitute leave out such files"
             )
         if (split, file) not in self._told:
             self._told.add((split, file))
-            warn(f"{file} is left out: it is damaged or no image ({reason})")
-        self._write({"file": file, "split": split, "epoch": epoch + 1, "reason": reason})
+            warn(f"{file} is left out: {reason}")
+        name = names_from_root(images)[index]
+        self._write({"file": name, "root": root_of(images), "split": split, "epoch": epoch + 1, "reason": reason})
         if len(self._entries) > self._limit:
             where = f" (listed in {self._path})" if self._path else ""
             raise RunStopped(
@@ -66,7 +93,7 @@ class Quarantine:
             where = f"; they are listed in {self._path}" if self._path else ""
             warn(f"{len(self._entries)} images could not be decoded and were left out{where}")
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def _write(self, entry: Entry) -> None:
         if self._path is None:
             self._merge(entry)
             return
@@ -75,25 +102,30 @@ class Quarantine:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may find images at the same time
                 self._entries = self._read()
                 if self._merge(entry):
-                    unfinished = self._path.with_suffix(".unfinished")
-                    unfinished.write_text(json.dumps({"files": self._entries}, indent=2) + "\n", encoding="utf-8")
-                    os.replace(unfinished, self._path)  # noqa: PTH105
+                    write_whole(self._path, to_json({"files": self._entries}, indent=2) + "\n")
         except OSError as error:
             warn(f"{self._path} cannot be written: {error.strerror}")
 
-    def _merge(self, entry: dict[str, Any]) -> bool:
+    def _merge(self, entry: Entry) -> bool:
         if any(e["file"] == entry["file"] and e["split"] == entry["split"] for e in self._entries):
             return False
         self._entries.append(entry)
         return True
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self) -> list[Entry]:
         if self._path is None:
             return self._entries
         try:
-            entries: list[dict[str, Any]] = json.loads(self._path.read_text(encoding="utf-8"))["files"]
-            return [e for e in entries if {"file", "split", "epoch", "reason"} <= e.keys()]
+            return read_json(self._path, _Entries)["files"]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{self._path} cannot be read as the list of bad images; remove it") from None
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"{self._path} cannot be read as the list of bad images ({why}); remove it") from None
+
+
+def _find_old(path: str, names: Container[str]) -> str:
+    """The name that an entry of an older version means, wherever the data lay then: the longest end of its path."""
+    parts = path.split("/")
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((end for end in ends if end in names), path)

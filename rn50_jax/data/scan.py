@@ -16,6 +16,7 @@ import numpy as np
 from rn50_jax.data.image_file import Examined, Verify, examine
 from rn50_jax.data.listing import Source
 from rn50_jax.data.processes import map_in_processes
+from rn50_jax.files import open_regular
 
 _KEY = np.dtype("V16")
 Advance = Callable[[int], None]
@@ -91,7 +92,7 @@ def _examine_one(source: Source, full: bool) -> Examined:
 
 @contextmanager
 def _opened(source: Source) -> Iterator[BinaryIO]:
-    with open(source.path, "rb") as file:  # noqa: PTH123
+    with open_regular(source.path) as file:
         if source.size < 0:
             yield file
         else:

@@ -2,22 +2,25 @@
 
 A sample is `<key>.<image suffix>` and `<key>.cls`, the number of its class in ASCII digits. `python -m rn50_jax.pack`
 writes such shards, and `index.npz` beside them, from which 1.28 million samples are known in about a second. Without it
-the index files of DALI's `wds2idx` (`<shard>.idx`) are read, and without those the headers of the tars.
+the headers of the tars are read. The index files of DALI's `wds2idx` (`<shard>.idx`) are for other programs: to verify
+what they say takes as long as the headers.
 """
 
-import json
 import os
-import zipfile
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from rn50_jax.data.folder import SUFFIXES
-from rn50_jax.data.tars import fits, group_members, read_idx, read_members
+from rn50_jax.data.names import MOST_CLASSES
+from rn50_jax.data.tars import group_members, read_members
 from rn50_jax.errors import UserError, warn
+from rn50_jax.files import open_regular, read_json, written_whole
 
 INDEX_FILE = "index.npz"
 DATASET_FILE = "dataset.json"
@@ -39,6 +42,31 @@ class ShardedImages(NamedTuple):
     sizes: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
+
+
+class Shard(TypedDict):
+    """A tar that `dataset.json` lists. sha256: if `pack` wrote it."""
+
+    file: str
+    images: NotRequired[int]
+    bytes: NotRequired[int]
+    sha256: NotRequired[str]
+
+
+class SplitDescription(TypedDict):
+    """A split in `dataset.json`."""
+
+    images: NotRequired[int]
+    shards: list[Shard]
+
+
+class Description(TypedDict, total=False):
+    """What `dataset.json` says. plan: what `pack` packed, a hash."""
+
+    format: str
+    plan: str
+    class_names: list[str]
+    splits: dict[str, SplitDescription]
 
 
 def has_shards(split_dir: Path) -> bool:
@@ -87,10 +115,12 @@ def scan_shards(split_dir: Path) -> tuple[tuple[str, ...], ShardedImages]:
     """
     tars = list_tars(split_dir)
     described = read_description(split_dir)
-    listed = [shard["file"] for shard in described.get("splits", {}).get(split_dir.name, {}).get("shards", [])]
-    for name in listed:
-        if not (split_dir / name).is_file():
-            raise UserError(f"{split_dir / name} is missing: {DATASET_FILE} lists it; copy it again or pack again")
+    split = described.get("splits", {}).get(split_dir.name)
+    for shard in split["shards"] if split else []:
+        if not (split_dir / shard["file"]).is_file():
+            raise UserError(
+                f"{split_dir / shard['file']} is missing: {DATASET_FILE} lists it; copy it again or pack again"
+            )
     images = read_index(split_dir, tars)
     if images is None:
         images = index_tars(split_dir, tars)
@@ -105,45 +135,92 @@ def scan_shards(split_dir: Path) -> tuple[tuple[str, ...], ShardedImages]:
     return class_names, images
 
 
-def read_description(split_dir: Path) -> dict[str, Any]:
+def read_description(split_dir: Path) -> Description:
     """What `dataset.json` in the folder above a split says, or nothing.
 
-    Keys: format, class_names, and splits: for each name {"images", "shards": [{"file", "images", "bytes", "sha256"}]}.
+    Raises:
+      UserError: it cannot be read, or does not say that.
     """
     file = split_dir.parent / DATASET_FILE
     try:
-        described = json.loads(file.read_text(encoding="utf-8"))
-        names = described.get("class_names", [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("class_names is no list of names")
-        return dict(described)
+        described = read_json(file, Description)
+        names = described.get("class_names", ["?"])
+        if not names or "" in names or len(set(names)) < len(names):
+            raise ValueError("class_names has none, an empty one or one twice")
+        return described
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({error}); write it again with rn50_jax.pack --index") from error
+    except ValueError as error:
+        raise UserError(
+            f"{file} is damaged ({error}); remove it, and write it again with rn50_jax.pack --index and --class_names"
+        ) from error
 
 
 def read_index(split_dir: Path, tars: Sequence[Path]) -> ShardedImages | None:
-    """What `index.npz` knows, or None if there is none or it was written for other tars (told by names and sizes)."""
+    """What `index.npz` knows, or None if there is none or it is not of these tars.
+
+    Tars of the names, sizes and times that it was written for are taken for those. Where only the time is another one,
+    as after a copy, what it says of a tar is compared with the tar.
+
+    Raises:
+      UserError: a tar that had to be looked at is not right.
+    """
     file = split_dir / INDEX_FILE
+    renew = f"python -m rn50_jax.pack --index {split_dir.parent} renews it"
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        wanted = [(path.name, path.stat().st_size) for path in tars]
-        known = zip(_unpack(arrays["tars"]), arrays["tar_sizes"].tolist(), strict=True)
-        if list(known) == wanted:
-            names = tuple(_unpack(arrays["names"]))
-            shard, offsets, sizes, labels = (arrays[name] for name in ("shard", "offsets", "sizes", "labels"))
-            if len(shard) == len(offsets) == len(sizes) == len(labels) == len(names):
-                return ShardedImages(tuple(map(str, tars)), shard, offsets, sizes, labels, names)
+        images, written_for = _load_index(file, tars)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    warn(f"{file} does not belong to the tars beside it and is not used; python -m rn50_jax.pack --index renews it")
+    except Exception:  # NumPy and zipfile raise all kinds for damaged files
+        images = None
+    if images is not None:
+        others = [number for number, tar in enumerate(tars) if tar.stat().st_mtime_ns != written_for[number]]
+        if not others:
+            return images
+        if _agrees(images, tars, others):
+            warn(f"{file} was written for tars of another time, and was compared with them: it is right; {renew}")
+            return images
+    warn(f"{file} does not belong to the tars beside it and is not used; {renew}")
     return None
+
+
+def _load_index(file: Path, tars: Sequence[Path]) -> tuple[ShardedImages | None, list[int]]:
+    """What an index says, None if it cannot be true of these tars; and their times, of an older version zeros."""
+    with open_regular(file) as opened, np.load(opened, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    sizes_now = np.array([tar.stat().st_size for tar in tars], np.int64)
+    times = arrays.get("tar_times", np.zeros(len(tars), np.int64))
+    if (
+        _unpack(arrays["tars"]) != [tar.name for tar in tars]
+        or not np.array_equal(arrays["tar_sizes"], sizes_now)
+        or times.shape != sizes_now.shape
+    ):
+        return None, []
+    names = tuple(_unpack(arrays["names"]))
+    columns = []
+    for name, dtype in (("shard", np.int32), ("offsets", np.int64), ("sizes", np.int64), ("labels", np.int32)):
+        column = arrays[name]
+        if column.dtype.kind not in "iu" or column.shape != (len(names),) or not np.can_cast(column.dtype, dtype):
+            return None, []
+        columns.append(column.astype(dtype, copy=False))
+    shard, offsets, sizes, labels = columns
+    if min(column.min() for column in columns) < 0 or shard.max() >= len(tars) or labels.max() >= MOST_CLASSES:
+        return None, []
+    if np.any(sizes > sizes_now[shard]) or np.any(offsets > sizes_now[shard] - sizes):
+        return None, []
+    return ShardedImages(tuple(map(str, tars)), shard, offsets, sizes, labels, names), times.tolist()
+
+
+def _agrees(images: ShardedImages, tars: Sequence[Path], others: Sequence[int]) -> bool:
+    """Whether what an index says of some tars is what they hold: where images lie, of what size and label."""
+    order = np.lexsort((images.offsets, images.shard))
+    starts, ends = (np.searchsorted(images.shard[order], others, side) for side in ("left", "right"))
+    said = np.stack([images.offsets, images.sizes, images.labels], axis=1)[order]
+    with ThreadPoolExecutor(16) as pool:
+        found = pool.map(index_tar, [tars[number] for number in others])
+        return all(np.array_equal(rows, said[i:j]) for (rows, _), i, j in zip(found, starts, ends, strict=True))
 
 
 def write_index(split_dir: Path, images: ShardedImages) -> None:
@@ -152,19 +229,19 @@ def write_index(split_dir: Path, images: ShardedImages) -> None:
     Raises:
       OSError: it cannot be written.
     """
-    unfinished = split_dir / (INDEX_FILE + UNFINISHED)
-    with unfinished.open("wb") as file:
+    described = [os.stat(tar) for tar in images.tars]  # noqa: PTH116
+    with written_whole(split_dir / INDEX_FILE) as unfinished, unfinished.open("wb") as file:
         np.savez(
             file,
             tars=_pack([Path(tar).name for tar in images.tars]),
-            tar_sizes=np.array([Path(tar).stat().st_size for tar in images.tars], np.int64),
+            tar_sizes=np.array([tar.st_size for tar in described], np.int64),
+            tar_times=np.array([tar.st_mtime_ns for tar in described], np.int64),
             shard=images.shard,
             offsets=images.offsets,
             sizes=images.sizes,
             labels=images.labels,
             names=_pack(images.names),
         )
-    unfinished.replace(split_dir / INDEX_FILE)
 
 
 # Text as bytes: fixed-width arrays of characters would take four bytes for each, up to the length of the longest.
@@ -177,7 +254,7 @@ def _unpack(array: np.ndarray) -> list[str]:
 
 
 def index_tars(split_dir: Path, tars: Sequence[Path]) -> ShardedImages:
-    """The same from `<shard>.idx` or, where there is none or it does not fit, from the headers of the tars."""
+    """The same from the headers of the tars."""
     # Many questions at a time: network file systems answer slowly.
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(index_tar, tars))
@@ -202,8 +279,9 @@ def _original_names(split_dir: Path, members: Sequence[str]) -> tuple[Any, list[
         return slice(None), None
     listed = read_list(file)
     keys = [name.split(".")[0] for name in members]
-    order = np.argsort(np.array([int(key) if key.isdecimal() else -1 for key in keys]), kind="stable")
-    if len(listed.files) != len(keys) or [int(keys[i]) for i in order if keys[i].isdecimal()] != list(range(len(keys))):
+    numbers = np.array([int(key) if re.fullmatch(r"[0-9]{1,18}", key) else -1 for key in keys])
+    order = np.argsort(numbers, kind="stable")
+    if len(listed.files) != len(keys) or not np.array_equal(numbers[order], np.arange(len(keys))):
         raise UserError(f"{file} lists {len(listed.files)} images, but the tars of {split_dir} hold others")
     return order, list(listed.files)
 
@@ -215,32 +293,24 @@ def index_tar(tar: Path) -> tuple[np.ndarray, list[str]]:
       UserError: it is damaged, cut off or empty, or a sample has no image or no label.
     """
     try:
-        file = os.open(tar, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{tar} cannot be read: {error.strerror}") from error
-    try:
-        end = os.fstat(file).st_size
-        samples = read_idx(tar)
-        if samples is None or not fits(file, samples):
-            samples = group_members(read_members(tar))
-        rows, names = [], []
-        for sample in samples:
-            image = next((m for m in sample if f".{m.suffix.lower()}".endswith(SUFFIXES)), None)
-            label = next((m for m in sample if m.suffix == "cls"), None)
-            if image is None or label is None:
-                missing = "image" if image is None else "label (.cls)"
-                raise UserError(f"{tar}: sample {sample[0].key!r} has no {missing}")
-            if max(image.offset + image.size, label.offset + label.size) > end:
-                raise UserError(f"{tar} is cut off; copy it again")
-            text = os.pread(file, min(label.size, 32), label.offset).strip()
-            if not text.isdigit() or int(text) > 2**31 - 2:
-                raise UserError(f"{tar}: {label.name} holds {text[:20]!r} and no number of a class")
-            rows.append((image.offset, image.size, int(text)))
-            names.append(image.name)
+        with open_regular(tar) as file:
+            rows, names = [], []
+            for sample in group_members(read_members(tar)):
+                image = next((m for m in sample if f".{m.suffix.lower()}".endswith(SUFFIXES)), None)
+                label = next((m for m in sample if m.suffix == "cls"), None)
+                if image is None or label is None:
+                    missing = "image" if image is None else "label (.cls)"
+                    raise UserError(f"{tar}: sample {sample[0].key!r} has no {missing}")
+                text = os.pread(file.fileno(), min(label.size, 32), label.offset).strip()
+                if not text.isdigit() or int(text) >= MOST_CLASSES:
+                    raise UserError(
+                        f"{tar}: {label.name} holds {text[:20]!r} and no number of a class; those are 0 "
+                        f"to {MOST_CLASSES - 1:,}"
+                    )
+                rows.append((image.offset, image.size, int(text)))
+                names.append(image.name)
         if not rows:
             raise UserError(f"{tar} holds no samples")
         return np.array(rows, np.int64), names
     except OSError as error:
         raise UserError(f"{tar} cannot be read: {error.strerror}") from error
-    finally:
-        os.close(file)
