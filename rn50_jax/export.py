@@ -12,7 +12,7 @@ from rn50_jax import errors
 from rn50_jax.convert import save_weights, summary
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.folder import ImageSet, check_class_names
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, say
 from rn50_jax.exporting import onnx_file, stablehlo
 from rn50_jax.exporting.check import TOLERANCES, check, check_images, thin_out
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Exportable, Form, describe, load_exportable
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     cores = str(len(os.sched_getaffinity(0)))
     defaults = [("precision", "fp32"), ("data.backend", "dali-cpu"), ("data.workers", cores)]
     stored = load_model(args, [*defaults, *overrides])
-    print(f"{stored.name}: {summary(stored)}", flush=True)
+    say(f"{stored.name}: {summary(stored)}")
     if form is None:
         facts = {"format": kind, **save_weights(stored, args.out)}
     else:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         facts = export_graph(load_exportable(stored, form), kind, args.out, val, quantisation)
     beside = args.out.with_name(args.out.name + ".json")
     write_json(beside, facts)
-    print(f"written to {args.out}, what there is to know about it to {beside}")
+    say(f"written to {args.out}, what there is to know about it to {beside}")
     return 0
 
 
@@ -96,14 +96,14 @@ def export_graph(
                 stablehlo.write_stablehlo(exportable, unfinished)
                 run = stablehlo.load_stablehlo(unfinished)
             facts["check"] = check(run, exportable, images, tolerance=TOLERANCES[config.precision])
-            print(_tell_check(facts["check"]), flush=True)
+            say(_tell_check(facts["check"]))
             if quantisation:
                 small = Path(folder) / "int8"
                 how = quantise(unfinished, small, quantisation.calibration, config, form)
                 cost = compare(run, onnx_file.load_onnx(small), quantisation.val, config, form)
                 facts["quantisation"] = how | cost
                 mark_quantised(small, facts["quantisation"])
-                print(_tell_quantisation(facts["quantisation"]), flush=True)
+                say(_tell_quantisation(facts["quantisation"]))
                 unfinished = small
             unfinished.replace(out)
     except OSError as error:

@@ -16,7 +16,7 @@ from rn50_jax import errors, parallel
 from rn50_jax.augment import normalise
 from rn50_jax.data.feed import eval_batches
 from rn50_jax.data.folder import SUFFIXES, ImageSet, scan_split
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, say
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables
 from rn50_jax.step import Batch
@@ -129,7 +129,8 @@ def main(argv: Sequence[str]) -> int:
     }
     write_features(args.out, arrays)
     classes = f", {len(class_names)} classes" if class_names else ""
-    print(f"{stored.name}\n{len(features)} images{classes}, {features.shape[1]} features each, written to {args.out}")
+    say(stored.name)
+    say(f"{len(features)} images{classes}, {features.shape[1]} features each, written to {args.out}")
     return 0
 
 
