@@ -18,6 +18,7 @@ from rn50_jax.exporting.check import TOLERANCES, check, check_images, thin_out
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Exportable, Form, describe, load_exportable
 from rn50_jax.exporting.quantise import Quantisation, compare, find_calibration, mark_quantised, quantise
 from rn50_jax.stored import StoredModel, add_source_arguments, load_model
+from rn50_jax.text import in_utf8
 from rn50_jax.workdir import write_json
 
 # Formats, by the ends of their files' names.
@@ -86,7 +87,7 @@ def export_graph(
     images = check_images(config, val)
     facts = {"format": kind, **describe(exportable, onnx_file.LIBRARIES if kind == "onnx" else ())}
     try:
-        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
+        with TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
             unfinished = Path(folder) / "model"
             if kind == "onnx":
                 onnx_file.write_onnx(exportable, unfinished, facts)
@@ -169,6 +170,10 @@ def _form(args: argparse.Namespace, kind: str) -> Form | None:
         raise UserError("--quantise needs --format onnx")
     if args.quantise and args.calibration is None:
         raise UserError("--quantise needs --calibration DIR, a folder of images as the model will see them")
+    if args.quantise and in_utf8(str(args.out)) != str(args.out):
+        raise UserError(
+            f"--quantise cannot write {args.out}: onnxruntime takes paths in UTF-8 alone; choose another --out"
+        )
     if args.quantise and args.fold is False:
         raise UserError("--quantise needs BatchNorm folded; leave out --no-fold")
     if args.calibration is not None and not args.quantise:
