@@ -1,33 +1,33 @@
 """What a model says of images, as a table, CSV, JSON or JSON lines, written while it comes."""
 
-import csv
 import json
 import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO
+
+from rn50_jax.text import csv_row, printable
 
 # {"file", "predictions": [{"class", "index", "probability"}, ...]}, best first, or {"file", "error"}.
 Answer = dict[str, Any]
 
 
 def write_table(answers: Iterable[Answer], file: TextIO) -> None:
-    """For people: a line with the file and one for each class."""
+    """For people: a line with the file and one for each class, whatever is in their names."""
     for answer in answers:
-        print(answer["file"] + (f": {answer['error']}" if "error" in answer else ""), file=file)
+        print(printable(answer["file"] + (f": {answer['error']}" if "error" in answer else "")), file=file)
         for p in answer.get("predictions", []):
-            print(f"  {100 * p['probability']:5.1f}%  {p['class']}", file=file)
+            print(f"  {100 * p['probability']:5.1f}%  {printable(p['class'])}", file=file)
         file.flush()
 
 
 def write_csv(answers: Iterable[Answer], file: TextIO) -> None:
     """A row for each file and class, with its rank from 1; of a file that failed, one row with its error."""
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(["file", "rank", "class", "index", "probability", "error"])
+    file.write(csv_row(["file", "rank", "class", "index", "probability", "error"]))
     for answer in answers:
         if "error" in answer:
-            rows.writerow([answer["file"], "", "", "", "", answer["error"]])
+            file.write(csv_row([answer["file"], "", "", "", "", answer["error"]]))
         for rank, p in enumerate(answer.get("predictions", []), 1):
-            rows.writerow([answer["file"], rank, p["class"], p["index"], p["probability"], ""])
+            file.write(csv_row([answer["file"], rank, p["class"], p["index"], p["probability"], ""]))
         file.flush()
 
 

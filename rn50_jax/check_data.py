@@ -25,6 +25,7 @@ from rn50_jax.data.processes import count_workers
 from rn50_jax.data.scan import Looked, find_duplicates, look_at
 from rn50_jax.errors import UserError
 from rn50_jax.progress import progress
+from rn50_jax.text import printable
 
 _EXAMPLES = 3  # of each kind, that are printed
 
@@ -106,7 +107,7 @@ def report_text(report: dict[str, Any]) -> str:
                 lines.append(f"             and {found['count'] - len(examples):,} more")
     if report["mode"] == "quick":
         lines += ["", "Only images whose beginning or end left a doubt were decoded; --mode full decodes all."]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _split_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -147,7 +148,11 @@ def write_clean_lists(file: Path, root: Path, splits: dict[str, Split], left_out
             write_list(target, class_names, [split.names[i] for i in kept[name]], labels)
         except OSError as error:
             raise UserError(f"cannot write {target}: {error.strerror}") from error
-        told.append(f"{target}: {len(labels):,} images, {len(split.names) - len(labels):,} left out")
+        unlisted = sum(not listable(path) for path in split.names)
+        because = f", {unlisted:,} of them for names that a list cannot hold" if unlisted else ""
+        told.append(
+            printable(f"{target}: {len(labels):,} images, {len(split.names) - len(labels):,} left out{because}")
+        )
     return told
 
 
@@ -187,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
     if args.write_list:
         left_out = bad | twice if args.drop_duplicates else bad
         text += "\n\n" + "\n".join(write_clean_lists(args.write_list, args.dir, splits, left_out))
-    print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
+    print(text, flush=True)
     return 1 if report["problems"] else 0
 
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from rn50_jax.plan import Plan
+from rn50_jax.text import printable
 
 NARROW = 60  # columns below which a progress bar has no room
 
@@ -33,7 +34,7 @@ class Screen:
 
     def __init__(self, plan: Plan, epochs: int, first_step: int) -> None:
         self._plan, self._epochs = plan, epochs
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(highlight=False, soft_wrap=True, emoji=False)
         self.live = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         bar = [BarColumn(bar_width=None)] if self._console.width >= NARROW else []
         self._progress = Progress(
@@ -135,7 +136,7 @@ def print_rows(rows: Mapping[str, str]) -> None:
     """Prints names and what they are, aligned; in a terminal, long lines go on below their beginning."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for name, text in rows.items():
-        line = f"{name:<10} {text}"
+        line = f"{name:<10} {printable(text)}"
         if width > 40:
             line = textwrap.fill(
                 line, width, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False

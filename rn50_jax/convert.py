@@ -9,6 +9,7 @@ import jax
 
 from rn50_jax import config as configs
 from rn50_jax import errors
+from rn50_jax.errors import say
 from rn50_jax.stored import StoredModel, add_run_arguments, describe_model, load_run, load_weights
 from rn50_jax.weight_files import SUFFIXES, WeightFile, write_weights
 from rn50_jax.weights import to_torch
@@ -62,8 +63,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         stored = load_weights(args.source, overrides)
     save_weights(stored, args.target)
-    print(f"{stored.name}: {summary(stored)}")
-    print(f"written to {args.target}")
+    say(f"{stored.name}: {summary(stored)}")
+    say(f"written to {args.target}")
     return 0
 
 

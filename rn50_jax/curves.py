@@ -1,7 +1,8 @@
 """Figures of the metrics of one or several runs, side by side."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from rn50_jax.errors import UserError
 from rn50_jax.history import History, read_history
+from rn50_jax.text import printable
 
 # Okabe and Ito's colours, told apart by the colour-blind too, the yellow left out: it does not show on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -160,8 +162,14 @@ def _handles(panels: Sequence[Panel], runs: Sequence[Run], smooth: int) -> list[
     ]
     if not several:
         return lines
-    colors = [Line2D([], [], color=_color(i), linewidth=3, label=run.label) for i, run in enumerate(runs)]
+    colors = [Line2D([], [], color=_color(i), linewidth=3, label=as_text(run.label)) for i, run in enumerate(runs)]
     return colors + (lines if len(kinds) > 1 else [])
+
+
+def as_text(name: str) -> str:
+    """A name as matplotlib shows it in one line, without taking what is between dollars for a formula."""
+    text = printable(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text  # which would leave it out of a legend
 
 
 def _legend(figure: Figure, free: Axes | None, panels: Sequence[Panel], runs: Sequence[Run], smooth: int) -> None:
@@ -196,17 +204,20 @@ def draw_run(metrics_file: Path, target: Path) -> None:
         save(overview([Run(target.parent.name, read_history(metrics_file))]), target)
 
 
-def look() -> AbstractContextManager[None]:
+@contextmanager
+def look() -> Iterator[None]:
     """The common look of the figures, to be used in a `with` around making and saving them."""
-    return matplotlib.rc_context(
-        {
-            "font.size": 9,
-            "axes.edgecolor": INK,
-            "axes.labelcolor": INK,
-            "text.color": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-            "axes.linewidth": 0.8,
-            "lines.solid_capstyle": "round",
-        }
-    )
+    settings: Any = {
+        "font.size": 9,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.linewidth": 0.8,
+        "lines.solid_capstyle": "round",
+    }
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # Names of classes may have characters that the font has not; boxes stand for them.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+        yield

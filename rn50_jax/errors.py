@@ -1,6 +1,7 @@
 """Mistakes that a user can mend, and how every command ends."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from rn50_jax.restart import use_utf8
 from rn50_jax.text import printable
 
 
@@ -35,6 +37,11 @@ class Interrupted(Exception):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
+
+
+def say(line: str) -> None:
+    """Prints a line of what a command has to tell, whatever names are in it."""
+    print(printable(line), flush=True)
 
 
 def warn(text: str) -> None:
@@ -110,6 +117,10 @@ def tell(error: BaseException) -> int:
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command's `main(argv) -> exit code` and ends the process, see `tell`."""
+    use_utf8()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may hold what the terminal's encoding has not
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

@@ -18,7 +18,7 @@ from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches
 from rn50_jax.data.folder import Dataset, check_class_names
 from rn50_jax.data.order import eval_order
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, say
 from rn50_jax.mistakes import check_target, tell_mistakes, write_analysis, write_predictions
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables
@@ -195,19 +195,19 @@ def main(argv: Sequence[str]) -> int:
     stored = load_model(args, overrides)
     if not (args.per_class or args.predictions):
         result = evaluate_stored(stored, flip_tta=args.flip_tta)
-        print(f"{stored.name}{_TTA if args.flip_tta else ''}")
-        print(validation_text(result))
+        say(f"{stored.name}{_TTA if args.flip_tta else ''}")
+        say(validation_text(result))
     else:
         result, predictions = examine_stored(stored, flip_tta=args.flip_tta)
-        print(f"{stored.name}{_TTA if args.flip_tta else ''}")
-        print(validation_text(result))
-        print(f"calibration  {100 * result['val.ece']:.2f} % expected calibration error over {BINS} bins")
+        say(f"{stored.name}{_TTA if args.flip_tta else ''}")
+        say(validation_text(result))
+        say(f"calibration  {100 * result['val.ece']:.2f} % expected calibration error over {BINS} bins")
         if args.per_class:
             folder = args.out or (args.workdir or Path()) / "evaluation"
             for line in tell_mistakes(predictions):
-                print(line)
+                say(line)
             write_analysis(predictions, folder)
-            print(f"written to {folder}")
+            say(f"written to {folder}")
         if args.predictions:
             write_predictions(predictions, args.predictions)
     if args.json:

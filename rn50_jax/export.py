@@ -12,12 +12,13 @@ from rn50_jax import errors
 from rn50_jax.convert import save_weights, summary
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.folder import ImageSet, check_class_names
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, say
 from rn50_jax.exporting import onnx_file, stablehlo
 from rn50_jax.exporting.check import TOLERANCES, check, check_images, thin_out
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Exportable, Form, describe, load_exportable
 from rn50_jax.exporting.quantise import Quantisation, compare, find_calibration, mark_quantised, quantise
 from rn50_jax.stored import StoredModel, add_source_arguments, load_model
+from rn50_jax.text import in_utf8
 from rn50_jax.workdir import write_json
 
 # Formats, by the ends of their files' names.
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     cores = str(len(os.sched_getaffinity(0)))
     defaults = [("precision", "fp32"), ("data.backend", "dali-cpu"), ("data.workers", cores)]
     stored = load_model(args, [*defaults, *overrides])
-    print(f"{stored.name}: {summary(stored)}", flush=True)
+    say(f"{stored.name}: {summary(stored)}")
     if form is None:
         facts = {"format": kind, **save_weights(stored, args.out)}
     else:
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         facts = export_graph(load_exportable(stored, form), kind, args.out, val, quantisation)
     beside = args.out.with_name(args.out.name + ".json")
     write_json(beside, facts)
-    print(f"written to {args.out}, what there is to know about it to {beside}")
+    say(f"written to {args.out}, what there is to know about it to {beside}")
     return 0
 
 
@@ -86,7 +87,7 @@ def export_graph(
     images = check_images(config, val)
     facts = {"format": kind, **describe(exportable, onnx_file.LIBRARIES if kind == "onnx" else ())}
     try:
-        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
+        with TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
             unfinished = Path(folder) / "model"
             if kind == "onnx":
                 onnx_file.write_onnx(exportable, unfinished, facts)
@@ -96,14 +97,14 @@ def export_graph(
                 stablehlo.write_stablehlo(exportable, unfinished)
                 run = stablehlo.load_stablehlo(unfinished)
             facts["check"] = check(run, exportable, images, tolerance=TOLERANCES[config.precision])
-            print(_tell_check(facts["check"]), flush=True)
+            say(_tell_check(facts["check"]))
             if quantisation:
                 small = Path(folder) / "int8"
                 how = quantise(unfinished, small, quantisation.calibration, config, form)
                 cost = compare(run, onnx_file.load_onnx(small), quantisation.val, config, form)
                 facts["quantisation"] = how | cost
                 mark_quantised(small, facts["quantisation"])
-                print(_tell_quantisation(facts["quantisation"]), flush=True)
+                say(_tell_quantisation(facts["quantisation"]))
                 unfinished = small
             unfinished.replace(out)
     except OSError as error:
@@ -169,6 +170,10 @@ def _form(args: argparse.Namespace, kind: str) -> Form | None:
         raise UserError("--quantise needs --format onnx")
     if args.quantise and args.calibration is None:
         raise UserError("--quantise needs --calibration DIR, a folder of images as the model will see them")
+    if args.quantise and in_utf8(str(args.out)) != str(args.out):
+        raise UserError(
+            f"--quantise cannot write {args.out}: onnxruntime takes paths in UTF-8 alone; choose another --out"
+        )
     if args.quantise and args.fold is False:
         raise UserError("--quantise needs BatchNorm folded; leave out --no-fold")
     if args.calibration is not None and not args.quantise:

@@ -16,7 +16,8 @@ from rn50_jax import errors, parallel
 from rn50_jax.augment import normalise
 from rn50_jax.data.feed import eval_batches
 from rn50_jax.data.folder import SUFFIXES, ImageSet, scan_split
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, say
+from rn50_jax.files import written_whole
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables
 from rn50_jax.step import Batch
@@ -90,13 +91,10 @@ def write_features(path: Path, arrays: dict[str, Any]) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
     try:
-        with unfinished.open("wb") as file:
+        with written_whole(path) as unfinished, unfinished.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-        unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
@@ -129,7 +127,8 @@ def main(argv: Sequence[str]) -> int:
     }
     write_features(args.out, arrays)
     classes = f", {len(class_names)} classes" if class_names else ""
-    print(f"{stored.name}\n{len(features)} images{classes}, {features.shape[1]} features each, written to {args.out}")
+    say(stored.name)
+    say(f"{len(features)} images{classes}, {features.shape[1]} features each, written to {args.out}")
     return 0
 
 

@@ -55,7 +55,9 @@ def goodput_text(totals: Mapping[str, float]) -> str:
 def process_age() -> float:
     """Seconds since the process was started; 0 where the system does not tell."""
     try:
-        started = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        started = float(
+            Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        )
         return time.clock_gettime(time.CLOCK_BOOTTIME) - started / 100
     except (OSError, ValueError, IndexError, AttributeError):
         return 0.0

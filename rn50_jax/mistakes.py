@@ -1,6 +1,5 @@
 """Tables and figures of what a model gets wrong, and its predictions as a file."""
 
-import csv
 import importlib.util
 import io
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,8 @@ from rn50_jax.data.decodable import to_decodable
 from rn50_jax.data.folder import read_image
 from rn50_jax.data.names import human_names
 from rn50_jax.errors import UserError
+from rn50_jax.files import write_whole, written_whole
+from rn50_jax.text import csv_row, in_utf8, printable
 
 SHOWN = 10  # classes and pairs on the console
 SHEET = 24  # images on the sheet
@@ -42,6 +43,7 @@ def tell_mistakes(predictions: Predictions) -> Iterator[str]:
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= 32 else name[:31] + "…"
 
 
@@ -69,10 +71,7 @@ def write_analysis(predictions: Predictions, folder: Path) -> None:
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_whole(path, "".join(map(csv_row, [header, *rows])).encode("utf-8", "surrogateescape"))
 
 
 def check_target(path: Path) -> None:
@@ -108,7 +107,9 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
             import pyarrow
             import pyarrow.parquet
 
-            pyarrow.parquet.write_table(pyarrow.table(columns), path)
+            named = {key: [in_utf8(x) if isinstance(x, str) else x for x in xs] for key, xs in columns.items()}
+            with written_whole(path) as unfinished, unfinished.open("wb") as file:
+                pyarrow.parquet.write_table(pyarrow.table(named), file)
         else:
             _write_csv(path, list(columns), list(zip(*columns.values(), strict=True)))
     except OSError as error:

@@ -19,6 +19,7 @@ from rn50_jax.data.tars import read_idx, read_members, write_idx
 from rn50_jax.errors import UserError, warn
 from rn50_jax.files import open_regular, parse_json
 from rn50_jax.progress import progress
+from rn50_jax.text import printable, shell
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 _NO_LIMIT = 2**62
@@ -53,7 +54,9 @@ def open_splits(root: Path, lists: dict[str, Path | None]) -> tuple[tuple[str, .
             classes[name], splits[name] = listed.class_names, (listed.files, listed.labels)
         elif (root / name).is_dir():
             if has_shards(root / name):
-                raise UserError(f"{root / name} holds tar shards already; --index {root} makes what they lack")
+                raise UserError(
+                    f"{root / name} holds tar shards already; {shell(['--index', root])} makes what they lack"
+                )
             classes[name], images = scan_split(root / name)
             splits[name] = [file.removeprefix(f"{root}/") for file in images.files], images.labels
     if not splits:
@@ -74,7 +77,7 @@ def pack_folder(root: Path, out: Path, lists: dict[str, Path | None], *, workers
     with holding(out):
         plan_there = read_description(out / "train").get("plan")
         if plan_there == fingerprint(class_names, splits) and not (out / f"{DATASET_FILE}.partial").exists():
-            return f"{out} is packed already"
+            return f"{printable(str(out))} is packed already"
         require_space(out, bytes_to_write(out, splits))
         count = sum(len(split.files) for split in splits.values())
         with progress("packing and verifying", 2 * count) as advance:
@@ -84,7 +87,7 @@ def pack_folder(root: Path, out: Path, lists: dict[str, Path | None], *, workers
         f"{size_text(sum(shard['bytes'] for shard in split['shards']))}, verified"
         for name, split in described["splits"].items()
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def index_folder(root: Path, class_names: Sequence[str] | None) -> str:
@@ -129,7 +132,8 @@ def index_folder(root: Path, class_names: Sequence[str] | None) -> str:
             ours = described.get("format") == FORMAT
             facts = dict(described) if ours else {"format": "webdataset", "splits": splits}
             write_json_whole(split_dirs[0].parent / DATASET_FILE, facts | {"class_names": names})
-    return "\n".join([*lines, f"classes: {len(names):,}, from {names[0]!r} to {names[-1]!r}"])
+    lines.append(f"classes: {len(names):,}, from {names[0]!r} to {names[-1]!r}")
+    return "\n".join(map(printable, lines))
 
 
 def _renew_idx(tar: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rn50_jax import config as configs
 from rn50_jax import errors
 from rn50_jax.curves import SUFFIXES, VALIDATION_FIGURES, Run, look, overview, save, single
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, say
 from rn50_jax.history import History, metrics_file, read_history, write_csv
 
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
             from rn50_jax.page import write_page  # looks at the model and its data
 
             write_page(args.runs[0], args.html, overrides)
-            print(args.html)
+            say(str(args.html))
         if args.out or args.figures or not (args.csv or args.html):
             _draw([Run(*pair) for pair in zip(_labels(args.runs, args.labels), histories, strict=True)], args)
     except OSError as error:
@@ -62,12 +62,12 @@ def _draw(runs: Sequence[Run], args: argparse.Namespace) -> None:
                 figure = single(panel, runs)
                 for path in _targets(args.figures / panel.name):
                     save(figure, path)
-                    print(path)
+                    say(str(path))
         if args.out or not args.figures:
             figure = overview(runs, args.smooth)
             for path in _targets(args.out or _default_target(args.runs)):
                 save(figure, path)
-                print(path)
+                say(str(path))
 
 
 def _targets(path: Path) -> list[Path]:
@@ -98,7 +98,7 @@ def _write_csv(history: History, target: str) -> None:
         return
     with Path(target).open("w", encoding="utf-8", newline="") as file:
         write_csv(history, file)
-    print(target)
+    say(target)
 
 
 if __name__ == "__main__":

@@ -142,10 +142,13 @@ def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, for
     # Where the answers go to the terminal, they are the progress.
     shown = out is not None or not sys.stdout.isatty()
     target = out or sys.stdout.fileno()
+    people = form == "table" and not out  # they read in their terminal's encoding
     try:
-        # Names of files may be any bytes; they leave as they came.
+        # Names of files may be any bytes; in CSV they leave as they came.
         with (
-            open(target, "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=bool(out)) as file,
+            nullcontext(sys.stdout)
+            if people
+            else open(target, "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=bool(out)) as file,
             progress("classified", total, unit="img") if shown else nullcontext(lambda _: None) as advance,
         ):
             FORMATS[form](counted(result, advance), file)

@@ -13,7 +13,7 @@ from rn50_jax.data.folder import scan_split
 from rn50_jax.data.names import IMAGENET_IMAGES, likely_names
 from rn50_jax.data.output import holding, require_space, size_text, telling_of_the_disk
 from rn50_jax.data.processes import count_workers
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, say
 from rn50_jax.progress import progress
 
 
@@ -60,12 +60,12 @@ def prepare(
         parts = ilsvrc.plan(train, val, out, devkit)
         count, size = sum(part.images for part in parts), sum(part.size for part in parts)
         # Files take whole blocks of a disk, most often of 4 kB.
-        print(f"{count:,} images to extract, {size_text(size)}", flush=True)
+        say(f"{count:,} images to extract, {size_text(size)}")
         require_space(out, size + 2048 * count + spare)
         with progress("extracting", count) as advance:
             ilsvrc.extract(parts, workers=workers, advance=advance)
         _verify(out, devkit, expected)
-    print(f"{out}: {expected.train:,} + {expected.val:,} images of {len(expected.synsets):,} classes, complete")
+    say(f"{out}: {expected.train:,} + {expected.val:,} images of {len(expected.synsets):,} classes, complete")
 
 
 def _check_md5(files: Sequence[Path]) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
 
+from rn50_jax.text import printable
+
 
 @contextmanager
 def progress(text: str, total: int | Callable[[], int] | None, *, unit: str = "") -> Iterator[Callable[[int], None]]:
@@ -18,7 +20,12 @@ def progress(text: str, total: int | Callable[[], int] | None, *, unit: str = ""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+    )
     with Progress(
         *columns,
         TimeRemainingColumn(),
@@ -27,7 +34,7 @@ def progress(text: str, total: int | Callable[[], int] | None, *, unit: str = ""
         transient=True,
         redirect_stdout=sys.stdout.isatty(),  # else what is printed to a file would come out here
     ) as bar:
-        task = bar.add_task(text, total=None if callable(total) else total, speed="")
+        task = bar.add_task(printable(text), total=None if callable(total) else total, speed="")
         if callable(total) and console.is_terminal:
             count_all = total
             Thread(target=lambda: bar.update(task, total=count_all()), daemon=True).start()

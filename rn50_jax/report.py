@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from rn50_jax.console import Screen, clock, print_rows, time_of_day, train_line, validation_text
 from rn50_jax.data.folder import Dataset
 from rn50_jax.dle import DleLog, dle_parameters
-from rn50_jax.errors import UserError, warn
+from rn50_jax.errors import UserError, say, warn
 from rn50_jax.goodput import goodput_text
 from rn50_jax.history import read_history
 from rn50_jax.integrity import score
@@ -25,6 +25,7 @@ from rn50_jax.memory import estimate_memory, memory_text, peak_text
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
 from rn50_jax.state import TrainState
+from rn50_jax.text import shell
 from rn50_jax.workdir import describe_devices, write_run_files
 
 CURVES = "curves.png"
@@ -246,5 +247,7 @@ def tell_where(config: ConfigDict, workdir: Path) -> None:
     steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
     if steps:
         rows = {"saved": f"{workdir / 'checkpoints'} (of steps {', '.join(map(str, steps))})"} | rows
-    print_rows(rows | {"report": f"python -m rn50_jax.plot {workdir} --html {workdir / 'report.html'}"})
-    print("done", flush=True)
+    page = shell(["python", "-m", "rn50_jax.plot", workdir, "--html", workdir / "report.html"])
+    print_rows(rows)
+    say(f"{'report':<10} {page}")  # to be copied, so it is one line however narrow the terminal
+    say("done")

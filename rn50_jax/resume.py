@@ -14,7 +14,7 @@ from rn50_jax.build import build_state
 from rn50_jax.checkpoint import Checkpoints, Meta
 from rn50_jax.data.feed import Position, changed_fact
 from rn50_jax.data.folder import check_class_names
-from rn50_jax.errors import UserError, warn
+from rn50_jax.errors import UserError, say, warn
 from rn50_jax.integrity import score
 from rn50_jax.setup import Setup
 from rn50_jax.state import TrainState
@@ -166,5 +166,5 @@ def _fresh_state(setup: Setup) -> TrainState:
             "leave 'fc' out"
         )
     state, told = start_from(build_state(config, model), file.arrays, model, source, new_head=new_head)
-    print(told)
+    say(told)
     return state

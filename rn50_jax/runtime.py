@@ -9,12 +9,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import jax
 
 from rn50_jax.errors import UserError
+from rn50_jax.restart import is_command, restart
 
 _COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer"
 
@@ -48,7 +48,7 @@ def _check_xla_flags(flags: Sequence[str]) -> None:
     # Only XLA knows its flags, and looks at them once in a process.
     env = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", "import jax; jax.devices()"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:
         unknown = re.search(r"Unknown flags? in XLA_FLAGS: (.*)", done.stderr)
         problem = f"holds what XLA does not know: {unknown[1].strip()}" if unknown else "is not understood by XLA"
@@ -79,7 +79,7 @@ def cpu_kind() -> str:
     A program that was compiled for one CPU may hold some that another one, with the same home folder, does not have.
     """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -107,27 +107,18 @@ def use_huge_pages() -> None:
     pages or gives them unasked, where the tunable has been set, or where the environment has RN50_JAX_HUGE_PAGES.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if _HUGE_PAGES in tunables or _ASKED in os.environ or not _is_command() or not _huge_pages_on_request():
+    if _HUGE_PAGES in tunables or _ASKED in os.environ or not is_command() or not _huge_pages_on_request():
         return
     if os.environ.get("JAX_PLATFORMS", "").split(",")[0] != "cpu" and signs_of_gpu():
         return
     # The second variable ends it even where the first one does not get through.
-    environ = os.environ | {"GLIBC_TUNABLES": ":".join(filter(None, (tunables, f"{_HUGE_PAGES}=1"))), _ASKED: "asked"}
-    sys.stdout.flush()
-    with suppress(OSError):  # the same work in more time
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
-
-
-def _is_command() -> bool:
-    # Not a test or somebody's own program that calls a `main`.
-    program = Path(sys.argv[0])
-    return program.name == "rn50-jax" or program.parent == Path(__file__).parent
+    restart(**{"GLIBC_TUNABLES": ":".join(filter(None, (tunables, f"{_HUGE_PAGES}=1"))), _ASKED: "asked"})
 
 
 def _huge_pages_on_request() -> bool:
     try:
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
         enough = name == "glibc" and tuple(map(int, version.split(".")[:2])) >= (2, 35)
-        return enough and "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+        return enough and "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False

@@ -22,7 +22,7 @@ from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables, variables_of
 from rn50_jax.weight_files import WeightFile, read_weights
 from rn50_jax.weights import fit, infer_architecture
-from rn50_jax.workdir import versions
+from rn50_jax.workdir import check_path, versions
 
 Overrides = Sequence[tuple[str, str]]
 
@@ -94,6 +94,7 @@ def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "aut
     Raises:
       UserError: no such run or checkpoint, or an override that is wrong or fits neither devices nor model.
     """
+    check_path(workdir)
     directory = workdir / "checkpoints"
     if not directory.is_dir():
         raise UserError(f"{workdir} has no checkpoints; give the --workdir of a training run")

@@ -1,36 +1,72 @@
-"""Names and messages as terminals, shells and spreadsheets may safely see them."""
+"""Names and messages as terminals, shells, spreadsheets and strict readers of UTF-8 may safely see them."""
 
+import csv
+import io
 import re
 import shlex
 from collections.abc import Iterable
+from pathlib import PurePath
 
-# Control characters (escape sequences among them), line and paragraph separators, what changes the direction of
-# writing, and the surrogates that stand for bytes that are not UTF-8.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# The surrogates that stand for bytes that are not UTF-8, alone or as half of a character.
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
+_NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # those that stand for nothing, as JSON may have them
+# Besides them: control characters (escape sequences among them), line and paragraph separators, what changes the
+# direction of writing, and what XML has not.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+# With these, cells of a spreadsheet are a formula, or begin with what it drops before it looks for one.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 
 def printable(text: str) -> str:
     r"""The same on one line, without what a terminal would obey: a line break becomes `\n`, the byte E9 `\xe9`."""
-    return _UNSAFE.sub(lambda found: _escape(found[0]), text)
+    return _UNSAFE.sub(_escaped, text)
 
 
-def _escape(character: str) -> str:
+def in_utf8(text: str) -> str:
+    r"""The same for what takes nothing but UTF-8: the byte E9, alone, becomes `\xe9`."""
+    return _NOT_UTF8.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    character = found[0]
     if "\udc80" <= character <= "\udcff":  # a byte, as Python reads names of files
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape", "backslashreplace").decode()
 
 
 def shell(words: Iterable[object]) -> str:
-    """A command line that a shell reads as these words, for hints to copy."""
-    return " ".join(map(_quote, map(str, words)))
+    """A command line that a shell reads as these words, for hints to copy; no path in it is taken for an option."""
+    return " ".join(map(_quote, words))
 
 
-def _quote(word: str) -> str:
-    if not _UNSAFE.search(word):
-        return shlex.quote(word)
-    return "$'" + printable(word.replace("\\", "\\\\").replace("'", "\\'")) + "'"
+def _quote(word: object) -> str:
+    text = str(word)
+    if isinstance(word, PurePath) and text.startswith("-"):
+        text = f"./{text}"
+    if not _UNSAFE.search(text):
+        return shlex.quote(text)
+    return "$'" + printable(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 
 def csv_cell(text: str) -> str:
-    """A name as a cell that no spreadsheet takes for a formula: with an apostrophe before =, +, -, @ and tabs."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    """A name as a cell that no spreadsheet takes for a formula.
+
+    One that begins with =, +, -, @, a tab, a line break or an apostrophe has an apostrophe before it, so that
+    `cell.removeprefix("'")` is the name.
+    """
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def csv_row(cells: Iterable[object]) -> str:
+    """A line of a CSV file; texts are names or messages, see `csv_cell`, numbers are as they are.
+
+    It is to be written with the error handler "surrogateescape", by which bytes that are not UTF-8 leave as they came.
+    """
+    line = io.StringIO()
+    # With this end of line, line breaks of all kinds are put in quotes.
+    csv.writer(line, lineterminator="\r\n").writerow(
+        [csv_cell(_NO_BYTE.sub(_escaped, cell)) if isinstance(cell, str) else cell for cell in cells]
+    )
+    return line.getvalue().removesuffix("\r\n") + "\n"

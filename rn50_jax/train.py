@@ -21,7 +21,7 @@ from rn50_jax.console import validation_text
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import make_quarantine, stream_facts, train_batches
 from rn50_jax.diagnosis import telling_of_memory
-from rn50_jax.errors import Interrupted, UserError
+from rn50_jax.errors import Interrupted, UserError, say
 from rn50_jax.evaluate import EvalStep, evaluate_stored, make_eval_step
 from rn50_jax.goodput import Goodput
 from rn50_jax.guard import Signals, Watchdog, locked
@@ -117,7 +117,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
         start = find_start(setup, stream, checkpoints)
         hosts.check_agreement({"latest checkpoint (is the work folder shared?)": start.position[:2]})
         if told := start.finished(config):
-            print(f"{workdir} is finished: {told}")
+            say(f"{workdir} is finished: {told}")
             return
         print_summary(config, workdir, mesh, dataset, plan, model, start.state)
         step = start.position.epoch * plan.steps_per_epoch + start.position.step

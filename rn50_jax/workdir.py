@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 from rn50_jax import __version__
 from rn50_jax.config import to_json
 from rn50_jax.errors import UserError
+from rn50_jax.text import in_utf8
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy")
 _DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
@@ -42,7 +44,11 @@ def describe_host() -> dict[str, Any]:
     """This machine: system, CPU, cores that the process may use, GB of memory, as far as it tells."""
     host: dict[str, Any] = {"system": f"{platform.system()} {platform.release()} {platform.machine()}"}
     with suppress(OSError, StopIteration):
-        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        cpu = next(
+            line
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.startswith("model name")
+        )
         host["cpu"] = cpu.partition(":")[2].strip()
     if hasattr(os, "sched_getaffinity"):
         host["cores"] = len(os.sched_getaffinity(0))
@@ -51,12 +57,34 @@ def describe_host() -> dict[str, Any]:
     return host
 
 
+# What orbax and tensorstore take for a path of a network, or for another folder.
+_MISREAD = re.compile(r"^/(gs|s3|az|hf)/|gs:/|\.__lock/|\\")
+
+
+def check_path(workdir: Path) -> None:
+    """Refuses a work folder in whose path the libraries that write checkpoints would go wrong.
+
+    Raises:
+      UserError: naming what is in the path.
+    """
+    path = f"{workdir.resolve()}/"
+    found = _MISREAD.search(path)
+    if in_utf8(path) != path:
+        problem = "has bytes that are not UTF-8"
+    elif found:
+        problem = f"has {found[0]!r}" if found[0] != "\\" else "has a backslash"
+    else:
+        return
+    raise UserError(f"{workdir.resolve()} cannot hold checkpoints: its path {problem}; choose another --workdir")
+
+
 def make_workdir(workdir: Path) -> None:
     """Creates the work folder.
 
     Raises:
-      UserError: it cannot be created or written to.
+      UserError: it cannot be created or written to, or see `check_path`.
     """
+    check_path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):

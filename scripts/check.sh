@@ -6,3 +6,5 @@ source scripts/setup.sh requirements-dev.txt
 ruff format --check .
 ruff check .
 mypy
+# Text without an encoding would be read as the locale has it.
+ruff check --preview --select PLW1514 rn50_jax configs scripts

@@ -67,7 +67,9 @@ def visible_gpus(count: int) -> list[str]:
         return visible.split(",")
     if not count:
         try:
-            done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                ["nvidia-smi", "--list-gpus"], capture_output=True, encoding="utf-8", errors="replace", check=False
+            )
         except FileNotFoundError:
             return []
         count = sum(line.startswith("GPU ") for line in done.stdout.splitlines())

@@ -10,7 +10,7 @@ venv=${VENV:-.venv}
 if [ ! -x "$venv/bin/python" ]; then
   python=${PYTHON:-$(scripts/find_python.sh 3.13 3.12 3.11 || echo python3)}
   if ! "$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
-    echo "error: rn50-jax needs Python 3.11 to 3.13 with venv, and $python is not; choose one with PYTHON=python3.13 $0" >&2
+    echo "error: rn50-jax needs Python 3.11 to 3.13 with venv, and $python is not; choose one with PYTHON=python3.13 $(printf %q "$0")" >&2
     exit 2
   fi
   echo "making $venv with $("$python" --version)"

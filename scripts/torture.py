@@ -77,7 +77,9 @@ def command(workdir: Path, data: Path, recipe: Path = REPO / "configs/quickstart
 def train(workdir: Path, data: Path, seconds: float | None, number: int = signal.SIGKILL) -> tuple[int, str]:
     """Runs the command, to its end or to a signal after so many seconds; returns its exit code and errors."""
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command(workdir, data), cwd=REPO, stdout=subprocess.DEVNULL, stderr=pipe, text=True)
+    process = subprocess.Popen(
+        command(workdir, data), cwd=REPO, stdout=subprocess.DEVNULL, stderr=pipe, encoding="utf-8", errors="replace"
+    )
     try:
         _, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -162,7 +164,7 @@ def damage_all_the_time(count: int, scratch: Path, reference: Path, rng: random.
         folder = scratch / "damaged"
         shutil.copytree(reference / "checkpoints", folder)
         what = damage(rng, folder / str(newest))
-        errors, sys.stderr = sys.stderr, open(os.devnull, "w")  # noqa: SIM115, PTH123
+        errors, sys.stderr = sys.stderr, open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
         try:
             with Checkpoints(folder) as checkpoints:
                 found = checkpoints.restore_newest(like, lambda meta: None)

@@ -68,7 +68,9 @@ def visit(spec: dict[str, Any], cache: str, *, timeout: float) -> dict[str, Any]
             env["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
             env["XLA_FLAGS"] = _without_fake_devices(env.get("XLA_FLAGS", ""))
         try:
-            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+            done = subprocess.run(
+                command, env=env, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout, check=False
+            )
         except subprocess.TimeoutExpired:
             raise UserError(f"not finished after {timeout:.0f} s") from None
         if done.returncode or not answer.is_file():

@@ -11,7 +11,7 @@ from rn50_jax.data.folder import Dataset, ImageSet, Members, check_same_classes,
 from rn50_jax.data.names import imagenet_notes
 from rn50_jax.data.shards import has_shards, scan_shards
 from rn50_jax.data.synthetic import synthetic_dataset
-from rn50_jax.errors import UserError, warn
+from rn50_jax.errors import UserError, say, warn
 
 
 def open_dataset(config: ConfigDict, *, need_train: bool = True, need_val: bool = True) -> Dataset:
@@ -27,7 +27,7 @@ def open_dataset(config: ConfigDict, *, need_train: bool = True, need_val: bool 
         return synthetic_dataset(config)
     root = Path(config.data.dir).expanduser()
     if config.data.builtin == "digits" and need_train and not root.exists():
-        print(f"writing scikit-learn's handwritten digits to {root}")
+        say(f"writing scikit-learn's handwritten digits to {root}")
         write_digits(root)
     if not root.is_dir():
         raise UserError(f"config.data.dir={config.data.dir!r} is not a folder; pass --config.data.dir=DIR")
