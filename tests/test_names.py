@@ -293,14 +293,14 @@ def test_other_files_of_a_model(odd: Path, odd_weights: Path, call: Run, tmp_pat
 
 
 def test_features(tmp_path: Path, odd_weights: Path, call: Run) -> None:
-    write_odd(tmp_path, LISTED, ("val",))
+    write_odd(tmp_path, NAMES, ("val",))
     done = call("features", "--weights", odd_weights, tmp_path / "val", "--out", tmp_path / "=\n\udce9.npz")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
     assert_harmless(done.stdout)
     with open(tmp_path / "=\n\udce9.npz", "rb") as file, np.load(file) as arrays:  # noqa: PTH123
-        assert arrays["class_names"].tolist() == list(LISTED)
-        assert arrays["files"].tolist() == [f"{name}/{name}.png" for name in LISTED]
+        assert arrays["class_names"].tolist() == list(NAMES)
+        assert arrays["files"].tolist() == [f"{name}/{name}.png" for name in NAMES]
 
 
 def test_names_of_runs_in_figures(trained: tuple[Path, str], call: Run, tmp_path: Path) -> None:
