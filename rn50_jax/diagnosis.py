@@ -1,14 +1,15 @@
 """What a run that goes wrong tells its user."""
 
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import jax
 from ml_collections import ConfigDict
 
 from rn50_jax.data.feed import files_of_step
 from rn50_jax.errors import RunStopped, warn
+from rn50_jax.files import to_json
+from rn50_jax.linefile import LineFile
 from rn50_jax.setup import Setup
 
 LEFT_OUT = "left_out.jsonl"
@@ -25,8 +26,9 @@ def note_steps_left_out(setup: Setup, steps: Sequence[int]) -> None:
         {"step": step + 1, "files": files_of_step(config, setup.dataset.train, setup.plan, step)} for step in steps
     ]
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        with closing(LineFile(path)) as file:
+            for line in lines:
+                file.write(to_json(line))
     except OSError as error:
         warn(f"{path} cannot be written: {error.strerror}")
     if not (config.precision == "fp16" and config.loss_scale.mode == "dynamic"):

@@ -1,15 +1,16 @@
 """Where a run's metrics go besides the console: lines of JSON, TensorBoard, Weights & Biases, MLflow.
 
-A logger takes `Record`s. One that fails is given up with a note: it must never end the training.
+A logger takes `Record`s. One that fails is given up with a note, or, if it is a file, tried again with the next record:
+it must never end the training.
 """
 
 import importlib.util
-import json
 import math
 import os
 import secrets
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,10 +19,12 @@ from threading import Event, Thread
 from typing import Any, NamedTuple, Protocol
 
 from ml_collections import ConfigDict
+from typing_extensions import TypedDict
 
+from rn50_jax import files
 from rn50_jax.config import flatten, to_json
 from rn50_jax.errors import UserError, warn
-from rn50_jax.linefile import LineFile
+from rn50_jax.linefile import Appended, LineFile
 
 
 class Record(NamedTuple):
@@ -74,6 +77,50 @@ class Guarded:
             except Exception as error:  # of any library, or of the disk
                 self._works = False
                 warn(f"{self._name} cannot be written ({reason_of(error)}); the run goes on without it")
+
+
+class Persistent:
+    """A logger whose file may be unwritable for a while, as on a full disk: what it has missed is written later.
+
+    One note is told then, and another one at the end if something is still missing.
+    """
+
+    def __init__(self, name: str, logger: Logger) -> None:
+        self._name, self._logger = name, logger
+        self._missing: deque[Record] = deque()
+        self._told = False
+        self._lost = 0
+
+    def write(self, record: Record) -> None:
+        self._missing.append(record)
+        if len(self._missing) > _BACKLOG:
+            # Validations are the last to go.
+            place = next((i for i, missing in enumerate(self._missing) if missing.kind == "train"), 0)
+            del self._missing[place]
+            self._lost += 1
+        self._catch_up()
+
+    def close(self) -> None:
+        self._catch_up()
+        self._logger.close()
+        if lost := self._lost + len(self._missing):
+            warn(f"{self._name} lacks {lost} report(s) that could not be written")
+
+    def _catch_up(self) -> None:
+        try:
+            while self._missing:
+                self._logger.write(self._missing[0])
+                self._missing.popleft()
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                warn(
+                    f"{self._name} cannot be written ({reason_of(error)}); the run goes on, and tries again with each "
+                    "report"
+                )
+
+
+_BACKLOG = 10_000  # records that a logger may have missed
 
 
 class Background:
@@ -137,14 +184,13 @@ class MetricsFile:
     def write(self, record: Record) -> None:
         if not record.metrics:
             return
-        line: dict[str, float | None] = {
+        line = {
             "time": round(record.time, 3),
             "step": record.step,
             "epoch": record.epoch + 1,
             "epochs_done": round(record.epochs_done, 6),
         }
-        line |= {name: value if math.isfinite(value) else None for name, value in record.metrics.items()}
-        self._file.write(json.dumps(line))
+        self._file.write(files.to_json(line | record.metrics))
 
     def close(self) -> None:
         self._file.close()
@@ -164,7 +210,7 @@ class TensorBoard:
         self._event = event_pb2.Event
         folder.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
-        self._writer = RecordWriter((folder / name).open("ab", buffering=0))
+        self._writer = RecordWriter(Appended(folder / name))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._put(file_version="brain.Event:2")
         self._put(step=first_step + 1, session_log=start)
@@ -259,15 +305,18 @@ class Mlflow:
 
 def _remembered(path: Path, project: str, create: Callable[[], str]) -> str:
     """The identity of this work folder's run in a project, created once."""
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError):
+        known = files.read_json(path, _Identity)
         if known["project"] == project:
-            return str(known["id"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+            return known["id"]
     identity = create()
-    path.write_text(json.dumps({"project": project, "id": identity}) + "\n", encoding="utf-8")
+    files.write_whole(path, files.to_json({"project": project, "id": identity}) + "\n")
     return identity
+
+
+class _Identity(TypedDict):
+    project: str
+    id: str
 
 
 def check_loggers(config: ConfigDict) -> None:
@@ -285,7 +334,11 @@ def check_loggers(config: ConfigDict) -> None:
     if config.report.wandb and os.environ.get("WANDB_MODE", "online") == "online":
         import wandb
 
-        if not wandb.login(prompt=False, verify=False):
+        try:
+            known = wandb.login(prompt=False, verify=False)
+        except Exception as error:  # such as a home folder that does not exist
+            raise UserError(f"config.report.wandb: {reason_of(error)}; mend that, or set WANDB_MODE=offline") from error
+        if not known:
             raise UserError(
                 "config.report.wandb: Weights & Biases does not know you; run `wandb login`, or set WANDB_MODE=offline"
             )

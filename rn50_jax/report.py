@@ -18,9 +18,19 @@ from rn50_jax.data.folder import Dataset
 from rn50_jax.dle import DleLog, dle_parameters
 from rn50_jax.errors import UserError, warn
 from rn50_jax.goodput import goodput_text
-from rn50_jax.history import read_history
+from rn50_jax.history import read_history, set_aside_unreadable
 from rn50_jax.integrity import score
-from rn50_jax.loggers import Background, Guarded, Logger, MetricsFile, Mlflow, Record, TensorBoard, WeightsAndBiases
+from rn50_jax.loggers import (
+    Background,
+    Guarded,
+    Logger,
+    MetricsFile,
+    Mlflow,
+    Persistent,
+    Record,
+    TensorBoard,
+    WeightsAndBiases,
+)
 from rn50_jax.memory import estimate_memory, memory_text, peak_text
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
@@ -145,9 +155,11 @@ def result_table(validations: Sequence[dict[str, Any]]) -> list[str]:
     for name, line in (("best", best), ("last", last)):
         for prefix, kind in (("val", ""), ("val_ema", " averaged")):
             if f"{prefix}.top1" in line:
-                top1, top5, loss = (line[f"{prefix}.{key}"] for key in ("top1", "top5", "loss"))
-                loss = f"{loss:9.5f}" if loss is not None else f"{'-':>9}"
-                rows.append(f"  {name:<8} {line['epoch']:>6} {top1:9.3f} {top5:9.3f} {loss}{kind}")
+                values = [
+                    (line.get(f"{prefix}.{key}"), digits) for key, digits in (("top1", 3), ("top5", 3), ("loss", 5))
+                ]
+                told = " ".join(f"{'-':>9}" if value is None else f"{value:9.{digits}f}" for value, digits in values)
+                rows.append(f"  {name:<8} {line['epoch']:>6} {told}{kind}")
     return rows
 
 
@@ -166,15 +178,14 @@ def open_report(
     devices = list(mesh.devices.flat)
     write_run_files(workdir, config, devices, argv)
     report, file = config.report, workdir / config.report.file
-    earlier = _earlier_validations(file) if first_step else []
-    loggers: list[tuple[str, Logger]] = []
+    loggers: list[Logger] = []
     with ExitStack() as opened:  # one that cannot be opened leaves none of the others open
 
         def add(name: str, logger: Logger) -> None:
             opened.callback(logger.close)
-            loggers.append((name, logger))
+            loggers.append(Guarded(name, logger if isinstance(logger, Background) else Persistent(name, logger)))
 
-        add(str(file), MetricsFile(file))
+        add(str(file), _open_metrics(file))
         if report.tensorboard:
             add("the TensorBoard log", _open_tensorboard(workdir, config, first_step))
         if report.dle_json:
@@ -186,8 +197,18 @@ def open_report(
         if report.mlflow:
             add("mlflow", Background("MLflow", lambda: Mlflow(workdir, config)))
         opened.pop_all()
-    guarded = [Guarded(name, logger) for name, logger in loggers]
-    return Report(guarded, plan, config.epochs, first_step, eval_batches, earlier)
+    earlier = read_history(file).validations()
+    if earlier and not first_step:
+        warn(f"{file} tells of an earlier run, of which there is no checkpoint: training starts from the beginning")
+    return Report(loggers, plan, config.epochs, first_step, eval_batches, earlier if first_step else [])
+
+
+def _open_metrics(file: Path) -> Logger:
+    try:
+        set_aside_unreadable(file)
+        return MetricsFile(file)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}; mend that, or choose another report.file") from error
 
 
 def _open_tensorboard(workdir: Path, config: ConfigDict, first_step: int) -> Logger:
@@ -195,13 +216,6 @@ def _open_tensorboard(workdir: Path, config: ConfigDict, first_step: int) -> Log
         return TensorBoard(workdir / "tensorboard", config, first_step)
     except OSError as error:
         raise UserError(f"cannot write to {workdir / 'tensorboard'}: {error.strerror}") from error
-
-
-def _earlier_validations(file: Path) -> list[dict[str, Any]]:
-    try:
-        return read_history(file).validations()
-    except UserError:
-        return []
 
 
 def print_summary(
