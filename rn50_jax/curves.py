@@ -13,7 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from rn50_jax.errors import UserError
+from rn50_jax.files import written_whole
 from rn50_jax.history import History, read_history
+from rn50_jax.text import printable
 
 # Okabe and Ito's colours, told apart by the colour-blind too, the yellow left out: it does not show on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -113,7 +115,7 @@ def draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], smooth: int = 1) -
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-    elif panel.name == "LossScale":
+    elif panel.name == "LossScale" and min(values, default=0.0) > 0:
         axes.set_yscale("log", base=2)
     elif panel.from_zero:
         axes.set_ylim(0, 1.08 * max(values, default=1.0) or 1.0)
@@ -160,8 +162,13 @@ def _handles(panels: Sequence[Panel], runs: Sequence[Run], smooth: int) -> list[
     ]
     if not several:
         return lines
-    colors = [Line2D([], [], color=_color(i), linewidth=3, label=run.label) for i, run in enumerate(runs)]
+    colors = [Line2D([], [], color=_color(i), linewidth=3, label=as_text(run.label)) for i, run in enumerate(runs)]
     return colors + (lines if len(kinds) > 1 else [])
+
+
+def as_text(name: str) -> str:
+    """A name as matplotlib shows it in one line, without taking what is between dollars for a formula."""
+    return printable(name).replace("$", r"\$")
 
 
 def _legend(figure: Figure, free: Axes | None, panels: Sequence[Panel], runs: Sequence[Run], smooth: int) -> None:
@@ -182,7 +189,8 @@ def save(figure: Figure, path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}")
     metadata = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
-    figure.savefig(path, dpi=200, metadata=metadata)
+    with written_whole(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix[1:], dpi=200, metadata=metadata)
 
 
 def draw_run(metrics_file: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rn50_jax.analysis import Calibration, Predictions
-from rn50_jax.curves import COLORS, GRID, INK, look, save
+from rn50_jax.curves import COLORS, GRID, INK, as_text, look, save
 from rn50_jax.data.names import human_names
 from rn50_jax.mistakes import thumbnail
 
@@ -35,7 +35,7 @@ def draw_sheet(predictions: Predictions, rows: np.ndarray, path: Path) -> None:
                 axes.imshow(np.asarray(picture))
             guess, label = names[predictions.classes[row, 0]], names[predictions.labels[row]]
             told = f"{_cut(guess)}  {100 * predictions.probabilities[row, 0]:.1f} %"
-            axes.set_title(f"{told}\nis {_cut(label)}", fontsize=8, loc="left")
+            axes.set_title(as_text(told) + "\nis " + as_text(_cut(label)), fontsize=8, loc="left")
         figure.suptitle("The most confident mistakes: best guess, its probability, and what it is", fontsize=9)
         save(figure, path)
 
