@@ -14,6 +14,7 @@ from rn50_jax.analysis import Predictions
 from rn50_jax.data.folder import read_image
 from rn50_jax.data.names import human_names
 from rn50_jax.errors import UserError
+from rn50_jax.files import written_whole
 
 SHOWN = 10  # classes and pairs on the console
 SHEET = 24  # images on the sheet
@@ -64,11 +65,14 @@ def write_analysis(predictions: Predictions, folder: Path) -> None:
         if predictions.images.files and len(mistakes):
             draw_sheet(predictions, mistakes, folder / "mistakes.png")
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+        raise UserError(f"cannot write to {folder}: {error.strerror} ({error.filename})") from error
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with (
+        written_whole(path) as unfinished,
+        unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
@@ -107,7 +111,8 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
             import pyarrow
             import pyarrow.parquet
 
-            pyarrow.parquet.write_table(pyarrow.table(columns), path)
+            with written_whole(path) as unfinished:
+                pyarrow.parquet.write_table(pyarrow.table(columns), unfinished)
         else:
             _write_csv(path, list(columns), list(zip(*columns.values(), strict=True)))
     except OSError as error:

@@ -7,6 +7,8 @@ from typing import Any
 
 from rn50_jax import errors
 from rn50_jax.bench.tables import table
+from rn50_jax.history import read_history
+from rn50_jax.workdir import write_file
 
 Row = list[str]
 
@@ -16,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 1 or not Path(argv[0]).is_dir():
         raise errors.UserError("usage: python -m rn50_jax.bench.summary FOLDER")
     text = summarise(Path(argv[0]))
-    (Path(argv[0]) / "summary.md").write_text(text + "\n", encoding="utf-8")
+    write_file(Path(argv[0]) / "summary.md", text + "\n")
     print(text)
     return 0
 
@@ -82,8 +84,7 @@ def _contestant(name: str, what: str, entry: dict[str, Any], key: str, unit: str
 
 
 def _last_top1(metrics: Path) -> str:
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
-    found = [line["val.top1"] for line in lines if "val.top1" in line]
+    found = [line["val.top1"] for line in read_history(metrics).validations()]
     return f"{found[-1]:.2f} %" if found else "none"
 
 

@@ -1,6 +1,5 @@
 """The family as ONNX graphs, written node by node."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -8,6 +7,7 @@ import numpy as np
 
 from rn50_jax.augment import MEAN, STD
 from rn50_jax.exporting.form import Exportable
+from rn50_jax.files import to_json
 from rn50_jax.models.norm import EPSILON
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.weights import Arrays, to_torch
@@ -91,7 +91,7 @@ def build_graph(exportable: Exportable, facts: dict[str, Any]) -> "onnx.ModelPro
         ir_version=_IR_VERSION,
         producer_name="rn50-jax",
     )
-    helper.set_model_props(proto, {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()})
+    helper.set_model_props(proto, {k: v if isinstance(v, str) else to_json(v) for k, v in facts.items()})
     checker.check_model(proto, full_check=True)
     return proto
 

@@ -1,6 +1,5 @@
 """ONNX models in 8-bit integers, by onnxruntime's static quantisation, and what that costs in accuracy."""
 
-import json
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -15,6 +14,7 @@ from rn50_jax.data.folder import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.exporting.check import Run, evenly
 from rn50_jax.exporting.form import Form
+from rn50_jax.files import to_json
 from rn50_jax.inputs import Found, batched, decode_files, find_images, found_in
 from rn50_jax.progress import progress
 
@@ -135,6 +135,6 @@ def mark_quantised(path: Path, facts: dict[str, Any]) -> None:
 
     model = onnx.load(path)
     onnx.helper.set_model_props(
-        model, {entry.key: entry.value for entry in model.metadata_props} | {"quantisation": json.dumps(facts)}
+        model, {entry.key: entry.value for entry in model.metadata_props} | {"quantisation": to_json(facts)}
     )
     path.write_bytes(model.SerializeToString())
