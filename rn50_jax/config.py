@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,19 @@ def from_tree(tree: dict[str, Any], *, source: str = "what is stored") -> Config
         else _tuples(x)
         for key, x in tree.items()
     }
+    if dotted := next((key for key in _names(tree) if "." in key), None):
+        raise UserError(f"{source} is not a config: its key {dotted!r} has a dot; write sections as nested objects")
     try:
         return ConfigDict(tree).lock()
-    except (AttributeError, TypeError, ValueError) as error:  # a key with a dot, or like __class__
+    except (AttributeError, TypeError, ValueError) as error:  # a key like __class__
         raise UserError(f"{source} is not a config: {error}") from None
+
+
+def _names(tree: dict[str, Any]) -> Iterator[str]:
+    for key, value in tree.items():
+        yield key
+        if isinstance(value, dict):
+            yield from _names(value)
 
 
 def _tuples(value: Any) -> Any:

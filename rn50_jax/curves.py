@@ -1,5 +1,6 @@
 """Figures of the metrics of one or several runs, side by side."""
 
+import io
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from rn50_jax.errors import UserError
-from rn50_jax.files import written_whole
+from rn50_jax.files import write_whole
 from rn50_jax.history import History, read_history
 from rn50_jax.text import printable
 
@@ -189,8 +190,9 @@ def save(figure: Figure, path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}")
     metadata = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
-    with written_whole(path) as unfinished:
-        figure.savefig(unfinished, format=path.suffix[1:], dpi=200, metadata=metadata)
+    drawn = io.BytesIO()  # not all of matplotlib's writers can fail in good order
+    figure.savefig(drawn, format=path.suffix[1:], dpi=200, metadata=metadata)
+    write_whole(path, drawn.getvalue())
 
 
 def draw_run(metrics_file: Path, target: Path) -> None:

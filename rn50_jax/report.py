@@ -197,8 +197,10 @@ def open_report(
         if report.mlflow:
             add("mlflow", Background("MLflow", lambda: Mlflow(workdir, config)))
         opened.pop_all()
-    earlier = read_history(file).validations()
-    if earlier and not first_step:
+    history = read_history(file)
+    earlier = history.validations()
+    # One that was killed before its first checkpoint was whole starts anew without a word.
+    if not first_step and (len(earlier) > 1 or history.last("goodput.")):
         warn(f"{file} tells of an earlier run, of which there is no checkpoint: training starts from the beginning")
     return Report(loggers, plan, config.epochs, first_step, eval_batches, earlier if first_step else [])
 

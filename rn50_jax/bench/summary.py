@@ -1,12 +1,12 @@
 """One table of a folder of results: `python -m rn50_jax.bench.summary OUT`, the end of scripts/measure_gpu.sh."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rn50_jax import errors
 from rn50_jax.bench.tables import table
+from rn50_jax.files import read_json
 from rn50_jax.history import read_history
 from rn50_jax.workdir import write_file
 
@@ -28,7 +28,10 @@ def summarise(folder: Path) -> str:
     rows: list[Row] = []
     about: set[str] = set()
     for path in sorted(folder.glob("*.json")):
-        document = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            document = read_json(path, dict[str, Any])
+        except (OSError, ValueError) as error:
+            raise errors.UserError(f"{path} cannot be read: {error}") from error
         if "hardware" in document:
             hardware = document["hardware"]
             kind = "CPU: " if hardware["platform"] == "cpu" else ""
