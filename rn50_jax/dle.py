@@ -14,8 +14,8 @@ from typing_extensions import TypedDict
 from rn50_jax.errors import UserError
 from rn50_jax.files import open_regular, parse_json, to_json
 from rn50_jax.linefile import LineFile
-from rn50_jax.loggers import Record
 from rn50_jax.plan import Plan
+from rn50_jax.records import Record
 
 Metrics = Mapping[str, float]
 
@@ -119,7 +119,7 @@ class DleLog:
             self._write(type="METADATA", metric=name, metadata=metadata)
 
     def write(self, record: Record) -> None:
-        """Reports what `loggers.Record` tells."""
+        """Reports what `Record` tells."""
         if record.kind == "train":
             self.train(record.step, record.epoch, record.steps, record.metrics)
         elif record.kind == "epoch":

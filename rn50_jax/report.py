@@ -20,20 +20,11 @@ from rn50_jax.errors import UserError, warn
 from rn50_jax.goodput import goodput_text
 from rn50_jax.history import read_history, set_aside_unreadable
 from rn50_jax.integrity import score
-from rn50_jax.loggers import (
-    Background,
-    Guarded,
-    Logger,
-    MetricsFile,
-    Mlflow,
-    Persistent,
-    Record,
-    TensorBoard,
-    WeightsAndBiases,
-)
+from rn50_jax.loggers import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
 from rn50_jax.memory import estimate_memory, memory_text, peak_text
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
+from rn50_jax.records import Background, Guarded, Logger, Persistent, Record
 from rn50_jax.state import TrainState
 from rn50_jax.workdir import describe_devices, write_run_files
 
@@ -259,7 +250,7 @@ def tell_where(config: ConfigDict, workdir: Path) -> None:
     except (OSError, UserError) as error:
         warn(f"{curves} cannot be written: {getattr(error, 'strerror', None) or error}")
     rows = {"metrics": str(workdir / config.report.file), "curves": str(curves)}
-    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
     if steps:
         rows = {"saved": f"{workdir / 'checkpoints'} (of steps {', '.join(map(str, steps))})"} | rows
     print_rows(rows | {"report": f"python -m rn50_jax.plot {workdir} --html {workdir / 'report.html'}"})

@@ -12,10 +12,11 @@ from threading import Event
 import pytest
 from trees import make_config
 
-from rn50_jax import loggers
+from rn50_jax import loggers, records
 from rn50_jax.errors import UserError
 from rn50_jax.linefile import LineFile
-from rn50_jax.loggers import Background, Guarded, MetricsFile, Mlflow, Persistent, Record, TensorBoard, WeightsAndBiases
+from rn50_jax.loggers import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
+from rn50_jax.records import Background, Guarded, Persistent, Record
 
 
 def record(step: int, kind: str = "train", **metrics: float) -> Record:
@@ -89,7 +90,7 @@ def test_a_file_that_was_full_for_a_while_gets_all_lines(tmp_path: Path, capsys:
 def test_what_never_fitted_is_counted_and_validations_go_last(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loggers, "_BACKLOG", 3)
+    monkeypatch.setattr(records, "_BACKLOG", 3)
     log = Persistent("the log", MetricsFile(tmp_path / "m.jsonl"))
     with files_of_at_most(10):
         for step in range(1, 9):

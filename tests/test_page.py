@@ -146,7 +146,7 @@ def test_no_text_from_anywhere_is_markup(tmp_path: Path) -> None:
         ("run.json", {"devices": 5, "versions": [1], "host": HOSTILE, "command": 5}),
         ("run.json", {"versions": {HOSTILE: 1}, "host": {"cpu": [HOSTILE]}, "command": [1, HOSTILE]}),
     ],
-    ids=str,
+    ids=["dotted", "no section", "odd values", "odd facts", "hostile facts"],
 )
 def test_descriptions_of_another_shape(tmp_path: Path, name: str, content: object) -> None:
     workdir = make_run(tmp_path / "run")
