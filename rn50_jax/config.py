@@ -103,7 +103,7 @@ def to_json(config: ConfigDict) -> str:
     return files.to_json(config.to_dict(), indent=2) + "\n"
 
 
-def from_tree(tree: dict[str, Any], *, source: str = "what is stored") -> ConfigDict:
+def from_tree(tree: Any, *, source: str = "what is stored") -> ConfigDict:
     """Returns the config that a checkpoint or JSON file holds as nested dicts, without keys that have been removed.
 
     There, tuples have become lists.
@@ -111,6 +111,8 @@ def from_tree(tree: dict[str, Any], *, source: str = "what is stored") -> Config
     Raises:
       UserError: a key is none that a config can have; the message begins with `source`.
     """
+    if not isinstance(tree, dict):
+        raise UserError(f"{source} is not a config: it is no object with keys")
     tree = {
         key: {name: _tuples(v) for name, v in x.items() if f"{key}.{name}" not in REMOVED}
         if isinstance(x, dict)

@@ -66,12 +66,13 @@ def telling_of_memory(config: ConfigDict) -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        told = (str(error).splitlines() or ["the host's"])[0][:200]
         raise RunStopped(
             f"out of memory with config.batch_size={config.batch_size} images of {config.data.image_size} px per "
-            f"device in {config.precision} ({str(error).splitlines()[0][:200]}). Use a smaller config.batch_size, with "
+            f"device in {config.precision} ({told}). Use a smaller config.batch_size, with "
             "config.recipe.optimizer_batch_size set to the global batch of now to keep the update; precision bf16; or, "
             "if other programs share the GPU, the environment variable XLA_PYTHON_CLIENT_MEM_FRACTION"
         ) from error

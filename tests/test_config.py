@@ -477,6 +477,7 @@ def test_plan_accumulates_on_fewer_devices() -> None:
         ([], 100, 8, "--config.batch_size=12"),
         ([], 3, 8, "at most 3 device"),
         ([("recipe.optimizer_batch_size", "512")], 300, 1, "optimizer_batch_size=256, or 0"),
+        ([("epochs", "1000000"), ("batch_size", "1")], 10**6, 1, "more than the 2**31 steps"),
     ],
 )
 def test_impossible_plans(overrides: list[tuple[str, str]], num_images: int, num_devices: int, message: str) -> None:
