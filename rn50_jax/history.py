@@ -51,14 +51,15 @@ def metrics_file(run: Path) -> Path:
     Raises:
       UserError: there is none.
     """
-    if not run.is_dir():
-        if run.is_file():
+    # Names that no file can have, and folders that may not be looked into, raise nothing here.
+    if not os.path.isdir(run):  # noqa: PTH112
+        if os.path.isfile(run):  # noqa: PTH113
             return run
         raise UserError(f"{run} does not exist; name the work folder of a run, such as runs/quickstart")
     report = read_config(run).get("report")
     name = report.get("file") if isinstance(report, dict) else None
     path = run / (name if isinstance(name, str) and is_plain_name(name) else "metrics.jsonl")
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         raise UserError(f"{run} has no {path.name}: it is no run, or has not reported anything yet")
     return path
 

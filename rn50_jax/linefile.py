@@ -15,14 +15,14 @@ class Appended:
     """
 
     def __init__(self, path: Path) -> None:
-        # A pipe would wait for its reader.
-        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-        if not stat.S_ISREG(os.fstat(self._file).st_mode):
-            self.close()
-            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        self._path, self._file = path, _open(path)
 
     def write(self, data: bytes) -> int:
-        """Appends `data` and returns its length."""
+        """Appends `data` and returns its length; to a new file if somebody has deleted the one there was."""
+        if not os.fstat(self._file).st_nlink:
+            found = _open(self._path)
+            self.close()
+            self._file = found
         end = os.fstat(self._file).st_size
         written = 0
         try:
@@ -52,6 +52,15 @@ class Appended:
     def close(self) -> None:
         """Closes the file."""
         os.close(self._file)
+
+
+def _open(path: Path) -> int:
+    # A pipe would wait for its reader.
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return file
 
 
 class LineFile:

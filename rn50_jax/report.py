@@ -1,5 +1,6 @@
 """What a run tells: on the console, in `metrics.jsonl` and to the loggers that the config asks for."""
 
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from rn50_jax.memory import estimate_memory, memory_text, peak_text
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
 from rn50_jax.records import Background, Guarded, Logger, Persistent, Record
+from rn50_jax.rules import is_own_name
 from rn50_jax.state import TrainState
 from rn50_jax.workdir import describe_devices, write_run_files
 
@@ -181,6 +183,9 @@ def open_report(
             add("the TensorBoard log", _open_tensorboard(workdir, config, first_step))
         if report.dle_json:
             dle = workdir / report.dle_json
+            inside = os.path.relpath(os.path.realpath(dle), os.path.realpath(workdir))
+            if inside == report.file or is_own_name(inside):
+                raise UserError(f"config.report.dle_json={report.dle_json} is a file of the run's own; choose another")
             parameters = dle_parameters(config, plan, workdir)
             add(str(dle), DleLog(dle, parameters, steps_per_epoch=plan.steps_per_epoch))
         if report.wandb:

@@ -80,12 +80,12 @@ def is_plain_name(name: str) -> bool:
 
 def is_own_name(path: str) -> bool:
     """Whether a path, from a work folder on, is or leads into what a run keeps there under names of its own."""
-    first, *_ = PurePath(os.path.normpath(path)).parts
+    first = (*PurePath(os.path.normpath(path)).parts, "")[0]
     return first in _OWN or first.endswith((UNFINISHED, DAMAGED))
 
 
 DAMAGED = ".damaged"  # what is unreadable in a log is moved to a file whose name ends so
-_OWN = {"config.json", "run.json", "lock", "checkpoints", "quarantine.json", "quarantine.lock", "left_out.jsonl"}
+_OWN = {"", "config.json", "run.json", "lock", "checkpoints", "quarantine.json", "quarantine.lock", "left_out.jsonl"}
 _OWN |= {"tensorboard", "wandb", "wandb.json", "mlflow.json", "curves.png", "curves.svg", "report.html", "evaluation"}
 _PIXELS = 2**14  # on a side of an image
 

@@ -62,7 +62,7 @@ def make_workdir(workdir: Path) -> None:
         with tempfile.TemporaryFile(dir=workdir):
             pass
     except OSError as error:
-        reason = "it is a file" if workdir.is_file() else error.strerror
+        reason = "it is a file" if os.path.isfile(workdir) else error.strerror  # noqa: PTH113, names may be too long
         raise UserError(f"cannot write to the work folder {workdir}: {reason}; choose another --workdir") from error
 
 

@@ -222,7 +222,7 @@ def test_metrics_do_not_overwrite_what_else_a_run_has(name: str) -> None:
     with pytest.raises(UserError, match=r"report\.file=.* must be a plain file name, and none of the run's own"):
         configs.validate(configs.override(default.get_config(), [("report.file", name)]))
     if name not in NO_NAMES:
-        for path in (name, f"./{name}", f"{name}/x", f"x/../{name}"):
+        for path in (".", "x/..", name, f"./{name}", f"{name}/x", f"x/../{name}"):
             with pytest.raises(UserError, match=r"report\.dle_json=.* must be a file that is none of the run's"):
                 configs.validate(configs.override(default.get_config(), [("report.dle_json", path)]))
 

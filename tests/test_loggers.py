@@ -54,6 +54,28 @@ def test_a_line_that_does_not_fit_leaves_no_trace(tmp_path: Path) -> None:
     assert path.read_text() == "a" * 50 + "\nc\n"
 
 
+def test_a_file_that_somebody_deletes_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with closing(LineFile(path)) as file:
+        file.write("a")
+        path.unlink()
+        file.write("b")
+        assert path.read_text() == "b\n"
+        (tmp_path / "y").write_text("c\n")
+        (tmp_path / "y").replace(path)  # as editors do
+        file.write("d")
+    assert path.read_text() == "c\nd\n"
+
+
+@pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 200_000])
+def test_half_a_line_of_any_length_is_dropped(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "x"
+    for before in (b"", b"a\n", b"a" * 70_000 + b"\n"):
+        path.write_bytes(before + b"b" * size)
+        LineFile(path).close()
+        assert path.read_bytes() == before
+
+
 def test_metrics_that_are_not_finite_are_null(tmp_path: Path) -> None:
     with closing(MetricsFile(tmp_path / "m.jsonl")) as file:
         file.write(record(5, train_loss=float("nan"), train_top1=1.0))

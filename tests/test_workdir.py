@@ -16,7 +16,7 @@ from trees import make_config
 from rn50_jax import files, plot
 from rn50_jax.errors import UserError
 from rn50_jax.guard import locked
-from rn50_jax.workdir import write_json, write_run_files
+from rn50_jax.workdir import make_workdir, write_json, write_run_files
 
 
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
@@ -102,6 +102,23 @@ def test_what_is_in_the_way_is_told_in_one_line(own_copy: Path, call_train: Run,
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == done.stderr.splitlines()[-1:]
     assert done.returncode == 2 and str(path) in done.stderr.splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "checkpoints/x", "link/lock"])
+def test_a_log_by_its_full_name_is_none_of_the_runs_files(own_copy: Path, call_train: Run, name: str) -> None:
+    (own_copy / "link").symlink_to(own_copy)
+    done = call_train(own_copy, "--config.epochs=3", f"--config.report.dle_json={own_copy / name}")
+    assert done.returncode == 2 and "is a file of the run's own; choose another" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "file", "file/x"])
+def test_work_folders_that_cannot_be(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to the work folder .*; choose another --workdir"):
+        make_workdir(tmp_path / name)
+    if name != "file":
+        with pytest.raises(UserError, match="does not exist"):
+            plot.main([str(tmp_path / name)])
 
 
 def test_a_folder_for_a_result_is_told(call: Run, trained: tuple[Path, str], tmp_path: Path) -> None:
