@@ -28,6 +28,7 @@ from rn50_jax.plan import Plan
 from rn50_jax.records import Background, Guarded, Logger, Persistent, Record
 from rn50_jax.rules import is_own_name
 from rn50_jax.state import TrainState
+from rn50_jax.text import shell
 from rn50_jax.workdir import describe_devices, write_run_files
 
 CURVES = "curves.png"
@@ -258,5 +259,6 @@ def tell_where(config: ConfigDict, workdir: Path) -> None:
     steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
     if steps:
         rows = {"saved": f"{workdir / 'checkpoints'} (of steps {', '.join(map(str, steps))})"} | rows
-    print_rows(rows | {"report": f"python -m rn50_jax.plot {workdir} --html {workdir / 'report.html'}"})
+    page = shell(["python", "-m", "rn50_jax.plot", workdir, "--html", workdir / "report.html"])
+    print_rows(rows | {"report": page})
     print("done", flush=True)
