@@ -110,7 +110,7 @@ def get_config() -> ConfigDict:
 
     config.report = report = ConfigDict()
     report.print_every = 20  # steps between two lines of training metrics; integer >= 1
-    report.file = "metrics.jsonl"  # name of the metrics file in the work folder
+    report.file = "metrics.jsonl"  # name of the metrics file in the work folder, none of the run's other files
     report.tensorboard = True  # also write TensorBoard events, to tensorboard/ in the work folder
     report.wandb = ""  # project of Weights & Biases that also gets the metrics; "": none
     report.mlflow = ""  # experiment of MLflow that also gets the metrics (server: MLFLOW_TRACKING_URI); "": none

@@ -1,10 +1,10 @@
 """What a model says of images, as a table, CSV, JSON or JSON lines, written while it comes."""
 
-import json
 import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
+from rn50_jax.files import to_json
 from rn50_jax.text import csv_row, printable
 
 # {"file", "predictions": [{"class", "index", "probability"}, ...]}, best first, or {"file", "error"}.
@@ -35,7 +35,7 @@ def write_json(answers: Iterable[Answer], file: TextIO) -> None:
     """One list."""
     separator = "[\n"
     for answer in answers:
-        file.write(separator + textwrap.indent(json.dumps(answer, indent=2), "  "))
+        file.write(separator + textwrap.indent(to_json(answer, indent=2), "  "))
         file.flush()
         separator = ",\n"
     file.write("[]\n" if separator == "[\n" else "\n]\n")
@@ -44,7 +44,7 @@ def write_json(answers: Iterable[Answer], file: TextIO) -> None:
 def write_jsonl(answers: Iterable[Answer], file: TextIO) -> None:
     """One object a line."""
     for answer in answers:
-        file.write(json.dumps(answer) + "\n")
+        file.write(to_json(answer) + "\n")
         file.flush()
 
 

@@ -20,7 +20,7 @@ from rn50_jax.bench.peers import PEERS, compare, parse_peers
 from rn50_jax.bench.points import Point, point_config
 from rn50_jax.bench.sweep import make_points, make_sweep, parse_batch_sizes, parse_precisions, run_sweep
 from rn50_jax.errors import UserError
-from rn50_jax.workdir import write_json
+from rn50_jax.workdir import write_file, write_json
 
 MODES = ("train", "infer", "input", "end-to-end")
 
@@ -130,7 +130,7 @@ def _report(document: dict[str, Any], args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, documents.as_json(document))
     if args.markdown:
-        documents.write_markdown(args.markdown, text)
+        write_file(args.markdown, text + "\n")
     return 1 if results and all("error" in result for result in results) else 0
 
 

@@ -4,15 +4,17 @@ import argparse
 import ast
 import difflib
 import importlib.util
-import json
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from rn50_jax import files
 from rn50_jax.errors import UserError
+from rn50_jax.files import read_json
 from rn50_jax.models.resnet import FAMILY
 from rn50_jax.recipe_files import FOLDER, find_config
 from rn50_jax.rules import EXACT_REFERENCE, REMOVED, RULES
@@ -56,7 +58,13 @@ def load(spec: str) -> tuple[ConfigDict, str]:
     name, _, variant = spec.partition(":")
     path = find_config(name)
     if path.suffix == ".json":
-        return from_json(path.read_text(encoding="utf-8"), source=name), path.stem
+        try:
+            tree = read_json(path, dict[str, Any])
+        except OSError as error:
+            raise UserError(f"{name} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise UserError(f"{name} is not a config: {error}") from None
+        return from_tree(tree, source=name), path.stem
     if path.suffix != ".py":
         raise UserError(f"config file {name!r} must end in .py (a recipe) or .json (the config of an earlier run)")
     config = _execute(path, variant)
@@ -91,31 +99,39 @@ def _execute(path: Path, variant: str) -> Any:
 
 
 def to_json(config: ConfigDict) -> str:
-    """The resolved config as indented JSON text, read back by `from_json`."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"
+    """The resolved config as indented JSON text, read back by `load`."""
+    return files.to_json(config.to_dict(), indent=2) + "\n"
 
 
-def from_json(text: str, *, source: str) -> ConfigDict:
-    """The inverse of `to_json`; executes nothing."""
-    try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{source} is not a config: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{source} is not a config: it must hold a JSON object")
-    return from_tree(tree)
-
-
-def from_tree(tree: dict[str, Any]) -> ConfigDict:
+def from_tree(tree: Any, *, source: str = "what is stored") -> ConfigDict:
     """Returns the config that a checkpoint or JSON file holds as nested dicts, without keys that have been removed.
 
     There, tuples have become lists.
+
+    Raises:
+      UserError: a key is none that a config can have; the message begins with `source`.
     """
+    if not isinstance(tree, dict):
+        raise UserError(f"{source} is not a config: it is no object with keys")
     tree = {
-        key: {name: _tuples(v) for name, v in x.items() if f"{key}.{name}" not in REMOVED} if isinstance(x, dict) else x
+        key: {name: _tuples(v) for name, v in x.items() if f"{key}.{name}" not in REMOVED}
+        if isinstance(x, dict)
+        else _tuples(x)
         for key, x in tree.items()
     }
-    return ConfigDict(tree).lock()
+    if dotted := next((key for key in _names(tree) if "." in key), None):
+        raise UserError(f"{source} is not a config: its key {dotted!r} has a dot; write sections as nested objects")
+    try:
+        return ConfigDict(tree).lock()
+    except (AttributeError, TypeError, ValueError) as error:  # a key like __class__
+        raise UserError(f"{source} is not a config: {error}") from None
+
+
+def _names(tree: dict[str, Any]) -> Iterator[str]:
+    for key, value in tree.items():
+        yield key
+        if isinstance(value, dict):
+            yield from _names(value)
 
 
 def _tuples(value: Any) -> Any:
@@ -149,7 +165,12 @@ def override(config: ConfigDict, assignments: Iterable[tuple[str, str]]) -> Conf
         try:
             config.update_from_flattened_dict({key: value})
         except TypeError:
-            raise UserError(f"config.{key}={value} must be {RULES[key].valid}") from None
+            raise UserError(f"config.{key}={_cut(value)} must be {RULES[key].valid}") from None
+        except KeyError:
+            raise UserError(
+                f"config lacks the section {key.partition('.')[0]!r}, of which config.{key} is part; start from "
+                "configs/default.py"
+            ) from None
     return config.lock()
 
 
@@ -175,8 +196,29 @@ def _parse_value(key: str, text: str) -> Any:
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
         return kind(text)
-    except (ValueError, SyntaxError, KeyError):
-        raise UserError(f"config.{key}={text} must be {valid}") from None
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
+        raise UserError(f"config.{key}={_cut(text)} must be {valid}") from None
+
+
+def _cut(value: Any) -> str:
+    """A value as it was given, its beginning if it is long."""
+    try:
+        text = str(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _is_sound(value: Any, depth: int = 3) -> bool:
+    """Whether nothing in a value is more than computers hold: integers of 64 bits, texts that the system takes."""
+    if isinstance(value, str):
+        try:
+            return b"\0" not in os.fsencode(value)
+        except UnicodeEncodeError:
+            return False
+    if isinstance(value, tuple | list):
+        return depth > 0 and all(_is_sound(item, depth - 1) for item in value)
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 
 def validate(config: ConfigDict) -> None:
@@ -195,8 +237,9 @@ def validate(config: ConfigDict) -> None:
         right_type = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if isinstance(value, bool) and kind is not bool:
             right_type = False
-        if not right_type or not test(value):
-            raise UserError(f"config.{key}={value!r} must be {valid}")
+        if not right_type or not _is_sound(value) or not test(value):
+            shown = repr(value) if _is_sound(value) else value
+            raise UserError(f"config.{key}={_cut(shown)} must be {valid}")
     if config.recipe.warmup_epochs > config.epochs:
         raise UserError(
             f"config.recipe.warmup_epochs={config.recipe.warmup_epochs} must be at most config.epochs={config.epochs}"
@@ -215,10 +258,8 @@ def validate(config: ConfigDict) -> None:
                 f"config.recipe.exact_reference=True stands for config.{key}={value!r}, which is {flat[key]!r}; "
                 "change one of them"
             )
-    files = {key: config.report[key] for key in ("file", "dle_json") if config.report[key]}
-    if len(set(files.values())) < len(files):
-        keys = " and ".join(f"config.report.{key}" for key, name in files.items() if [*files.values()].count(name) > 1)
-        raise UserError(f"{keys} name the same file; give them different names")
+    if config.report.dle_json and config.report.file == os.path.normpath(config.report.dle_json):
+        raise UserError("config.report.file and config.report.dle_json name the same file; give them different names")
     for key in ("run.evaluate", "run.target_top1"):
         if config.run.training_only and flat[key]:
             raise UserError(f"config.run.training_only and config.{key} exclude each other; set one of them")

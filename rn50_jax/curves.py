@@ -1,5 +1,6 @@
 """Figures of the metrics of one or several runs, side by side."""
 
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from rn50_jax.errors import UserError
+from rn50_jax.files import write_whole
 from rn50_jax.history import History, read_history
 from rn50_jax.text import printable
 
@@ -115,7 +117,7 @@ def draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], smooth: int = 1) -
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-    elif panel.name == "LossScale":
+    elif panel.name == "LossScale" and min(values, default=0.0) > 0:
         axes.set_yscale("log", base=2)
     elif panel.from_zero:
         axes.set_ylim(0, 1.08 * max(values, default=1.0) or 1.0)
@@ -190,7 +192,9 @@ def save(figure: Figure, path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}")
     metadata = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
-    figure.savefig(path, dpi=200, metadata=metadata)
+    drawn = io.BytesIO()  # not all of matplotlib's writers can fail in good order
+    figure.savefig(drawn, format=path.suffix[1:], dpi=200, metadata=metadata)
+    write_whole(path, drawn.getvalue())
 
 
 def draw_run(metrics_file: Path, target: Path) -> None:

@@ -1,14 +1,15 @@
 """What a run that goes wrong tells its user."""
 
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import jax
 from ml_collections import ConfigDict
 
 from rn50_jax.data.feed import files_of_step
 from rn50_jax.errors import RunStopped, warn
+from rn50_jax.files import to_json
+from rn50_jax.linefile import LineFile
 from rn50_jax.setup import Setup
 
 LEFT_OUT = "left_out.jsonl"
@@ -25,8 +26,9 @@ def note_steps_left_out(setup: Setup, steps: Sequence[int]) -> None:
         {"step": step + 1, "files": files_of_step(config, setup.dataset.train, setup.plan, step)} for step in steps
     ]
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        with closing(LineFile(path)) as file:
+            for line in lines:
+                file.write(to_json(line))
     except OSError as error:
         warn(f"{path} cannot be written: {error.strerror}")
     if not (config.precision == "fp16" and config.loss_scale.mode == "dynamic"):
@@ -64,12 +66,13 @@ def telling_of_memory(config: ConfigDict) -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        told = (str(error).splitlines() or ["the host's"])[0][:200]
         raise RunStopped(
             f"out of memory with config.batch_size={config.batch_size} images of {config.data.image_size} px per "
-            f"device in {config.precision} ({str(error).splitlines()[0][:200]}). Use a smaller config.batch_size, with "
+            f"device in {config.precision} ({told}). Use a smaller config.batch_size, with "
             "config.recipe.optimizer_batch_size set to the global batch of now to keep the update; precision bf16; or, "
             "if other programs share the GPU, the environment variable XLA_PYTHON_CLIENT_MEM_FRACTION"
         ) from error

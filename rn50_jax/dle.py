@@ -1,19 +1,21 @@
 """NVIDIA's report: the `DLLL {...}` lines that DeepLearningExamples writes through dllogger, for existing parsers."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from typing_extensions import TypedDict
 
 from rn50_jax.errors import UserError
+from rn50_jax.files import open_regular, parse_json, to_json
 from rn50_jax.linefile import LineFile
-from rn50_jax.loggers import Record
 from rn50_jax.plan import Plan
+from rn50_jax.records import Record
 
 Metrics = Mapping[str, float]
 
@@ -42,6 +44,7 @@ METRICS: dict[str, dict[str, str]] = {
     "val.compute_latency_at99": _TIME,
     "val.compute_latency_at95": _TIME,
 }
+_START = b"DLLL "
 _LAST = ("lr", "train.lr", "train.grad_scale")  # where the last value counts, not the mean
 
 
@@ -82,6 +85,13 @@ def dle_parameters(config: ConfigDict, plan: Plan, workdir: Path) -> dict[str, A
     }
 
 
+class _Logged(TypedDict):
+    """A line about a window, an epoch or the run."""
+
+    step: list[int]
+    data: dict[str, float | None]
+
+
 class DleLog:
     """One run's file of `DLLL` lines; a resumed run appends, starting with its parameters.
 
@@ -99,7 +109,7 @@ class DleLog:
         self._started = time.time()
         self._windows: list[tuple[int, Metrics]] = []
         try:
-            if path.exists() and path.read_bytes()[:5] not in (b"", b"DLLL "):
+            if path.exists() and not _is_ours(path):
                 raise UserError(f"config.report.dle_json: {path} holds something else; choose another file")
             self._file = LineFile(path)
         except OSError as error:
@@ -109,7 +119,7 @@ class DleLog:
             self._write(type="METADATA", metric=name, metadata=metadata)
 
     def write(self, record: Record) -> None:
-        """Reports what `loggers.Record` tells."""
+        """Reports what `Record` tells."""
         if record.kind == "train":
             self.train(record.step, record.epoch, record.steps, record.metrics)
         elif record.kind == "epoch":
@@ -124,8 +134,8 @@ class DleLog:
     def train(self, step: int, epoch: int, steps: int, metrics: Metrics) -> None:
         """Reports a window of `steps` updates that ended with update `step` of the run, in `epoch` (from 0)."""
         named = self._named(metrics)
-        self._windows.append((steps, named))
         self._log([epoch, step - epoch * self._steps_per_epoch], named)
+        self._windows.append((steps, named))  # once, should the line have to be written again
 
     def epoch(self, epoch: int, metrics: Metrics) -> None:
         """Reports `epoch` (from 0): means of its windows, and the metrics of its validation, if there was one."""
@@ -142,15 +152,17 @@ class DleLog:
 
         The reference means the smallest loss too, but reports the largest.
         """
-        epochs: dict[int, Metrics] = {}
-        for text in self._path.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text.removeprefix("DLLL "))
-            step = line.get("step")
-            if isinstance(step, list) and len(step) == 1:
-                epochs[step[0]] = line["data"]  # an epoch that was repeated after a kill counts once
+        with open_regular(self._path) as file:
+            lines = [line.removeprefix(_START) for line in file.read().split(b"\n") if line.startswith(_START)]
+        epochs: dict[int, Mapping[str, float | None]] = {}
+        for line in lines:
+            with suppress(ValueError):  # a parameter's or unit's, or what others have written
+                found = parse_json(line, _Logged)
+                if len(found["step"]) == 1:
+                    epochs[found["step"][0]] = found["data"]  # an epoch that was repeated after a kill counts once
         result: dict[str, float] = {}
         for name in METRICS:
-            values = [epochs[epoch][name] for epoch in sorted(epochs) if name in epochs[epoch]]
+            values = [value for epoch in sorted(epochs) if (value := epochs[epoch].get(name)) is not None]
             if values:
                 result[name] = _over_the_run(name, values)
         self._log([], result)
@@ -175,7 +187,12 @@ class DleLog:
             "datetime": str(datetime.fromtimestamp(now)),
             "elapsedtime": str(now - self._started),
         }
-        self._file.write(f"DLLL {json.dumps(times | content)}")
+        self._file.write(f"DLLL {to_json(times | content)}")
+
+
+def _is_ours(path: Path) -> bool:
+    with open_regular(path) as file:
+        return file.read(len(_START)) in (b"", _START)
 
 
 def _over_the_run(name: str, values: Sequence[float]) -> float:

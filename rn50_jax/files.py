@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and JSON that is read without trusting it."""
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 T = TypeVar("T")
 
 UNFINISHED = ".unfinished"
+BOM = b"\xef\xbb\xbf"  # a byte order mark, with which some programs begin UTF-8
 _DEEPEST = 100  # levels of nesting that are read
 
 
@@ -38,22 +40,29 @@ def written_whole(path: Path) -> Iterator[Path]:
     A pipe or device is written to as it is.
 
     Raises:
-      OSError: the file cannot be put on the disk.
+      OSError: the file cannot be put on the disk; the error names it.
     """
-    path = Path(os.path.realpath(path))  # of a link, what it points to is replaced
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    unfinished = path.with_name(path.name + UNFINISHED)
+    name, path = str(path), Path(os.path.realpath(path))  # of a link, what it points to is replaced
+    special = path.exists() and not path.is_file()
+    unfinished = path if special else path.with_name(path.name + UNFINISHED)
     try:
         yield unfinished
-        with unfinished.open("rb") as written:
-            os.fsync(written.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            unfinished.unlink()
+        if not special:
+            with unfinished.open("rb") as written:
+                os.fsync(written.fileno())
+            unfinished.replace(path)
+    except BaseException as error:
+        if not special:
+            with suppress(OSError):
+                unfinished.unlink()
+        if isinstance(error, OSError) and _names_only(error, unfinished):
+            error.filename = name
         raise
+
+
+def _names_only(error: OSError, unfinished: Path) -> bool:
+    # A write that fails names nothing; what is in the way of the other name, a folder, is better told by that.
+    return error.filename is None or (str(error.filename) == str(unfinished) and not unfinished.exists())
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -65,6 +74,24 @@ def write_whole(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     with written_whole(path) as unfinished:
         unfinished.write_bytes(data)
+
+
+def lock(descriptor: int) -> bool:
+    """Locks an open file or folder for this process alone; the system lets go of it when the process ends.
+
+    Returns:
+      Whether it is locked now; False on a file system that cannot do that.
+
+    Raises:
+      BlockingIOError: another process holds it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise BlockingIOError(*error.args) from None
+        return False
+    return True
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -188,7 +215,7 @@ def read_json_lines(path: Path, shape: Any, *, keep: Callable[[bytes], bool] = b
       OSError: it cannot be read.
     """
     with open_regular(path) as file:
-        lines = file.read().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        lines = file.read().removeprefix(BOM).split(b"\n")
     good, bad = [], []
     for line in filter(keep, map(bytes.strip, lines)):
         try:

@@ -1,11 +1,18 @@
 """What a run has written down about itself, read back: metrics over the epochs, configuration, facts."""
 
 import csv
-import json
+import os
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Annotated, Any, NamedTuple, TextIO
 
-from rn50_jax.errors import UserError
+from pydantic import AfterValidator
+
+from rn50_jax.errors import UserError, warn
+from rn50_jax.files import BOM, open_regular, read_json, read_json_lines, write_whole
+from rn50_jax.linefile import Appended
+from rn50_jax.rules import DAMAGED, is_plain_name
+from rn50_jax.text import csv_cell, printable
 
 Points = dict[float, float]
 KEYS = ("time", "step", "epoch", "epochs_done")  # of every line
@@ -16,11 +23,12 @@ class History(NamedTuple):
 
     lines: those of its metrics file that count, in order: of lines with the same kind and step, the last one. Where a
     run went on from a checkpoint, steps that it has done again are there once. x: what `series` goes by: "epoch", or
-    "step" for a file that does not tell how long an epoch is.
+    "step" for a file that does not tell how long an epoch is. unread: how many other lines there are.
     """
 
     lines: list[dict[str, Any]]
     x: str
+    unread: int = 0
 
     def series(self, name: str) -> Points:
         """One metric by epochs done (or steps)."""
@@ -43,49 +51,117 @@ def metrics_file(run: Path) -> Path:
     Raises:
       UserError: there is none.
     """
-    if not run.is_dir():
-        if run.is_file():
+    # Names that no file can have, and folders that may not be looked into, raise nothing here.
+    if not os.path.isdir(run):  # noqa: PTH112
+        if os.path.isfile(run):  # noqa: PTH113
             return run
         raise UserError(f"{run} does not exist; name the work folder of a run, such as runs/quickstart")
-    path = run / read_config(run).get("report", {}).get("file", "metrics.jsonl")
-    if not path.is_file():
+    report = read_config(run).get("report")
+    name = report.get("file") if isinstance(report, dict) else None
+    path = run / (name if isinstance(name, str) and is_plain_name(name) else "metrics.jsonl")
+    if not os.path.isfile(path):  # noqa: PTH113
         raise UserError(f"{run} has no {path.name}: it is no run, or has not reported anything yet")
     return path
 
 
 def read_history(path: Path) -> History:
-    """Reads a metrics file.
+    """Reads a metrics file; lines that are none of metrics are passed over.
 
     Raises:
-      UserError: it cannot be read, or a line is not JSON.
+      UserError: it cannot be read.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        every = read_json_lines(path, _LINE)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     found: dict[tuple[str, float], dict[str, Any]] = {}
-    for number, text in enumerate(texts, 1):
-        try:
-            line = json.loads(text)
-            step = line["step"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            if number == len(texts):
-                break  # a killed run may leave half a line
-            raise UserError(f"{path}, line {number} is no line of metrics; remove it") from None
+    for line in every.good:
         kind = next((name.split(".")[0] for name in line if name not in KEYS), "")
-        place = line.get("epochs_done", step)
+        place = line.get("epochs_done", line["step"])
         found.pop((kind, place), None)  # so that the later line stands later
         found[kind, place] = line
     lines = list(found.values())
     if any("epochs_done" not in line for line in lines):
         lines = _with_epochs(lines)
     known = bool(lines) and all("epochs_done" in line for line in lines)
-    return History(lines, "epoch" if known else "step")
+    return History(lines, "epoch" if known else "step", len(every.bad) - _ends_in_half(path, every.bad))
+
+
+def last_line(path: Path) -> dict[str, Any]:
+    """The last line of a metrics file that can be read; {} if there is none."""
+    try:
+        good = read_json_lines(path, _LINE).good
+    except OSError:
+        return {}
+    return dict(good[-1]) if good else {}
+
+
+def set_aside_unreadable(path: Path) -> None:
+    """Moves the lines of a metrics file that are none of metrics to a file beside it, and says so.
+
+    Half a line at its end, which a killed run leaves, is moved without a word.
+
+    Raises:
+      OSError: a file cannot be read or written; the metrics file is as it was then.
+    """
+    if not path.is_file():
+        return
+    found = read_json_lines(path, _LINE).bad
+    if not found:
+        return
+    bad, told = set(found), len(found) - _ends_in_half(path, found)
+    lines = path.read_bytes().removeprefix(BOM).split(b"\n")
+    damaged, moved = path.with_name(path.name + DAMAGED), [line for line in lines if line.strip() in bad]
+    with closing(Appended(damaged)) as file:
+        file.write(b"".join(line + b"\n" for line in moved))
+    kept = [line for line in lines if line.strip() and line.strip() not in bad]
+    write_whole(path, b"".join(line + b"\n" for line in kept))
+    if told:
+        warn(f"{path}: {told} line(s) that are none of metrics were moved to {damaged}")
+
+
+def _ends_in_half(path: Path, bad: list[bytes]) -> bool:
+    """Whether the last of the bad lines is what a killed run leaves: half a line at the end of the file."""
+    if not bad or not bad[-1].startswith(b"{"):
+        return False
+    with open_regular(path) as file:
+        file.seek(-len(bad[-1]), os.SEEK_END)
+        return file.read() == bad[-1]
+
+
+def _check_line(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics, as runs of this and of earlier versions write them."""
+    for name, (kind, low, high) in _PLACE.items():
+        value = line.get(name, low)
+        if not isinstance(value, kind) or not low <= value <= high:
+            raise ValueError(f"{name} is {value}")
+    if "step" not in line:
+        raise ValueError("it has no step")
+    for name, value in line.items():
+        if value is None and name.endswith((".top1", ".top5")):
+            raise ValueError(f"{name} is null")
+        if value is not None and abs(value) > _LARGEST and name not in _PLACE:
+            raise ValueError(f"{name} is {value}")
+    if "val.top1" in line and "epoch" not in line:
+        raise ValueError("a validation without its epoch")
+    return line
+
+
+# What float32 holds, of which most metrics are made.
+_LARGEST = 3.5e38
+# By key: type, smallest and largest value.
+_PLACE: dict[str, tuple[Any, float, float]] = {
+    "time": (int | float, 0, 1e11),
+    "step": (int, 0, 2**53),
+    "epoch": (int, 1, 2**53),
+    "epochs_done": (int | float, 0, 2**53),
+}
+_LINE = Annotated[dict[str, int | float | None], AfterValidator(_check_line)]
 
 
 def _with_epochs(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Lines of older files with epochs_done: their validations tell how long an epoch is."""
-    lengths = [line["step"] / line["epoch"] for line in lines if "val.top1" in line and "epoch" in line]
+    lengths = [line["step"] / line["epoch"] for line in lines if "val.top1" in line and line["step"]]
     if not lengths:
         return lines
     return [{"epochs_done": line["step"] / lengths[-1]} | line for line in lines]
@@ -103,10 +179,9 @@ def read_facts(run: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, dict[str, Any])
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def write_csv(history: History, file: TextIO) -> None:
@@ -114,6 +189,6 @@ def write_csv(history: History, file: TextIO) -> None:
     names = list(KEYS)
     for line in history.lines:
         names += [name for name in line if name not in names]
-    writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history.lines)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(csv_cell(printable(name)) for name in names)
+    writer.writerows([line.get(name) for name in names] for line in history.lines)

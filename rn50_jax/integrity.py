@@ -23,19 +23,25 @@ def score(metrics: dict[str, float]) -> float:
     return max((metrics[name] for name in ("val.top1", "val_ema.top1") if name in metrics), default=-1.0)
 
 
+def not_finite(arrays: Any) -> str | None:
+    """The name of the first array of a tree that holds a number that is not finite; None if there is none."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        if jax.numpy.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            return jax.tree_util.keystr(path, simple=True, separator=".")
+    return None
+
+
 def check_finite(arrays: Any, step: int) -> None:
     """Refuses to save a state that training could not go on from.
 
     Raises:
       RunStopped: naming the first array that is not finite.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise RunStopped(
-                f"the state of step {step} is not finite ({name}) and is not saved; the checkpoint before it is whole, "
-                "and the same command goes on from there, with a lower config.recipe.lr if need be"
-            )
+    if name := not_finite(arrays):
+        raise RunStopped(
+            f"the state of step {step} is not finite ({name}) and is not saved; the checkpoint before it is whole, "
+            "and the same command goes on from there, with a lower config.recipe.lr if need be"
+        )
 
 
 def seal(meta: dict[str, Any]) -> str:

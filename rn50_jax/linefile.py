@@ -1,34 +1,78 @@
-"""Files of lines that a run appends to, whatever happened to its earlier processes or to the disk."""
+"""Files that a run appends to, whatever happened to its earlier processes or to the disk."""
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 
-class LineFile:
-    """A file that is appended to line by line, each of them written at once.
-
-    What a killed process left of a last line is dropped first; a line that cannot be written whole leaves no trace.
+class Appended:
+    """A plain file that is appended to at once; what cannot be written whole leaves no trace.
 
     Raises:
-      OSError: the file cannot be opened, and from `write`: the line cannot be written, as when the disk is full.
+      OSError: the file cannot be opened, or is a folder, pipe or device; from `write`: it cannot be written, as when
+        the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
-        if path.exists():
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        self._file = path.open("ab", buffering=0)
+        self._path, self._file = path, _open(path)
 
-    def write(self, line: str) -> None:
-        """Appends `line`, without its newline."""
-        data = line.encode() + b"\n"
-        end = os.fstat(self._file.fileno()).st_size
+    def write(self, data: bytes) -> int:
+        """Appends `data` and returns its length; to a new file if somebody has deleted the one there was."""
+        if not os.fstat(self._file).st_nlink:
+            found = _open(self._path)
+            self.close()
+            self._file = found
+        end = os.fstat(self._file).st_size
         written = 0
         try:
             while written < len(data):
-                written += self._file.write(data[written:])
+                written += os.write(self._file, data[written:])
         except OSError:
-            os.ftruncate(self._file.fileno(), end)
+            os.ftruncate(self._file, end)
             raise
+        return written
+
+    def flush(self) -> None:
+        """Does nothing: everything has been written."""
+
+    def drop_behind(self, mark: bytes) -> None:
+        """Drops what stands behind the last `mark`."""
+        end = os.fstat(self._file).st_size
+        while end:
+            start = max(end - 65536, 0)
+            found = os.pread(self._file, end - start, start).rfind(mark)
+            if found >= 0:
+                start += found + len(mark)
+            if found >= 0 or not start:
+                os.ftruncate(self._file, start)
+                return
+            end = start + len(mark) - 1
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._file)
+
+
+def _open(path: Path) -> int:
+    # A pipe would wait for its reader.
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return file
+
+
+class LineFile:
+    """A file that is appended to line by line, see `Appended`; what a killed process left of a last line is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = Appended(path)
+        self._file.drop_behind(b"\n")
+
+    def write(self, line: str) -> None:
+        """Appends `line`, without its newline."""
+        self._file.write(line.encode() + b"\n")
 
     def close(self) -> None:
         """Closes the file."""

@@ -1,10 +1,6 @@
-"""Where a run's metrics go besides the console: lines of JSON, TensorBoard, Weights & Biases, MLflow.
-
-A logger takes `Record`s. One that fails is given up with a note: it must never end the training.
-"""
+"""Where a run's metrics go besides the console: lines of JSON, TensorBoard, Weights & Biases, MLflow."""
 
 import importlib.util
-import json
 import math
 import os
 import secrets
@@ -13,119 +9,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Thread
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from ml_collections import ConfigDict
+from typing_extensions import TypedDict
 
+from rn50_jax import files
 from rn50_jax.config import flatten, to_json
-from rn50_jax.errors import UserError, warn
-from rn50_jax.linefile import LineFile
-
-
-class Record(NamedTuple):
-    """What a run has to tell at one moment.
-
-    kind: "train", a window of `steps` updates; "epoch", the end of an epoch, with the metrics of its validation if
-    there was one; "end", of this process's part of the run, with its account of time. time: Unix seconds. step: updates
-    done or left out. epoch: from 0. epochs_done: with a fraction. finished: of "end", whether the run is complete.
-    """
-
-    kind: str
-    time: float
-    step: int
-    epoch: int
-    epochs_done: float
-    metrics: dict[str, float]
-    steps: int = 0
-    finished: bool = False
-
-
-class Logger(Protocol):
-    """Takes records in their order, and is closed once."""
-
-    def write(self, record: Record) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Guarded:
-    """A logger that is given up with one note when it fails."""
-
-    def __init__(self, name: str, logger: Logger) -> None:
-        self._name, self._logger = name, logger
-        self._works = True
-
-    def write(self, record: Record) -> None:
-        self._try(lambda: self._logger.write(record))
-
-    def close(self) -> None:
-        if self._works:
-            self._try(self._logger.close)
-        else:
-            with suppress(Exception):
-                self._logger.close()
-
-    def _try(self, call: Callable[[], None]) -> None:
-        if self._works:
-            try:
-                call()
-            except Exception as error:  # of any library, or of the disk
-                self._works = False
-                warn(f"{self._name} cannot be written ({reason_of(error)}); the run goes on without it")
-
-
-class Background:
-    """A logger that talks to a server, in a thread of its own: nothing that it does makes the training wait.
-
-    Args:
-      name: for messages.
-      open_logger: makes the logger, in that thread.
-      opening: seconds to wait for that at the start.
-      patience: seconds to wait at the end for what has not been sent yet.
-    """
-
-    def __init__(
-        self, name: str, open_logger: Callable[[], Logger], *, opening: float = 30.0, patience: float = 60.0
-    ) -> None:
-        self._name, self._open, self._patience = name, open_logger, patience
-        self._queue: SimpleQueue[Record | None] = SimpleQueue()
-        self._opened = Event()
-        self._thread = Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
-        # Packages imported while JAX traces in this thread can fail: Python 3.11 builds syntax trees in one at a time.
-        self._opened.wait(opening)
-
-    def write(self, record: Record) -> None:
-        if self._thread.is_alive():  # otherwise it has failed, and said so
-            self._queue.put(record)
-
-    def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join(self._patience)
-        if self._thread.is_alive():
-            warn(f"{self._name} has not taken everything within {self._patience:g} s; not waiting for it any longer")
-
-    def _work(self) -> None:
-        try:
-            try:
-                logger = self._open()
-            finally:
-                self._opened.set()
-            while (record := self._queue.get()) is not None:
-                logger.write(record)
-            logger.close()
-        except Exception as error:
-            warn(f"{self._name} has failed ({reason_of(error)}); the run goes on without it")
-
-
-def reason_of(error: Exception) -> str:
-    """An error in a few words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+from rn50_jax.errors import UserError
+from rn50_jax.linefile import Appended, LineFile
+from rn50_jax.records import Record, reason_of
 
 
 class MetricsFile:
@@ -137,14 +30,13 @@ class MetricsFile:
     def write(self, record: Record) -> None:
         if not record.metrics:
             return
-        line: dict[str, float | None] = {
+        line = {
             "time": round(record.time, 3),
             "step": record.step,
             "epoch": record.epoch + 1,
             "epochs_done": round(record.epochs_done, 6),
         }
-        line |= {name: value if math.isfinite(value) else None for name, value in record.metrics.items()}
-        self._file.write(json.dumps(line))
+        self._file.write(files.to_json(line | record.metrics))
 
     def close(self) -> None:
         self._file.close()
@@ -164,7 +56,7 @@ class TensorBoard:
         self._event = event_pb2.Event
         folder.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
-        self._writer = RecordWriter((folder / name).open("ab", buffering=0))
+        self._writer = RecordWriter(Appended(folder / name))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._put(file_version="brain.Event:2")
         self._put(step=first_step + 1, session_log=start)
@@ -259,15 +151,18 @@ class Mlflow:
 
 def _remembered(path: Path, project: str, create: Callable[[], str]) -> str:
     """The identity of this work folder's run in a project, created once."""
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError):
+        known = files.read_json(path, _Identity)
         if known["project"] == project:
-            return str(known["id"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+            return known["id"]
     identity = create()
-    path.write_text(json.dumps({"project": project, "id": identity}) + "\n", encoding="utf-8")
+    files.write_whole(path, files.to_json({"project": project, "id": identity}) + "\n")
     return identity
+
+
+class _Identity(TypedDict):
+    project: str
+    id: str
 
 
 def check_loggers(config: ConfigDict) -> None:
@@ -285,7 +180,11 @@ def check_loggers(config: ConfigDict) -> None:
     if config.report.wandb and os.environ.get("WANDB_MODE", "online") == "online":
         import wandb
 
-        if not wandb.login(prompt=False, verify=False):
+        try:
+            known = wandb.login(prompt=False, verify=False)
+        except Exception as error:  # such as a home folder that does not exist
+            raise UserError(f"config.report.wandb: {reason_of(error)}; mend that, or set WANDB_MODE=offline") from error
+        if not known:
             raise UserError(
                 "config.report.wandb: Weights & Biases does not know you; run `wandb login`, or set WANDB_MODE=offline"
             )

@@ -67,7 +67,7 @@ def write_analysis(predictions: Predictions, folder: Path) -> None:
         if predictions.images.files and len(mistakes):
             draw_sheet(predictions, mistakes, folder / "mistakes.png")
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+        raise UserError(f"cannot write to {folder}: {error.strerror} ({error.filename})") from error
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

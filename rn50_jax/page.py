@@ -2,25 +2,26 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from rn50_jax import config as configs
 from rn50_jax.console import clock
 from rn50_jax.curves import PANELS, Run, kinds_drawn, look, single
 from rn50_jax.errors import UserError
+from rn50_jax.files import write_whole
 from rn50_jax.goodput import PHASES
 from rn50_jax.history import History, metrics_file, read_config, read_facts, read_history
 from rn50_jax.integrity import score
-from rn50_jax.page_mistakes import mistakes_section
-from rn50_jax.page_parts import folded, inline_svg, table, themed
+from rn50_jax.page_mistakes import look_at_mistakes
+from rn50_jax.page_parts import LegendItem, Table, Tile, inline_svg, render, themed
 from rn50_jax.stored import Overrides, StoredModel, load_run
 
 _PHASE_COLORS = dict(zip(PHASES, ("#999999", *(f"var(--c{number})" for number in (3, 0, 5, 2, 4, 1))), strict=True))
+_LONG = 25  # lines of a table from which on it is folded
 
 
 def write_page(run: Path, target: Path, overrides: Overrides) -> None:
@@ -33,21 +34,32 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
     if not run.is_dir():
         raise UserError(f"--html needs the work folder of a run, and {run} is none")
     history = read_history(metrics_file(run))
-    configs.override(configs.load(str(configs.DEFAULT))[0], overrides)  # what is wrong in them is told as it is
+    default = configs.load(str(configs.DEFAULT))[0]
+    configs.override(default, overrides)  # what is wrong in them is told as it is
     title = run.resolve().name
-    body = "\n".join(
-        [
-            *_head(title, run, history),
-            *_curves(title, history),
-            *mistakes_section(lambda: _load(run, overrides)),
-            *_time(history),
-            *_epochs(history),
-            *_configuration(read_config(run)),
-            *_hardware(read_facts(run)),
-        ]
+    drawn = Run(title, history)
+    problem, mistakes = None, None
+    try:
+        mistakes = look_at_mistakes(_load(run, overrides))
+    except UserError as error:
+        problem = str(error)
+    keys = _keys(run)
+    text = render(
+        title=title,
+        about=_about(keys, history),
+        tiles=list(_tiles(history)),
+        kinds=[LegendItem(label, themed(color)) for label, color in kinds_drawn(drawn)],
+        panels=list(_panels(drawn)),
+        problem=problem,
+        mistakes=mistakes,
+        seconds=list(_shares(history)),
+        epochs=_epochs(history),
+        longest=_LONG,
+        **_configuration(keys, configs.flatten(default)),
+        **_hardware(read_facts(run)),
+        now=time.strftime("%Y-%m-%d %H:%M"),
     )
-    style = (files("rn50_jax") / "page.css").read_text(encoding="utf-8")
-    target.write_text(_document(title, style, body), encoding="utf-8", errors="replace")
+    write_whole(target, text)
 
 
 def _load(run: Path, overrides: Overrides) -> StoredModel:
@@ -59,109 +71,85 @@ def _load(run: Path, overrides: Overrides) -> StoredModel:
         return load_run(run, "latest", overrides)
 
 
-def _document(title: str, style: str, body: str) -> str:
+def _keys(run: Path) -> dict[str, Any]:
+    """The configuration of a work folder by dotted keys; {} if it has none."""
+    try:
+        return configs.flatten(configs.from_tree(read_config(run)))
+    except UserError:
+        return {}
+
+
+def _about(keys: Mapping[str, Any], history: History) -> str:
+    """What was trained, and how far."""
+    told = ("model.arch", "data.backend", "data.dir", "data.image_size", "precision", "epochs")
+    if not all(key in keys for key in told):
+        return ""
+    arch, backend, folder, size, precision, epochs = (keys[key] for key in told)
+    source = "synthetic data" if backend == "synthetic" else folder
+    last = history.lines[-1] if history.lines else {}
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(last["time"])) if "time" in last else "-"
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n"
-        f"<footer>Made by rn50-jax on {time.strftime('%Y-%m-%d %H:%M')}.</footer>\n</main>\n</body>\n</html>\n"
+        f"{arch} on {source}, {size} px, {precision}; {last.get('epochs_done', 0):g} of {epochs} epochs, last report "
+        f"{when}"
     )
 
 
-def _head(title: str, run: Path, history: History) -> Iterator[str]:
-    """Name and headline figures."""
-    config = read_config(run)
-    yield f"<h1>{escape(title)}</h1>"
-    if config:
-        data = config["data"]
-        source = "synthetic data" if data["backend"] == "synthetic" else data["dir"]
-        told = f"{config['model']['arch']} on {source}, {data['image_size']} px, {config['precision']}"
-        done = history.lines[-1].get("epochs_done", 0) if history.lines else 0
-        told += f"; {done:g} of {config['epochs']} epochs, last report "
-        told += time.strftime("%Y-%m-%d %H:%M", time.localtime(history.lines[-1].get("time"))) if history.lines else "-"
-        yield f'<p class="soft">{escape(told)}</p>'
-    tiles: list[tuple[str, str, str]] = []
+def _tiles(history: History) -> Iterator[Tile]:
+    """Headline figures."""
     if lines := history.validations():
         best, last = max(lines, key=score), lines[-1]
         prefix = "val_ema" if best.get("val_ema.top1", -1.0) > best["val.top1"] else "val"
         averaged = ", averaged weights" if prefix == "val_ema" else ""
         for name, label in (("top1", "best top-1"), ("top5", "its top-5")):
-            tiles.append((label, f"{best[f'{prefix}.{name}']:.2f} %", f"epoch {best['epoch']}{averaged}"))
-        tiles.append(("last top-1", f"{last['val.top1']:.2f} %", f"epoch {last['epoch']}"))
+            yield Tile(label, f"{_number(best, f'{prefix}.{name}', 2)} %", f"epoch {best['epoch']}{averaged}")
+        yield Tile("last top-1", f"{last['val.top1']:.2f} %", f"epoch {last['epoch']}")
     speeds = [speed for speed in history.series("train.total_ips").values() if speed > 0]
     if speeds:
-        tiles.append(("training", f"{np.median(speeds):,.0f}", "images per second, median"))
+        yield Tile("training", f"{np.median(speeds):,.0f}", "images per second, median")
     if totals := _seconds(history):
         wall = sum(totals.values())
-        tiles.append(("wall time", clock(wall), "all processes of the run"))
-        tiles.append(("goodput", f"{totals['train'] / wall:.0%}", "share of the time spent training"))
-    cells = (f"<div><dt>{a}</dt><dd>{b}<small>{c}</small></dd></div>" for a, b, c in tiles)
-    yield f'<dl class="tiles">{"".join(cells)}</dl>'
+        yield Tile("wall time", clock(wall), "all processes of the run")
+        yield Tile("goodput", f"{totals.get('train', 0.0) / wall:.0%}", "share of the time spent training")
 
 
 def _seconds(history: History) -> dict[str, float]:
     line = history.last("goodput.")
-    return {phase: line[f"goodput.{phase}"] for phase in PHASES if line.get(f"goodput.{phase}")} if line else {}
+    return {phase: line[f"goodput.{phase}"] for phase in PHASES if (line.get(f"goodput.{phase}") or 0) > 0}
 
 
-def _curves(title: str, history: History) -> Iterator[str]:
-    run = Run(title, history)
-    yield "<h2>Curves</h2>"
-    yield _legend((label, themed(color), "") for label, color in kinds_drawn(run))
-    yield '<div class="panels">'
+def _panels(run: Run) -> Iterator[Markup]:
     for panel in PANELS:
-        if any(history.series(name) for name, _ in panel.series):
+        if any(run.history.series(name) for name, _ in panel.series):
             with look():
                 figure = single(panel, [run], size=(4.4, 3.0), legend=False)
             yield inline_svg(figure, f"{panel.label} over the epochs", panel.name)
-    yield "</div>"
-    yield (
-        '<p class="soft">The training loss is what is minimised, with label smoothing and mixing if there are any; the '
-        "validation loss is plain cross-entropy.</p>"
-    )
 
 
-def _legend(items: Iterator[tuple[str, str, str]]) -> str:
-    cells = (f'<li><i style="background:{color}"></i>{escape(label)}{more}</li>' for label, color, more in items)
-    return f'<ul class="legend">{"".join(cells)}</ul>'
-
-
-def _time(history: History) -> Iterator[str]:
+def _shares(history: History) -> Iterator[LegendItem]:
+    """Where the time went."""
     totals = _seconds(history)
-    if not totals:
-        return
     wall = sum(totals.values())
-    yield "<h2>Where the time went</h2>"
-    bars = (
-        f'<span style="flex:{value / wall:.4f};background:{_PHASE_COLORS[key]}"></span>'
-        for key, value in totals.items()
-    )
-    yield f'<div class="bar" role="img" aria-label="Shares of the wall time">{"".join(bars)}</div>'
-    yield _legend(
-        (key, _PHASE_COLORS[key], f"&nbsp; {value:.1f} s, {value / wall:.1%}") for key, value in totals.items()
-    )
+    for phase, value in totals.items():
+        yield LegendItem(phase, _PHASE_COLORS[phase], f"{value:.1f} s, {value / wall:.1%}", value / wall)
 
 
-def _epochs(history: History) -> Iterator[str]:
+def _epochs(history: History) -> Table | None:
     lines = history.validations()
     if not lines:
-        return
+        return None
     averaged = any("val_ema.top1" in line for line in lines)
     names = ["val.top1", "val.top5", "val.loss"] + ["val_ema.top1", "val_ema.top5", "val_ema.loss"] * averaged
     header = ["epoch", "training loss", "training top-1 %", "learning rate", "images/s"]
     header += ["top-1 %", "top-5 %", "loss"] + ["averaged top-1 %", "top-5 %", "loss"] * averaged
     best = max(lines, key=score)
-    rows, classes = [], []
+    trained = {line["epoch"]: line for line in history.lines if "epoch" in line and "train.loss" in line}
+    rows = []
     for line in lines:
-        training = [other for other in history.lines if other.get("epoch") == line["epoch"] and "train.loss" in other]
-        last: Mapping[str, Any] = training[-1] if training else {}
+        last = trained.get(line["epoch"], {})
         cells = [str(line["epoch"]), _number(last, "train.loss", 4), _number(last, "train.top1", 2)]
         cells += [_number(last, "lr", 5), _number(last, "train.total_ips", 0)]
         rows.append(cells + [_number(line, name, 4 if name.endswith("loss") else 2) for name in names])
-        classes.append("best" if line is best else "")
-    yield "<h2>Epochs</h2>"
-    yield from folded(table(header, rows, numbers=range(len(header)), classes=classes), len(rows), "epochs")
-    yield '<p class="soft">Training figures are those of the last lines of each epoch; the best epoch is bold.</p>'
+    return Table(header, rows, range(len(header)), next(i for i, line in enumerate(lines) if line is best))
 
 
 def _number(line: Mapping[str, Any], name: str, digits: int) -> str:
@@ -169,35 +157,33 @@ def _number(line: Mapping[str, Any], name: str, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _configuration(config: dict[str, Any]) -> Iterator[str]:
-    if not config:
-        return
-    flat = configs.flatten(configs.from_tree(config))
-    default = configs.flatten(configs.load(str(configs.DEFAULT))[0])
-    changed = {key: value for key, value in flat.items() if default.get(key) != value}
-    yield "<h2>Configuration</h2>"
-    rows = [[key, str(value), str(default.get(key, "-"))] for key, value in changed.items()]
-    if rows:
-        yield "<p>What differs from <code>configs/default.py</code>:</p>"
-        yield table(["key", "value", "default"], rows, numbers=())
-    every = table(["key", "value"], [[key, str(value)] for key, value in flat.items()], numbers=())
-    yield f"<details><summary>All {len(flat)} keys</summary>{every}</details>"
+def _configuration(keys: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Table | None]:
+    changed = [
+        [key, str(value), str(default.get(key, "-"))] for key, value in keys.items() if default.get(key) != value
+    ]
+    every = [[key, str(value)] for key, value in keys.items()]
+    return {
+        "changed": Table(["key", "value", "default"], changed),
+        "keys": Table(["key", "value"], every) if every else None,
+    }
 
 
-def _hardware(facts: dict[str, Any]) -> Iterator[str]:
-    if not facts:
-        return
-    host = facts.get("host", {})
+def _hardware(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json tells; in a file of another shape, what can be understood of it."""
+    host, versions, command = (facts.get(key) for key in ("host", "versions", "command"))
+    host = host if isinstance(host, dict) else {}
+    versions = versions if isinstance(versions, dict) else {}
     rows = [
         ["devices", facts.get("devices", "-")],
         ["CPU", host.get("cpu", "-")],
-        ["cores", str(host.get("cores", "-"))],
+        ["cores", host.get("cores", "-")],
+        ["memory", f"{host.get('memory_gb', '-')} GB"],
+        ["system", host.get("system", "-")],
+        ["last process started", facts.get("started", "-")],
     ]
-    rows += [["memory", f"{host.get('memory_gb', '-')} GB"], ["system", host.get("system", "-")]]
-    rows.append(["last process started", facts.get("started", "-")])
-    versions = [[name, version] for name, version in facts.get("versions", {}).items()]
-    yield "<h2>Hardware and software</h2>"
-    if facts.get("command"):
-        yield f"<p><code>{escape(' '.join(facts['command']))}</code></p>"
-    yield f'<div class="columns"><div>{table(["hardware", ""], rows, numbers=())}</div>'
-    yield f"<div>{table(['package', 'version'], versions, numbers=())}</div></div>"
+    return {
+        "facts": bool(facts),
+        "command": " ".join(map(str, command)) if isinstance(command, list) else "",
+        "hardware": Table(["hardware", ""], [[name, str(value)] for name, value in rows]),
+        "versions": Table(["package", "version"], [[name, str(version)] for name, version in versions.items()]),
+    }

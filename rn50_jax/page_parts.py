@@ -1,17 +1,61 @@
-"""Pieces of a page: tables, figures."""
+"""Pieces of a page: what its template is given, and figures."""
 
 import io
 import re
-from collections.abc import Iterator, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Collection, Sequence
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
 
 from rn50_jax.curves import COLORS, INK
+from rn50_jax.text import printable
 
-LONG = 25  # lines of a table from which on it is folded
+
+class Tile(NamedTuple):
+    """A headline figure."""
+
+    label: str
+    value: str
+    more: str
 
 
-def inline_svg(figure: Any, label: str, name: str) -> str:
+class LegendItem(NamedTuple):
+    """A colour, what it stands for, and the share of a bar that it takes, if any."""
+
+    label: str
+    color: str
+    more: str = ""
+    share: float = 0.0
+
+
+class Table(NamedTuple):
+    """Texts. numbers: columns that are aligned to the right. bold: the number of the row that stands out."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Collection[int] = ()
+    bold: int = -1
+
+
+def render(**content: Any) -> str:
+    """The page that page.html makes of its content, in which every text is escaped and in one line."""
+    home = files("rn50_jax")
+    # What a page is told comes from files that anybody may have written.
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_in_one_line, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string((home / "page.html").read_text(encoding="utf-8"))
+    style = Markup((home / "page.css").read_text(encoding="utf-8"))
+    return template.render(style=style, **content) + "\n"
+
+
+def _in_one_line(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def inline_svg(figure: Any, label: str, name: str) -> Markup:
     """A figure as an SVG element whose ink is the text colour of the page and whose paper is the page's."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Type": None})
@@ -22,7 +66,7 @@ def inline_svg(figure: Any, label: str, name: str) -> str:
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace(' xlink:href="', ' href="')
     # The same identifiers in two figures of a page would be mixed up.
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
 
 
 def themed(text: str) -> str:
@@ -30,25 +74,3 @@ def themed(text: str) -> str:
     for number, color in enumerate(COLORS):
         text = re.sub(color, f"var(--c{number})", text, flags=re.IGNORECASE)
     return re.sub(INK, "currentColor", text, flags=re.IGNORECASE)
-
-
-def table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int], classes: Sequence[str] = ()
-) -> str:
-    """A table of texts, which are escaped; the columns in `numbers` are aligned to the right."""
-
-    def cells(tag: str, texts: Sequence[str]) -> str:
-        return "".join(
-            f"<{tag}{' class=n' if place in numbers else ''}>{escape(text)}</{tag}>" for place, text in enumerate(texts)
-        ).replace("class=n", 'class="n"')
-
-    body = "".join(
-        f"<tr{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{cells('td', row)}</tr>"
-        for row, kind in zip(rows, classes or [""] * len(rows), strict=True)
-    )
-    return f'<div class="wide"><table><thead><tr>{cells("th", header)}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def folded(text: str, count: int, what: str) -> Iterator[str]:
-    """A long table behind its summary, a short one as it is."""
-    yield text if count <= LONG else f"<details><summary>All {count} {what}</summary>{text}</details>"

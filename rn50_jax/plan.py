@@ -46,6 +46,11 @@ def make_plan(config: ConfigDict, *, num_images: int, num_devices: int) -> Plan:
             fix = f"use --config.batch_size={largest} or less"
         raise UserError(f"{num_images} training images are too few for one global batch of {target}; {fix}")
     steps_per_epoch = num_images // target
+    if steps_per_epoch * config.epochs >= 2**31:
+        raise UserError(
+            f"config.epochs={config.epochs} of {steps_per_epoch} steps are more than the 2**31 steps that are counted; "
+            "use fewer epochs"
+        )
     scale = target / config.recipe.lr_batch_size if config.recipe.lr_batch_size else 1.0
     return Plan(
         num_devices=num_devices,

@@ -8,7 +8,8 @@ from pathlib import Path
 from rn50_jax import config as configs
 from rn50_jax import errors
 from rn50_jax.curves import SUFFIXES, VALIDATION_FIGURES, Run, look, overview, save, single
-from rn50_jax.errors import UserError, say
+from rn50_jax.errors import UserError, say, warn
+from rn50_jax.files import written_whole
 from rn50_jax.history import History, metrics_file, read_history, write_csv
 
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     if overrides and not args.html:
         raise UserError(f"--config.{overrides[0][0]} is of use with --html alone")
 
-    histories = [read_history(metrics_file(run)) for run in args.runs]
+    histories = [_read(run) for run in args.runs]
     try:
         if args.csv:
             _write_csv(histories[0], args.csv)
@@ -49,9 +50,21 @@ def main(argv: Sequence[str]) -> int:
             say(str(args.html))
         if args.out or args.figures or not (args.csv or args.html):
             _draw([Run(*pair) for pair in zip(_labels(args.runs, args.labels), histories, strict=True)], args)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+        raise UserError(f"cannot write {error.filename or 'standard output'}: {error.strerror}") from error
     return 0
+
+
+def _read(run: Path) -> History:
+    path = metrics_file(run)
+    history = read_history(path)
+    if history.unread and not history.lines and not run.is_dir():
+        raise UserError(f"{path} holds no line of metrics; name the work folder of a run, or its metrics.jsonl")
+    if history.unread:
+        warn(f"{path} has {history.unread} line(s) that are none of metrics, which are passed over")
+    return history
 
 
 def _draw(runs: Sequence[Run], args: argparse.Namespace) -> None:
@@ -96,7 +109,7 @@ def _write_csv(history: History, target: str) -> None:
     if target == "-":
         write_csv(history, sys.stdout)
         return
-    with Path(target).open("w", encoding="utf-8", newline="") as file:
+    with written_whole(Path(target)) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
         write_csv(history, file)
     say(target)
 

@@ -16,6 +16,7 @@ from rn50_jax import errors, parallel
 from rn50_jax.answers import FORMATS, Answer
 from rn50_jax.data.names import human_names, likely_names
 from rn50_jax.errors import UserError
+from rn50_jax.files import written_whole
 from rn50_jax.inputs import Decoded, Found, batched, decode_files, find_images
 from rn50_jax.progress import progress
 from rn50_jax.step import predict_step
@@ -141,11 +142,11 @@ def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, for
 
     # Where the answers go to the terminal, they are the progress.
     shown = out is not None or not sys.stdout.isatty()
-    target = out or sys.stdout.fileno()
     people = form == "table" and not out  # they read in their terminal's encoding
     try:
         # Names of files may be any bytes; in CSV they leave as they came.
         with (
+            written_whole(out) if out else nullcontext(sys.stdout.fileno()) as target,
             nullcontext(sys.stdout)
             if people
             else open(target, "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=bool(out)) as file,

@@ -1,6 +1,7 @@
 """Where the ready configs lie, and what a name given as `--config` means."""
 
 import difflib
+import os
 from pathlib import Path
 
 from rn50_jax.errors import UserError
@@ -22,10 +23,10 @@ def find_config(name: str) -> Path:
       UserError: neither exists.
     """
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(name):  # noqa: PTH113, False for names that no file can have
         return path
     ready = FOLDER / f"{path.stem}.py"
-    if str(path.parent) in (".", "configs") and path.suffix in ("", ".py") and ready.is_file():
+    if str(path.parent) in (".", "configs") and path.suffix in ("", ".py") and path.stem in recipe_names():
         return ready
     alike = difflib.get_close_matches(path.stem, recipe_names(), 1)
     hint = f"did you mean {alike[0]}?" if alike else f"the ready ones are {', '.join(recipe_names())}"

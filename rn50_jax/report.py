@@ -1,5 +1,6 @@
 """What a run tells: on the console, in `metrics.jsonl` and to the loggers that the config asks for."""
 
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -18,12 +19,14 @@ from rn50_jax.data.folder import Dataset
 from rn50_jax.dle import DleLog, dle_parameters
 from rn50_jax.errors import UserError, say, warn
 from rn50_jax.goodput import goodput_text
-from rn50_jax.history import read_history
+from rn50_jax.history import read_history, set_aside_unreadable
 from rn50_jax.integrity import score
-from rn50_jax.loggers import Background, Guarded, Logger, MetricsFile, Mlflow, Record, TensorBoard, WeightsAndBiases
+from rn50_jax.loggers import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
 from rn50_jax.memory import estimate_memory, memory_text, peak_text
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
+from rn50_jax.records import Background, Guarded, Logger, Persistent, Record
+from rn50_jax.rules import is_own_name
 from rn50_jax.state import TrainState
 from rn50_jax.text import shell
 from rn50_jax.workdir import describe_devices, write_run_files
@@ -146,9 +149,11 @@ def result_table(validations: Sequence[dict[str, Any]]) -> list[str]:
     for name, line in (("best", best), ("last", last)):
         for prefix, kind in (("val", ""), ("val_ema", " averaged")):
             if f"{prefix}.top1" in line:
-                top1, top5, loss = (line[f"{prefix}.{key}"] for key in ("top1", "top5", "loss"))
-                loss = f"{loss:9.5f}" if loss is not None else f"{'-':>9}"
-                rows.append(f"  {name:<8} {line['epoch']:>6} {top1:9.3f} {top5:9.3f} {loss}{kind}")
+                values = [
+                    (line.get(f"{prefix}.{key}"), digits) for key, digits in (("top1", 3), ("top5", 3), ("loss", 5))
+                ]
+                told = " ".join(f"{'-':>9}" if value is None else f"{value:9.{digits}f}" for value, digits in values)
+                rows.append(f"  {name:<8} {line['epoch']:>6} {told}{kind}")
     return rows
 
 
@@ -167,19 +172,21 @@ def open_report(
     devices = list(mesh.devices.flat)
     write_run_files(workdir, config, devices, argv)
     report, file = config.report, workdir / config.report.file
-    earlier = _earlier_validations(file) if first_step else []
-    loggers: list[tuple[str, Logger]] = []
+    loggers: list[Logger] = []
     with ExitStack() as opened:  # one that cannot be opened leaves none of the others open
 
         def add(name: str, logger: Logger) -> None:
             opened.callback(logger.close)
-            loggers.append((name, logger))
+            loggers.append(Guarded(name, logger if isinstance(logger, Background) else Persistent(name, logger)))
 
-        add(str(file), MetricsFile(file))
+        add(str(file), _open_metrics(file))
         if report.tensorboard:
             add("the TensorBoard log", _open_tensorboard(workdir, config, first_step))
         if report.dle_json:
             dle = workdir / report.dle_json
+            inside = os.path.relpath(os.path.realpath(dle), os.path.realpath(workdir))
+            if inside == report.file or is_own_name(inside):
+                raise UserError(f"config.report.dle_json={report.dle_json} is a file of the run's own; choose another")
             parameters = dle_parameters(config, plan, workdir)
             add(str(dle), DleLog(dle, parameters, steps_per_epoch=plan.steps_per_epoch))
         if report.wandb:
@@ -187,8 +194,20 @@ def open_report(
         if report.mlflow:
             add("mlflow", Background("MLflow", lambda: Mlflow(workdir, config)))
         opened.pop_all()
-    guarded = [Guarded(name, logger) for name, logger in loggers]
-    return Report(guarded, plan, config.epochs, first_step, eval_batches, earlier)
+    history = read_history(file)
+    earlier = history.validations()
+    # One that was killed before its first checkpoint was whole starts anew without a word.
+    if not first_step and (len(earlier) > 1 or history.last("goodput.")):
+        warn(f"{file} tells of an earlier run, of which there is no checkpoint: training starts from the beginning")
+    return Report(loggers, plan, config.epochs, first_step, eval_batches, earlier if first_step else [])
+
+
+def _open_metrics(file: Path) -> Logger:
+    try:
+        set_aside_unreadable(file)
+        return MetricsFile(file)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}; mend that, or choose another report.file") from error
 
 
 def _open_tensorboard(workdir: Path, config: ConfigDict, first_step: int) -> Logger:
@@ -196,13 +215,6 @@ def _open_tensorboard(workdir: Path, config: ConfigDict, first_step: int) -> Log
         return TensorBoard(workdir / "tensorboard", config, first_step)
     except OSError as error:
         raise UserError(f"cannot write to {workdir / 'tensorboard'}: {error.strerror}") from error
-
-
-def _earlier_validations(file: Path) -> list[dict[str, Any]]:
-    try:
-        return read_history(file).validations()
-    except UserError:
-        return []
 
 
 def print_summary(
@@ -244,7 +256,7 @@ def tell_where(config: ConfigDict, workdir: Path) -> None:
     except (OSError, UserError) as error:
         warn(f"{curves} cannot be written: {getattr(error, 'strerror', None) or error}")
     rows = {"metrics": str(workdir / config.report.file), "curves": str(curves)}
-    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
     if steps:
         rows = {"saved": f"{workdir / 'checkpoints'} (of steps {', '.join(map(str, steps))})"} | rows
     page = shell(["python", "-m", "rn50_jax.plot", workdir, "--html", workdir / "report.html"])

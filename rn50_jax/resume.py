@@ -1,7 +1,6 @@
 """What a run starts from: a fresh state, pretrained weights, or its newest whole checkpoint."""
 
 import base64
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from rn50_jax.checkpoint import Checkpoints, Meta
 from rn50_jax.data.feed import Position, changed_fact
 from rn50_jax.data.folder import check_class_names
 from rn50_jax.errors import UserError, say, warn
+from rn50_jax.history import last_line
 from rn50_jax.integrity import score
 from rn50_jax.setup import Setup
 from rn50_jax.state import TrainState
@@ -140,11 +140,10 @@ def describe(setup: Setup, stream: dict[str, Any], position: Position) -> Meta:
 
 def _lost(metrics_file: Path, meta: Meta) -> float:
     """Seconds from the checkpoint to the last line that the run wrote, if that was of a later step."""
-    try:
-        last = json.loads(metrics_file.read_text(encoding="utf-8").splitlines()[-1])
-        return max(last["time"] - meta["time"], 0.0) if last["step"] > meta["step"] else 0.0
-    except (OSError, IndexError, ValueError, KeyError):
+    last = last_line(metrics_file)
+    if "time" not in last or last["step"] <= meta["step"]:
         return 0.0
+    return max(last["time"] - meta["time"], 0.0)
 
 
 def _fresh_state(setup: Setup) -> TrainState:

@@ -8,12 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, warn
 from rn50_jax.restart import is_command, restart
 
 _COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer"
@@ -64,13 +65,32 @@ def use_compile_cache(setting: str) -> None:
     """
     if not setting or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = Path(setting)
+    folder = user_cache() if setting == "auto" else Path(setting)
+    if folder is None:
+        warn("compiled programs are not kept: there is no home folder; set HOME, or config.run.compile_cache=DIR")
+        return
     if setting == "auto":
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = cache / "rn50-jax" / f"compiled-{cpu_kind()}"
+        folder /= f"compiled-{cpu_kind()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        warn(f"compiled programs are not kept: {folder} cannot be written ({error.strerror})")
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
+
+
+def user_cache() -> Path | None:
+    """This package's folder in the user's cache, made or not; None for a user without a home folder."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "rn50-jax"
+    try:
+        return Path.home() / ".cache" / "rn50-jax"
+    except RuntimeError:  # neither HOME nor an entry in passwd
+        return None
 
 
 def cpu_kind() -> str:

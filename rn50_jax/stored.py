@@ -16,7 +16,7 @@ from rn50_jax.build import build_model, build_state
 from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.data.names import likely_names
 from rn50_jax.errors import UserError
-from rn50_jax.integrity import ema_is_better
+from rn50_jax.integrity import ema_is_better, not_finite
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables, variables_of
@@ -78,11 +78,17 @@ def load_for_inference(stored: StoredModel, *, exact: bool = False) -> tuple[Res
 
     Args:
       exact: `model.fold_batch_norm="auto"` means no, since the answers are to be those of training to the last digit.
+
+    Raises:
+      UserError: the state cannot be read, or is not finite, of which no answer would be one.
     """
+    variables = stored.load()
+    if name := not_finite(variables):
+        raise UserError(f"{stored.name}: {name} is not finite; take weights from before the training diverged")
     setting = stored.config.model.fold_batch_norm
     if setting == "auto" and exact:
         setting = "off"
-    return inference_form(stored.model, stored.load(), setting, platform=stored.devices[0].platform)
+    return inference_form(stored.model, variables, setting, platform=stored.devices[0].platform)
 
 
 def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "auto") -> StoredModel:

@@ -62,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
     configs.validate(config)
     workdir = args.workdir or Path("runs") / name
     runtime.prepare_runtime(config.data.backend, config.run.xla_flags)
-    runtime.use_compile_cache(config.run.compile_cache)
     hosts.connect(hosts.find_cluster(args, os.environ), heartbeat_timeout=config.run.heartbeat_timeout)
+    runtime.use_compile_cache(config.run.compile_cache)
     if config.run.evaluate:
         print(validation_text(evaluate_stored(load_run(workdir, "latest", overrides))))
     else:

@@ -1,21 +1,20 @@
 """The work folder and the files that describe a run."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from rn50_jax import __version__
+from rn50_jax import __version__, files
 from rn50_jax.config import to_json
 from rn50_jax.errors import UserError
 from rn50_jax.text import in_utf8
@@ -44,11 +43,8 @@ def describe_host() -> dict[str, Any]:
     """This machine: system, CPU, cores that the process may use, GB of memory, as far as it tells."""
     host: dict[str, Any] = {"system": f"{platform.system()} {platform.release()} {platform.machine()}"}
     with suppress(OSError, StopIteration):
-        cpu = next(
-            line
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-            if line.startswith("model name")
-        )
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu = next(line for line in lines if line.startswith("model name"))
         host["cpu"] = cpu.partition(":")[2].strip()
     if hasattr(os, "sched_getaffinity"):
         host["cores"] = len(os.sched_getaffinity(0))
@@ -90,12 +86,16 @@ def make_workdir(workdir: Path) -> None:
         with tempfile.TemporaryFile(dir=workdir):
             pass
     except OSError as error:
-        reason = "it is a file" if workdir.is_file() else error.strerror
+        reason = "it is a file" if os.path.isfile(workdir) else error.strerror  # noqa: PTH113, names may be too long
         raise UserError(f"cannot write to the work folder {workdir}: {reason}; choose another --workdir") from error
 
 
 def write_run_files(workdir: Path, config: ConfigDict, devices: Sequence[jax.Device], argv: Sequence[str]) -> None:
-    """Writes `config.json` (resolved) and `run.json` (command, start, hardware, versions) to the work folder."""
+    """Writes `config.json` (resolved) and `run.json` (command, start, hardware, versions) to the work folder.
+
+    Raises:
+      UserError: they cannot be written.
+    """
     facts = {
         "command": ["python", "-m", "rn50_jax.train", *argv],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -103,17 +103,39 @@ def write_run_files(workdir: Path, config: ConfigDict, devices: Sequence[jax.Dev
         "host": describe_host(),
         "versions": versions(),
     }
-    (workdir / "config.json").write_text(to_json(config), encoding="utf-8")
-    (workdir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_file(workdir / "config.json", to_json(config))
+    write_json(workdir / "run.json", facts)
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Writes a command's result.
+    """Writes a command's result; numbers that are not finite as null.
 
     Raises:
       UserError: the file cannot be written.
     """
+    write_file(path, files.to_json(result, indent=2) + "\n")
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Writes or replaces a file, whole or not at all.
+
+    Raises:
+      UserError: it cannot be written; what was there before stays.
+    """
+    with telling_of_writes():
+        files.write_whole(path, content)
+
+
+@contextmanager
+def telling_of_writes() -> Iterator[None]:
+    """Turns a file that cannot be written into one line that names it.
+
+    Raises:
+      UserError: for an error of the system that names a file, as `files.written_whole` raises it.
+    """
     try:
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        if error.filename is None:
+            raise
+        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error

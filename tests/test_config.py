@@ -4,7 +4,7 @@ import ast
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -134,12 +134,103 @@ def test_config_of_an_earlier_run_is_read_without_executing(tmp_path: Path) -> N
     assert configs.flatten(config) == configs.flatten(default.get_config())
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
-def test_broken_json_config(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"{", "is not a config"),
+        (b"[1]", "valid dictionary"),
+        (b"null", "valid dictionary"),
+        (b"", "is not a config"),
+        (b'{"a": 1}\0', "is not a config"),
+        ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"a":' * 200 + b"1" + b"}" * 200, "nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "a whole number of 5000 digits"),
+        (b'{"seed": 18446744073709551616}', "more than 64 bits"),
+        (b'{"recipe": {"lr": NaN}}', "NaN is no JSON"),
+        (b'{"recipe": {"lr": 1e400}}', "too large a number"),
+        (b'{"a.b": 1}', "its key 'a.b' has a dot"),
+        (b'{"a": {"b.c": 1}}', "its key 'b.c' has a dot"),
+        (b'{"__class__": 1}', "__class__"),
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_broken_json_config(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "config.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match="is not a config"):
+    path.write_bytes(data)
+    with pytest.raises(UserError) as error:
         configs.load(str(path))
+    told = str(error.value)
+    assert told.startswith(f"{path} is not a config: ") and message in told and "\n" not in told and len(told) < 300
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": 5}, "config has no key 'model'|config lacks the section 'model'"),
+        ({"model": {"width": {"a": 1}}}, "model.width"),
+        ({"model": None}, "config has no key 'model'|config lacks the section 'model'"),
+        ({"epochs": {"a": 1}}, "epochs"),
+        ({"epochs": [1]}, "config.epochs=.* must be an integer >= 1"),
+        ({"seed": 2**63}, "config.seed=9223372036854775808 must be an integer >= 0"),
+        ({"seed": 10**5000}, "config.seed=a number of thousands of digits must be an integer >= 0"),
+        ({"recipe": {"lr": 10**400}}, r"config.recipe.lr=10000.*\.\.\. must be a number > 0"),
+        ({"data": {"dir": "a\0b"}}, "config.data.dir=.* must be a folder"),
+        ({"data": {"dir": "\ud800"}}, "config.data.dir=.* must be a folder"),
+        ({"tune": {"freeze": ["stem", 5]}}, "config.tune.freeze=.* must be names of parts"),
+        ({"model": {"stages": [2**31]}}, "config.model.stages=.* must be integers >= 1"),
+        ({"model": {"stages": [1] * 1000}}, "config.model.stages=.* at most 8"),
+        ({"data": {"crop_area": [True, 1]}}, "config.data.crop_area=.* must be two numbers"),
+        ({"data": {"image_sizes": [[0, 2**20]]}}, "config.data.image_sizes="),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "-".join(value),
+)
+def test_values_of_the_wrong_kind_are_one_line(change: dict[str, Any], message: str) -> None:
+    tree = default.get_config().to_dict()
+    for key, value in change.items():
+        tree[key] = tree[key] | value if isinstance(value, dict) and isinstance(tree[key], dict) else value
+    with pytest.raises(UserError, match=message) as error:
+        configs.validate(configs.override(configs.from_tree(tree), [("model.width", "64")]))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("key", [key for key, rule in RULES.items() if rule.kind in (int, float, tuple)])
+@pytest.mark.parametrize("text", ["9" * 23, "9" * 5000, "(" * 5000, "[" * 50_000, "-" * 50_000 + "1", "((((1,),),),)"])
+def test_absurd_numbers_are_refused_in_one_line(key: str, text: str) -> None:
+    if RULES[key].kind is float and text == "9" * 23:
+        text = "1e400"
+    with pytest.raises(UserError, match=rf"config\.{key}=.* must be ") as error:
+        configs.validate(configs.override(default.get_config(), [(key, text)]))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+NO_NAMES = ("", ".", "..", "../x", "/x", "a/b")
+OWN_NAMES = (
+    "config.json",
+    "run.json",
+    "lock",
+    "checkpoints",
+    "quarantine.json",
+    "left_out.jsonl",
+    "tensorboard",
+    "a\nb",
+)
+
+
+@pytest.mark.parametrize("name", [*NO_NAMES, *OWN_NAMES, "wandb.json", "x.unfinished", "metrics.jsonl.damaged"])
+def test_metrics_do_not_overwrite_what_else_a_run_has(name: str) -> None:
+    with pytest.raises(UserError, match=r"report\.file=.* must be a plain file name, and none of the run's own"):
+        configs.validate(configs.override(default.get_config(), [("report.file", name)]))
+    if name not in NO_NAMES:
+        for path in (".", "x/..", name, f"./{name}", f"{name}/x", f"x/../{name}"):
+            with pytest.raises(UserError, match=r"report\.dle_json=.* must be a file that is none of the run's"):
+                configs.validate(configs.override(default.get_config(), [("report.dle_json", path)]))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000, "b/" * 3000])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        configs.load(name)
 
 
 def test_json_config_with_a_missing_key(tmp_path: Path) -> None:
@@ -386,6 +477,7 @@ def test_plan_accumulates_on_fewer_devices() -> None:
         ([], 100, 8, "--config.batch_size=12"),
         ([], 3, 8, "at most 3 device"),
         ([("recipe.optimizer_batch_size", "512")], 300, 1, "optimizer_batch_size=256, or 0"),
+        ([("epochs", "1000000"), ("batch_size", "1")], 10**6, 1, "more than the 2**31 steps"),
     ],
 )
 def test_impossible_plans(overrides: list[tuple[str, str]], num_images: int, num_devices: int, message: str) -> None:

@@ -115,6 +115,8 @@ def test_installed_from_a_wheel(console: Console, digits: Path, tmp_path: Path) 
     lines = [json.loads(line) for line in (tmp_path / "w/metrics.jsonl").read_text().splitlines()]
     assert lines[0]["step"] == 2
     assert os.listdir(tmp_path) == ["w"]  # noqa: PTH208
+    done = console("plot", "w", "--html", "page.html", cwd=tmp_path)
+    assert done.returncode == 0 and "</html>" in (tmp_path / "page.html").read_text(), done.stderr
     assert console("--version", cwd=tmp_path).stdout == "rn50-jax 0.1.0\n"
     done = console("train", "--help", cwd=tmp_path)
     assert done.stdout.startswith("usage: rn50-jax train [-h]")
@@ -137,3 +139,11 @@ def test_every_package_is_installed() -> None:
     tool = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = {str(path.parent.relative_to(REPO)).replace("/", ".") for path in REPO.glob("rn50_jax/**/__init__.py")}
     assert set(tool["packages"]) == packages | {"rn50_jax.configs"}
+    data = {
+        f"{package.replace('.', '/')}/{path}"
+        for package, patterns in tool["package-data"].items()
+        for pattern in patterns
+        for path in (file.name for file in (REPO / package.replace(".", "/")).glob(pattern))
+    }
+    files = {str(path.relative_to(REPO)) for path in REPO.glob("rn50_jax/**/*.*") if path.suffix not in (".py", ".pyc")}
+    assert data == files

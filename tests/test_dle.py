@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import Run, assert_user_error
+from test_loggers import files_of_at_most
 
 from rn50_jax.dle import METRICS, DleLog
 from rn50_jax.errors import UserError
@@ -59,6 +60,39 @@ def test_validation_of_a_mixup_run_is_not_smoothed(tmp_path: Path) -> None:
     with closing(DleLog(tmp_path / "r.json", {"mixup": 0.2}, steps_per_epoch=10)) as log:
         log.epoch(0, {"val.loss": 1.5, "val.loss_smoothed": 1.0})
     assert logged(read_dle(tmp_path / "r.json"), 1)[0]["data"]["val.loss"] == 1.5
+
+
+def test_foreign_lines_and_a_full_disk_spoil_no_summary(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    with closing(DleLog(path, {"mixup": 0.0}, steps_per_epoch=10)) as log:
+        log.epoch(0, {"val.top1": 70.0, "val.loss": float("nan")})
+        log.train(12, 1, 2, {"train.loss": 4.0})
+        with files_of_at_most(100):
+            for _ in range(2):
+                with pytest.raises(OSError, match="File too large"):
+                    log.train(20, 1, 8, {"train.loss": 1.0})
+                with pytest.raises(OSError, match="File too large"):
+                    log.epoch(1, {"val.top1": 60.0})
+        log.train(20, 1, 8, {"train.loss": 2.0})
+        log.epoch(1, {"val.top1": 60.0})
+        lines = read_dle(path)
+        with path.open("ab") as file:
+            for line in (
+                b"\xff",
+                b"x",
+                b"DLLL {",
+                b"DLLL [1]",
+                b'DLLL {"step": ["x"], "data": {}}',
+                b"DLLL " + b"[" * 9999,
+            ):
+                file.write(line + b"\n")
+            file.write(b'DLLL {"step": [5], "data": {"val.top1": null}}\n')
+        log.summary()
+    first, second = logged(lines, 1)
+    assert first["data"]["val.loss"] is None
+    assert second["data"]["train.loss"] == pytest.approx(2.4)  # of 2 and 8 steps, each once
+    last = json.loads(path.read_text(errors="replace").splitlines()[-1].removeprefix("DLLL "))
+    assert (last["step"], last["data"]["val.top1"]) == ([], 70.0)
 
 
 @pytest.mark.parametrize("content", ["notes without an end of line", '{"a": 1}\n'])

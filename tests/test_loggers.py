@@ -12,10 +12,11 @@ from threading import Event
 import pytest
 from trees import make_config
 
-from rn50_jax import loggers
+from rn50_jax import loggers, records
 from rn50_jax.errors import UserError
 from rn50_jax.linefile import LineFile
-from rn50_jax.loggers import Background, Guarded, MetricsFile, Mlflow, Record, TensorBoard, WeightsAndBiases
+from rn50_jax.loggers import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
+from rn50_jax.records import Background, Guarded, Persistent, Record
 
 
 def record(step: int, kind: str = "train", **metrics: float) -> Record:
@@ -53,6 +54,28 @@ def test_a_line_that_does_not_fit_leaves_no_trace(tmp_path: Path) -> None:
     assert path.read_text() == "a" * 50 + "\nc\n"
 
 
+def test_a_file_that_somebody_deletes_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with closing(LineFile(path)) as file:
+        file.write("a")
+        path.unlink()
+        file.write("b")
+        assert path.read_text() == "b\n"
+        (tmp_path / "y").write_text("c\n")
+        (tmp_path / "y").replace(path)  # as editors do
+        file.write("d")
+    assert path.read_text() == "c\nd\n"
+
+
+@pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 200_000])
+def test_half_a_line_of_any_length_is_dropped(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "x"
+    for before in (b"", b"a\n", b"a" * 70_000 + b"\n"):
+        path.write_bytes(before + b"b" * size)
+        LineFile(path).close()
+        assert path.read_bytes() == before
+
+
 def test_metrics_that_are_not_finite_are_null(tmp_path: Path) -> None:
     with closing(MetricsFile(tmp_path / "m.jsonl")) as file:
         file.write(record(5, train_loss=float("nan"), train_top1=1.0))
@@ -69,6 +92,60 @@ def test_a_logger_that_fails_is_given_up_with_one_note(tmp_path: Path, capsys: p
     guarded.close()
     assert capsys.readouterr().err == "note: the log cannot be written (File too large); the run goes on without it\n"
     assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_file_that_was_full_for_a_while_gets_all_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = Persistent("the log", MetricsFile(tmp_path / "m.jsonl"))
+    with files_of_at_most(100):
+        for step in range(1, 6):
+            log.write(record(step, train_loss=1.0))
+    log.write(record(6, "epoch", val_top1=1.0))
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+    with files_of_at_most(100):
+        log.write(record(7, train_loss=1.0))
+    log.close()  # there is room again
+    assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 7
+    told = "the log cannot be written (File too large); the run goes on, and tries again with each report"
+    assert capsys.readouterr().err == f"note: {told}\n"
+
+
+def test_what_never_fitted_is_counted_and_validations_go_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "_BACKLOG", 3)
+    log = Persistent("the log", MetricsFile(tmp_path / "m.jsonl"))
+    with files_of_at_most(10):
+        for step in range(1, 9):
+            log.write(record(step, "epoch" if step in (2, 5) else "train", train_loss=1.0))
+    log.write(record(9, train_loss=1.0))
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [2, 5, 9]
+    with files_of_at_most(10):
+        log.write(record(10, train_loss=1.0))
+        log.close()
+    assert capsys.readouterr().err.splitlines()[1] == "note: the log lacks 7 report(s) that could not be written"
+
+
+def test_events_of_a_disk_that_was_full_for_a_while(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with closing(Persistent("events", TensorBoard(tmp_path / "tb", make_config(tmp_path), 0))) as log:
+        log.write(record(1, train_loss=1.0))
+        (path,) = (tmp_path / "tb").iterdir()
+        with files_of_at_most(path.stat().st_size + 10):  # half an event fits
+            for step in (2, 3):
+                log.write(record(step, train_loss=float(step)))
+    events = EventAccumulator(str(tmp_path / "tb"), {"scalars": 0})
+    events.Reload()
+    assert [(p.step, p.value) for p in events.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+@pytest.mark.parametrize("known", [b"", b"{", b"[1]", b'{"project": "p"}', b'{"project": "p", "id": 5}', b"\xff"])
+def test_an_identity_that_cannot_be_read_is_made_anew(tmp_path: Path, known: bytes) -> None:
+    path = tmp_path / "wandb.json"
+    path.write_bytes(known)
+    assert loggers._remembered(path, "p", lambda: "new") == "new"
+    assert loggers._remembered(path, "p", lambda: "newer") == "new"
+    assert loggers._remembered(path, "q", lambda: "other") == "other"
 
 
 class Server:

@@ -18,8 +18,8 @@ LOGS = ("--config.report.wandb=digits", "--config.report.mlflow=digits", "--conf
 
 # However busy the machine is, no log is given up for being slow.
 PATIENT = f"""
-from rn50_jax import loggers
-loggers.Background.__init__.__kwdefaults__.update(opening={PATIENCE}, patience={PATIENCE})
+from rn50_jax import records
+records.Background.__init__.__kwdefaults__.update(opening={PATIENCE}, patience={PATIENCE})
 """
 
 

@@ -10,12 +10,16 @@ from xml.etree.ElementTree import Element
 import html5lib
 import pytest
 from conftest import Run
+from jinja2 import UndefinedError
+from markupsafe import Markup
 from PIL import Image
 from runs import read_lines
 from test_plot import make_run
 
 from rn50_jax import plot
 from rn50_jax.errors import UserError
+from rn50_jax.page_mistakes import Card, Confused, Mistakes
+from rn50_jax.page_parts import LegendItem, Table, Tile, render
 
 HTML, SVG = "{http://www.w3.org/1999/xhtml}", "{http://www.w3.org/2000/svg}"
 
@@ -98,3 +102,60 @@ def test_long_tables_are_folded(tmp_path: Path) -> None:
     assert plot.main([str(workdir), "--html", str(tmp_path / "x.html")]) == 0
     _, page = parse(tmp_path / "x.html")
     assert "All 30 epochs" in [words(summary) for summary in page.iter(HTML + "summary")]
+
+
+HOSTILE = "</style><script>alert('1')</script>\"'&\x00\x1b\n\u202e\ud800"
+
+
+def test_no_text_from_anywhere_is_markup(tmp_path: Path) -> None:
+    table = Table([HOSTILE], [[HOSTILE]])
+    card = Card("", HOSTILE, False, HOSTILE, HOSTILE, HOSTILE)
+    mistakes = Mistakes(
+        HOSTILE,
+        1,
+        table,
+        Markup("<p></p>"),
+        1,
+        [Confused(HOSTILE, [1], 0, 1)],
+        [(HOSTILE, [card, card._replace(right=True)])],
+    )
+    content = dict.fromkeys(("title", "about", "problem", "command", "now"), HOSTILE)
+    tables = dict.fromkeys(("epochs", "changed", "keys", "hardware", "versions"), table)
+    kinds, tiles = [LegendItem(HOSTILE, "red", HOSTILE, 0.5)], [Tile(HOSTILE, HOSTILE, HOSTILE)]
+    rest = {"tiles": tiles, "kinds": kinds, "seconds": kinds, "panels": [], "longest": 0, "facts": True}
+    for found in (mistakes, None):
+        target = tmp_path / "x.html"
+        target.write_text(render(mistakes=found, **content, **tables, **rest))
+        text, page = parse(target)
+        assert_alone(text, page)
+        shown = words(page).count("</style><script>alert('1')</script>\"'&\\x00\\x1b\\n\\u202e\\ud800")
+        assert shown == text.count("&lt;/style&gt;&lt;script&gt;") and shown > 20
+    with pytest.raises(UndefinedError):
+        render(title="only")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", {"a.b": 1}),
+        ("config.json", {"data": 5, "model": {"arch": HOSTILE}}),
+        (
+            "config.json",
+            {"model": {"arch": [HOSTILE]}, "data": {"backend": {}, "dir": 1, "image_size": None}, "epochs": []},
+        ),
+        ("run.json", {"devices": 5, "versions": [1], "host": HOSTILE, "command": 5}),
+        ("run.json", {"versions": {HOSTILE: 1}, "host": {"cpu": [HOSTILE]}, "command": [1, HOSTILE]}),
+    ],
+    ids=["dotted", "no section", "odd values", "odd facts", "hostile facts"],
+)
+def test_descriptions_of_another_shape(tmp_path: Path, name: str, content: object) -> None:
+    workdir = make_run(tmp_path / "run")
+    (workdir / name).write_text(json.dumps(content))
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"time": 1.0, "step": 184, "epoch": "<script>alert(1)</script>", "val.top1": 99.0}\n')
+        file.write('{"time": 1.0, "step": 31, "goodput.train": -1.0, "goodput.data": null}\n')
+        file.write('{"time": 1.0, "step": 31, "epoch": 4, "epochs_done": 4.0, "val.top1": 61.0}\n')
+    assert plot.main([str(workdir), "--html", str(tmp_path / "x.html")]) == 0
+    text, page = parse(tmp_path / "x.html")
+    assert_alone(text, page)
+    assert "<script" not in text and "99.00" not in text and "best top-161.00 %epoch 4" in words(page)

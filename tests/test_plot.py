@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rn50_jax import plot
-from rn50_jax.curves import PANELS, Run, overview, running_mean, single
+from rn50_jax.curves import PANELS, Run, overview, running_mean, save, single
 from rn50_jax.errors import UserError
 from rn50_jax.history import metrics_file, read_history
 
@@ -65,9 +65,8 @@ def test_bad_metrics_files(tmp_path: Path) -> None:
         metrics_file(tmp_path / "none")
     with pytest.raises(UserError, match=r"has no metrics\.jsonl: it is no run, or has not reported anything yet"):
         metrics_file(tmp_path)
-    (tmp_path / "bad.jsonl").write_text("x\n{}\n")
-    with pytest.raises(UserError, match="line 1 is no line of metrics"):
-        read_history(tmp_path / "bad.jsonl")
+    with pytest.raises(UserError, match=r"bad\.jsonl cannot be read: it is a folder"):
+        read_history(write(tmp_path / "bad.jsonl/m.jsonl", []).parent)
     (tmp_path / "config.json").write_text('{"report": {"file": "other.jsonl"}}')
     write(tmp_path / "other.jsonl", [val_line(1, 5.0)])
     assert metrics_file(tmp_path).name == "other.jsonl"
@@ -132,6 +131,15 @@ def test_files_that_the_command_writes(tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert plot.main([str(one), "--csv", "-"]) == 0
     assert capsys.readouterr().out.startswith("time,step,epoch,epochs_done,train.loss,")
+
+
+def test_names_are_no_formulas_and_odd_numbers_are_drawn(tmp_path: Path) -> None:
+    odd = {"train.loss_scale": 0.0, "lr": -1.0, "train.total_ips": -5.0}
+    runs = [make_run(tmp_path / name, **odd) for name in ("a$b_{", "$x^^$", "c\nd")]
+    figure = overview([Run(run.name, read_history(run / "metrics.jsonl")) for run in runs])
+    save(figure, tmp_path / "x.svg")
+    (legend,) = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    assert [text.get_text() for text in legend.get_texts()][:3] == [r"a\$b_{", r"\$x^^\$", r"c\nd"]
 
 
 @pytest.mark.parametrize(

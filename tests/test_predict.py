@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sklearn.datasets
 from conftest import REPO, Run, assert_user_error
@@ -165,6 +166,31 @@ def test_formats() -> None:
     for number in (0, 2):
         assert written["json", number] == json.dumps(ANSWERS[:number], indent=2) + "\n"
         assert [json.loads(line) for line in written["jsonl", number].splitlines()] == ANSWERS[:number]
+
+
+def test_a_probability_that_is_none_is_null_in_json() -> None:
+    answer = {"file": "a", "predictions": [{"class": "x", "index": 0, "probability": float("nan")}]}
+    for name in ("json", "jsonl"):
+        file = io.StringIO()
+        FORMATS[name]([answer], file)
+        assert '"probability": null' in file.getvalue() and "NaN" not in file.getvalue()
+
+
+def test_weights_that_are_not_finite_answer_nothing(
+    trained: tuple[Path, str], call: Run, digits: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "w.npz"
+    assert call("convert", trained[0], weights).returncode == 0
+    arrays = dict(np.load(weights)) | {"fc.bias": np.full(10, np.nan, np.float32)}
+    with weights.open("wb") as file:
+        np.savez(file, **arrays)
+    image = scan_split(digits / "val")[1].files[0]
+    out = tmp_path / "x.json"
+    out.write_text("before")
+    for command in (("predict", image, "--out", out), ("evaluate", "--json", out, f"--config.data.dir={digits}")):
+        told = f"{weights}: params.fc.bias is not finite"
+        assert_user_error(call(command[0], "--weights", weights, *command[1:]), told)
+        assert out.read_text() == "before"
 
 
 def test_text_output(trained: tuple[Path, str], call: Run, digits: Path, tmp_path: Path) -> None:

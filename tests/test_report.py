@@ -13,8 +13,8 @@ from test_train import TRAIN_METRICS, VAL_METRICS
 
 from rn50_jax.goodput import PHASES
 from rn50_jax.history import KEYS
-from rn50_jax.loggers import Record
 from rn50_jax.plan import Plan
+from rn50_jax.records import Record
 from rn50_jax.report import Report
 from rn50_jax.window import Window
 

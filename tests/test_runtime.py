@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from typing import Any
 import jax
 import pytest
 from conftest import REPO, TINY
+from trees import make_config
 
 from rn50_jax import runtime
+from rn50_jax.bench.jpegs import generated_folder
+from rn50_jax.data.dataset import open_dataset
 from rn50_jax.errors import UserError
 
 
@@ -48,13 +52,39 @@ def test_compiled_programs_are_kept_by_default(tmp_path: Path, monkeypatch: pyte
     runtime.use_compile_cache("auto")
     folder = Path(kept["jax_compilation_cache_dir"])
     assert folder.parent == tmp_path / "rn50-jax" and re.fullmatch(r"compiled-[0-9a-f]{12}", folder.name)
-    runtime.use_compile_cache("/else/where")
-    assert kept["jax_compilation_cache_dir"] == "/else/where"
+    runtime.use_compile_cache(str(tmp_path / "else/where"))
+    assert kept["jax_compilation_cache_dir"] == str(tmp_path / "else/where")
     kept.clear()
     runtime.use_compile_cache("")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
     runtime.use_compile_cache("auto")
     assert kept == {}
+
+
+def test_no_home_and_no_room_for_programs_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    kept: dict[str, Any] = {}
+    monkeypatch.setattr(jax.config, "update", kept.__setitem__)
+    runtime.use_compile_cache("auto")
+    assert "note: compiled programs are not kept: there is no home folder; set HOME" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    runtime.use_compile_cache(str(tmp_path / "file"))
+    assert f"not kept: {tmp_path}/file cannot be written (File exists)" in capsys.readouterr().err
+    assert kept == {}
+    runtime.use_compile_cache(str(tmp_path / "new"))
+    assert kept["jax_compilation_cache_dir"] == str(tmp_path / "new")
+    with pytest.raises(UserError, match="there is no home folder"):
+        generated_folder(2000)
+    with pytest.raises(UserError, match=r"config\.data\.dir='~/x' is not a folder"):
+        open_dataset(make_config(tmp_path, ("data.dir", "~/x"), ("data.backend", "dali-cpu")))
 
 
 @pytest.fixture

@@ -4,14 +4,12 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from rn50_jax.bench import tables
 from rn50_jax.bench.device import describe_hardware
-from rn50_jax.errors import UserError
 from rn50_jax.workdir import versions
 
 _ENVIRONMENT = (
@@ -39,18 +37,6 @@ def as_json(document: dict[str, Any]) -> dict[str, Any]:
     """The document for a file; of a single point, its keys stand at the top too."""
     results = document.get("results", [])
     return document | results[0] if len(results) == 1 else document
-
-
-def write_markdown(path: Path, text: str) -> None:
-    """Writes the Markdown.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def as_markdown(document: dict[str, Any]) -> str:

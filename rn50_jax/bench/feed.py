@@ -15,7 +15,7 @@ from rn50_jax import parallel, runtime
 from rn50_jax.bench import rounds, stats
 from rn50_jax.bench.cpu_time import TreeClock
 from rn50_jax.bench.device import describe_hardware, find_local_devices
-from rn50_jax.data.dataset import open_dataset
+from rn50_jax.data.dataset import open_dataset, root_of
 from rn50_jax.data.feed import Position, TrainBatch, train_batches
 from rn50_jax.data.folder import ImageSet
 from rn50_jax.plan import Plan, make_plan
@@ -77,7 +77,7 @@ def measure_input(
     """
     images = open_dataset(config, need_val=False).train
     shared = {"config": config.to_dict(), "device": device, "steps": steps, "warmup": warmup}
-    theirs = shared | {"kind": "torch-loader", "folder": str(Path(config.data.dir).expanduser() / "train")}
+    theirs = shared | {"kind": "torch-loader", "folder": str(root_of(config) / "train")}
     contestants = {OURS: shared | {"kind": "feed"}, TORCH: theirs | {"workers": config.data.workers}}
     visits = rounds.run_rounds(contestants, rounds=number, timeout=1800, tell=tell)
     return {

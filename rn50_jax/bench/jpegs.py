@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from rn50_jax.errors import UserError
+from rn50_jax.runtime import user_cache
 
 CLASSES = 10
 _VERSION = 1  # of what is drawn: other images have another folder
@@ -43,8 +44,10 @@ def generated_folder(count: int, *, cache: Path | None = None) -> Path:
     """
     if count < CLASSES:
         raise UserError(f"--generated {count}: at least {CLASSES} images are needed, one for each class")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rn50-jax"
-    folder = (cache or home) / f"jpegs-{_VERSION}-{count}"
+    home = cache or user_cache()
+    if home is None:
+        raise UserError("--generated keeps its images in the user's cache, and there is no home folder; set HOME")
+    folder = home / f"jpegs-{_VERSION}-{count}"
     if folder.is_dir():
         return folder
     try:

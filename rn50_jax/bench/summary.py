@@ -1,12 +1,14 @@
 """One table of a folder of results: `python -m rn50_jax.bench.summary OUT`, the end of scripts/measure_gpu.sh."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rn50_jax import errors
 from rn50_jax.bench.tables import table
+from rn50_jax.files import read_json
+from rn50_jax.history import read_history
+from rn50_jax.workdir import write_file
 
 Row = list[str]
 
@@ -16,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 1 or not Path(argv[0]).is_dir():
         raise errors.UserError("usage: python -m rn50_jax.bench.summary FOLDER")
     text = summarise(Path(argv[0]))
-    (Path(argv[0]) / "summary.md").write_text(text + "\n", encoding="utf-8")
+    write_file(Path(argv[0]) / "summary.md", text + "\n")
     print(text)
     return 0
 
@@ -26,7 +28,10 @@ def summarise(folder: Path) -> str:
     rows: list[Row] = []
     about: set[str] = set()
     for path in sorted(folder.glob("*.json")):
-        document = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            document = read_json(path, dict[str, Any])
+        except (OSError, ValueError) as error:
+            raise errors.UserError(f"{path} cannot be read: {error}") from error
         if "hardware" in document:
             hardware = document["hardware"]
             kind = "CPU: " if hardware["platform"] == "cpu" else ""
@@ -82,8 +87,7 @@ def _contestant(name: str, what: str, entry: dict[str, Any], key: str, unit: str
 
 
 def _last_top1(metrics: Path) -> str:
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
-    found = [line["val.top1"] for line in lines if "val.top1" in line]
+    found = [line["val.top1"] for line in read_history(metrics).validations()]
     return f"{found[-1]:.2f} %" if found else "none"
 
 

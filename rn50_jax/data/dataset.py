@@ -1,5 +1,6 @@
 """The data set that a config names."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,11 @@ from rn50_jax.data.synthetic import synthetic_dataset
 from rn50_jax.errors import UserError, say, warn
 
 
+def root_of(config: ConfigDict) -> Path:
+    """The folder `data.dir`, with `~` for the user's home, if there is one."""
+    return Path(os.path.expanduser(config.data.dir))  # noqa: PTH111, that of Path raises where there is none
+
+
 def open_dataset(config: ConfigDict, *, need_train: bool = True, need_val: bool = True) -> Dataset:
     """The data set that the config names, checked for everything that can be seen without opening an image.
 
@@ -25,7 +31,7 @@ def open_dataset(config: ConfigDict, *, need_train: bool = True, need_val: bool 
     """
     if config.data.backend == "synthetic":
         return synthetic_dataset(config)
-    root = Path(config.data.dir).expanduser()
+    root = root_of(config)
     if config.data.builtin == "digits" and need_train and not root.exists():
         say(f"writing scikit-learn's handwritten digits to {root}")
         write_digits(root)

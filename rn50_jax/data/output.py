@@ -1,8 +1,6 @@
 """Writing large data sets: one process at a time, only where there is room, and files complete or not at all."""
 
 import errno
-import fcntl
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rn50_jax import files
 from rn50_jax.errors import UserError
+from rn50_jax.files import lock
 
 UNFINISHED = ".partial"
 
@@ -28,12 +28,10 @@ def holding(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):  # others: a file system without locks
-            os.close(handle)
-            raise UserError(f"another process is writing to {folder}; wait for it") from error
-    try:
+        try:
+            lock(handle)
+        except BlockingIOError:
+            raise UserError(f"another process is writing to {folder}; wait for it") from None
         yield
     finally:
         os.close(handle)
@@ -76,9 +74,7 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
 
 def write_json_whole(file: Path, content: dict[str, Any]) -> None:
     """Writes or replaces a JSON file, complete or not at all."""
-    unfinished = file.with_name(f".{file.name}")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _name(unfinished, file)
+    files.write_whole(file, files.to_json(content, indent=2) + "\n")
 
 
 def _name(unfinished: Path, file: Path) -> None:
