@@ -25,6 +25,7 @@ from rn50_jax.memory import estimate_memory, memory_text, peak_text
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
 from rn50_jax.state import TrainState
+from rn50_jax.step_folders import find_steps
 from rn50_jax.workdir import describe_devices, write_run_files
 
 CURVES = "curves.png"
@@ -243,8 +244,7 @@ def tell_where(config: ConfigDict, workdir: Path) -> None:
     except (OSError, UserError) as error:
         warn(f"{curves} cannot be written: {getattr(error, 'strerror', None) or error}")
     rows = {"metrics": str(workdir / config.report.file), "curves": str(curves)}
-    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
-    if steps:
+    if steps := find_steps(workdir / "checkpoints"):
         rows = {"saved": f"{workdir / 'checkpoints'} (of steps {', '.join(map(str, steps))})"} | rows
     print_rows(rows | {"report": f"python -m rn50_jax.plot {workdir} --html {workdir / 'report.html'}"})
     print("done", flush=True)
