@@ -237,7 +237,11 @@ class Checkpoints:
         def read() -> Any:
             with self._folder.judged(step):
                 check_files(self.directory / str(step))
-                return self._manager.restore(step, args=args)["state"]
+                try:
+                    return self._manager.restore(step, args=args)["state"]
+                except Exception:
+                    settle()
+                    raise
 
         if hosts.count() == 1:  # several would have to agree on it
             with suppress(DamagedError):  # it must be found twice

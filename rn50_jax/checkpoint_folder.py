@@ -11,7 +11,6 @@ from rn50_jax.description import Meta, read_description
 from rn50_jax.errors import UserError, warn
 from rn50_jax.faults import passing_fault, reason
 from rn50_jax.integrity import score
-from rn50_jax.quiet import settle
 from rn50_jax.step_folders import (
     DAMAGED,
     EARLIER,
@@ -82,7 +81,9 @@ class CheckpointFolder:
             clean_up(self.directory)
         except OSError as error:
             told = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-            raise UserError(f"cannot write checkpoints to {self.directory}: {told}") from error
+            raise UserError(
+                f"cannot write checkpoints to {self.directory}: {told}; mend that, or choose another --workdir"
+            ) from error
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, in ascending order.
@@ -174,7 +175,6 @@ class CheckpointFolder:
         except UserError:
             raise
         except Exception as error:  # orbax raises many types
-            settle()
             raise self._judge(step, error) from error
 
     def _judge(self, step: int, error: Exception) -> Exception:

@@ -133,9 +133,7 @@ def _position(
     if meta["steps_per_epoch"] != plan.steps_per_epoch:
         now = done * plan.steps_per_epoch
         if now >= 2**31:
-            raise UserError(
-                f"checkpoint {checkpoints.directory / str(meta['step'])} is of an epoch without end: {epoch}"
-            )
+            raise UserError(f"checkpoint {checkpoints.directory / str(meta['step'])} cannot be of epoch {epoch + 1}")
         warn(f"an epoch has another number of steps now: step {meta['step']} became {now}")
         state = state._replace(step=jnp.asarray(now, jnp.int32))
     return state, Position(epoch, plan.steps_per_epoch if step else 0)
