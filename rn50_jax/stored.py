@@ -114,9 +114,12 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     place = checkpoints.directory / str(meta["step"])
     check_description(meta, RunDescription, place)
     saved = saved_config(meta, place)
-    config = configs.override(saved, [*_machine_defaults(), *overrides])
-    configs.validate(config)
-    has_ema = configs.flatten(saved)["recipe.ema_decay"] > 0
+    try:
+        config = configs.override(saved, [*_machine_defaults(), *overrides])
+        configs.validate(config)
+        has_ema = saved.recipe.ema_decay > 0
+    except (KeyError, TypeError, AttributeError) as error:  # sections are missing, or are none
+        raise UserError(f"checkpoint {place} holds what is no config: {error}") from None
     if ema == "on" and not has_ema:
         raise UserError(f"{workdir} was trained without recipe.ema_decay; leave out --ema on")
     averaged = has_ema and (ema == "on" or (ema == "auto" and ema_is_better(meta["metrics"])))
