@@ -75,9 +75,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
 PASSING = [
     *(OSError(number, os.strerror(number)) for number in (errno.EMFILE, errno.EACCES, errno.EIO, errno.ESTALE)),
     caused(ValueError("Error reading an array"), PermissionError(errno.EPERM, os.strerror(errno.EPERM))),
-    ValueError(
-        'PERMISSION_DENIED: Error opening "zarr" driver: failed to open [OS error 13: EACCES Permission denied]'
-    ),
+    ValueError('PERMISSION_DENIED: Error opening "zarr" driver: [OS error 13: EACCES Permission denied]'),
     ValueError("DATA_LOSS: Error reading local file: [OS error 5: EIO Input/output error]"),
     ExceptionGroup("several", [ValueError("one"), OSError(errno.ENFILE, os.strerror(errno.ENFILE))]),
     RuntimeError("can't start new thread"),
@@ -202,14 +200,27 @@ def test_a_best_that_cannot_be_judged_at_a_prune_stays(
 
 def test_only_plain_numbers_are_names_of_checkpoints(tmp_path: Path, state: TrainState) -> None:
     folder = make(tmp_path / "c", state, {2: 1.0, 3: 1.0})
-    others = ["007", "+5", "５", "1.damaged", "4 ", "9" * 30, str(2**63), "-1", "1_0", "0x9", "8.removed.txt", "best"]
+    others = [
+        "007",
+        "+5",
+        "\N{FULLWIDTH DIGIT FIVE}",
+        "1.damaged",
+        "4 ",
+        "9" * 30,
+        str(2**63),
+        "-1",
+        "1_0",
+        "0x9",
+        "8.removed.txt",
+        "best",
+    ]
     for name in others:
         shutil.copytree(folder / "3", folder / name)
     (folder / "99").touch()
     (folder / "98").symlink_to("nowhere")
     assert find_steps(folder) == [2, 3]
     assert (newest(folder, state), read(folder, "best", state), read(folder, "latest", state)) == (3, 3, 3)
-    for name in ("007", "5", "５", "+3", "3 ", "03"):
+    for name in ("007", "5", "\N{FULLWIDTH DIGIT FIVE}", "+3", "3 ", "03"):
         with pytest.raises(UserError, match=r"no checkpoint .*; use best, latest or one of \[2, 3\]"):
             read(folder, name)
     make(folder, state, {7: 1.0}, keep=1)
@@ -264,7 +275,7 @@ def test_checkpoints_that_cannot_be_written_are_told_before_anything_compiles(ow
 def test_a_folder_that_may_not_be_written_to_is_told_at_once(tmp_path: Path, state: TrainState) -> None:
     folder = make(tmp_path / "c", state, {1: 1.0})
     folder.chmod(0o555)
-    with pytest.raises(UserError, match="cannot write checkpoints to .*: Permission denied"):
+    with pytest.raises(UserError, match=r"cannot write checkpoints to .*: Permission denied"):
         newest(folder, state)
     assert read(folder, "latest", state) == 1
     folder.chmod(0o755)
@@ -385,9 +396,10 @@ def test_a_description_of_another_shape_is_one_line(own_copy: Path) -> None:
     assert load_run(own_copy, "best", []).facts["step"] == int(checkpoint.name)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "[" * 100_000, '{"format": 3}', "\x00" * 99, '{"a": 1' + "0" * 5000]
-)
+GARBLED = ["", "{", "[]", "null", "[" * 100_000, '{"format": 3}', "\x00" * 99, '{"a": 1' + "0" * 5000]
+
+
+@pytest.mark.parametrize("text", GARBLED, ids=range(len(GARBLED)))
 def test_a_garbled_description_is_damage(tmp_path: Path, state: TrainState, text: str) -> None:
     folder = make(tmp_path / "c", state, {1: 1.0, 2: 1.0})
     (folder / "2/meta/metadata").write_text(text)
@@ -503,11 +515,7 @@ def killing(call, at):
         count += 1
         if count == at:
             os.kill(os.getpid(), signal.SIGKILL)
-        result = call(*args, **kwargs)
-        count += 1
-        if count == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        return call(*args, **kwargs)
     return renamed
 
 def child(what):
@@ -569,9 +577,6 @@ def test_killed_at_any_renaming_the_best_and_the_newest_are_there(tmp_path: Path
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    print(done.stdout)
-    assert len(lines) > 12
-    newest = [int(line[0]) for line in lines]
-    assert newest[0] == 2 and newest[-1] == 5 and newest == sorted(newest, key=lambda step: (step == 4, step)) or newest
-    for _, *left in lines:
-        assert all(re.fullmatch(r"\d|4\.damaged", name) for name in left), left
+    assert lines[0] == ["2", "1", "2"] and lines[-1] == ["5", "1", "3", "4.damaged", "5"]
+    assert {line[0] for line in lines} == {"2", "3", "4", "5"}
+    assert all(re.fullmatch(r"\d|4\.damaged", name) for _, *left in lines for name in left), lines
