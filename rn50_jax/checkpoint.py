@@ -50,6 +50,7 @@ class Checkpoints:
         self._writes = not read_only and jax.process_index() == 0
         self._failures = self._order = 0
         self._saving: tuple[int, dict[str, Any]] | None = None
+        self._begun = False
         if self._writes:
             self._folder.prepare()
         if not read_only:
@@ -116,7 +117,7 @@ class Checkpoints:
         self._start(step, {"state": arrays, "meta": meta})
 
     def _start(self, step: int, items: dict[str, Any]) -> None:
-        self._saving = step, items
+        self._saving, self._begun = (step, items), False
         try:
             if self._writes:
                 self._folder.make_room(step, score(items["meta"]["metrics"]))
@@ -126,6 +127,7 @@ class Checkpoints:
                 state=ocp.args.StandardSave(items["state"]), meta=ocp.args.JsonSave(items["meta"])
             )
             self._manager.save(step, args=args, force=True)
+            self._begun = True
         except Exception as error:  # orbax raises many types, bare Exception among them
             self._failed(error)
 
@@ -141,22 +143,25 @@ class Checkpoints:
         if self._saving is None:
             return
         step, items = self._saving
+        if self._is_written(step, items["meta"]):
+            self._saving, self._failures = None, 0
+            if self._writes:
+                self._folder.prune(self._keep)
+        elif retry:
+            self._start(step, items)
+            self.wait()
+
+    def _is_written(self, step: int, meta: Meta) -> bool:
+        if not self._begun:
+            return False  # that has been told
         try:
             self._manager.wait_until_finished()
-            # A save that failed before it began tells nothing here.
-            if self._writes and (
-                step not in self.steps() or self._folder.meta(step)["order"] != items["meta"]["order"]
-            ):
+            if self._writes and (step not in self.steps() or self._folder.meta(step)["order"] != meta["order"]):
                 raise FileNotFoundError("it was not written")
         except Exception as error:
             self._failed(error)
-            if retry:
-                self._start(step, items)
-                self.wait(retry=self._failures < _FAILURES)
-            return
-        self._saving, self._failures = None, 0
-        if self._writes:
-            self._folder.prune(self._keep)
+            return False
+        return True
 
     def _failed(self, error: Exception) -> None:
         assert self._saving is not None
