@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -68,9 +69,31 @@ def use_compile_cache(setting: str) -> None:
     if setting == "auto":
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = cache / "rn50-jax" / f"compiled-{cpu_kind()}"
+    _remove_torn(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
+
+
+def _remove_torn(folder: Path) -> None:
+    """Removes programs that a killed process left half-written, which JAX would warn of for ever and never replace."""
+    checked = folder / ".checked"
+    with suppress(OSError):
+        since = checked.stat().st_mtime if checked.exists() else 0.0
+        checked.touch()
+        for program in folder.glob("*-cache"):
+            if program.stat().st_mtime >= since and _is_torn(program.read_bytes()):
+                program.unlink()
+
+
+def _is_torn(program: bytes) -> bool:
+    if program.startswith(b"\x28\xb5\x2f\xfd"):
+        return False  # zstd, which not every Python can read
+    try:
+        zlib.decompress(program)
+    except zlib.error:
+        return True
+    return False
 
 
 def cpu_kind() -> str:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def test_compiled_programs_are_kept_by_default(tmp_path: Path, monkeypatch: pyte
     runtime.use_compile_cache("auto")
     folder = Path(kept["jax_compilation_cache_dir"])
     assert folder.parent == tmp_path / "rn50-jax" and re.fullmatch(r"compiled-[0-9a-f]{12}", folder.name)
+
     runtime.use_compile_cache("/else/where")
     assert kept["jax_compilation_cache_dir"] == "/else/where"
     kept.clear()
@@ -55,6 +57,23 @@ def test_compiled_programs_are_kept_by_default(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
     runtime.use_compile_cache("auto")
     assert kept == {}
+
+
+def test_programs_that_a_killed_process_left_half_written_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    program = zlib.compress(os.urandom(10_000))
+    runtime.use_compile_cache(str(tmp_path / "none"))
+    for _ in range(2):
+        for name, data in {
+            "whole": program,
+            "torn": program[:5000],
+            "empty": b"",
+            "other": b"\x28\xb5\x2f\xfd",
+        }.items():
+            (tmp_path / f"jit_{name}-cache").write_bytes(data)
+        runtime.use_compile_cache(str(tmp_path))
+        assert {path.name for path in tmp_path.glob("jit_*")} == {"jit_whole-cache", "jit_other-cache"}
 
 
 @pytest.fixture
