@@ -49,7 +49,6 @@ def test_compiled_programs_are_kept_by_default(tmp_path: Path, monkeypatch: pyte
     runtime.use_compile_cache("auto")
     folder = Path(kept["jax_compilation_cache_dir"])
     assert folder.parent == tmp_path / "rn50-jax" and re.fullmatch(r"compiled-[0-9a-f]{12}", folder.name)
-
     runtime.use_compile_cache("/else/where")
     assert kept["jax_compilation_cache_dir"] == "/else/where"
     kept.clear()
