@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 from rn50_jax import hosts
+from rn50_jax.array_headers import check_headers
 from rn50_jax.checkpoint_folder import NEXT_START, CheckpointFolder, DamagedError, VanishedError, look
 from rn50_jax.description import FORMAT, Meta
 from rn50_jax.errors import RunStopped, UserError, warn
@@ -228,7 +229,7 @@ class Checkpoints:
                     f"{place} is of another model: {name} is {describe_entry(saved.get(name))} there and "
                     f"{describe_entry(wanted.get(name))} here; give the config that it was trained with"
                 )
-        arrays = self._read_arrays(meta["step"], target)
+        arrays = self._read_arrays(meta, target)
         found = describe_arrays(arrays)
         damaged = [name for name in saved if saved[name] != found[name]]
         if damaged:
@@ -236,13 +237,15 @@ class Checkpoints:
         restored: TrainState = flax.serialization.from_state_dict(like, arrays)
         return restored
 
-    def _read_arrays(self, step: int, target: Any) -> Any:
+    def _read_arrays(self, meta: Meta, target: Any) -> Any:
+        step, place = meta["step"], self.directory / str(meta["step"])
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
 
         def read() -> Any:
             with self._folder.judged(step):
-                check_files(self.directory / str(step))
+                check_files(place)
                 try:
+                    check_headers(place / "state", meta["arrays"])
                     return self._manager.restore(step, args=args)["state"]
                 except Exception:
                     settle()

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import tensorstore
 from conftest import REPO, Run, assert_user_error
 from runs import PATIENCE, SMALL, read_lines, read_meta
 from tiny import assert_same_bits, make_model, make_state
@@ -460,6 +461,22 @@ def test_links_and_pipes_inside_a_checkpoint(
     what(folder / "1" / file)
     with pytest.raises(UserError, match=r"checkpoint .*/1 (cannot be read|is damaged)"):
         read(folder, "latest", state)
+
+
+@pytest.mark.parametrize("claim", [{"shape": [10**9, 10**9]}, {"chunks": [10**9, 10**9]}, {"dtype": "|V1000000000"}])
+def test_an_array_that_claims_to_be_huge(tmp_path: Path, state: TrainState, claim: dict[str, Any]) -> None:
+    # orbax would make room for it, and C++ end the process.
+    folder = make(tmp_path / "c", state, {1: 1.0, 2: 1.0})
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/2/state/"}).result()
+    name = "params.fc.kernel/.zarray"
+    header = json.loads(store.read(name).result().value)
+    assert header["shape"] == list(state.params["fc"]["kernel"].shape)
+    store.write(name, json.dumps(header | claim).encode()).result()
+    with pytest.raises(
+        UserError, match=r"checkpoint .*/2 cannot be read \(.*params.fc.kernel is stored in another shape"
+    ):
+        read(folder, "latest", state)
+    assert newest(folder, state) == 1 and names(folder) == ["1", "2.damaged"]
 
 
 def test_a_checkpoint_of_links_to_files_is_as_good(tmp_path: Path, state: TrainState) -> None:
