@@ -107,12 +107,13 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def parse_json(data: bytes | str, shape: type[T]) -> T:
+def parse_json(data: bytes | str, shape: type[T], *, finite: bool = True) -> T:
     """Reads JSON of a given shape.
 
     Args:
       data: UTF-8 if bytes, with or without a byte order mark.
       shape: what pydantic understands: a `typing_extensions.TypedDict`, whose further keys are kept, `dict[str, Any]`.
+      finite: refuse NaN and infinities, which are no JSON.
 
     Raises:
       ValueError: it is no JSON, not of this shape, nested more than 100 levels deep, or holds a number that is not
@@ -120,7 +121,8 @@ def parse_json(data: bytes | str, shape: type[T]) -> T:
     """
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
-        value = json.loads(text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=_refuse)
+        constant = _refuse if finite else float
+        value = json.loads(text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=constant)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start})") from None
     except RecursionError:

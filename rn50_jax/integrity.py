@@ -64,13 +64,3 @@ def describe_arrays(arrays: Any) -> dict[str, list[Any]]:
 def describe_entry(entry: list[Any] | None) -> str:
     """For example "float32[64]"."""
     return f"{entry[0]}{entry[1]}" if entry else "missing"
-
-
-def first_line(error: Exception) -> str:
-    """What is worth telling of an error of orbax."""
-    text = str(error).strip()
-    # What the system said stands last in orbax' and TensorStore's long messages.
-    for reason in ("No space left on device", "File too large", "Read-only file system", "Permission denied"):
-        if reason in text:
-            return reason
-    return f"{type(error).__name__}: {text.splitlines()[0][:160]}" if text else type(error).__name__

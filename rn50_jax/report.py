@@ -28,6 +28,7 @@ from rn50_jax.plan import Plan
 from rn50_jax.records import Background, Guarded, Logger, Persistent, Record
 from rn50_jax.rules import is_own_name
 from rn50_jax.state import TrainState
+from rn50_jax.step_folders import find_steps
 from rn50_jax.text import shell
 from rn50_jax.workdir import describe_devices, write_run_files
 
@@ -194,12 +195,8 @@ def open_report(
         if report.mlflow:
             add("mlflow", Background("MLflow", lambda: Mlflow(workdir, config)))
         opened.pop_all()
-    history = read_history(file)
-    earlier = history.validations()
-    # One that was killed before its first checkpoint was whole starts anew without a word.
-    if not first_step and (len(earlier) > 1 or history.last("goodput.")):
-        warn(f"{file} tells of an earlier run, of which there is no checkpoint: training starts from the beginning")
-    return Report(loggers, plan, config.epochs, first_step, eval_batches, earlier if first_step else [])
+    earlier = read_history(file).validations() if first_step else []
+    return Report(loggers, plan, config.epochs, first_step, eval_batches, earlier)
 
 
 def _open_metrics(file: Path) -> Logger:
@@ -256,8 +253,7 @@ def tell_where(config: ConfigDict, workdir: Path) -> None:
     except (OSError, UserError) as error:
         warn(f"{curves} cannot be written: {getattr(error, 'strerror', None) or error}")
     rows = {"metrics": str(workdir / config.report.file), "curves": str(curves)}
-    steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
-    if steps:
+    if steps := find_steps(workdir / "checkpoints"):
         rows = {"saved": f"{workdir / 'checkpoints'} (of steps {', '.join(map(str, steps))})"} | rows
     page = shell(["python", "-m", "rn50_jax.plot", workdir, "--html", workdir / "report.html"])
     print_rows(rows)

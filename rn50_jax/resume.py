@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 from rn50_jax import config as configs
 from rn50_jax import hosts, parallel
 from rn50_jax.build import build_state
-from rn50_jax.checkpoint import Checkpoints, Meta
+from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.data.feed import Position, changed_fact
 from rn50_jax.data.folder import check_class_names
+from rn50_jax.description import Meta, RunDescription, check_description, saved_config
 from rn50_jax.errors import UserError, say, warn
 from rn50_jax.history import last_line
 from rn50_jax.integrity import score
@@ -65,19 +66,28 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
     config, workdir, dataset, model = setup.config, setup.workdir, setup.dataset, setup.model
 
     def check(meta: Meta) -> None:
+        place = checkpoints.directory / str(meta["step"])
+        check_description(meta, RunDescription, place)
         check_class_names(dataset.class_names, tuple(meta["class_names"]), config.data.dir)
-        _check_model(config, configs.from_tree(meta["config"]), workdir)
+        _check_model(config, saved_config(meta, place), workdir)
 
     found = checkpoints.restore_newest(build_state(config, model, abstract=True), check)
+    last = last_line(workdir / config.report.file)
     if found is None:
+        if last and config.run.save_checkpoints:
+            warn(
+                f"{workdir} has metrics up to step {last['step']}, but no checkpoints: training starts anew at step 0, "
+                f"and {config.report.file} goes on behind them"
+            )
         return Start(_fresh_state(setup), Position(0, 0), {}, 0.0)
     state, meta = found
     state, position = _position(setup, stream, state, meta, checkpoints)
-    before, now = (configs.flatten(c) for c in (configs.from_tree(meta["config"]), config))
+    lost = max(last["time"] - meta["time"], 0.0) if "time" in last and last["step"] > meta["step"] else 0.0
+    before, now = (configs.flatten(c) for c in (saved_config(meta, checkpoints.directory), config))
     for key, value in now.items():
         if before.get(key) != value:
             warn(f"this run was started with another config.{key}: {before.get(key)!r} became {value!r}")
-    return Start(state, position, meta["goodput"], _lost(workdir / config.report.file, meta), score(meta["metrics"]))
+    return Start(state, position, meta["goodput"], lost, score(meta["metrics"]))
 
 
 def _check_model(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
@@ -99,19 +109,26 @@ def _position(
     epoch, step = meta["position"]["epoch"], meta["position"]["step"]
     in_the_middle = 0 < step < meta["steps_per_epoch"]
     if in_the_middle:
+        place = checkpoints.directory / str(meta["step"])
         if name := changed_fact(meta["stream"], stream):
-            place = checkpoints.directory / str(meta["step"])
             raise UserError(
                 f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
                 f"{name} was {meta['stream'].get(name)} and is {stream.get(name)} now; set it back until the epoch has "
                 "ended, or remove that folder to go on from the one before"
             )
-        kept = [base64.b64decode(text) for text in meta["position"]["pipelines"]]
+        try:
+            kept = [base64.b64decode(text, validate=True) for text in meta["position"]["pipelines"]]
+        except ValueError as error:
+            raise UserError(f"checkpoint {place} has no place in the stream of images: {error}") from None
+        if len(kept) not in (0, plan.num_devices):
+            raise UserError(f"checkpoint {place} has places in the stream of images of {len(kept)} devices")
         mine = tuple(kept[device] for device in parallel.local_indices(setup.mesh)) if kept else ()
         return state, Position(epoch, step, mine)
     done = epoch + (step > 0)  # epochs whose training is done, if not yet their validation
     if meta["steps_per_epoch"] != plan.steps_per_epoch:
         now = done * plan.steps_per_epoch
+        if now >= 2**31:
+            raise UserError(f"checkpoint {checkpoints.directory / str(meta['step'])} cannot be of epoch {epoch + 1}")
         warn(f"an epoch has another number of steps now: step {meta['step']} became {now}")
         state = state._replace(step=jnp.asarray(now, jnp.int32))
     return state, Position(epoch, plan.steps_per_epoch if step else 0)
@@ -136,14 +153,6 @@ def describe(setup: Setup, stream: dict[str, Any], position: Position) -> Meta:
         "config": setup.config.to_dict(),
         "versions": versions(),
     }
-
-
-def _lost(metrics_file: Path, meta: Meta) -> float:
-    """Seconds from the checkpoint to the last line that the run wrote, if that was of a later step."""
-    last = last_line(metrics_file)
-    if "time" not in last or last["step"] <= meta["step"]:
-        return 0.0
-    return max(last["time"] - meta["time"], 0.0)
 
 
 def _fresh_state(setup: Setup) -> TrainState:

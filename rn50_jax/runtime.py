@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -78,6 +80,7 @@ def use_compile_cache(setting: str) -> None:
     except OSError as error:
         warn(f"compiled programs are not kept: {folder} cannot be written ({error.strerror})")
         return
+    _remove_torn(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_enable_xla_caches", "xla_gpu_per_fusion_autotune_cache_dir")
@@ -91,6 +94,27 @@ def user_cache() -> Path | None:
         return Path.home() / ".cache" / "rn50-jax"
     except RuntimeError:  # neither HOME nor an entry in passwd
         return None
+
+
+def _remove_torn(folder: Path) -> None:
+    """Removes programs that a killed process left half-written, which JAX would warn of for ever and never replace."""
+    checked = folder / ".checked"
+    with suppress(OSError):
+        since = checked.stat().st_mtime if checked.exists() else 0.0
+        checked.touch()
+        for program in folder.glob("*-cache"):
+            if program.stat().st_mtime >= since and _is_torn(program.read_bytes()):
+                program.unlink()
+
+
+def _is_torn(program: bytes) -> bool:
+    if program.startswith(b"\x28\xb5\x2f\xfd"):
+        return False  # zstd, which not every Python can read
+    try:
+        zlib.decompress(program)
+    except zlib.error:
+        return True
+    return False
 
 
 def cpu_kind() -> str:

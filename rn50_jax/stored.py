@@ -1,6 +1,7 @@
 """A trained model as other commands see it: its config, classes and network, and where its state comes from."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,9 @@ from rn50_jax import parallel, runtime
 from rn50_jax.augment import MEAN, STD
 from rn50_jax.build import build_model, build_state
 from rn50_jax.checkpoint import Checkpoints
+from rn50_jax.checkpoint_folder import look
 from rn50_jax.data.names import likely_names
+from rn50_jax.description import RunDescription, check_description, saved_config
 from rn50_jax.errors import UserError
 from rn50_jax.integrity import ema_is_better, not_finite
 from rn50_jax.models.fold import inference_form
@@ -26,13 +29,17 @@ from rn50_jax.workdir import check_path, versions
 
 Overrides = Sequence[tuple[str, str]]
 
+# Settings of the machine, by which programs get into a process. They come from the command line or the defaults, never
+# from a checkpoint, which may be a stranger's.
+MACHINE = ("run.compile_cache", "run.xla_flags")
+
 
 class StoredModel(NamedTuple):
     """A model that can be loaded.
 
     name: what it came from, for messages. class_names: empty where a weight file does not tell. facts: step, epoch,
-    checkpoint and whether the weights are the averaged ones, of a run. load: reads {"params", "batch_stats"},
-    verified, to the host.
+    checkpoint and whether the weights are the averaged ones, of a run. load: {"params", "batch_stats"} on the host,
+    verified; of a run, as they were when it was looked at.
     """
 
     name: str
@@ -102,31 +109,43 @@ def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "aut
     """
     check_path(workdir)
     directory = workdir / "checkpoints"
-    if not directory.is_dir():
+    if not os.path.lexists(directory):
         raise UserError(f"{workdir} has no checkpoints; give the --workdir of a training run")
     with Checkpoints(directory, read_only=True) as checkpoints:
-        meta = checkpoints.read_meta(which)
-    saved = configs.from_tree(meta["config"])
-    has_ema = saved.recipe.ema_decay > 0
+        # A run beside may remove a checkpoint while it is read. What has been read stays, whatever becomes of it.
+        return look(lambda: _read_run(checkpoints, workdir, which, overrides, ema))
+
+
+def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Overrides, ema: str) -> StoredModel:
+    meta = checkpoints.read_meta(which)
+    place = checkpoints.directory / str(meta["step"])
+    check_description(meta, RunDescription, place)
+    saved = saved_config(meta, place)
+    try:
+        config = configs.override(saved, [*_machine_defaults(), *overrides])
+        configs.validate(config)
+        has_ema = saved.recipe.ema_decay > 0
+    except (KeyError, TypeError, AttributeError) as error:  # sections are missing, or are none
+        raise UserError(f"checkpoint {place} holds what is no config: {error}") from None
     if ema == "on" and not has_ema:
         raise UserError(f"{workdir} was trained without recipe.ema_decay; leave out --ema on")
     averaged = has_ema and (ema == "on" or (ema == "auto" and ema_is_better(meta["metrics"])))
-    config = configs.override(saved, overrides)
     devices = _prepare(config)
     class_names = tuple(meta["class_names"])
     model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
-
-    def load() -> Variables:
-        with Checkpoints(directory, read_only=True) as checkpoints:
-            state = checkpoints.restore(meta, build_state(config, model, abstract=True))
-        return variables_of(state)["val_ema" if averaged else "val"]
-
+    state = checkpoints.restore(meta, build_state(config, model, abstract=True))
+    variables = variables_of(state)["val_ema" if averaged else "val"]
     facts = {"checkpoint": which, "step": meta["step"], "epoch": meta["epoch"]}
     name = f"checkpoint {which} of {workdir}: step {meta['step']}, epoch {meta['epoch']}"
     if has_ema:
         facts["ema"] = averaged
         name += ", averaged weights" if averaged else ", live weights"
-    return StoredModel(name, config, class_names, facts, devices, model, load)
+    return StoredModel(name, config, class_names, facts, devices, model, lambda: variables)
+
+
+def _machine_defaults() -> Overrides:
+    defaults = configs.flatten(configs.load(str(configs.DEFAULT))[0])
+    return [(key, defaults[key]) for key in MACHINE]
 
 
 def load_weights(path: Path, overrides: Overrides) -> StoredModel:

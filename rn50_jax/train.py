@@ -34,7 +34,7 @@ from rn50_jax.resume import find_start
 from rn50_jax.running import Run, TrainStep, saves
 from rn50_jax.setup import Setup, check_same_everywhere
 from rn50_jax.step import train_step
-from rn50_jax.stored import load_run
+from rn50_jax.stored import MACHINE, load_run
 from rn50_jax.workdir import make_workdir
 
 
@@ -65,7 +65,8 @@ def main(argv: Sequence[str]) -> int:
     hosts.connect(hosts.find_cluster(args, os.environ), heartbeat_timeout=config.run.heartbeat_timeout)
     runtime.use_compile_cache(config.run.compile_cache)
     if config.run.evaluate:
-        print(validation_text(evaluate_stored(load_run(workdir, "latest", overrides))))
+        machine = [(key, configs.flatten(config)[key]) for key in MACHINE]
+        print(validation_text(evaluate_stored(load_run(workdir, "latest", [*overrides, *machine]))))
     else:
         try:
             train(prepare(config, workdir), argv)

@@ -103,7 +103,7 @@ def test_metrics_without_checkpoints_are_no_beginning_in_silence(own_copy: Path,
     (own_copy / "checkpoints").rename(own_copy / "gone")
     done = call_train(own_copy, "--config.epochs=1", "--config.recipe.warmup_epochs=0")
     assert done.returncode == 0
-    assert "metrics.jsonl tells of an earlier run, of which there is no checkpoint: training starts" in done.stderr
+    assert ", but no checkpoints: training starts anew at step 0" in done.stderr
 
 
 def test_a_file_of_something_else_is_no_run(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_killed_at_any_instant_a_run_goes_on_to_the_same_bits(
         time.sleep(seconds)
         process.kill()
         _, err = process.communicate()
-        assert err == ""
+        assert err == "" or (err.startswith("note: ") and "no checkpoints: training starts anew at step 0" in err)
     process = popen(workdir, OFTEN)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and re.search(r"resuming after epoch [12], step \d+\n", out), (out, err)

@@ -6,6 +6,7 @@ import pwd
 import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,23 @@ def test_no_home_and_no_room_for_programs_are_noted(
         generated_folder(2000)
     with pytest.raises(UserError, match=r"config\.data\.dir='~/x' is not a folder"):
         open_dataset(make_config(tmp_path, ("data.dir", "~/x"), ("data.backend", "dali-cpu")))
+
+
+def test_programs_that_a_killed_process_left_half_written_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    program = zlib.compress(os.urandom(10_000))
+    runtime.use_compile_cache(str(tmp_path / "none"))
+    for _ in range(2):
+        for name, data in {
+            "whole": program,
+            "torn": program[:5000],
+            "empty": b"",
+            "other": b"\x28\xb5\x2f\xfd",
+        }.items():
+            (tmp_path / f"jit_{name}-cache").write_bytes(data)
+        runtime.use_compile_cache(str(tmp_path))
+        assert {path.name for path in tmp_path.glob("jit_*")} == {"jit_whole-cache", "jit_other-cache"}
 
 
 @pytest.fixture
