@@ -154,6 +154,18 @@ def test_shards_keep_to_their_size(tmp_path: Path) -> None:
         plan_split(tmp_path, ["a\tb.jpg"], labels, max_bytes=1, max_images=1, seed=None)
 
 
+def test_what_training_will_leave_out_is_named(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack_it(folders, tmp_path / "out")
+    told = capsys.readouterr().err
+    for split in ("train", "val"):
+        for name in ("a b", "ü", "z"):
+            assert f"{folders}/{split}/{name}/text.jpg is packed as it is, but will be left out: no image" in told
+            assert f"{folders}/{split}/{name}/zero_bytes.jpg is packed as it is, but will be left out" in told
+    assert told.count("left out") == 12
+
+
 def test_a_list_is_packed(folders: Path, tmp_path: Path) -> None:
     files = ["train/z/0.x-1.jpg", "val/ü/1.x-1.jpg"]
     write_list(tmp_path / "l.tsv", ("odd", "even"), files, [1, 0])

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from typing_extensions import TypedDict
 
+from rn50_jax.data.decodable import read_header
 from rn50_jax.data.filelist import list_file, listable, write_list
 from rn50_jax.data.folder import SUFFIXES
-from rn50_jax.data.headers import DECODABLE, sniff
+from rn50_jax.data.headers import DECODABLE, ImageProblem, sniff
 from rn50_jax.data.output import UNFINISHED, telling_of_the_disk, write_json_whole, write_whole
 from rn50_jax.data.shards import DATASET_FILE, index_tars, write_index
 from rn50_jax.data.tars import BLOCK, Member, read_idx, read_members, write_idx
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, warn
 from rn50_jax.files import UNFINISHED as BEGUN
 from rn50_jax.files import open_regular, read_json
 
@@ -239,6 +240,10 @@ def _tar_parts(root: Path, split: PackedSplit, images: np.ndarray, stop: threadi
             data = file.read()
         if len(data) != split.sizes[i]:
             raise UserError(f"{path} has changed while it was packed; run the same command again")
+        try:
+            read_header(data)
+        except ImageProblem as problem:
+            warn(f"{path} is packed as it is, but will be left out: {problem}")
         for name, content in ((f"{i:09d}{_suffix(path, data)}", data), (f"{i:09d}.cls", b"%d" % split.labels[i])):
             parts = _header(name, len(content)), content, bytes(-len(content) % BLOCK)
             total += sum(map(len, parts))
