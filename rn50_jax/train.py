@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
-from rn50_jax import errors, hosts, parallel, runtime
+from rn50_jax import errors, hosts, parallel, runtime, streams
 from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule
 from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.console import validation_text
@@ -68,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
         print(validation_text(evaluate_stored(load_run(workdir, "latest", overrides))))
     else:
         try:
-            train(prepare(config, workdir), argv)
+            with streams.enduring():
+                train(prepare(config, workdir), argv)
         except Interrupted:
             hosts.finish()
             raise
