@@ -113,8 +113,9 @@ while idle <= limit:
         sys.exit()
     elif not suspended():
         idle += min(time.monotonic() - before, interval)
+text = f"error: Python has not run for {idle:.0f} s (see config.run.hang_timeout); the stacks of all threads:\\n"
 try:
-    os.write(2, b"error: Python has not run for %d s (see config.run.hang_timeout); the stacks of all threads:\\n" % idle)
+    os.write(2, text.encode())
 except OSError:
     pass
 os.kill(parent, signal.SIGUSR2)
@@ -172,10 +173,10 @@ FORWARDED = "RN50_JAX_FORWARDED"
 class Signals:
     """SIGTERM, SIGINT and SIGHUP ask for a save and the end of the run, SIGUSR1 for a save; used in a `with`.
 
-    A second one that asks for the end, after the first was answered on standard error, ends the process at once. Copies
-    are no second signal: where a whole group is signalled (a terminal, systemd, SLURM, `timeout`), a process gets one of
-    its own and another from whoever started it and passes signals on. Also asks for a save every so many seconds. SIGHUP
-    stays ignored under nohup.
+    A second one that asks for the end, after the first was answered on standard error, ends the process at once.
+    Copies are no second signal: where a whole group is signalled (by a terminal, systemd, SLURM or `timeout`), a
+    process gets one of its own and another one from whoever started it and passes signals on. SIGHUP stays ignored
+    under nohup. Also asks for a save every so many seconds.
 
     Args:
       save_every: seconds between saves; 0 for never.

@@ -94,6 +94,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Setup:
         sync=norm_sync(parallel.AXIS, len(devices), config.recipe.bn_group),
     )
     make_workdir(workdir)
+    if saves(config):
+        hosts.check_shared(workdir)
     check_same_everywhere(config, dataset)
     return Setup(config, workdir, parallel.make_mesh(devices), dataset, plan, model)
 

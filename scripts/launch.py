@@ -61,8 +61,8 @@ def main() -> int:
 
     children: list[subprocess.Popen[bytes]] = []
     asked: list[int] = []
-    # A signal to the whole group (a terminal, systemd, SLURM) reaches a process twice: by itself, and passed on. So that
-    # it can tell, this file grows by a byte for each that is passed on.
+    # A signal to the whole group (by a terminal, systemd, SLURM) reaches a process twice: itself, and passed on. So
+    # that it can tell, this file grows by a byte for each that is passed on.
     told = os.memfd_create("forwarded")
     coordinator = args.coordinator or f"127.0.0.1:{free_port()}"
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
