@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -36,10 +36,14 @@ class Watchdog:
         self._seconds = seconds
         self._limit = _FIRST * seconds
         self._finished = 0
+        self._interval = min(seconds / 4, 5)
         self._done = threading.Event()
+        self._observer = _Observer(self._interval)
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
+        self._observer.start()
+        self._observer.tell(self._limit + _SPARE)
         self._thread.start()
         return self
 
@@ -48,6 +52,7 @@ class Watchdog:
     ) -> None:
         self._done.set()
         self._thread.join()
+        self._observer.end()
 
     def progress(self) -> None:
         """Reports that something was finished; costs next to nothing."""
@@ -60,20 +65,17 @@ class Watchdog:
             yield item
 
     def _run(self) -> None:
-        interval = min(self._seconds / 4, 5)
         idle, seen = 0.0, self._finished
-        with _observer(interval) as tell:
-            while True:
-                # Should a thread hold Python's lock for ever, this one cannot speak: another process can.
-                tell(self._limit + _SPARE)
-                before = time.monotonic()
-                if self._done.wait(interval):
-                    return
-                idle += min(time.monotonic() - before, interval)
-                if self._finished != seen:
-                    idle, seen = 0.0, self._finished
-                if idle > self._limit:
-                    self._end(idle)
+        before = time.monotonic()
+        while not self._done.wait(self._interval):
+            # Should a thread hold Python's lock for ever, this one cannot speak: another process can.
+            self._observer.tell(self._limit + _SPARE)
+            before, slept = time.monotonic(), time.monotonic() - before
+            idle += min(slept, self._interval)
+            if self._finished != seen:
+                idle, seen = 0.0, self._finished
+            if idle > self._limit:
+                self._end(idle)
 
     def _end(self, idle: float) -> None:
         print(
@@ -124,34 +126,34 @@ os.kill(parent, signal.SIGKILL)
 """
 
 
-@contextmanager
-def _observer(interval: float) -> Iterator[Callable[[float], None]]:
+class _Observer:
     """A small process that ends this one, with its stacks, once it has not been told anything for a time.
 
     It is told for how long that may be. faulthandler's own timer would go off after a suspension, and end a sound run.
     """
-    command = [sys.executable, "-I", "-S", "-c", _OBSERVE, str(os.getpid()), str(interval)]
-    try:
-        faulthandler.register(signal.SIGUSR2, all_threads=True)
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
-    except (OSError, ValueError, AttributeError):  # no more processes, or no standard error
-        yield lambda _: None
-        return
-    pipe = process.stdin
-    assert pipe is not None
 
-    def tell(limit: float) -> None:
-        with suppress(OSError):
-            os.write(pipe.fileno(), f"{limit}\n".encode())
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._process: subprocess.Popen[bytes] | None = None
 
-    try:
-        yield tell
-    finally:
-        process.kill()
-        process.wait()
-        with suppress(OSError):
-            pipe.close()
-        faulthandler.unregister(signal.SIGUSR2)
+    def start(self) -> None:
+        command = [sys.executable, "-I", "-S", "-c", _OBSERVE, str(os.getpid()), str(self._interval)]
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        with suppress(OSError, ValueError, AttributeError):  # no more processes, or no standard error
+            faulthandler.register(signal.SIGUSR2, all_threads=True)
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=nowhere, start_new_session=True)
+
+    def tell(self, limit: float) -> None:
+        if self._process and self._process.stdin:
+            with suppress(OSError):
+                os.write(self._process.stdin.fileno(), f"{limit}\n".encode())
+
+    def end(self) -> None:
+        if self._process and self._process.stdin:
+            self._process.kill()
+            self._process.wait()
+            self._process.stdin.close()
+            faulthandler.unregister(signal.SIGUSR2)
 
 
 class Request(NamedTuple):

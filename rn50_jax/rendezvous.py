@@ -207,8 +207,9 @@ def _join(address: str, me: _Hello, timeout: float) -> None:
             f"--coordinator {address}: {why}, not the process 0 of a run that is starting; give all the same free port "
             "of its machine, and each its own number"
         )
-    # JAX, which finds nobody, tries again only after a second.
-    while time.monotonic() < start + timeout:
+    # JAX, where it finds nobody, tries again only after a second.
+    deadline = time.monotonic() + _LATE
+    while time.monotonic() < deadline:
         with suppress(OSError), _connect(address):
             return
         time.sleep(0.02)

@@ -22,7 +22,7 @@ from contextlib import suppress
 from types import FrameType
 
 GRACE = 10  # seconds between asking a process to end and killing it
-COPIES = 0.2  # seconds within which copies of one signal come, as from `timeout`
+COPIES = 1.0  # seconds within which copies of one signal come, as from `timeout`
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FORWARDED = "RN50_JAX_FORWARDED"  # tells a process where it sees what was passed on, see rn50_jax/guard.py
 PR_SET_PDEATHSIG = 1
@@ -60,7 +60,7 @@ def main() -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
     children: list[subprocess.Popen[bytes]] = []
-    asked: list[int] = []
+    asked: list[tuple[int, float]] = []
     # A signal to the whole group (by a terminal, systemd, SLURM) reaches a process twice: itself, and passed on. So
     # that it can tell, this file grows by a byte for each that is passed on.
     told = os.memfd_create("forwarded")
@@ -81,15 +81,9 @@ def main() -> int:
         except OSError as error:
             parser.error(f"cannot run {command[0]}: {error.strerror}")
 
-    last = float("-inf")
-
     def forward(number: int, _: FrameType | None) -> None:
-        nonlocal last
         if number in STOPS:
-            if time.monotonic() - last < COPIES:
-                return
-            last = time.monotonic()
-            asked.append(number)
+            asked.append((number, time.monotonic()))
             os.write(told, b".")
         for child in children:
             if child.poll() is None:
@@ -119,18 +113,19 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def wait(children: list[subprocess.Popen[bytes]], asked: list[int]) -> int:
+def wait(children: list[subprocess.Popen[bytes]], asked: list[tuple[int, float]]) -> int:
     """Waits for all to end; the first that fails decides the exit code, and the others are ended.
 
     Args:
-      asked: the signals by which all have been asked to end, as they come. One that ends by it has not failed: the
-        others are given the time to end as well, until they are asked again.
+      asked: the signals by which all have been asked to end, and when, as they come. One that ends by it has not
+        failed: the others are given the time to end as well, until they are asked again.
     """
     while True:
         codes = [child.poll() for child in children]
-        in_order = {*(128 + number for number in asked), *(-number for number in asked)}
+        in_order = {code for number, _ in asked for code in (128 + number, -number)}
         failed = [number for number, code in enumerate(codes) if code and code not in in_order]
-        if failed or (len(asked) > 1 and any(codes)):
+        again = len(asked) > 1 and asked[-1][1] - asked[0][1] > COPIES
+        if failed or (again and any(codes)):
             first = failed[0] if failed else next(number for number, code in enumerate(codes) if code)
             if failed:
                 text = f"launch: process {first} ended with code {codes[first]}; ending the others"
