@@ -235,13 +235,13 @@ def watched(env: dict[str, str], seconds: float, what: str) -> subprocess.Popen[
 def test_a_suspension_longer_than_the_limit_is_no_hang(process_env: dict[str, str], tmp_path: Path) -> None:
     beats = tmp_path / "beats"
     lives = f"while True: watchdog.progress(); open({str(beats)!r}, 'a').write('.'); time.sleep(0.01)"
-    process = watched(process_env, 4, lives)
+    process = watched(process_env, 6, lives)
     wait_until(lambda: beats.exists() and beats.stat().st_size > 10, process)
     process.send_signal(signal.SIGSTOP)
     stat = Path(f"/proc/{process.pid}/stat")
     wait_until(lambda: stat.read_text().rpartition(") ")[2][0] == "T", process)
     before = beats.stat().st_size
-    time.sleep(6)
+    time.sleep(8)
     process.send_signal(signal.SIGCONT)
     wait_until(lambda: beats.stat().st_size > before + 300, process)  # for longer than the watchdog's interval
     process.kill()
