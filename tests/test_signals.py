@@ -23,14 +23,14 @@ from rn50_jax.guard import FORWARDED, Signals, Watchdog
 
 # A process of a run, but for the training: asked to end, it saves for a while.
 CHILD = """
-import sys, time
+import os, sys, time
 from rn50_jax.guard import Signals
 with Signals(0) as signals:
-    print("ready", flush=True)
+    os.write(1, b"ready\\n")
     while not (request := signals.poll(together=True)).stop:
         time.sleep(0.01)
     sys.stdin.readline()
-    print("saved", flush=True)
+    os.write(1, b"saved\\n")
 sys.exit(128 + request.stop)
 """
 
@@ -110,8 +110,8 @@ def test_a_second_one_ends_all_at_once(launched: Callable[[], Launched], whom: s
     run.send(signal.SIGINT, whom)
     run.answers()
     run.send(signal.SIGINT, whom)
-    # They end although nobody lets them save.
-    out, err = run.process.communicate(timeout=PATIENCE)
+    run.process.wait(timeout=PATIENCE)  # although nobody lets them save
+    out, err = run.process.communicate()
     assert run.process.returncode == 130 and "saved" not in out
     assert err == "second signal: ending at once, without saving\n" * 2
 
