@@ -44,7 +44,7 @@ def _help() -> str:
             textwrap.fill(", ".join(recipe_names()), 110, initial_indent="  ", subsequent_indent="  "),
             "",
             "exit codes: 0 done; 1 some inputs failed, or an unexpected error; 2 a mistake in the call or its inputs;",
-            "            3 the run stopped itself; 130, 143 ended by a signal",
+            "            3 the run stopped itself; 129, 130, 143 ended by a signal",
         ]
     )
 

@@ -1,7 +1,6 @@
 """Mistakes that a user can mend, and how every command ends."""
 
 import argparse
-import io
 import os
 import signal
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from rn50_jax import streams
 from rn50_jax.restart import use_utf8
 from rn50_jax.text import printable
 
@@ -96,16 +96,15 @@ def tell(error: BaseException) -> int:
     """Prints what ended a command, in one line unless it was unexpected, and returns the exit code.
 
     Exit codes: 0 done, 1 some inputs failed or an unexpected error, 2 a mistake in the call or its inputs, 3 the run
-    stopped itself, 130 (SIGINT) and 143 (SIGTERM) interrupted, 141 (SIGPIPE) nobody reads on.
+    stopped itself, 129 (SIGHUP), 130 (SIGINT) and 143 (SIGTERM) interrupted, 141 (SIGPIPE) nobody reads on.
     """
     if isinstance(error, Interrupted):
         print(printable(str(error)), file=sys.stderr, flush=True)
         return 128 + error.number
-    if isinstance(error, UserError | RunStopped):
+    if isinstance(error, UserError | RunStopped | streams.Unwritable):
         print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, UserError) else EXIT_STOPPED
+        return EXIT_STOPPED if isinstance(error, RunStopped) else 2
     if isinstance(error, BrokenPipeError):  # who reads standard output, `head` for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
@@ -118,15 +117,20 @@ def tell(error: BaseException) -> int:
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command's `main(argv) -> exit code` and ends the process, see `tell`."""
     use_utf8()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name may hold what the terminal's encoding has not
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        code = main(sys.argv[1:])
-        sys.stdout.flush()
-    except (Exception, KeyboardInterrupt) as error:
-        code = tell(error)
+    with streams.guarded():
+        try:
+            code = _call(main)
+            sys.stdout.flush()
+        except (Exception, KeyboardInterrupt) as error:
+            code = tell(error)
     if code and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
         # An orderly exit would wait for the other processes, which may be waiting for this one.
         os._exit(code)
     sys.exit(code)
+
+
+def _call(main: Callable[[Sequence[str]], int]) -> int:
+    try:
+        return main(sys.argv[1:])
+    except SystemExit as end:  # of argparse, after --help
+        return end.code if isinstance(end.code, int) else int(end.code is not None)

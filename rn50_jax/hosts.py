@@ -6,11 +6,12 @@ Every process runs the same command. Each feeds its own devices; process 0 alone
 import argparse
 import json
 import os
+import secrets
 import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,10 @@ from jax.experimental import multihost_utils
 
 from rn50_jax import errors
 from rn50_jax.errors import Interrupted, RunStopped, UserError
+from rn50_jax.rendezvous import meet
 
 CONNECT_TIMEOUT = 300  # seconds that processes wait for each other at the start
+_LONGEST = 1_000_000  # seconds of a heartbeat, such as JAX takes
 
 
 class Cluster(NamedTuple):
@@ -70,13 +73,18 @@ def find_cluster(args: argparse.Namespace, environ: Mapping[str, str]) -> Cluste
         raise UserError(f"--coordinator {coordinator} needs {missing} too")
     if not 0 <= process_id < num_processes:
         raise UserError(f"--process_id {process_id} must be from 0 to {num_processes - 1} (--num_processes - 1)")
-    if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
+    if coordinator is not None and not _is_address(coordinator):
         raise UserError(f"--coordinator {coordinator} must be HOST:PORT, such as node1:12345")
     devices = None
     if local_size > 1:
         visible = environ.get("CUDA_VISIBLE_DEVICES", "")
         devices = (0,) if visible and "," not in visible else (local_rank,)
     return Cluster(coordinator, num_processes, process_id, devices, scheduler)
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return host != "" and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536
 
 
 def _ask_scheduler(environ: Mapping[str, str]) -> tuple[str, int | None, int | None, int, int]:
@@ -100,7 +108,7 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
     text = environ.get(name)
     if text is None:
         return None
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9:
         raise UserError(f"the environment variable {name}={text} must be a number")
     return int(text)
 
@@ -111,52 +119,76 @@ def connect(cluster: Cluster | None, *, heartbeat_timeout: int) -> None:
     From then on, when one process dies, the others end within `heartbeat_timeout` seconds.
 
     Raises:
-      UserError: the coordinator's host is unknown, cannot be reached, or its port is taken.
+      UserError: what is wrong with the coordinator or the other processes, see `rendezvous.meet`.
+      RunStopped: JAX cannot connect the processes.
     """
     if cluster is None or cluster.num_processes == 1:
         return
     if cluster.coordinator is not None:
         told = f"process {cluster.process_id} of {cluster.num_processes}: meeting at {cluster.coordinator}"
         print(f"{told}, for up to {CONNECT_TIMEOUT} s", file=sys.stderr, flush=True)
-        # JAX aborts with a stack trace where these fail.
-        _check_coordinator(cluster.coordinator, here=cluster.process_id == 0, timeout=CONNECT_TIMEOUT)
+        meet(cluster.coordinator, cluster.process_id, cluster.num_processes, timeout=CONNECT_TIMEOUT)
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
-    jax.distributed.initialize(
-        cluster.coordinator,
-        cluster.num_processes,
-        cluster.process_id,
-        local_device_ids=cluster.local_device_ids,
-        cluster_detection_method=cluster.scheduler if cluster.coordinator is None else "deactivate",
-        initialization_timeout=CONNECT_TIMEOUT,
-        heartbeat_timeout_seconds=heartbeat_timeout,
-        shutdown_timeout_seconds=heartbeat_timeout,
-    )
+    heartbeat_timeout = min(heartbeat_timeout, _LONGEST)
+    try:
+        jax.distributed.initialize(
+            cluster.coordinator,
+            cluster.num_processes,
+            cluster.process_id,
+            local_device_ids=cluster.local_device_ids,
+            cluster_detection_method=cluster.scheduler if cluster.coordinator is None else "deactivate",
+            initialization_timeout=CONNECT_TIMEOUT,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+            shutdown_timeout_seconds=heartbeat_timeout,
+        )
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise RunStopped(f"the {cluster.num_processes} processes of the run do not come together: {reason}") from error
     if cluster.process_id > 0:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, it stays open
 
 
-def _check_coordinator(address: str, *, here: bool, timeout: float) -> None:
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + timeout
+def check_shared(folder: Path) -> None:
+    """Makes sure that all processes see one and the same folder: what process 0 writes to it.
+
+    Raises:
+      UserError: on those that do not see it.
+      RunStopped: on the others.
+    """
+    if jax.process_count() == 1:
+        return
+    token = gather(secrets.token_hex(8))[0]
+    file = folder / f".shared-{token}"
     try:
-        if here:
-            with socket.create_server(("", int(port))):
-                return
-        while True:
-            try:
-                with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-                    return
-            except socket.gaierror:
-                raise
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-    except socket.gaierror as error:
-        raise UserError(f"--coordinator {address}: the host is unknown ({error.strerror})") from error
+        if is_first():
+            file.touch()
     except OSError as error:
-        fix = "choose another port" if here else "is process 0 running, and the port open?"
-        raise UserError(f"--coordinator {address}: {error.strerror or error}; {fix}") from error
+        raise UserError(f"cannot write to the work folder {folder}: {error.strerror}") from error
+    try:
+        barrier("a file in the work folder")
+        seen = _appears(file)
+        everyone = gather(seen)
+    finally:
+        if is_first():
+            file.unlink(missing_ok=True)
+    if not seen:
+        raise UserError(
+            f"process {jax.process_index()} on {socket.gethostname()} does not see what process 0 writes to the work "
+            f"folder {folder}, which must be one for all; give a --workdir that all machines share"
+        )
+    if not all(everyone):
+        others = [number for number, theirs in enumerate(everyone) if not theirs]
+        raise RunStopped(f"process(es) {others} have another work folder than {folder}, see their errors")
+
+
+def _appears(file: Path) -> bool:
+    """Whether a file is there, or comes within the time that network file systems take."""
+    for _ in range(20):
+        with suppress(OSError):
+            file.stat()
+            return True
+        time.sleep(0.25)
+    return False
 
 
 def finish() -> None:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
-from rn50_jax import errors, hosts, parallel, runtime
+from rn50_jax import errors, hosts, parallel, runtime, streams
 from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule
 from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.console import validation_text
@@ -23,8 +23,9 @@ from rn50_jax.data.feed import make_quarantine, stream_facts, train_batches
 from rn50_jax.diagnosis import telling_of_memory
 from rn50_jax.errors import Interrupted, UserError, say
 from rn50_jax.evaluate import EvalStep, evaluate_stored, make_eval_step
+from rn50_jax.folder_lock import locked
 from rn50_jax.goodput import Goodput
-from rn50_jax.guard import Signals, Watchdog, locked
+from rn50_jax.guard import Signals, Watchdog
 from rn50_jax.loggers import check_loggers
 from rn50_jax.models.norm import norm_sync
 from rn50_jax.models.resnet import ResNet
@@ -69,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
         print(validation_text(evaluate_stored(load_run(workdir, "latest", [*overrides, *machine]))))
     else:
         try:
-            train(prepare(config, workdir), argv)
+            with streams.enduring():
+                train(prepare(config, workdir), argv)
         except Interrupted:
             hosts.finish()
             raise
@@ -94,6 +96,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Setup:
         sync=norm_sync(parallel.AXIS, len(devices), config.recipe.bn_group),
     )
     make_workdir(workdir)
+    if saves(config):
+        hosts.check_shared(workdir)
     check_same_everywhere(config, dataset)
     return Setup(config, workdir, parallel.make_mesh(devices), dataset, plan, model)
 

@@ -6,18 +6,26 @@
 Each process gets an equal share of the GPUs (of `CUDA_VISIBLE_DEVICES`, if set), its number and where to meet the
 others in `JAX_PROCESS_ID`, `JAX_NUM_PROCESSES` and `JAX_COORDINATOR_ADDRESS`. On several machines start it on each,
 with `--machines`, `--machine` and `--coordinator`. One process for all GPUs needs no launcher. Needs only Python.
+
+SIGINT, SIGTERM, SIGHUP and SIGUSR1 are passed on to all processes, which end when this one is killed.
 """
 
 import argparse
+import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from types import FrameType
 
 GRACE = 10  # seconds between asking a process to end and killing it
+COPIES = 1.0  # seconds within which copies of one signal come, as from `timeout`
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORWARDED = "RN50_JAX_FORWARDED"  # tells a process where it sees what was passed on, see rn50_jax/guard.py
+PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -38,27 +46,53 @@ def main() -> int:
     if len(gpus) % args.processes:
         parser.error(f"{len(gpus)} GPU(s) cannot be shared equally by --processes {args.processes}")
 
-    children = []
+    numbers = {*STOPS, signal.SIGUSR1}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup
+        numbers.remove(signal.SIGHUP)
+    launcher = os.getpid()
+    prctl = ctypes.CDLL(None).prctl
+
+    def begin() -> None:
+        """In a new process: ends with the launcher, however that ends."""
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != launcher:
+            os._exit(1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    children: list[subprocess.Popen[bytes]] = []
+    asked: list[tuple[int, float]] = []
+    # A signal to the whole group (by a terminal, systemd, SLURM) reaches a process twice: itself, and passed on. So
+    # that it can tell, this file grows by a byte for each that is passed on.
+    told = os.memfd_create("forwarded")
     coordinator = args.coordinator or f"127.0.0.1:{free_port()}"
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     for local in range(args.processes):
         env = os.environ | {
             "JAX_COORDINATOR_ADDRESS": coordinator,
             "JAX_NUM_PROCESSES": str(args.machines * args.processes),
             "JAX_PROCESS_ID": str(args.machine * args.processes + local),
+            FORWARDED: f"{told}:{os.fstat(told).st_ino}",
         }
         if gpus:
             share = len(gpus) // args.processes
             env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[local * share : (local + 1) * share])
-        children.append(subprocess.Popen(command, env=env))
+        try:
+            children.append(subprocess.Popen(command, env=env, pass_fds=[told], preexec_fn=begin))
+        except OSError as error:
+            parser.error(f"cannot run {command[0]}: {error.strerror}")
 
     def forward(number: int, _: FrameType | None) -> None:
+        if number in STOPS:
+            asked.append((number, time.monotonic()))
+            os.write(told, b".")
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in numbers:
         signal.signal(number, forward)
-    return wait(children)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    return wait(children, asked)
 
 
 def visible_gpus(count: int) -> list[str]:
@@ -81,19 +115,34 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def wait(children: list[subprocess.Popen[bytes]]) -> int:
-    """Waits for all to end; the first that fails decides the exit code, and the others are ended."""
+def wait(children: list[subprocess.Popen[bytes]], asked: list[tuple[int, float]]) -> int:
+    """Waits for all to end; the first that fails decides the exit code, and the others are ended.
+
+    Args:
+      asked: the signals by which all have been asked to end, and when, as they come. One that ends by it has not
+        failed: the others are given the time to end as well, until they are asked again.
+    """
     while True:
         codes = [child.poll() for child in children]
-        failed = [number for number, code in enumerate(codes) if code]
-        if failed:
-            code = codes[failed[0]] or 1
-            print(f"launch: process {failed[0]} ended with code {code}; ending the others", file=sys.stderr)
+        in_order = {code for number, _ in asked for code in (128 + number, -number)}
+        failed = [number for number, code in enumerate(codes) if code and code not in in_order]
+        again = len(asked) > 1 and asked[-1][1] - asked[0][1] > COPIES
+        if failed or (again and any(codes)):
+            first = failed[0] if failed else next(number for number, code in enumerate(codes) if code)
+            if failed:
+                text = f"launch: process {first} ended with code {codes[first]}; ending the others"
+                with suppress(OSError):  # a terminal that is gone
+                    print(text, file=sys.stderr, flush=True)
             stop(children)
-            return code if code > 0 else 128 - code
+            return exit_code(codes[first])
         if None not in codes:
-            return 0
+            return exit_code(next(filter(None, codes), 0))
         time.sleep(0.1)
+
+
+def exit_code(code: int | None) -> int:
+    """A process's exit code as a shell gives it."""
+    return 128 - code if code and code < 0 else code or 0
 
 
 def stop(children: list[subprocess.Popen[bytes]]) -> None:

@@ -67,7 +67,9 @@ def test_summary_of_every_kind_of_result(tmp_path: Path) -> None:
     killed = {"kills": 5, "survived": 5, "runs": 1, "problems": []}
     write("c.json", killed=killed, damaged={}, seed=0, seconds=1)
     (tmp_path / "quickstart-bf16").mkdir()
-    (tmp_path / "quickstart-bf16/metrics.jsonl").write_text('{"val.top1": 90.0}\n{"val.top1": 97.25}\n')
+    (tmp_path / "quickstart-bf16/metrics.jsonl").write_text(
+        '{"step": 46, "epoch": 1, "val.top1": 90.0}\n{"step": 92, "epoch": 2, "val.top1": 97.25}\n'
+    )
     lines = summary.summarise(tmp_path).splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")][:4] for line in lines if line.startswith("|")][2:]
     assert rows == [

@@ -207,6 +207,21 @@ def test_processes_that_disagree_are_told_so(env: dict[str, str], digits: Path, 
     assert not list((tmp_path / "run").rglob("metrics.jsonl"))
 
 
+def test_a_work_folder_that_is_not_shared_is_found(env: dict[str, str], digits: Path, tmp_path: Path) -> None:
+    meeting = f"127.0.0.1:{free_port()}"
+    pipe, processes = subprocess.PIPE, []
+    for number in range(2):
+        place = (f"--coordinator={meeting}", "--num_processes=2", f"--process_id={number}")
+        line = command(digits, tmp_path / f"run{number}", *place, "--config.run.heartbeat_timeout=1000000000000")
+        processes.append(subprocess.Popen(line, env=env, cwd=REPO, stdout=pipe, stderr=pipe, text=True))
+    (_, first), (_, second) = [process.communicate(timeout=PATIENCE) for process in processes]
+    assert processes[1].returncode == 2 and f"process 1 on {socket.gethostname()} does not see" in second
+    assert f"the work folder {tmp_path / 'run1'}, which must be one for all" in second
+    assert processes[0].returncode == 3 and "process(es) [1] have another work folder than" in first
+    assert all(len(err.splitlines()) == 2 for err in (first, second)), (first, second)  # the first: where they meet
+    assert [list((tmp_path / name).iterdir()) for name in ("run0", "run1")] == [[], []]
+
+
 @pytest.mark.slow
 def test_the_slurm_script(env: dict[str, str], digits: Path, tmp_path: Path) -> None:
     # What `srun` does: as many processes as tasks, each with SLURM's variables.
@@ -286,8 +301,12 @@ def test_a_process_finds_its_place(given: dict, environ: dict, wanted: Cluster |
         ({"coordinator": "a:1"}, {}, "needs --num_processes too"),
         ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, {}, "--process_id 2 must be from 0 to 1"),
         ({"coordinator": "a", "num_processes": 2, "process_id": 1}, {}, "must be HOST:PORT"),
+        ({"coordinator": "a:0", "num_processes": 2, "process_id": 1}, {}, "must be HOST:PORT"),
+        ({"coordinator": "a:65536", "num_processes": 2, "process_id": 1}, {}, "must be HOST:PORT"),
+        ({"coordinator": ":123", "num_processes": 2, "process_id": 1}, {}, "must be HOST:PORT"),
         ({}, OMPI, "need --coordinator HOST:PORT too"),
         ({}, {"JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID=one must be a number"),
+        ({}, {"JAX_PROCESS_ID": "1" * 5000}, "must be a number"),
     ],
 )
 def test_an_incomplete_place_is_refused(given: dict, environ: dict, message: str) -> None:

@@ -15,7 +15,7 @@ from trees import make_config
 
 from rn50_jax import files, plot
 from rn50_jax.errors import UserError
-from rn50_jax.guard import locked
+from rn50_jax.folder_lock import locked
 from rn50_jax.workdir import make_workdir, write_json, write_run_files
 
 
