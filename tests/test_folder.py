@@ -179,3 +179,24 @@ def test_names_of_imagenet_classes() -> None:
     assert human_names(("n01440764", "n15075141"))[0] == "tench, Tinca tinca"
     assert human_names(("n01440764", "cat")) == ("n01440764", "cat")
     assert human_names(("cat",)) == ("cat",)
+
+
+def test_links_to_themselves_are_no_classes_and_no_images(tree: Path) -> None:
+    wanted = scan_split(tree / "train")
+    for name in ("train/loop", "train/ant/loop.jpg"):
+        (tree / name).symlink_to(Path(name).name)
+    os.mkfifo(tree / "train/pipe")
+    os.mkfifo(tree / "train/ant/pipe.jpg")
+    names, images = scan_split(tree / "train")
+    assert (names, images.files) == (wanted[0], wanted[1].files)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads all")
+@pytest.mark.parametrize("name", ["train", "train/ant"])
+def test_folders_that_cannot_be_read_are_named(tree: Path, name: str) -> None:
+    (tree / name).chmod(0)
+    try:
+        with pytest.raises(UserError, match=f"{name} cannot be read: Permission denied"):
+            scan_split(tree / "train")
+    finally:
+        (tree / name).chmod(0o755)
