@@ -112,8 +112,8 @@ def _number_classes(file: Path, names: list[str], used: set[str]) -> tuple[tuple
         return tuple(map(str, range(count))), numbers
     if not names and (odd := next((word for word in sorted(used) if _is_no_label(word)), None)):
         raise UserError(
-            f"file list {file}: {odd[:20]!r} is no label, which are whole numbers from 0; if it is the name of a class, "
-            "begin with a #class line for each"
+            f"file list {file}: {odd[:20]!r} is no label, which are whole numbers from 0; if it is the name of a "
+            "class, begin with a #class line for each"
         )
     if "" in names:
         raise UserError(f"file list {file} has a #class line without a name")
