@@ -114,9 +114,9 @@ def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
 
     Hidden files and folders and files without an image suffix are left out; classes and images are sorted by name.
     """
-    if not split_dir.is_dir():
+    if not is_folder(split_dir):
         raise UserError(f"{split_dir} does not exist; put images into {split_dir}/<class>/<image>")
-    class_names = sorted(entry.name for entry in _entries(split_dir) if kind_of(entry) == "folder")
+    class_names = sorted(entry.name for entry in visible_entries(split_dir) if kind_of(entry) == "folder")
     if not class_names:
         raise UserError(f"{split_dir} has no class folders; put images into {split_dir}/<class>/<image>")
     # Network file systems answer slowly, but many questions at a time.
@@ -140,13 +140,29 @@ def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
 
 def _list_images(folder: Path) -> tuple[list[str], list[str]]:
     """The images of a class, and pictures that are not read; sorted."""
-    found = sorted((entry.path, entry.name.lower(), kind_of(entry) == "file") for entry in _entries(folder))
+    found = sorted((entry.path, entry.name.lower(), kind_of(entry) == "file") for entry in visible_entries(folder))
     images = [path for path, name, is_file in found if is_file and name.endswith(SUFFIXES)]
     return images, [path for path, name, is_file in found if is_file and name.endswith(OTHER_PICTURES)]
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder and not hidden."""
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder.
+
+    Raises:
+      UserError: that cannot be known.
+    """
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; see its permissions") from error
+
+
+def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden.
+
+    Raises:
+      UserError: it cannot be read.
+    """
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rn50_jax.data.filelist import FileList, listable, read_list
-from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES, kind_of
+from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES, is_folder, kind_of
 from rn50_jax.data.headers import DECODABLE, PICTURES, sniff
 from rn50_jax.data.shards import has_shards, index_tar, scan_shards
 from rn50_jax.errors import UserError
@@ -70,12 +70,12 @@ def list_dataset(root: Path, lists: Iterable[Path] = ()) -> tuple[dict[str, Spli
     Raises:
       UserError: there is nothing of this kind, or what `scan_shards` and `read_list` raise.
     """
-    if not root.is_dir():
+    if not is_folder(root):
         raise UserError(f"{root} is not a folder; pass a folder with train/ and val/")
     findings: list[Finding] = []
     splits = {file.stem: _list_listed(root, read_list(file), findings) for file in lists}
     if not splits:
-        parts = [root / name for name in ("train", "val") if (root / name).is_dir()] or [root]
+        parts = [root / name for name in ("train", "val") if is_folder(root / name)] or [root]
         splits = {part.name or "data": _list_split(root, part, findings) for part in parts}
     if not any(split.names for split in splits.values()) and not findings:
         raise UserError(
