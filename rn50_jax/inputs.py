@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from rn50_jax.data.decodable import diagnose, quiet_pillow, read_header
 from rn50_jax.data.feed import prefetch
-from rn50_jax.data.folder import SUFFIXES, ImageSet
+from rn50_jax.data.folder import SUFFIXES, ImageSet, kind_of, read_part
 from rn50_jax.data.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
 from rn50_jax.errors import warn
 
@@ -107,9 +107,10 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Found]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        kind = kind_of(entry)
+        if kind == "folder":
             yield from _walk(entry.path, (*above, here))
-        elif entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink()):
+        elif entry.name.lower().endswith(SUFFIXES) and kind in ("file", "link"):
             yield Found(entry.path)
 
 
@@ -154,15 +155,7 @@ def _read(found: Found) -> _Read:
     if found.problem:
         return _Read(found)
     try:
-        with open(found.inside.tar if found.inside else found.file, "rb") as file:  # noqa: PTH123, odd names
-            status = os.fstat(file.fileno())
-            regular = stat.S_ISREG(status.st_mode)
-            if found.inside:
-                file.seek(found.inside.offset)
-            size = found.inside.size if found.inside else status.st_size if regular else MAX_BYTES
-            if size > MAX_BYTES:
-                return _Read(Found(found.file, f"too large: more than {MAX_BYTES // 10**6} MB"))
-            encoded = file.read(size)
+        encoded = read_part(*found.inside) if found.inside else _read_any(found.file)
         header = read_header(encoded)
     except OSError as error:
         return _Read(Found(found.file, f"cannot be read: {error.strerror}"))
@@ -171,6 +164,16 @@ def _read(found: Found) -> _Read:
     except ValueError:  # a NUL character in the name
         return _Read(Found(found.file, "cannot be the name of a file"))
     return _Read(found, encoded, header.width * header.height)
+
+
+def _read_any(name: str) -> bytes:
+    """A file as `read_part` reads it, or what comes out of a pipe, as of a shell's <(command)."""
+    if not stat.S_ISFIFO(os.stat(name).st_mode):  # noqa: PTH116, odd names
+        return read_part(name)
+    # Without waiting for somebody to open its other end: a pipe that nobody writes to is empty.
+    with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as pipe:  # noqa: PTH123
+        os.set_blocking(pipe.fileno(), True)
+        return pipe.read(MAX_BYTES)
 
 
 def _make_decoder(config: ConfigDict) -> Callable[[Sequence[_Read]], list[Decoded]]:

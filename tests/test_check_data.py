@@ -24,11 +24,13 @@ from test_shards import write_tar
 from rn50_jax.check_data import check, main, report_text, write_clean_lists
 from rn50_jax.data import health
 from rn50_jax.data.filelist import read_list
-from rn50_jax.data.folder import scan_split
+from rn50_jax.data.folder import read_part, scan_split
+from rn50_jax.data.headers import ImageProblem
 from rn50_jax.data.image_file import examine
 from rn50_jax.data.listing import Source, Split, list_dataset
 from rn50_jax.data.names import IMAGENET_IMAGES, human_names, imagenet_notes, likely_names
 from rn50_jax.data.processes import map_in_processes
+from rn50_jax.data.scan import look_at
 from rn50_jax.data.shards import has_shards
 from rn50_jax.errors import UserError
 
@@ -367,3 +369,18 @@ def test_training_notes_an_incomplete_imagenet(tmp_path: Path, capsys: pytest.Ca
             (tmp_path / split / name / "0.jpg").write_bytes(photo)
     open_dataset(make_config(tmp_path))
     assert "note: 999 of ImageNet's 1,000 classes; missing: n15075141" in capsys.readouterr().err
+
+
+def test_files_and_members_of_more_bytes_than_memory_holds(tree: Path) -> None:
+    image, size = encode(make_photo(0, (32, 32)), "JPEG"), 10**13
+    file = tree / "train/ant/huge.jpg"
+    file.write_bytes(image)
+    os.truncate(file, 10**13)
+    for full in (False, True):
+        found = check(tree / "train", full=full)[0]["problems"]["too large"]["files"]
+        assert found == [{"file": "ant/huge.jpg", "detail": "more than 600 MB"}]
+    source = Source(str(file), ".jpg", 0, size)  # as of a member of a sparse tar
+    seen = look_at([source], full=True, workers=1, advance=lambda _: None)
+    assert seen.problems == {0: ("too large", "more than 600 MB")}
+    with pytest.raises(ImageProblem, match="more than 600 MB"):
+        read_part(str(file), 0, size)

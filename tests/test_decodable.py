@@ -201,3 +201,17 @@ def test_random_bytes_in_headers_raise_nothing_else() -> None:
                 to_decodable(bytes(data))
         except ImageProblem:
             continue
+
+
+def test_four_inks_are_inverted_with_and_without_the_mark_of_adobe(decode: Callable[[bytes], np.ndarray]) -> None:
+    marked = encode(photo("CMYK"), "JPEG", quality=100)
+    at = marked.index(b"Adobe") - 4
+    for data in (marked, marked[:at] + marked[at + 16 :]):
+        with Image.open(io.BytesIO(data)) as image:
+            np.testing.assert_allclose(decode(data).astype(int), np.asarray(image.convert("RGB")), atol=2)
+
+
+def test_sixteen_bits_whose_zero_is_white(decode: Callable[[bytes], np.ndarray]) -> None:
+    deep = np.linspace(0, 65535, SIZE * SIZE).astype("<u2").reshape(SIZE, SIZE)
+    black, white = (tiff(SIZE, SIZE, [deep.tobytes()], t258=16, t262=zero_is, t277=1) for zero_is in (1, 0))
+    assert np.array_equal(decode(white), 255 - decode(black))

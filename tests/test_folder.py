@@ -179,3 +179,30 @@ def test_names_of_imagenet_classes() -> None:
     assert human_names(("n01440764", "n15075141"))[0] == "tench, Tinca tinca"
     assert human_names(("n01440764", "cat")) == ("n01440764", "cat")
     assert human_names(("cat",)) == ("cat",)
+
+
+def test_links_to_themselves_are_no_classes_and_no_images(tree: Path) -> None:
+    wanted = scan_split(tree / "train")
+    for name in ("train/loop", "train/ant/loop.jpg"):
+        (tree / name).symlink_to(Path(name).name)
+    os.mkfifo(tree / "train/pipe")
+    os.mkfifo(tree / "train/ant/pipe.jpg")
+    names, images = scan_split(tree / "train")
+    assert (names, images.files) == (wanted[0], wanted[1].files)
+
+
+@pytest.mark.parametrize("name", ["train/ant", "train", "."])
+def test_folders_that_cannot_be_read_are_named(tree: Path, name: str) -> None:
+    user, denied = os.geteuid(), tree / name
+    for folder in tree.parents:
+        if user == 0 and folder.stat().st_uid == 0 and folder.is_relative_to(tree.parents[1]):
+            folder.chmod(0o755)  # for the user that root becomes
+    denied.chmod(0)
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        with pytest.raises(UserError, match="cannot be read: Permission denied; see its permissions"):
+            open_dataset(make_config(tree))
+    finally:
+        os.seteuid(user)
+        denied.chmod(0o755)

@@ -16,8 +16,7 @@ import sklearn.datasets
 from PIL import Image
 from trees import make_config, write_image
 
-from rn50_jax import inputs
-from rn50_jax.data import decodable
+from rn50_jax.data import decodable, folder
 from rn50_jax.data.dali import make_decoder
 from rn50_jax.data.folder import Members, scan_split
 from rn50_jax.exporting.check import thin_out
@@ -126,7 +125,7 @@ def test_bad_files_do_not_spoil_the_others(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "052.png").unlink()
     monkeypatch.setattr(decodable, "MAX_PIXELS", 2000)  # the others have 1,440
     write_image(tmp_path / "053.png", size=(50, 50))
-    monkeypatch.setattr(inputs, "MAX_BYTES", 6_000_000)
+    monkeypatch.setattr(folder, "MAX_BYTES", 6_000_000)
     with (tmp_path / "054.png").open("wb") as file:
         file.truncate(6_000_001)
     files = [Found(str(tmp_path / f"{grey:03}.png")) for grey in range(80)]
@@ -139,8 +138,8 @@ def test_bad_files_do_not_spoil_the_others(tmp_path: Path, monkeypatch: pytest.M
         50: "its end is missing; get it again",
         51: "it has zero bytes; get it again",
         52: "cannot be read: No such file or directory",
-        53: "too large (50 x 50): more than 200,000,000 pixels; make it smaller",
-        54: "too large: more than 6 MB",
+        53: "too large (50 x 50): more than 200,000,000 pixels or 600 MB; make it smaller",
+        54: "too large (more than 6 MB): more than 200,000,000 pixels or 600 MB; make it smaller",
         55: "matches no file",
     }
     for grey, item in enumerate(decoded):
@@ -200,3 +199,21 @@ def test_images_in_tars(tree: Path) -> None:
     few = list(decode_files(config, found_in(thin_out(packed, 3))))
     assert [item.file for item in few] == [images.files[i] for i in (0, 4, 9)]
     assert [item.image[0, 0, 0] for item in few] == [0, 20, 45]
+
+
+def test_links_to_nothing_and_pipes_that_nobody_writes_to(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "good.jpg").write_bytes(PHOTO.read_bytes())
+    for name, target in (("loop", "loop"), ("loop.jpg", "loop.jpg"), ("self", "."), ("zero.jpg", "/dev/zero")):
+        (images / name).symlink_to(target)
+    os.mkfifo(images / "pipe.jpg")
+    (images / "link.jpg").symlink_to("pipe.jpg")
+    found = list(decode_files(make_config(tmp_path), find_images([str(images)])))
+    assert [(Path(item.file).name, item.problem) for item in found] == [
+        ("good.jpg", ""),
+        ("loop.jpg", "cannot be read: Too many levels of symbolic links"),
+    ]
+    named = [str(images / name) for name in ("pipe.jpg", "zero.jpg")]
+    problems = [item.problem for item in decode_files(make_config(tmp_path), find_images(named))]
+    assert problems == ["it has zero bytes; get it again", "cannot be read: it is no plain file"]

@@ -98,7 +98,7 @@ def test_folders_and_standard_input_to_files(
     done = predict(process_env, *options, "--format", "csv", input=listed)
     assert done.returncode == 1 and done.stderr == b""
     rows = list(csv.DictReader(io.StringIO(done.stdout.decode(errors="surrogateescape"))))
-    assert rows[0]["error"].startswith("is not an image")
+    assert rows[0]["error"].startswith("no image")
     assert len(rows) == 1 + 2 * (len(lines) - 1)
     predictions = [p | {"file": line["file"]} for line in lines[1:] for p in line["predictions"]]
     for row, p in zip(rows[1:], predictions, strict=True):

@@ -1,5 +1,6 @@
 """Reading the index of tar shards, and file lists."""
 
+import gzip
 import io
 import json
 import os
@@ -242,6 +243,7 @@ def test_members_are_those_that_tarfile_finds(tmp_path: Path, tar_format: int) -
         (lambda d: os.truncate(d / "a.tar", 3000), "a.tar is damaged or cut off"),
         (lambda d: (d / "b.tar").write_text("text " * 1000), "b.tar is damaged or cut off"),
         (lambda d: (d / "b.tar").write_bytes(b""), "b.tar is damaged or cut off"),
+        (lambda d: (d / "b.tar").write_bytes(gzip.compress((d / "a.tar").read_bytes())), "b.tar is compressed (gzip)"),
         (lambda d: write_tar(d / "b.tar", [("x.jpg", b"")]), "sample 'x' has no label (.cls)"),
         (lambda d: write_tar(d / "b.tar", [("x.cls", b"1")]), "sample 'x' has no image"),
         (lambda d: write_tar(d / "b.tar", [("x.jpg", b""), ("x.cls", b"one")]), "x.cls holds b'one'"),
@@ -313,6 +315,7 @@ def test_a_list_is_read_back(tmp_path: Path) -> None:
         ("#class\tdog\n#class\tcat\na.jpg\tdog\nb.jpg\t1\n", ("dog", "cat"), [0, 1]),
         ("#class\t1\n#class\t0\na.jpg\t1\n", ("1", "0"), [0]),
         ("a.jpg\t0\nb.jpg\tcat\n", ("0", "cat"), [0, 1]),
+        ("#class\t-1\n#class\t2.0\na.jpg\t2.0\nb.jpg\t-1\n", ("-1", "2.0"), [1, 0]),
     ],
 )
 def test_classes_of_a_list(tmp_path: Path, text: str, class_names: tuple[str, ...], labels: list[int]) -> None:
@@ -334,6 +337,11 @@ def test_classes_of_a_list(tmp_path: Path, text: str, class_names: tuple[str, ..
         (b"#class\ta\n#class\ta\nx.jpg\ta\n", "names class 'a' twice"),
         (b"x.jpg\t99999999999\n", "99999999999 is no label"),
         (b"x.jpg\t1000000\n", "1000000 is no label"),
+        (b"x.jpg\t0\ny.jpg\t-1\n", "'-1' is no label, which are whole numbers from 0"),
+        (b"x.jpg\t1.0\ny.jpg\t10.0\n", "'1.0' is no label"),
+        (b"x.jpg\t1\ny.jpg\t 1\n", "' 1' is no label"),
+        (b"x.jpg\t" + b"9" * 5000, "'99999999999999999999' is no label"),
+        (b"#class\t\nx.jpg\t0\n", "has a #class line without a name"),
         ("x.jpg\t0\n".encode("utf-16-le"), "has a NUL character (1 characters in)"),
     ],
 )

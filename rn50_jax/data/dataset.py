@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from rn50_jax.data.digits import write_digits
 from rn50_jax.data.filelist import find_odd, read_list
-from rn50_jax.data.folder import Dataset, ImageSet, Members, check_same_classes, scan_split
+from rn50_jax.data.folder import Dataset, ImageSet, Members, check_same_classes, is_folder, scan_split
 from rn50_jax.data.names import imagenet_notes
 from rn50_jax.data.shards import has_shards, scan_shards
 from rn50_jax.data.synthetic import synthetic_dataset
@@ -35,7 +35,7 @@ def open_dataset(config: ConfigDict, *, need_train: bool = True, need_val: bool 
     if config.data.builtin == "digits" and need_train and not root.exists():
         say(f"writing scikit-learn's handwritten digits to {root}")
         write_digits(root)
-    if not root.is_dir():
+    if not is_folder(root):
         raise UserError(f"config.data.dir={config.data.dir!r} is not a folder; pass --config.data.dir=DIR")
     nothing = ((), ImageSet((), np.zeros(0, np.int32)))
     train_classes, train = _open_split(root, "train", config.data.train_list) if need_train else nothing

@@ -1,7 +1,8 @@
 """What of an image file may reach DALI: its decoders crash the process on some valid files, and misread others.
 
-JPEG, PNG and WebP whose headers are plain are decoded by DALI. TIFF, BMP, PNM and JPEG 2000 are decoded by Pillow, and
-reach DALI as bare pixels (PPM), so that whatever follows is the same. Everything else is refused by name.
+JPEG, PNG and WebP whose headers are plain are decoded by DALI. TIFF, BMP, PNM, JPEG 2000 and the few JPEGs of four
+components without Adobe's mark are decoded by Pillow, and reach DALI as bare pixels (PPM), so that whatever follows is
+the same. Everything else is refused by name.
 """
 
 import io
@@ -11,7 +12,15 @@ import warnings
 from typing import Any
 
 import numpy as np
-from PIL import BmpImagePlugin, Image, Jpeg2KImagePlugin, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from rn50_jax.data.headers import (
     DECODABLE,
@@ -114,6 +123,7 @@ _PILLOW: dict[str, Any] = {
     "PNM": PpmImagePlugin.PpmImageFile,
     "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
 }
 
 
@@ -159,6 +169,8 @@ def _to_rgb(image: Image.Image, found: str) -> np.ndarray:
         bits = image.tag_v2.get(258, (16,))[0] if isinstance(image, TiffImagePlugin.TiffImageFile) else 16
         most = 2**bits - 1
         deep = np.asarray(image).astype(np.uint32).clip(max=most)
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 0:  # white is zero
+            deep = most - deep
         return np.repeat(((deep * 255 + most // 2) // most).astype(np.uint8)[..., None], 3, axis=2)
     if mode in ("I", "F", "LAB", "HSV"):
         raise unusual(f"it is a {found} of an unusual kind, {mode}")

@@ -110,6 +110,13 @@ def _number_classes(file: Path, names: list[str], used: set[str]) -> tuple[tuple
                 f"file list {file}: {count - 1} is no label; they count from 0 and are below {MOST_CLASSES:,}"
             )
         return tuple(map(str, range(count))), numbers
+    if not names and (odd := next((word for word in sorted(used) if _is_no_label(word)), None)):
+        raise UserError(
+            f"file list {file}: {odd[:20]!r} is no label, which are whole numbers from 0; if it is the name of a "
+            "class, begin with a #class line for each"
+        )
+    if "" in names:
+        raise UserError(f"file list {file} has a #class line without a name")
     names = names or sorted(used)
     label_of = {name: label for label, name in enumerate(names)}
     if len(label_of) != len(names):
@@ -120,6 +127,10 @@ def _number_classes(file: Path, names: list[str], used: set[str]) -> tuple[tuple
             raise UserError(f"file list {file}: class {word!r} is not one of its {len(names)} #class lines")
         label_of[word] = numbers[word]
     return tuple(names), label_of
+
+
+def _is_no_label(word: str) -> bool:
+    return bool(re.fullmatch(r"\s*[-+]?[0-9]*[.,]?[0-9]+\s*", word) and not re.fullmatch("[0-9]{1,18}", word))
 
 
 def find_odd(files: Sequence[str]) -> str | None:

@@ -76,16 +76,18 @@ def read_image(images: ImageSet, index: int) -> bytes:
       ImageProblem: it has more than 600 MB.
     """
     if images.members is None:
-        with open_regular(images.files[index]) as file:
-            if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise ImageProblem("too large", f"more than {MAX_BYTES // 10**6} MB")
-            return file.read()
+        return read_part(images.files[index])
     tars, tar, offset, size = images.members
-    descriptor = os.open(tars[tar[index]], os.O_RDONLY)
-    try:
-        return os.pread(descriptor, int(size[index]), int(offset[index]))
-    finally:
-        os.close(descriptor)
+    return read_part(tars[tar[index]], int(offset[index]), int(size[index]))
+
+
+def read_part(path: str, offset: int = 0, size: int = -1) -> bytes:
+    """`size` bytes of a plain file from `offset` on, or all of it (-1); raises as `read_image`."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size if size < 0 else size
+        if size > MAX_BYTES:
+            raise ImageProblem("too large", f"more than {MAX_BYTES // 10**6} MB")
+        return os.pread(file.fileno(), size, offset)
 
 
 class Dataset(NamedTuple):
@@ -112,10 +114,9 @@ def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
 
     Hidden files and folders and files without an image suffix are left out; classes and images are sorted by name.
     """
-    if not split_dir.is_dir():
+    if not is_folder(split_dir):
         raise UserError(f"{split_dir} does not exist; put images into {split_dir}/<class>/<image>")
-    with os.scandir(split_dir) as entries:
-        class_names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    class_names = sorted(entry.name for entry in visible_entries(split_dir) if kind_of(entry) == "folder")
     if not class_names:
         raise UserError(f"{split_dir} has no class folders; put images into {split_dir}/<class>/<image>")
     # Network file systems answer slowly, but many questions at a time.
@@ -139,17 +140,47 @@ def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
 
 def _list_images(folder: Path) -> tuple[list[str], list[str]]:
     """The images of a class, and pictures that are not read; sorted."""
-    with os.scandir(folder) as entries:
-        found = sorted((e.path, e.name.lower(), _is_file(e)) for e in entries if not e.name.startswith("."))
+    found = sorted((entry.path, entry.name.lower(), kind_of(entry) == "file") for entry in visible_entries(folder))
     images = [path for path, name, is_file in found if is_file and name.endswith(SUFFIXES)]
     return images, [path for path, name, is_file in found if is_file and name.endswith(OTHER_PICTURES)]
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder.
+
+    Raises:
+      UserError: that cannot be known.
+    """
     try:
-        return entry.is_file()
-    except OSError:  # a link to itself
-        return False
+        return path.is_dir()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; see its permissions") from error
+
+
+def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}; see its permissions") from error
+
+
+def kind_of(entry: os.DirEntry[str]) -> str:
+    """What an entry is, or what it points to: "file", "folder", "link" if to nothing, or "pipe or device"."""
+    try:
+        if entry.is_file():
+            return "file"
+        if entry.is_dir():
+            return "folder"
+        entry.stat()
+    except OSError:  # a link to itself, or to nothing
+        return "link"
+    return "pipe or device"
 
 
 def check_same_classes(root: Path, train: tuple[str, ...], val: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ PROBLEMS = {
     "unknown format": "such images are not read; convert it to JPEG or PNG",
     "cut off": "its end is missing; get it again",
     "damaged": "it cannot be decoded; get it again",
-    "too large": f"more than {MAX_PIXELS:,} pixels; make it smaller",
+    "too large": f"more than {MAX_PIXELS:,} pixels or {MAX_BYTES // 10**6} MB; make it smaller",
     "unreadable": "cannot be opened or read; see its permissions and disk",
     "crashes": "ends the process that decodes it; remove it",
 }
@@ -105,7 +105,7 @@ _OTHER_FRAMES = {0xC3: "lossless", 0xC9: "arithmetic-coded", 0xCA: "arithmetic-c
 
 def read_jpeg(data: bytes) -> Header:
     """Reads the segments of a JPEG up to its frame; raises as `decodable.read_header`."""
-    at = 2
+    at, adobe = 2, False
     try:
         while True:
             if data[at] != 0xFF:
@@ -125,6 +125,7 @@ def read_jpeg(data: bytes) -> Header:
             length = (data[at + 1] << 8) | data[at + 2]
             if length < 2:
                 raise damaged("a JPEG with a segment of no length")
+            adobe |= marker == 0xEE and length >= 14 and data[at + 3 : at + 8] == b"Adobe"
             at += 1 + length
         length, bits, height, width, components = struct.unpack_from(">HBHHB", data, at + 1)
         sampling = data[at + 10 : at + 9 + 3 * components : 3]
@@ -140,7 +141,8 @@ def read_jpeg(data: bytes) -> Header:
         raise damaged(f"a JPEG of {width} x {height} pixels")
     if any(not (1 <= factor >> 4 <= 4 and 1 <= factor & 15 <= 4) for factor in sampling):
         raise damaged("a JPEG with impossible sampling")
-    return Header("JPEG", width, height, True)
+    # Four inks are stored inverted, says Pillow; DALI thinks so only of those with a mark of Adobe's.
+    return Header("JPEG", width, height, components < 4 or adobe)
 
 
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}

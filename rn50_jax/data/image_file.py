@@ -80,6 +80,8 @@ def examine(file: BinaryIO, suffix: str, verify: Verify, *, full: bool) -> Exami
     key = hashlib.blake2b(b"%d:%b%b" % (size, head, tail), digest_size=16).digest()
     mode, notes, complaint = "", list[str](), ""
     try:
+        if size > MAX_BYTES:
+            raise ImageProblem("too large", f"more than {MAX_BYTES // 10**6} MB")
         header = _read_header(file, head, size)
         mode, notes = _look(file)
         ends = ends_well(found, head, tail, size)
@@ -106,8 +108,6 @@ def _read_header(file: BinaryIO, head: bytes, size: int) -> Header:
             isinstance(problem, IncompleteError) or sniff(head) in ("TIFF", "PNM", "JPEG 2000")
         ):
             raise
-    if size > MAX_BYTES:
-        raise ImageProblem("too large", f"more than {MAX_BYTES // 10**6} MB")
     file.seek(0)
     return read_header(file.read())
 

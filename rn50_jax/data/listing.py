@@ -1,7 +1,6 @@
 """What a data set holds, without opening an image: what training would see, and what it would not, and why."""
 
 import os
-import stat
 import sys
 import unicodedata
 from collections import Counter
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rn50_jax.data.filelist import FileList, listable, read_list
-from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES
+from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES, is_folder, kind_of
 from rn50_jax.data.headers import DECODABLE, PICTURES, sniff
 from rn50_jax.data.shards import has_shards, index_tar, scan_shards
 from rn50_jax.errors import UserError
@@ -71,12 +70,12 @@ def list_dataset(root: Path, lists: Iterable[Path] = ()) -> tuple[dict[str, Spli
     Raises:
       UserError: there is nothing of this kind, or what `scan_shards` and `read_list` raise.
     """
-    if not root.is_dir():
+    if not is_folder(root):
         raise UserError(f"{root} is not a folder; pass a folder with train/ and val/")
     findings: list[Finding] = []
     splits = {file.stem: _list_listed(root, read_list(file), findings) for file in lists}
     if not splits:
-        parts = [root / name for name in ("train", "val") if (root / name).is_dir()] or [root]
+        parts = [root / name for name in ("train", "val") if is_folder(root / name)] or [root]
         splits = {part.name or "data": _list_split(root, part, findings) for part in parts}
     if not any(split.names for split in splits.values()) and not findings:
         raise UserError(
@@ -129,7 +128,7 @@ def _list_folders(root: Path, split_dir: Path, findings: list[Finding]) -> Split
     """The class folders of a split; `folder.scan_split` finds the same images where nothing is wrong."""
     class_names = []
     for entry in sorted(_entries(root, split_dir, findings), key=lambda entry: entry.name):
-        kind = _kind(entry)
+        kind = kind_of(entry)
         name = _relative(root, entry.path)
         if entry.name.startswith("."):
             findings.append(Finding("hidden", name))
@@ -162,7 +161,7 @@ def _list_folders(root: Path, split_dir: Path, findings: list[Finding]) -> Split
 def _list_class(root: Path, folder: Path, findings: list[Finding]) -> list[str]:
     files = []
     for entry in sorted(_entries(root, folder, findings), key=lambda entry: entry.path):
-        name, kind = _relative(root, entry.path), _kind(entry)
+        name, kind = _relative(root, entry.path), kind_of(entry)
         named_image = entry.name.lower().endswith(SUFFIXES)
         if entry.name.startswith("."):
             findings.append(Finding("hidden", name))
@@ -192,15 +191,6 @@ def _entries(root: Path, folder: Path, findings: list[Finding]) -> list[os.DirEn
     except OSError as error:
         findings.append(Finding("unreadable folder", _relative(root, str(folder)), error.strerror or ""))
         return []
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    """What an entry is, or what it points to: "file", "folder", "link" if to nothing, or "pipe or device"."""
-    try:
-        mode = entry.stat().st_mode
-    except OSError:
-        return "link"
-    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "pipe or device"
 
 
 def _relative(root: Path, path: str) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from rn50_jax.data.folder import read_part
+from rn50_jax.data.headers import ImageProblem
 from rn50_jax.data.image_file import Examined, Verify, examine
 from rn50_jax.data.listing import Source
 from rn50_jax.data.processes import map_in_processes
@@ -88,15 +89,17 @@ def _examine_one(source: Source, full: bool) -> Examined:
             return examine(file, source.suffix, _verify, full=full)
     except OSError as error:
         return Examined(0, "", "", 0, 0, bytes(16), "unreadable", error.strerror or "", ())
+    except ImageProblem as problem:  # of a member of a tar
+        return Examined(source.size, "", "", 0, 0, bytes(16), problem.kind, problem.detail, ())
 
 
 @contextmanager
 def _opened(source: Source) -> Iterator[BinaryIO]:
-    with open_regular(source.path) as file:
-        if source.size < 0:
+    if source.size < 0:
+        with open_regular(source.path) as file:
             yield file
-        else:
-            yield io.BytesIO(os.pread(file.fileno(), source.size, source.offset))
+    else:
+        yield io.BytesIO(read_part(source.path, source.offset, source.size))
 
 
 def _verify(data: bytes) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
-from rn50_jax.data.folder import SUFFIXES
+from rn50_jax.data.folder import SUFFIXES, is_folder, kind_of, visible_entries
 from rn50_jax.data.names import MOST_CLASSES
 from rn50_jax.data.tars import group_members, read_members
 from rn50_jax.errors import UserError, warn
@@ -71,19 +71,11 @@ class Description(TypedDict, total=False):
 
 def has_shards(split_dir: Path) -> bool:
     """Whether a folder holds tar files, finished or not, and no folders, among which tars would be left-overs."""
-    if not split_dir.is_dir():
+    if not is_folder(split_dir):
         return False
-    with os.scandir(split_dir) as found:
-        entries = [entry for entry in found if not entry.name.startswith(".")]
+    entries = visible_entries(split_dir)
     tars = any(entry.name.endswith((".tar", f".tar{UNFINISHED}")) for entry in entries)
-    return tars and not any(_is_folder(entry) for entry in entries)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    return tars and not any(kind_of(entry) == "folder" for entry in entries)
 
 
 def list_tars(split_dir: Path) -> list[Path]:

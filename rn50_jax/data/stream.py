@@ -144,11 +144,12 @@ def _probe() -> Decode:
 
 def _what_is_wrong(images: ImageSet, index: int, decode: Decode) -> str:
     """Why an image cannot be decoded; empty if it can."""
+    data = b""
     try:
         data = read_image(images, index)
         decode(data)  # the whole of it: a crop may miss what is missing
     except OSError as error:
         return error.strerror or "it cannot be read"
     except ImageProblem as error:
-        return str(diagnose(error, data))
+        return str(diagnose(error, data) if data else error)
     return ""

@@ -13,6 +13,7 @@ from rn50_jax.files import open_regular
 
 BLOCK = 512  # bytes
 _MOST = 2**20  # bytes of a header that are read, long names and attributes included
+_COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
 # What tarfile raises for headers that are not right, besides its own errors.
 _NO_TAR = (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, RecursionError)
 
@@ -66,7 +67,9 @@ def read_members(
         try:
             return list(_walk(window, refuse))
         except _NO_TAR as error:
-            raise UserError(f"{name} is damaged or cut off ({error}); copy it again") from error
+            if packed := next((kind for magic, kind in _COMPRESSED if window.look(0).startswith(magic)), None):
+                raise UserError(f"{name} is compressed ({packed}); uncompress it") from error
+            raise UserError(f"{name} is damaged or cut off ({str(error)[:80]}); copy it again") from error
 
 
 class _Window(io.RawIOBase):
