@@ -28,7 +28,7 @@ def check_headers(state: Path, arrays: Mapping[str, Any]) -> None:
     Raises:
       ValueError: naming the first such array; or the headers cannot be read.
     """
-    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{state}/"}).result()
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": {"driver": "file", "path": f"{state}/"}}).result()
     found = {name: store.read(f"{name}/.zarray") for name in arrays}
     for name, (_, shape, _) in arrays.items():
         text = found[name].result().value
