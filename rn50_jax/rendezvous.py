@@ -55,12 +55,17 @@ def meet(address: str, number: int, count: int, *, timeout: float) -> None:
     if number:
         _join(address, me, timeout)
         return
+    port = int(os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", address).rpartition(":")[2])
     try:
-        server = _listen(int(os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", address).rpartition(":")[2]))
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+        try:
+            server = _listen(port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             with suppress(OSError, _Strange):  # another process 0 knows what to say
                 _ask(address, me, _ANSWER)
+            server = _listen(port)  # one that looked for us may have had the port for a moment, see `_connect`
+    except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(f"--coordinator {address}: {reason}; choose another port") from error
     with server:
@@ -94,7 +99,7 @@ class _Host:
         self._server.setblocking(False)
         with selectors.DefaultSelector() as self._selector:
             self._selector.register(self._server, selectors.EVENT_READ)
-            while len(self._here) < self._expected:
+            while len(self._here) < self._expected or self._drop_gone():
                 now = time.monotonic()
                 if now > deadline:
                     self._wrong = self._wrong or f"{self._missing()} did not come to {self._address} in {timeout:g} s"
@@ -144,6 +149,13 @@ class _Host:
         else:
             self._said[source] = said
 
+    def _drop_gone(self) -> bool:
+        """Drops those that have gone away since they said who they are; returns whether there were any."""
+        gone = [connection for connection in self._here if _is_gone(connection)]
+        for connection in gone:
+            self._drop(connection)
+        return bool(gone)
+
     def _drop(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
         self._said.pop(connection, None)
@@ -174,6 +186,15 @@ class _Host:
         self._wrong = self._wrong or wrong
         del self._said[connection]
         self._here[connection] = hello
+
+
+def _is_gone(connection: socket.socket) -> bool:
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _tell(text: str) -> None:
@@ -217,7 +238,12 @@ def _join(address: str, me: _Hello, timeout: float) -> None:
 
 def _connect(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
-    return socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER)
+    connection = socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER)
+    if connection.getsockname() == connection.getpeername():
+        # Nobody listens, and the system gave this end the very port that it calls: it has reached itself.
+        connection.close()
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    return connection
 
 
 def _ask(address: str, me: _Hello, timeout: float) -> bool:

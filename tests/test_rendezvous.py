@@ -3,6 +3,7 @@
 import http.server
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -137,18 +138,34 @@ def test_strangers_and_the_dead_do_not_count(together: Meet) -> None:
                 assert stranger.recv(100) == rendezvous._GREETING
                 stranger.sendall(word)
 
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(together, (0, 3), (2, 3), address=address)
+    with ThreadPoolExecutor(1) as pool:
+        host = pool.submit(meet, address, 0, 3, timeout=PATIENCE)
         disturb()
-        pool.submit(lambda: connect(address).close()).result(PATIENCE)
         with connect(address) as held:  # half open, until all is over
-            second = pool.submit(together, (1, 3), address=address)
-            assert first.result(PATIENCE) == second.result(PATIENCE) * 2 == [""] * 2
+            with ThreadPoolExecutor(2) as others:
+                told = [others.submit(together, (number, 3), address=address) for number in (1, 2)]
+                host.result(PATIENCE)
+                with rendezvous._listen(int(address.rpartition(":")[2])):  # JAX's service
+                    assert [future.result(PATIENCE) for future in told] == [[""], [""]]
             assert held.recv(100) in (b"", rendezvous._GREETING)
 
 
 def connect(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
     while True:
         with suppress(ConnectionRefusedError):
-            return socket.create_connection((host, int(port)), timeout=PATIENCE)
+            return rendezvous._connect(address)
+        time.sleep(0.01)
+
+
+def test_a_connection_to_itself_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux makes one where the port that is called is free and happens to be given to the caller."""
+
+    def reach_itself(*_: object, **__: object) -> socket.socket:
+        caller = socket.socket()
+        caller.bind(("127.0.0.1", 0))
+        caller.connect(caller.getsockname())
+        return caller
+
+    monkeypatch.setattr(socket, "create_connection", reach_itself)
+    with pytest.raises(ConnectionRefusedError):
+        rendezvous._connect("127.0.0.1:1")
