@@ -5,8 +5,9 @@ A folder `<directory>/<step>` is a checkpoint, see `checkpoint_folder.py`.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -27,9 +28,30 @@ from rn50_jax.faults import reason
 from rn50_jax.integrity import check_finite, describe_arrays, describe_entry, score, seal
 from rn50_jax.quiet import settle, without_noise
 from rn50_jax.state import TrainState
-from rn50_jax.step_folders import DAMAGED, check_files, clean_up
+from rn50_jax.step_folders import DAMAGED, check_files, clean_up, find_steps
 
 _FAILURES = 3  # saves in a row that may fail before the run stops
+
+
+class _Place(ocp.path.step.Metadata):
+    """Where a checkpoint lies; orbax would ask a file in it when it was saved, and may never come back from a pipe."""
+
+    @property
+    def commit_timestamp(self) -> datetime:
+        return datetime.min.replace(tzinfo=UTC)
+
+
+class _Names(ocp.path.step.NameFormat[_Place]):
+    """Tells orbax which folders are checkpoints, looking at their names alone."""
+
+    def build_name(self, step: int) -> str:
+        return str(step)
+
+    def find_all(self, base_path: Any) -> Iterator[_Place]:
+        return (self.find_step(base_path, step) for step in find_steps(Path(base_path)))
+
+    def find_step(self, base_path: Any, step: int) -> _Place:
+        return _Place(step=step, path=base_path / str(step))
 
 
 class Checkpoints:
@@ -64,7 +86,10 @@ class Checkpoints:
         return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                read_only=self._read_only, create=not self._read_only, async_options=options
+                read_only=self._read_only,
+                create=not self._read_only,
+                async_options=options,
+                step_name_format=_Names(),
             ),
         )
 

@@ -15,6 +15,7 @@ from rn50_jax.files import open_regular
 DAMAGED, REPLACED, EARLIER, REMOVED = ".damaged", ".replaced", ".earlier", ".removed"
 _UNFINISHED = re.compile(r"(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*|\.removed(-\d+)?)", re.ASCII)
 _MOST_FILES, _DEEPEST = 100_000, 8  # in a checkpoint
+_LARGEST = 1 << 28  # bytes of a file in it that holds no arrays; those that do lie in folders called `d`
 
 
 def parse_step(name: str) -> int | None:
@@ -102,10 +103,12 @@ def check_files(place: Path, *, read: bool = False) -> None:
 
     Raises:
       OSError: something cannot be opened or read.
-      ValueError: there are pipes or devices in it, or more than any checkpoint has.
+      ValueError: there are pipes or devices in it, or more or larger files than any checkpoint has.
     """
     for path in _files(place):
         with open_regular(path) as file:
+            if path.parent.name != "d" and os.fstat(file.fileno()).st_size > _LARGEST:
+                raise ValueError(f"{path.relative_to(place)} is larger than any checkpoint has")
             while read and file.read(1 << 24):
                 pass
 

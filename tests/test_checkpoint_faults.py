@@ -479,6 +479,26 @@ def test_an_array_that_claims_to_be_huge(tmp_path: Path, state: TrainState, clai
     assert newest(folder, state) == 1 and names(folder) == ["1", "2.damaged"]
 
 
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("what", [pipe, device, "null", '{"commit_timestamp_nsecs": "x"}', "[" * 100_000, "9" * 5000])
+def test_what_orbax_notes_beside_a_checkpoint_is_not_believed(
+    tmp_path: Path, state: TrainState, what: Any, step: int
+) -> None:
+    make(tmp_path, state, {1: 1.0, 2: 2.0})
+    note = tmp_path / str(step) / "_CHECKPOINT_METADATA"
+    what(note) if callable(what) else note.write_text(what)
+    assert newest(tmp_path, state) == (1 if callable(what) and step == 2 else 2)
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        save(checkpoints, state, 3, 3.0)
+    assert read(tmp_path, "latest", state) == 3
+
+
+def test_a_file_that_is_larger_than_any_is_not_read(tmp_path: Path, state: TrainState) -> None:
+    make(tmp_path, state, {1: 1.0, 2: 2.0})
+    os.truncate(tmp_path / "2" / "state" / "_METADATA", 1 << 36)  # of which the disk holds nothing
+    assert newest(tmp_path, state) == 1
+
+
 def test_a_checkpoint_of_links_to_files_is_as_good(tmp_path: Path, state: TrainState) -> None:
     folder = make(tmp_path / "c", state, {1: 1.0})
     for number, path in enumerate([path for path in (folder / "1").rglob("*") if path.is_file()]):
