@@ -34,18 +34,25 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, own: bool = False) -> Iterator[Path]:
     """Gives a name to write to; what was written there becomes `path` at the end, and vanishes if something fails.
 
-    A pipe or device is written to as it is.
+    Of a link, what it points to is replaced; a pipe or device is written to as it is.
+
+    Args:
+      own: the file is one that a run keeps in its folder, which anybody may have made: a link, pipe or device of that
+        name is replaced itself.
 
     Raises:
       OSError: the file cannot be put on the disk; the error names it.
     """
-    name, path = str(path), Path(os.path.realpath(path))  # of a link, what it points to is replaced
-    special = path.exists() and not path.is_file()
+    name = str(path)
+    path = path if own else Path(os.path.realpath(path))
+    special = path.is_dir() if own else path.exists() and not path.is_file()
     unfinished = path if special else path.with_name(path.name + UNFINISHED)
     try:
+        if not special:
+            _make_way(unfinished)
         yield unfinished
         if not special:
             with unfinished.open("rb") as written:
@@ -60,19 +67,27 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise
 
 
+def _make_way(path: Path) -> None:
+    """Removes a link, pipe or device, which writing would follow or wait for."""
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            path.unlink()
+
+
 def _names_only(error: OSError, unfinished: Path) -> bool:
     # A write that fails names nothing; what is in the way of the other name, a folder, is better told by that.
     return error.filename is None or (str(error.filename) == str(unfinished) and not unfinished.exists())
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes or replaces a file; text as UTF-8.
+def write_whole(path: Path, content: str | bytes, *, own: bool = False) -> None:
+    """Writes or replaces a file, see `written_whole`; text as UTF-8.
 
     Raises:
       OSError: it cannot be written; what was there before stays.
     """
     data = content.encode() if isinstance(content, str) else content
-    with written_whole(path) as unfinished:
+    with written_whole(path, own=own) as unfinished:
         unfinished.write_bytes(data)
 
 

@@ -104,7 +104,7 @@ def set_aside_unreadable(path: Path) -> None:
     Raises:
       OSError: a file cannot be read or written; the metrics file is as it was then.
     """
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         return
     found = read_json_lines(path, _LINE).bad
     if not found:
@@ -115,7 +115,7 @@ def set_aside_unreadable(path: Path) -> None:
     with closing(Appended(damaged)) as file:
         file.write(b"".join(line + b"\n" for line in moved))
     kept = [line for line in lines if line.strip() and line.strip() not in bad]
-    write_whole(path, b"".join(line + b"\n" for line in kept))
+    write_whole(path, b"".join(line + b"\n" for line in kept), own=True)
     if told:
         warn(f"{path}: {told} line(s) that are none of metrics were moved to {damaged}")
 
