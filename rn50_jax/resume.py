@@ -11,7 +11,7 @@ from rn50_jax import config as configs
 from rn50_jax import hosts, parallel
 from rn50_jax.build import build_state
 from rn50_jax.checkpoint import Checkpoints
-from rn50_jax.data.feed import Position, changed_fact
+from rn50_jax.data.feed import FORM, Position, changed_fact
 from rn50_jax.data.folder import check_class_names
 from rn50_jax.description import Meta, RunDescription, check_description, saved_config
 from rn50_jax.errors import UserError, say, warn
@@ -111,10 +111,12 @@ def _position(
     if in_the_middle:
         place = checkpoints.directory / str(meta["step"])
         if name := changed_fact(meta["stream"], stream):
+            changed = f"{name} was {meta['stream'].get(name)} and is {stream.get(name)} now; set it back"
+            if name == FORM:
+                changed = "this version of rn50-jax takes the images in another order; use the one that saved it"
             raise UserError(
                 f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
-                f"{name} was {meta['stream'].get(name)} and is {stream.get(name)} now; set it back until the epoch has "
-                "ended, or remove that folder to go on from the one before"
+                f"{changed} until the epoch has ended, or remove that folder to go on from the one before"
             )
         try:
             kept = [base64.b64decode(text, validate=True) for text in meta["position"]["pipelines"]]

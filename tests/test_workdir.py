@@ -144,7 +144,7 @@ def test_a_strangers_folder_leads_to_no_file_outside(
     for name in names[:4]:
         assert stat.S_ISREG((run / name).lstat().st_mode)
     put(run / "log.jsonl", outside)
-    with pytest.raises(OSError, match="it is (a link|no plain file)"):
+    with pytest.raises(OSError, match=r"it is (a link|no plain file)"):
         MetricsFile(run / "log.jsonl")
     set_aside_unreadable(run / "log.jsonl")
     assert outside.read_text() == "mine\nhalf"

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FORM = "the form of the stream"  # another number where a version takes the images in another order
+
 
 class Position(NamedTuple):
     """A place in the stream of training batches: so many steps into an epoch (both from 0).
@@ -91,7 +93,7 @@ def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, 
         "the training set": fingerprint(images),
     }
     if config.data.backend != "synthetic":
-        facts["the form of the stream"] = 3
+        facts[FORM] = 3
         facts["the version of DALI"] = next(v for name, v in versions().items() if "dali" in name)
     return facts
 
@@ -99,8 +101,8 @@ def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, 
 def changed_fact(saved: dict[str, Any], facts: dict[str, Any]) -> str | None:
     """The first of `stream_facts` that is another one now than in a checkpoint, as JSON gives it back, if any."""
     now = json.loads(to_json(facts))
-    form = "the form of the stream"  # first: versions of other forms have other facts too
-    return next((name for name in {form: 0} | now | saved if saved.get(name) != now.get(name)), None)
+    # First: versions of other forms have other facts too.
+    return next((name for name in {FORM: 0} | now | saved if saved.get(name) != now.get(name)), None)
 
 
 def _order(config: ConfigDict, images: ImageSet, plan: Plan, epoch: int) -> np.ndarray:
