@@ -25,7 +25,7 @@ from rn50_jax.checkpoint_folder import NEXT_START, CheckpointFolder, DamagedErro
 from rn50_jax.description import FORMAT, Meta
 from rn50_jax.errors import RunStopped, UserError, warn
 from rn50_jax.faults import reason
-from rn50_jax.integrity import check_finite, describe_arrays, describe_entry, score, seal
+from rn50_jax.integrity import check_finite, describe_arrays, describe_entry, describe_shapes, score, seal
 from rn50_jax.quiet import settle, without_noise
 from rn50_jax.state import TrainState
 from rn50_jax.step_folders import DAMAGED, check_files, clean_up, find_steps
@@ -245,16 +245,16 @@ class Checkpoints:
 
     def _restore(self, meta: Meta, like: TrainState) -> TrainState:
         place = self._folder.place(meta["step"])
-        target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), flax.serialization.to_state_dict(like))
-        saved, wanted = meta["arrays"], describe_arrays(target)
+        expected = flax.serialization.to_state_dict(like)
+        saved, wanted = meta["arrays"], describe_shapes(expected)
         # orbax itself neither compares shapes of host arrays nor refuses to cast dtypes.
         for name in sorted(saved.keys() | wanted.keys()):
-            if saved.get(name, [])[:2] != wanted.get(name, [])[:2]:
+            if saved.get(name, [])[:2] != wanted.get(name, []):
                 raise UserError(
                     f"{place} is of another model: {name} is {describe_entry(saved.get(name))} there and "
                     f"{describe_entry(wanted.get(name))} here; give the config that it was trained with"
                 )
-        arrays = self._read_arrays(meta, target)
+        arrays = self._read_arrays(meta, expected)
         found = describe_arrays(arrays)
         damaged = [name for name in saved if saved[name] != found[name]]
         if damaged:
@@ -262,15 +262,16 @@ class Checkpoints:
         restored: TrainState = flax.serialization.from_state_dict(like, arrays)
         return restored
 
-    def _read_arrays(self, meta: Meta, target: Any) -> Any:
+    def _read_arrays(self, meta: Meta, expected: Any) -> Any:
         step, place = meta["step"], self.directory / str(meta["step"])
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
 
         def read() -> Any:
             with self._folder.judged(step):
                 check_files(place)
                 try:
                     check_headers(place / "state", meta["arrays"])
+                    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), expected)
+                    args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
                     return self._manager.restore(step, args=args)["state"]
                 except Exception:
                     settle()

@@ -17,6 +17,7 @@ T = TypeVar("T")
 UNFINISHED = ".unfinished"
 BOM = b"\xef\xbb\xbf"  # a byte order mark, with which some programs begin UTF-8
 _DEEPEST = 100  # levels of nesting that are read
+LARGEST = 1 << 30  # bytes of a file of JSON, of which far fewer are of any use
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -31,6 +32,18 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         os.close(file)
         raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is no plain file", os.fspath(path))
     return os.fdopen(file, "rb")
+
+
+def read_whole(path: Path) -> bytes:
+    """Reads a plain file of at most `LARGEST` bytes.
+
+    Raises:
+      OSError: it cannot be read, or is larger: there may be nothing in it, and memory for it nowhere.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > LARGEST:
+            raise OSError(errno.EFBIG, f"it has more than {LARGEST >> 20} MiB", str(path))
+        return file.read(LARGEST + 1)
 
 
 @contextmanager
@@ -65,6 +78,15 @@ def written_whole(path: Path, *, own: bool = False) -> Iterator[Path]:
         if isinstance(error, OSError) and _names_only(error, unfinished):
             error.filename = name
         raise
+
+
+def free_name(path: Path) -> Path:
+    """The path, or with a number behind it, so that there is nothing yet."""
+    target, number = path, 1
+    while os.path.lexists(target):
+        number += 1
+        target = path.with_name(f"{path.name}-{number}")
+    return target
 
 
 def _make_way(path: Path) -> None:
@@ -208,8 +230,7 @@ def read_json(path: Path, shape: type[T]) -> T:
       OSError: it cannot be read.
       ValueError: it is not what it should be.
     """
-    with open_regular(path) as file:
-        return parse_json(file.read(), shape)
+    return parse_json(read_whole(path), shape)
 
 
 class Lines(NamedTuple):
@@ -231,8 +252,7 @@ def read_json_lines(path: Path, shape: Any, *, keep: Callable[[bytes], bool] = b
     Raises:
       OSError: it cannot be read.
     """
-    with open_regular(path) as file:
-        lines = file.read().removeprefix(BOM).split(b"\n")
+    lines = read_whole(path).removeprefix(BOM).split(b"\n")
     good, bad = [], []
     for line in filter(keep, map(bytes.strip, lines)):
         try:

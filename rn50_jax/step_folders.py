@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from rn50_jax.files import open_regular
+from rn50_jax.files import free_name, open_regular
 
 # Ends of the names of folders that are no checkpoints: found damaged; making room for another one of the same step; the
 # best of its time whose step was reached again; about to be deleted.
@@ -52,11 +52,7 @@ def rename(place: Path, end: str) -> Path:
     Raises:
       OSError: it cannot be renamed.
     """
-    target, number = place.with_name(place.name + end), 1
-    while os.path.lexists(target):
-        number += 1
-        target = place.with_name(f"{place.name}{end}-{number}")
-    return place.rename(target)
+    return place.rename(free_name(place.with_name(place.name + end)))
 
 
 def remove(place: Path) -> None:

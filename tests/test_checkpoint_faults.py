@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.serialization
 import jax
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.data.feed import FORM
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.faults import passing_fault, reason
-from rn50_jax.integrity import seal
+from rn50_jax.integrity import describe_shapes, seal
 from rn50_jax.state import TrainState
 from rn50_jax.step_folders import find_steps
 from rn50_jax.stored import load_run
@@ -502,6 +503,15 @@ def test_what_orbax_notes_beside_a_checkpoint_is_not_believed(
     with Checkpoints(tmp_path, keep=9) as checkpoints:
         save(checkpoints, state, 3, 3.0)
     assert read(tmp_path, "latest", state) == 3
+
+
+def test_a_model_that_claims_to_be_huge_takes_no_memory(tmp_path: Path, state: TrainState) -> None:
+    folder = make(tmp_path / "c", state, {1: 1.0})
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2**20, *x.shape), x.dtype), state)
+    shapes = describe_shapes(flax.serialization.to_state_dict(like))
+    change(folder / "1", "arrays", {name: [*shape, ""] for name, shape in shapes.items()})
+    with pytest.raises(UserError, match="is stored in another shape"):
+        read(folder, "latest", like)
 
 
 def test_a_file_that_is_larger_than_any_is_not_read(tmp_path: Path, state: TrainState) -> None:
