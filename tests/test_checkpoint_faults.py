@@ -1,5 +1,6 @@
 """Faults around checkpoints: what is damage and what is not, what is kept, what a stranger's checkpoint may say."""
 
+import base64
 import errno
 import json
 import os
@@ -438,6 +439,29 @@ def test_the_middle_of_an_epoch_of_another_version_is_refused(own_copy: Path, ca
     done = call_train(own_copy, "--config.epochs=3")
     assert_user_error(done, "middle of epoch 1", "use the one that saved it until the epoch has ended, or remove that")
     assert str(step) in names(checkpoints)
+
+
+@pytest.mark.parametrize("place", [b"garbage", b"\n\x04\n\x02\xff\xff"])
+def test_a_place_that_the_pipeline_does_not_understand_is_no_images_fault(
+    own_copy: Path, call_train: Run, place: bytes
+) -> None:
+    step = max(find_steps(own_copy / "checkpoints"))
+    position = {"epoch": 0, "step": 1, "pipelines": [base64.b64encode(place).decode()]}
+    change(own_copy / "checkpoints" / str(step), "position", position)
+    done = call_train(own_copy, "--config.epochs=3")
+    assert done.returncode == 2 and "left out" not in done.stderr, done.stderr
+    assert "place in the stream of images is none that DALI understands" in done.stderr.splitlines()[-1]
+    assert not (own_copy / "quarantine.json").exists()
+
+
+def test_a_pipe_with_the_name_of_the_next_checkpoint_is_told(
+    tmp_path: Path, state: TrainState, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path / "c", state, {1: 1.0})
+    os.mkfifo(folder / "2")
+    with pytest.raises(RunStopped, match="it is there already, and no folder"), Checkpoints(folder) as checkpoints:
+        save(checkpoints, state, 2)
+    assert names(folder) == ["1", "2"]
 
 
 def pipe(path: Path) -> None:
