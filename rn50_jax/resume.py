@@ -111,7 +111,7 @@ def _position(
     if in_the_middle:
         place = checkpoints.directory / str(meta["step"])
         if name := changed_fact(meta["stream"], stream):
-            changed = f"{name} was {meta['stream'].get(name)} and is {stream.get(name)} now; set it back"
+            changed = f"{name} was {meta['stream'].get(name)!s:.200} and is {stream.get(name)} now; set it back"
             if name == FORM:
                 changed = "this version of rn50-jax takes the images in another order; use the one that saved it"
             raise UserError(
@@ -122,8 +122,10 @@ def _position(
             kept = [base64.b64decode(text, validate=True) for text in meta["position"]["pipelines"]]
         except ValueError as error:
             raise UserError(f"checkpoint {place} has no place in the stream of images: {error}") from None
-        if len(kept) not in (0, plan.num_devices):
+        if len(kept) != (0 if setup.config.data.backend == "synthetic" else plan.num_devices):
             raise UserError(f"checkpoint {place} has places in the stream of images of {len(kept)} devices")
+        if meta["step"] != epoch * plan.steps_per_epoch + step:
+            raise UserError(f"checkpoint {place} cannot be of step {step} of epoch {epoch + 1}")
         mine = tuple(kept[device] for device in parallel.local_indices(setup.mesh)) if kept else ()
         return state, Position(epoch, step, mine)
     done = epoch + (step > 0)  # epochs whose training is done, if not yet their validation

@@ -441,17 +441,31 @@ def test_the_middle_of_an_epoch_of_another_version_is_refused(own_copy: Path, ca
     assert str(step) in names(checkpoints)
 
 
+def put_into_an_epoch(run: Path, position: dict[str, Any]) -> None:
+    """Has the latest checkpoint say that it is of the first step of the second epoch, but for what is given."""
+    meta, checkpoints = read_meta(run), run / "checkpoints"
+    step = meta["steps_per_epoch"] + 1
+    (checkpoints / str(meta["step"])).rename(checkpoints / str(step))
+    change(checkpoints / str(step), "step", step)
+    change(checkpoints / str(step), "position", {"epoch": 1, "step": 1, "pipelines": ["AAAA"]} | position)
+
+
 @pytest.mark.parametrize("place", [b"garbage", b"\n\x04\n\x02\xff\xff"])
 def test_a_place_that_the_pipeline_does_not_understand_is_no_images_fault(
     own_copy: Path, call_train: Run, place: bytes
 ) -> None:
-    step = max(find_steps(own_copy / "checkpoints"))
-    position = {"epoch": 0, "step": 1, "pipelines": [base64.b64encode(place).decode()]}
-    change(own_copy / "checkpoints" / str(step), "position", position)
+    put_into_an_epoch(own_copy, {"pipelines": [base64.b64encode(place).decode()]})
     done = call_train(own_copy, "--config.epochs=3")
     assert done.returncode == 2 and "left out" not in done.stderr, done.stderr
     assert "place in the stream of images is none that DALI understands" in done.stderr.splitlines()[-1]
     assert not (own_copy / "quarantine.json").exists()
+
+
+@pytest.mark.parametrize("key", ["position/step", "position/pipelines"])
+def test_a_place_that_cannot_be_is_told(own_copy: Path, call_train: Run, key: str) -> None:
+    put_into_an_epoch(own_copy, {"step": 2} if key == "position/step" else {"pipelines": []})
+    told = "cannot be of step 2 of epoch 2" if key == "position/step" else "images of 0 devices"
+    assert_user_error(call_train(own_copy, "--config.epochs=3"), told)
 
 
 def test_a_pipe_with_the_name_of_the_next_checkpoint_is_told(
