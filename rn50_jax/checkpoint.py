@@ -5,8 +5,9 @@ A folder `<directory>/<step>` is a checkpoint, see `checkpoint_folder.py`.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -24,12 +25,33 @@ from rn50_jax.checkpoint_folder import NEXT_START, CheckpointFolder, DamagedErro
 from rn50_jax.description import FORMAT, Meta
 from rn50_jax.errors import RunStopped, UserError, warn
 from rn50_jax.faults import reason
-from rn50_jax.integrity import check_finite, describe_arrays, describe_entry, score, seal
+from rn50_jax.integrity import check_finite, describe_arrays, describe_entry, describe_shapes, score, seal
 from rn50_jax.quiet import settle, without_noise
 from rn50_jax.state import TrainState
-from rn50_jax.step_folders import DAMAGED, check_files, clean_up
+from rn50_jax.step_folders import DAMAGED, check_files, clean_up, find_steps
 
 _FAILURES = 3  # saves in a row that may fail before the run stops
+
+
+class _Place(ocp.path.step.Metadata):
+    """Where a checkpoint lies; orbax would ask a file in it when it was saved, and may never come back from a pipe."""
+
+    @property
+    def commit_timestamp(self) -> datetime:
+        return datetime.min.replace(tzinfo=UTC)
+
+
+class _Names(ocp.path.step.NameFormat[_Place]):
+    """Tells orbax which folders are checkpoints, looking at their names alone."""
+
+    def build_name(self, step: int) -> str:
+        return str(step)
+
+    def find_all(self, base_path: Any) -> Iterator[_Place]:
+        return (self.find_step(base_path, step) for step in find_steps(Path(base_path)))
+
+    def find_step(self, base_path: Any, step: int) -> _Place:
+        return _Place(step=step, path=base_path / str(step))
 
 
 class Checkpoints:
@@ -64,7 +86,10 @@ class Checkpoints:
         return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                read_only=self._read_only, create=not self._read_only, async_options=options
+                read_only=self._read_only,
+                create=not self._read_only,
+                async_options=options,
+                step_name_format=_Names(),
             ),
         )
 
@@ -220,16 +245,16 @@ class Checkpoints:
 
     def _restore(self, meta: Meta, like: TrainState) -> TrainState:
         place = self._folder.place(meta["step"])
-        target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), flax.serialization.to_state_dict(like))
-        saved, wanted = meta["arrays"], describe_arrays(target)
+        expected = flax.serialization.to_state_dict(like)
+        saved, wanted = meta["arrays"], describe_shapes(expected)
         # orbax itself neither compares shapes of host arrays nor refuses to cast dtypes.
         for name in sorted(saved.keys() | wanted.keys()):
-            if saved.get(name, [])[:2] != wanted.get(name, [])[:2]:
+            if saved.get(name, [])[:2] != wanted.get(name, []):
                 raise UserError(
                     f"{place} is of another model: {name} is {describe_entry(saved.get(name))} there and "
                     f"{describe_entry(wanted.get(name))} here; give the config that it was trained with"
                 )
-        arrays = self._read_arrays(meta, target)
+        arrays = self._read_arrays(meta, expected)
         found = describe_arrays(arrays)
         damaged = [name for name in saved if saved[name] != found[name]]
         if damaged:
@@ -237,15 +262,16 @@ class Checkpoints:
         restored: TrainState = flax.serialization.from_state_dict(like, arrays)
         return restored
 
-    def _read_arrays(self, meta: Meta, target: Any) -> Any:
+    def _read_arrays(self, meta: Meta, expected: Any) -> Any:
         step, place = meta["step"], self.directory / str(meta["step"])
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
 
         def read() -> Any:
             with self._folder.judged(step):
                 check_files(place)
                 try:
                     check_headers(place / "state", meta["arrays"])
+                    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), expected)
+                    args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
                     return self._manager.restore(step, args=args)["state"]
                 except Exception:
                     settle()

@@ -1,5 +1,7 @@
 """The folder of a run's checkpoints: which there are, what they say, which are kept. What cannot be judged stays."""
 
+import errno
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -195,11 +197,14 @@ class CheckpointFolder:
         """Takes its name from the checkpoint of a step that is saved again, with a validation of this score.
 
         Raises:
-          OSError: it cannot be renamed.
+          OSError: it cannot be renamed, or is no checkpoint.
         """
+        place = self.directory / str(step)
         if step not in self.steps():
+            if os.path.lexists(place):  # orbax would wait for a pipe
+                raise FileExistsError(errno.EEXIST, "it is there already, and no folder", str(place))
             return
-        place, found = self.directory / str(step), self.readable()
+        found = self.readable()
         # Saved before its validation, or of a time when an epoch had another number of steps.
         if found.best() == step and score(found.metas[step]["metrics"]) > value:
             left = rename(place, EARLIER)

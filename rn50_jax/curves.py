@@ -182,8 +182,8 @@ def _legend(figure: Figure, free: Axes | None, panels: Sequence[Panel], runs: Se
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes a figure in the format of the file's suffix.
+def save(figure: Figure, path: Path, *, own: bool = False) -> None:
+    """Writes a figure in the format of the file's suffix, see `written_whole`.
 
     Raises:
       OSError: the file cannot be written.
@@ -194,7 +194,7 @@ def save(figure: Figure, path: Path) -> None:
     metadata = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
     drawn = io.BytesIO()  # not all of matplotlib's writers can fail in good order
     figure.savefig(drawn, format=path.suffix[1:], dpi=200, metadata=metadata)
-    write_whole(path, drawn.getvalue())
+    write_whole(path, drawn.getvalue(), own=own)
 
 
 def draw_run(metrics_file: Path, target: Path) -> None:
@@ -205,7 +205,7 @@ def draw_run(metrics_file: Path, target: Path) -> None:
       UserError: the metrics cannot be read.
     """
     with look():
-        save(overview([Run(target.parent.name, read_history(metrics_file))]), target)
+        save(overview([Run(target.parent.name, read_history(metrics_file))]), target, own=True)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Description(TypedDict):
     time: FiniteFloat
     metrics: dict[str, FiniteFloat]
     arrays: dict[str, _Array]
-    order: NotRequired[_Count]
+    order: NotRequired[Annotated[int, Field(ge=0, lt=2**62)]]  # others come behind it
 
 
 class RunDescription(Description):

@@ -111,7 +111,7 @@ class DleLog:
         try:
             if path.exists() and not _is_ours(path):
                 raise UserError(f"config.report.dle_json: {path} holds something else; choose another file")
-            self._file = LineFile(path)
+            self._file = LineFile(path, links=True)
         except OSError as error:
             raise UserError(f"config.report.dle_json: cannot write {path}: {error.strerror}") from error
         self._log("PARAMETER", parameters)

@@ -17,6 +17,7 @@ T = TypeVar("T")
 UNFINISHED = ".unfinished"
 BOM = b"\xef\xbb\xbf"  # a byte order mark, with which some programs begin UTF-8
 _DEEPEST = 100  # levels of nesting that are read
+LARGEST = 1 << 30  # bytes of a file of JSON, of which far fewer are of any use
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -33,19 +34,38 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return os.fdopen(file, "rb")
 
 
+def read_whole(path: Path) -> bytes:
+    """Reads a plain file of at most `LARGEST` bytes.
+
+    Raises:
+      OSError: it cannot be read, or is larger: there may be nothing in it, and memory for it nowhere.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > LARGEST:
+            raise OSError(errno.EFBIG, f"it has more than {LARGEST >> 20} MiB", str(path))
+        return file.read(LARGEST + 1)
+
+
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, own: bool = False) -> Iterator[Path]:
     """Gives a name to write to; what was written there becomes `path` at the end, and vanishes if something fails.
 
-    A pipe or device is written to as it is.
+    Of a link, what it points to is replaced; a pipe or device is written to as it is.
+
+    Args:
+      own: the file is one that a run keeps in its folder, which anybody may have made: a link, pipe or device of that
+        name is replaced itself.
 
     Raises:
       OSError: the file cannot be put on the disk; the error names it.
     """
-    name, path = str(path), Path(os.path.realpath(path))  # of a link, what it points to is replaced
-    special = path.exists() and not path.is_file()
+    name = str(path)
+    path = path if own else Path(os.path.realpath(path))
+    special = path.is_dir() if own else path.exists() and not path.is_file()
     unfinished = path if special else path.with_name(path.name + UNFINISHED)
     try:
+        if not special:
+            _make_way(unfinished)
         yield unfinished
         if not special:
             with unfinished.open("rb") as written:
@@ -60,19 +80,36 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise
 
 
+def free_name(path: Path) -> Path:
+    """The path, or with a number behind it, so that there is nothing yet."""
+    target, number = path, 1
+    while os.path.lexists(target):
+        number += 1
+        target = path.with_name(f"{path.name}-{number}")
+    return target
+
+
+def _make_way(path: Path) -> None:
+    """Removes a link, pipe or device, which writing would follow or wait for."""
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            path.unlink()
+
+
 def _names_only(error: OSError, unfinished: Path) -> bool:
     # A write that fails names nothing; what is in the way of the other name, a folder, is better told by that.
     return error.filename is None or (str(error.filename) == str(unfinished) and not unfinished.exists())
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes or replaces a file; text as UTF-8.
+def write_whole(path: Path, content: str | bytes, *, own: bool = False) -> None:
+    """Writes or replaces a file, see `written_whole`; text as UTF-8.
 
     Raises:
       OSError: it cannot be written; what was there before stays.
     """
     data = content.encode() if isinstance(content, str) else content
-    with written_whole(path) as unfinished:
+    with written_whole(path, own=own) as unfinished:
         unfinished.write_bytes(data)
 
 
@@ -193,8 +230,7 @@ def read_json(path: Path, shape: type[T]) -> T:
       OSError: it cannot be read.
       ValueError: it is not what it should be.
     """
-    with open_regular(path) as file:
-        return parse_json(file.read(), shape)
+    return parse_json(read_whole(path), shape)
 
 
 class Lines(NamedTuple):
@@ -216,8 +252,7 @@ def read_json_lines(path: Path, shape: Any, *, keep: Callable[[bytes], bool] = b
     Raises:
       OSError: it cannot be read.
     """
-    with open_regular(path) as file:
-        lines = file.read().removeprefix(BOM).split(b"\n")
+    lines = read_whole(path).removeprefix(BOM).split(b"\n")
     good, bad = [], []
     for line in filter(keep, map(bytes.strip, lines)):
         try:

@@ -53,9 +53,10 @@ def locked(workdir: Path) -> Iterator[None]:
 def _open_to_tell(path: Path) -> int | None:
     """The lock file, opened; None with a note if it cannot be: it is a folder, or another user's."""
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        warn(f"{path} cannot be written ({error.strerror}), so it does not tell who writes to the folder")
+        reason = "it is a link" if path.is_symlink() else error.strerror
+        warn(f"{path} cannot be written ({reason}), so it does not tell who writes to the folder")
         return None
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)

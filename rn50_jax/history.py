@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple, TextIO
 from pydantic import AfterValidator
 
 from rn50_jax.errors import UserError, warn
-from rn50_jax.files import BOM, open_regular, read_json, read_json_lines, write_whole
+from rn50_jax.files import BOM, LARGEST, free_name, open_regular, read_json, read_json_lines, write_whole
 from rn50_jax.linefile import Appended
 from rn50_jax.rules import DAMAGED, is_plain_name
 from rn50_jax.text import csv_cell, printable
@@ -104,18 +104,22 @@ def set_aside_unreadable(path: Path) -> None:
     Raises:
       OSError: a file cannot be read or written; the metrics file is as it was then.
     """
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
+        return
+    damaged = path.with_name(path.name + DAMAGED)
+    if path.stat().st_size > LARGEST:
+        warn(f"{path} is larger than any run's, and was moved to {path.rename(free_name(damaged))}")
         return
     found = read_json_lines(path, _LINE).bad
     if not found:
         return
     bad, told = set(found), len(found) - _ends_in_half(path, found)
     lines = path.read_bytes().removeprefix(BOM).split(b"\n")
-    damaged, moved = path.with_name(path.name + DAMAGED), [line for line in lines if line.strip() in bad]
+    moved = [line for line in lines if line.strip() in bad]
     with closing(Appended(damaged)) as file:
         file.write(b"".join(line + b"\n" for line in moved))
     kept = [line for line in lines if line.strip() and line.strip() not in bad]
-    write_whole(path, b"".join(line + b"\n" for line in kept))
+    write_whole(path, b"".join(line + b"\n" for line in kept), own=True)
     if told:
         warn(f"{path}: {told} line(s) that are none of metrics were moved to {damaged}")
 

@@ -61,6 +61,14 @@ def describe_arrays(arrays: Any) -> dict[str, list[Any]]:
     }
 
 
+def describe_shapes(arrays: Any) -> dict[str, list[Any]]:
+    """{path: [dtype, shape]} of a tree of arrays, or of what only tells of arrays."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): [str(leaf.dtype), list(leaf.shape)]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+
+
 def describe_entry(entry: list[Any] | None) -> str:
     """For example "float32[64]"."""
     return f"{entry[0]}{entry[1]}" if entry else "missing"

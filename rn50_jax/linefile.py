@@ -1,6 +1,7 @@
 """Files that a run appends to, whatever happened to its earlier processes or to the disk."""
 
 import errno
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -9,18 +10,22 @@ from pathlib import Path
 class Appended:
     """A plain file that is appended to at once; what cannot be written whole leaves no trace.
 
+    Args:
+      links: a link is followed; not in a run's folder, which anybody may have made.
+
     Raises:
-      OSError: the file cannot be opened, or is a folder, pipe or device; from `write`: it cannot be written, as when
-        the disk is full.
+      OSError: the file cannot be opened, or is a folder, pipe, device or link; from `write`: it cannot be written, as
+        when the disk is full.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._file = path, _open(path)
+    def __init__(self, path: Path, *, links: bool = False) -> None:
+        self._path, self._links = path, links
+        self._file = _open(path, links=links)
 
     def write(self, data: bytes) -> int:
         """Appends `data` and returns its length; to a new file if somebody has deleted the one there was."""
         if not os.fstat(self._file).st_nlink:
-            found = _open(self._path)
+            found = _open(self._path, links=self._links)
             self.close()
             self._file = found
         end = os.fstat(self._file).st_size
@@ -35,6 +40,10 @@ class Appended:
 
     def flush(self) -> None:
         """Does nothing: everything has been written."""
+
+    def hold(self) -> None:
+        """Waits until no other process holds the file, and holds it until it is closed."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def drop_behind(self, mark: bytes) -> None:
         """Drops what stands behind the last `mark`."""
@@ -54,9 +63,12 @@ class Appended:
         os.close(self._file)
 
 
-def _open(path: Path) -> int:
+def _open(path: Path, *, links: bool) -> int:
+    if not links and path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link", str(path))
     # A pipe would wait for its reader.
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
+    file = os.open(path, flags, 0o666)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
         raise OSError(errno.EINVAL, "it is no plain file", str(path))
@@ -66,8 +78,8 @@ def _open(path: Path) -> int:
 class LineFile:
     """A file that is appended to line by line, see `Appended`; what a killed process left of a last line is dropped."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = Appended(path)
+    def __init__(self, path: Path, *, links: bool = False) -> None:
+        self._file = Appended(path, links=links)
         self._file.drop_behind(b"\n")
 
     def write(self, line: str) -> None:

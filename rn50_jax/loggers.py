@@ -156,7 +156,7 @@ def _remembered(path: Path, project: str, create: Callable[[], str]) -> str:
         if known["project"] == project:
             return known["id"]
     identity = create()
-    files.write_whole(path, files.to_json({"project": project, "id": identity}) + "\n")
+    files.write_whole(path, files.to_json({"project": project, "id": identity}) + "\n", own=True)
     return identity
 
 

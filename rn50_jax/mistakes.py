@@ -58,10 +58,10 @@ def write_analysis(predictions: Predictions, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         rows = [result._asdict() for result in predictions.per_class()]
-        _write_csv(folder / "per_class.csv", list(rows[0]), [list(row.values()) for row in rows])
+        _write_csv(folder / "per_class.csv", list(rows[0]), [list(row.values()) for row in rows], own=True)
         names = predictions.class_names
         pairs = [(names[true], names[guess], count) for true, guess, count in predictions.confused_pairs()]
-        _write_csv(folder / "confusion.csv", ["class", "taken_for", "images"], pairs)
+        _write_csv(folder / "confusion.csv", ["class", "taken_for", "images"], pairs, own=True)
         draw_calibration(predictions.calibration(), folder / "calibration.png")
         mistakes = predictions.confident_mistakes()[:SHEET]
         if predictions.images.files and len(mistakes):
@@ -70,8 +70,8 @@ def write_analysis(predictions: Predictions, folder: Path) -> None:
         raise UserError(f"cannot write to {folder}: {error.strerror} ({error.filename})") from error
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    write_whole(path, "".join(map(csv_row, [header, *rows])).encode("utf-8", "surrogateescape"))
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]], *, own: bool = False) -> None:
+    write_whole(path, "".join(map(csv_row, [header, *rows])).encode("utf-8", "surrogateescape"), own=own)
 
 
 def check_target(path: Path) -> None:

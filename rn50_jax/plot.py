@@ -79,7 +79,7 @@ def _draw(runs: Sequence[Run], args: argparse.Namespace) -> None:
         if args.out or not args.figures:
             figure = overview(runs, args.smooth)
             for path in _targets(args.out or _default_target(args.runs)):
-                save(figure, path)
+                save(figure, path, own=not args.out)
                 say(str(path))
 
 

@@ -110,25 +110,22 @@ def _position(
     in_the_middle = 0 < step < meta["steps_per_epoch"]
     if in_the_middle:
         place = checkpoints.directory / str(meta["step"])
-        name = changed_fact(meta["stream"], stream)
-        if name == FORM:
-            raise UserError(
-                f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, and of another version, "
-                "which read images in another way; end the epoch with that version, or remove that folder to go on "
-                "from the one before"
-            )
-        if name:
+        if name := changed_fact(meta["stream"], stream):
+            changed = f"{name} was {meta['stream'].get(name)!s:.200} and is {stream.get(name)} now; set it back"
+            if name == FORM:
+                changed = "this version of rn50-jax takes the images in another order; use the one that saved it"
             raise UserError(
                 f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
-                f"{name} was {meta['stream'].get(name)} and is {stream.get(name)} now; set it back until the epoch has "
-                "ended, or remove that folder to go on from the one before"
+                f"{changed} until the epoch has ended, or remove that folder to go on from the one before"
             )
         try:
             kept = [base64.b64decode(text, validate=True) for text in meta["position"]["pipelines"]]
         except ValueError as error:
             raise UserError(f"checkpoint {place} has no place in the stream of images: {error}") from None
-        if len(kept) not in (0, plan.num_devices):
+        if len(kept) != (0 if setup.config.data.backend == "synthetic" else plan.num_devices):
             raise UserError(f"checkpoint {place} has places in the stream of images of {len(kept)} devices")
+        if meta["step"] != epoch * plan.steps_per_epoch + step:
+            raise UserError(f"checkpoint {place} cannot be of step {step} of epoch {epoch + 1}")
         mine = tuple(kept[device] for device in parallel.local_indices(setup.mesh)) if kept else ()
         return state, Position(epoch, step, mine)
     done = epoch + (step > 0)  # epochs whose training is done, if not yet their validation

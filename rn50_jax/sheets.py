@@ -37,7 +37,7 @@ def draw_sheet(predictions: Predictions, rows: np.ndarray, path: Path) -> None:
             told = f"{_cut(guess)}  {100 * predictions.probabilities[row, 0]:.1f} %"
             axes.set_title(as_text(told) + "\nis " + as_text(_cut(label)), fontsize=8, loc="left")
         figure.suptitle("The most confident mistakes: best guess, its probability, and what it is", fontsize=9)
-        save(figure, path)
+        save(figure, path, own=True)
 
 
 def _cut(name: str) -> str:
@@ -64,7 +64,7 @@ def draw_calibration(calibration: Calibration, path: Path) -> None:
         below.set_xlim(0, 1)
         for axes in (above, below):
             axes.spines[["top", "right"]].set_visible(False)
-        save(figure, path)
+        save(figure, path, own=True)
 
 
 def draw_reliability(axes: Axes, calibration: Calibration) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from rn50_jax.files import open_regular
+from rn50_jax.files import free_name, open_regular
 
 # Ends of the names of folders that are no checkpoints: found damaged; making room for another one of the same step; the
 # best of its time whose step was reached again; about to be deleted.
 DAMAGED, REPLACED, EARLIER, REMOVED = ".damaged", ".replaced", ".earlier", ".removed"
 _UNFINISHED = re.compile(r"(0|[1-9]\d*)(\.orbax-checkpoint-tmp.*|\.removed(-\d+)?)", re.ASCII)
 _MOST_FILES, _DEEPEST = 100_000, 8  # in a checkpoint
+_LARGEST = 1 << 28  # bytes of a file in it that holds no arrays; those that do lie in folders called `d`
 
 
 def parse_step(name: str) -> int | None:
@@ -51,11 +52,7 @@ def rename(place: Path, end: str) -> Path:
     Raises:
       OSError: it cannot be renamed.
     """
-    target, number = place.with_name(place.name + end), 1
-    while os.path.lexists(target):
-        number += 1
-        target = place.with_name(f"{place.name}{end}-{number}")
-    return place.rename(target)
+    return place.rename(free_name(place.with_name(place.name + end)))
 
 
 def remove(place: Path) -> None:
@@ -102,10 +99,12 @@ def check_files(place: Path, *, read: bool = False) -> None:
 
     Raises:
       OSError: something cannot be opened or read.
-      ValueError: there are pipes or devices in it, or more than any checkpoint has.
+      ValueError: there are pipes or devices in it, or more or larger files than any checkpoint has.
     """
     for path in _files(place):
         with open_regular(path) as file:
+            if path.parent.name != "d" and os.fstat(file.fileno()).st_size > _LARGEST:
+                raise ValueError(f"{path.relative_to(place)} is larger than any checkpoint has")
             while read and file.read(1 << 24):
                 pass
 

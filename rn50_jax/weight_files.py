@@ -24,6 +24,7 @@ SUFFIXES = (*_TORCH, ".safetensors", ".npz")
 _META = "rn50_jax"  # where our own files keep what they know besides the weights
 _LARGEST = 10_000  # pixels of a side that images are made to
 _MOST = 2**34  # bytes that a file may unpack to
+_SMALL, _RATIO = 2**30, 20  # beyond this size, it may unpack to so many times its own
 # What files are by the bytes at an offset, besides what `sniff` knows.
 _KINDS = {
     (0, b"PK\x03\x04"): "ZIP",
@@ -158,8 +159,8 @@ def _check_kind(file: BinaryIO, suffix: str) -> None:
         except zipfile.BadZipFile as error:
             raise ValueError("it is damaged or cut off") from error
         file.seek(0)
-        size = sum(info.file_size for info in inside)
-        if size > _MOST:
+        size, packed = sum(info.file_size for info in inside), sum(info.compress_size for info in inside)
+        if size > _MOST or size > max(_SMALL, _RATIO * packed):
             raise ValueError(f"it unpacks to {size} bytes")
         if name == "PyTorch" and not any(info.filename.endswith("/data.pkl") for info in inside):
             raise ValueError(f"it is no {name} file: ZIP of {inside[0].filename if inside else 'nothing'}")

@@ -103,8 +103,9 @@ def write_run_files(workdir: Path, config: ConfigDict, devices: Sequence[jax.Dev
         "host": describe_host(),
         "versions": versions(),
     }
-    write_file(workdir / "config.json", to_json(config))
-    write_json(workdir / "run.json", facts)
+    for name, text in (("config.json", to_json(config)), ("run.json", files.to_json(facts, indent=2) + "\n")):
+        with telling_of_writes():
+            files.write_whole(workdir / name, text, own=True)
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Faults around checkpoints: what is damage and what is not, what is kept, what a stranger's checkpoint may say."""
 
+import base64
 import errno
 import json
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.serialization
 import jax
 import numpy as np
 import pytest
@@ -22,9 +24,10 @@ from tiny import assert_same_bits, make_model, make_state
 
 from rn50_jax import checkpoint_folder, description
 from rn50_jax.checkpoint import Checkpoints
+from rn50_jax.data.feed import FORM
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.faults import passing_fault, reason
-from rn50_jax.integrity import seal
+from rn50_jax.integrity import describe_shapes, seal
 from rn50_jax.state import TrainState
 from rn50_jax.step_folders import find_steps
 from rn50_jax.stored import load_run
@@ -428,6 +431,53 @@ def test_a_resume_refuses_what_it_did_not_save(own_copy: Path, call_train: Run) 
     assert str(step) in names(own_copy / "checkpoints")
 
 
+def test_the_middle_of_an_epoch_of_another_version_is_refused(own_copy: Path, call_train: Run) -> None:
+    checkpoints = own_copy / "checkpoints"
+    step, stream = max(find_steps(checkpoints)), read_meta(own_copy)["stream"]
+    change(checkpoints / str(step), "stream", stream | {FORM: 2, "the training set": "older"})
+    change(checkpoints / str(step), "position", {"epoch": 0, "step": 1, "pipelines": []})
+    done = call_train(own_copy, "--config.epochs=3")
+    assert_user_error(done, "middle of epoch 1", "use the one that saved it until the epoch has ended, or remove that")
+    assert str(step) in names(checkpoints)
+
+
+def put_into_an_epoch(run: Path, position: dict[str, Any]) -> None:
+    """Has the latest checkpoint say that it is of the first step of the second epoch, but for what is given."""
+    meta, checkpoints = read_meta(run), run / "checkpoints"
+    step = meta["steps_per_epoch"] + 1
+    (checkpoints / str(meta["step"])).rename(checkpoints / str(step))
+    change(checkpoints / str(step), "step", step)
+    change(checkpoints / str(step), "position", {"epoch": 1, "step": 1, "pipelines": ["AAAA"]} | position)
+
+
+@pytest.mark.parametrize("place", [b"garbage", b"\n\x04\n\x02\xff\xff"])
+def test_a_place_that_the_pipeline_does_not_understand_is_no_images_fault(
+    own_copy: Path, call_train: Run, place: bytes
+) -> None:
+    put_into_an_epoch(own_copy, {"pipelines": [base64.b64encode(place).decode()]})
+    done = call_train(own_copy, "--config.epochs=3")
+    assert done.returncode == 2 and "left out" not in done.stderr, done.stderr
+    assert "place in the stream of images is none that DALI understands" in done.stderr.splitlines()[-1]
+    assert not (own_copy / "quarantine.json").exists()
+
+
+@pytest.mark.parametrize("key", ["position/step", "position/pipelines"])
+def test_a_place_that_cannot_be_is_told(own_copy: Path, call_train: Run, key: str) -> None:
+    put_into_an_epoch(own_copy, {"step": 2} if key == "position/step" else {"pipelines": []})
+    told = "cannot be of step 2 of epoch 2" if key == "position/step" else "images of 0 devices"
+    assert_user_error(call_train(own_copy, "--config.epochs=3"), told)
+
+
+def test_a_pipe_with_the_name_of_the_next_checkpoint_is_told(
+    tmp_path: Path, state: TrainState, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path / "c", state, {1: 1.0})
+    os.mkfifo(folder / "2")
+    with pytest.raises(RunStopped, match="it is there already, and no folder"), Checkpoints(folder) as checkpoints:
+        save(checkpoints, state, 2)
+    assert names(folder) == ["1", "2"]
+
+
 def pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
@@ -477,6 +527,35 @@ def test_an_array_that_claims_to_be_huge(tmp_path: Path, state: TrainState, clai
     ):
         read(folder, "latest", state)
     assert newest(folder, state) == 1 and names(folder) == ["1", "2.damaged"]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("what", [pipe, device, "null", '{"commit_timestamp_nsecs": "x"}', "[" * 100_000, "9" * 5000])
+def test_what_orbax_notes_beside_a_checkpoint_is_not_believed(
+    tmp_path: Path, state: TrainState, what: Any, step: int
+) -> None:
+    make(tmp_path, state, {1: 1.0, 2: 2.0})
+    note = tmp_path / str(step) / "_CHECKPOINT_METADATA"
+    what(note) if callable(what) else note.write_text(what)
+    assert newest(tmp_path, state) == (1 if callable(what) and step == 2 else 2)
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        save(checkpoints, state, 3, 3.0)
+    assert read(tmp_path, "latest", state) == 3
+
+
+def test_a_model_that_claims_to_be_huge_takes_no_memory(tmp_path: Path, state: TrainState) -> None:
+    folder = make(tmp_path / "c", state, {1: 1.0})
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2**20, *x.shape), x.dtype), state)
+    shapes = describe_shapes(flax.serialization.to_state_dict(like))
+    change(folder / "1", "arrays", {name: [*shape, ""] for name, shape in shapes.items()})
+    with pytest.raises(UserError, match="is stored in another shape"):
+        read(folder, "latest", like)
+
+
+def test_a_file_that_is_larger_than_any_is_not_read(tmp_path: Path, state: TrainState) -> None:
+    make(tmp_path, state, {1: 1.0, 2: 2.0})
+    os.truncate(tmp_path / "2" / "state" / "_METADATA", 1 << 36)  # of which the disk holds nothing
+    assert newest(tmp_path, state) == 1
 
 
 def test_a_checkpoint_of_links_to_files_is_as_good(tmp_path: Path, state: TrainState) -> None:

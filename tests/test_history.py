@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from test_plot import make_run, train_line, val_line, write
 
 from rn50_jax import plot
 from rn50_jax.errors import UserError
-from rn50_jax.history import last_line, read_history, set_aside_unreadable, write_csv
+from rn50_jax.history import last_line, read_config, read_facts, read_history, set_aside_unreadable, write_csv
 
 BAD = (
     b"\xff\xfe",
@@ -97,6 +98,22 @@ def test_a_damaged_file_ends_no_run_and_no_page(
     assert metrics.read_bytes().startswith(before)
     assert [line["epoch"] for line in read_lines(own_copy) if "val.top1" in line] == [1, 2, 3]
     assert "  best " in done.stdout and (own_copy / "metrics.jsonl.damaged").read_bytes().startswith(BAD[0])
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_run(tmp_path / "run") / "metrics.jsonl"
+    os.truncate(path, 1 << 33)  # of which the disk holds next to nothing
+    with pytest.raises(UserError, match=r"metrics.jsonl cannot be read: it has more than 1024 MiB"):
+        read_history(path)
+    assert last_line(path) == {}
+    for name in ("config.json", "run.json"):
+        (tmp_path / "run" / name).touch()
+        os.truncate(tmp_path / "run" / name, 1 << 33)
+    assert read_config(tmp_path / "run") == read_facts(tmp_path / "run") == {}
+    (tmp_path / "run" / "metrics.jsonl.damaged").touch()
+    set_aside_unreadable(path)
+    assert not path.exists() and (tmp_path / "run" / "metrics.jsonl.damaged-2").stat().st_size == 1 << 33
+    assert "metrics.jsonl is larger than any run's, and was moved to" in capsys.readouterr().err
 
 
 def test_metrics_without_checkpoints_are_no_beginning_in_silence(own_copy: Path, call_train: Run) -> None:

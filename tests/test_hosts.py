@@ -212,7 +212,7 @@ def test_a_work_folder_that_is_not_shared_is_found(env: dict[str, str], digits: 
     pipe, processes = subprocess.PIPE, []
     for number in range(2):
         place = (f"--coordinator={meeting}", "--num_processes=2", f"--process_id={number}")
-        line = command(digits, tmp_path / f"run{number}", *place, "--config.run.heartbeat_timeout=1000000000000")
+        line = command(digits, tmp_path / f"run{number}", *place, "--config.run.heartbeat_timeout=2147483647")
         processes.append(subprocess.Popen(line, env=env, cwd=REPO, stdout=pipe, stderr=pipe, text=True))
     (_, first), (_, second) = [process.communicate(timeout=PATIENCE) for process in processes]
     assert processes[1].returncode == 2 and f"process 1 on {socket.gethostname()} does not see" in second

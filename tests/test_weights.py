@@ -281,6 +281,13 @@ def test_what_cannot_be_weights_is_told(
     assert "\n" not in str(error.value)
 
 
+def test_what_unpacks_to_many_times_its_size_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_files, "_SMALL", 2**16)
+    np.savez_compressed(tmp_path / "x.npz", weight=np.zeros(2**20, np.float32))
+    with pytest.raises(UserError, match=r"it unpacks to \d+ bytes"):
+        read_weights(tmp_path / "x.npz")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pth_that_is_cut_off_is_told(zipped: bool, tmp_path: Path) -> None:
     torch.save({"a": torch.ones(100)}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)

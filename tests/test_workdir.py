@@ -4,9 +4,12 @@ import errno
 import fcntl
 import json
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from conftest import Run, assert_user_error
 from test_loggers import files_of_at_most
@@ -14,8 +17,12 @@ from test_plot import make_run
 from trees import make_config
 
 from rn50_jax import files, plot
+from rn50_jax.data.folder import ImageSet
+from rn50_jax.data.quarantine import Quarantine
 from rn50_jax.errors import UserError
 from rn50_jax.folder_lock import locked
+from rn50_jax.history import set_aside_unreadable
+from rn50_jax.loggers import MetricsFile
 from rn50_jax.workdir import make_workdir, write_json, write_run_files
 
 
@@ -102,6 +109,47 @@ def test_what_is_in_the_way_is_told_in_one_line(own_copy: Path, call_train: Run,
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == done.stderr.splitlines()[-1:]
     assert done.returncode == 2 and str(path) in done.stderr.splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr
+
+
+def link(path: Path, target: Path) -> None:
+    path.symlink_to(target)
+
+
+def pipe(path: Path, target: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("put", [link, pipe])
+@pytest.mark.parametrize("end", ["", files.UNFINISHED])
+def test_a_strangers_folder_leads_to_no_file_outside(
+    tmp_path: Path, put: Callable[[Path, Path], None], end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outside, run = tmp_path / "outside", make_run(tmp_path / "run")
+    outside.write_text("mine\nhalf")
+    lines = (run / "metrics.jsonl").read_bytes()
+    names = ["config.json", "run.json", "curves.png", "curves.svg", "quarantine.json", "lock", "quarantine.lock"]
+    for name in names if not end else names[:5]:
+        (run / name).unlink(missing_ok=True)
+        put(run / f"{name}{end}", outside)
+    with locked(run):
+        write_run_files(run, make_config(tmp_path), jax.devices()[:1], [])
+        assert plot.main([str(run)]) == 0
+        if put is link and not end:
+            (run / "quarantine.json").unlink()  # it is no list of images
+        images = ImageSet(("/d/train/a/1.jpg",), np.zeros(1, np.int32), root="/d/train")
+        if put is link or end:
+            Quarantine(run / "quarantine.json", policy="substitute", limit=9).add(
+                "train", images, 0, epoch=0, reason=""
+            )
+    for name in names[:4]:
+        assert stat.S_ISREG((run / name).lstat().st_mode)
+    put(run / "log.jsonl", outside)
+    with pytest.raises(OSError, match=r"it is (a link|no plain file)"):
+        MetricsFile(run / "log.jsonl")
+    set_aside_unreadable(run / "log.jsonl")
+    assert outside.read_text() == "mine\nhalf"
+    assert (run / "metrics.jsonl").read_bytes() == lines
+    assert ("lock cannot be written (it is a link)" in capsys.readouterr().err) == (put is link and not end)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "checkpoints/x", "link/lock"])

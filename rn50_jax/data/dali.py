@@ -14,6 +14,7 @@ from nvidia.dali.plugin.jax import DALIGenericIterator
 from rn50_jax.data.decodable import quiet_pillow, to_decodable
 from rn50_jax.data.folder import ImageSet, read_image
 from rn50_jax.data.headers import ImageProblem
+from rn50_jax.errors import UserError
 
 
 class DecodeError(Exception):
@@ -208,6 +209,21 @@ def _resize_and_crop_as_torchvision(images: Any, image_size: int, resize: int, r
     halves = [((side - image_size) // 2, (side - image_size) & 1) for side in sides]
     start = fn.cast(fn.stack(*(half + odd * (half & 1) for half, odd in halves)), dtype=types.INT32)
     return fn.slice(images, start=start, shape=[image_size, image_size], axes=[0, 1])
+
+
+def go_on(pipeline: Any) -> None:
+    """Builds a pipeline that was given a position, which no image is to be blamed for.
+
+    Raises:
+      UserError: it is none of this pipeline.
+    """
+    try:
+        pipeline.build()
+    except Exception as error:  # of many kinds
+        raise UserError(
+            "the newest checkpoint's place in the stream of images is none that DALI understands; remove the folder of "
+            "that step to go on from the one before"
+        ) from error
 
 
 class Delivery(NamedTuple):

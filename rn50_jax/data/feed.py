@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FORM = "the form of the stream"
+FORM = "the form of the stream"  # another number where a version takes the images in another order
 
 
 class Position(NamedTuple):
@@ -139,7 +139,7 @@ def _train_epoch(
     )
 
     def make(device: int, indices: np.ndarray, position: bytes | None) -> Any:
-        return dali.train_pipeline(
+        pipeline = dali.train_pipeline(
             images,
             indices,
             crops=crops,
@@ -149,6 +149,9 @@ def _train_epoch(
             checkpoint=position,
             **_pipeline_args(config, mesh, device, plan.device_batch),
         )
+        if position is not None:
+            dali.go_on(pipeline)
+        return pipeline
 
     kept = start.pipelines or (None,) * len(parallel.local_indices(mesh))
     steps = _run(images, order, np.ones(order.shape, np.float32), mesh, make, quarantine, "train", start, kept)

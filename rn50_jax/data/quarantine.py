@@ -1,7 +1,7 @@
 """Images that cannot be decoded: named, written down, and left out without disturbing the others."""
 
-import fcntl
 from collections.abc import Container
+from contextlib import closing
 from pathlib import Path
 from typing import NotRequired
 
@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from rn50_jax.data.folder import ImageSet, names_from_root, root_of
 from rn50_jax.errors import RunStopped, UserError, warn
 from rn50_jax.files import read_json, to_json, write_whole
+from rn50_jax.linefile import Appended
 
 POLICIES = ("substitute", "error")
 
@@ -98,13 +99,13 @@ class Quarantine:
             self._merge(entry)
             return
         try:
-            with self._path.with_suffix(".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may find images at the same time
+            with closing(Appended(self._path.with_suffix(".lock"))) as lock:
+                lock.hold()  # several processes may find images at the same time
                 self._entries = self._read()
                 if self._merge(entry):
-                    write_whole(self._path, to_json({"files": self._entries}, indent=2) + "\n")
+                    write_whole(self._path, to_json({"files": self._entries}, indent=2) + "\n", own=True)
         except OSError as error:
-            warn(f"{self._path} cannot be written: {error.strerror}")
+            warn(f"{error.filename or self._path} cannot be written: {error.strerror}")
 
     def _merge(self, entry: Entry) -> bool:
         if any(e["file"] == entry["file"] and e["split"] == entry["split"] for e in self._entries):
