@@ -53,7 +53,7 @@ class Found(NamedTuple):
         return sorted({*self.metas, *self.damaged}, key=lambda step: (orders.get(step, newest), step))
 
     def best(self) -> int | None:
-        """The step that validated best, the newest of equals."""
+        """Returns the step that validated best, the newest of equals."""
         scores = {step: score(self.metas[step]["metrics"]) for step in self.by_age() if step in self.metas}
         validated = [step for step, value in reversed(scores.items()) if value >= 0]
         return max(validated, key=lambda step: scores[step], default=None)
@@ -99,7 +99,7 @@ class CheckpointFolder:
             raise UserError(f"{self.directory} cannot be read: {error.strerror}") from error
 
     def readable(self) -> Found:
-        """Those checkpoints whose description can be read now."""
+        """Returns those checkpoints whose description can be read now."""
         metas = {}
         with suppress(UserError):
             for step in self.steps():
@@ -108,7 +108,7 @@ class CheckpointFolder:
         return Found(metas, {})
 
     def find(self, which: str) -> Meta:
-        """What checkpoint "latest", "best" or a step number says.
+        """Reads what checkpoint "latest", "best" or a step number says.
 
         Raises:
           VanishedError: it is being replaced.
@@ -140,7 +140,7 @@ class CheckpointFolder:
             raise VanishedError(f"{replaced} is being replaced; if its run was killed meanwhile, start that again")
 
     def survey(self, steps: list[int] | None = None) -> Found:
-        """What checkpoints say: those of the steps, or all.
+        """Reads what checkpoints say: those of the steps, or all.
 
         Raises:
           VanishedError: one has gone meanwhile.
@@ -155,7 +155,7 @@ class CheckpointFolder:
         return Found(metas, damaged)
 
     def meta(self, step: int) -> Meta:
-        """What a checkpoint says.
+        """Reads what a checkpoint says.
 
         Raises:
           DamagedError, VanishedError, UserError: see `judged`.
@@ -256,7 +256,7 @@ class CheckpointFolder:
             raise UserError(f"{self.place(step)} is damaged and cannot be renamed: {error.strerror}") from error
 
     def place(self, step: int) -> str:
-        """What messages call a checkpoint."""
+        """Returns what messages call a checkpoint."""
         return f"checkpoint {self.directory / str(step)}"
 
 

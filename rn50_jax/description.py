@@ -95,7 +95,7 @@ def check_description(meta: Meta, shape: Any, checkpoint: Path) -> None:
 
 
 def saved_config(meta: Meta, checkpoint: Path) -> ConfigDict:
-    """The config of the run that saved a checkpoint, whose description has been checked.
+    """Returns the config of the run that saved a checkpoint, whose description has been checked.
 
     Raises:
       UserError: it is none.

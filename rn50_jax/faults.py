@@ -20,7 +20,7 @@ _STARVED = ("can't start new thread", "bad_alloc", "RESOURCE_EXHAUSTED", "UNAVAI
 
 
 def passing_fault(error: BaseException) -> str | None:
-    """What keeps the machine from reading, in the system's words; None if the files may be at fault."""
+    """Returns what keeps the machine from reading, in the system's words; None if the files may be at fault."""
     for number in _errnos(error):
         if number not in _OF_FILES:
             return os.strerror(number)
@@ -34,7 +34,7 @@ def passing_fault(error: BaseException) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """What is worth telling of an error, in one line: of orbax' and TensorStore's long messages the system's words."""
+    """Returns what is worth telling of an error, in one line: of orbax' long messages the system's words."""
     number = next((number for number in _errnos(error) if number in _TOLD), None)
     return os.strerror(number) if number else _first_line(error)
 

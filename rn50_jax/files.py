@@ -6,7 +6,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -81,7 +81,7 @@ def written_whole(path: Path, *, own: bool = False) -> Iterator[Path]:
 
 
 def free_name(path: Path) -> Path:
-    """The path, or with a number behind it, so that there is nothing yet."""
+    """Returns the path, with a number behind it if something is there."""
     target, number = path, 1
     while os.path.lexists(target):
         number += 1
@@ -132,7 +132,7 @@ def lock(descriptor: int) -> bool:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON text in ASCII; numbers that are not finite become null."""
+    """Returns JSON text in ASCII; numbers that are not finite become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
@@ -170,7 +170,7 @@ def parse_json(data: bytes | str, shape: type[T], *, finite: bool = True) -> T:
 
 
 def check_shape(value: Any, shape: type[T]) -> T:
-    """The same value, if it is of a shape, see `parse_json`.
+    """Returns the value, if it is of a shape, see `parse_json`.
 
     Raises:
       ValueError: it is not; the message names the first place.
@@ -240,33 +240,29 @@ class Lines(NamedTuple):
     bad: list[bytes]
 
 
-def read_json_lines(path: Path, shape: Any, *, keep: Callable[[bytes], bool] = bool) -> Lines:
+def read_json_lines(path: Path, shape: Any) -> Lines:
     """Reads a file of JSON lines; whatever is in it, the lines that are right are found.
 
-    NaN and infinities, which other programs write, are null.
-
     Args:
-      shape: of a line, see `parse_json`.
-      keep: whether a line counts at all; by default those that are not empty.
+      shape: of a line, see `parse_line`.
 
     Raises:
       OSError: it cannot be read.
     """
     lines = read_whole(path).removeprefix(BOM).split(b"\n")
     good, bad = [], []
-    for line in filter(keep, map(bytes.strip, lines)):
+    for line in filter(None, map(bytes.strip, lines)):
         try:
-            good.append(_parse_line(line, shape))
+            good.append(parse_line(line, shape))
         except ValueError:
             bad.append(line)
     return Lines(good, bad)
 
 
-def _parse_line(line: bytes, shape: Any) -> Any:
-    try:
-        return parse_json(line, shape)
-    except ValueError:
-        if not any(name in line for name in (b"NaN", b"Infinity")):
-            raise
-        value = json.loads(line.decode(), parse_int=_parse_int, parse_constant=lambda _: None)
-        return check_shape(value, shape)
+def parse_line(line: bytes, shape: Any) -> Any:
+    """Reads a line as `parse_json` does; NaN and infinities, which other programs write, are null.
+
+    Raises:
+      ValueError: see `parse_json`.
+    """
+    return check_shape(_finite(parse_json(line, dict[str, Any], finite=False)), shape)

@@ -2,14 +2,14 @@
 
 import csv
 import os
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TextIO
 
 from pydantic import AfterValidator
 
 from rn50_jax.errors import UserError, warn
-from rn50_jax.files import BOM, LARGEST, free_name, open_regular, read_json, read_json_lines, write_whole
+from rn50_jax.files import BOM, LARGEST, free_name, open_regular, parse_line, read_json, read_json_lines, write_whole
 from rn50_jax.linefile import Appended
 from rn50_jax.rules import DAMAGED, is_plain_name
 from rn50_jax.text import csv_cell, printable
@@ -88,12 +88,17 @@ def read_history(path: Path) -> History:
 
 
 def last_line(path: Path) -> dict[str, Any]:
-    """The last line of a metrics file that can be read; {} if there is none."""
+    """Returns the last line of a metrics file that can be read; {} if its last MiB has none."""
     try:
-        good = read_json_lines(path, _LINE).good
+        with open_regular(path) as file:
+            file.seek(max(os.fstat(file.fileno()).st_size - (1 << 20), 0))
+            lines = file.read().split(b"\n")
     except OSError:
         return {}
-    return dict(good[-1]) if good else {}
+    for line in reversed(lines):
+        with suppress(ValueError):
+            return dict(parse_line(line.strip(), _LINE))
+    return {}
 
 
 def set_aside_unreadable(path: Path) -> None:

@@ -155,7 +155,7 @@ class Background:
 
 
 def reason_of(error: Exception) -> str:
-    """An error in a few words."""
+    """Returns an error in a few words."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def is_command() -> bool:
-    """Whether this process is a command: not a test or somebody's own program that calls a `main`."""
+    """Returns whether this process is a command: not a test or somebody's own program that calls a `main`."""
     program = Path(sys.argv[0])
     return program.name == "rn50-jax" or program.parent == Path(__file__).parent
 

@@ -19,7 +19,7 @@ _LARGEST = 1 << 28  # bytes of a file in it that holds no arrays; those that do 
 
 
 def parse_step(name: str) -> int | None:
-    """The step that a folder's name, or a user, means; None for all but plain numbers, such as `007` or `1.damaged`."""
+    """Returns the step that a folder's name, or a user, means; None for all but plain numbers, as for `007`."""
     if not re.fullmatch(r"0|[1-9]\d{0,18}", name, re.ASCII) or int(name) >= 2**63:
         return None
     return int(name)

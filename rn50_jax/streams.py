@@ -73,7 +73,7 @@ class _Output(_Stream):
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Within it, writing to standard error never fails, and every text can be written.
+    """Sees to it that, within, writing to standard error never fails and every text can be written.
 
     What cannot be written to standard output raises `Unwritable`, or BrokenPipeError where nobody reads on.
     """
@@ -111,7 +111,7 @@ def _open_closed() -> None:
 
 @contextmanager
 def enduring() -> Iterator[None]:
-    """Within it, what cannot be written to standard output is left out, and told once on standard error."""
+    """Leaves out what cannot be written to standard output, and tells so once on standard error."""
     output = sys.stdout
     if not isinstance(output, _Output):
         yield

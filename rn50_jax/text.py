@@ -20,12 +20,12 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
 
 def printable(text: str) -> str:
-    r"""The same on one line, without what a terminal would obey: a line break becomes `\n`, the byte E9 `\xe9`."""
+    r"""Returns the text without what a terminal would obey: a line break becomes `\n`, the byte E9 `\xe9`."""
     return _UNSAFE.sub(_escaped, text)
 
 
 def in_utf8(text: str) -> str:
-    r"""The same for what takes nothing but UTF-8: the byte E9, alone, becomes `\xe9`."""
+    r"""Returns the text for what takes nothing but UTF-8: the byte E9, alone, becomes `\xe9`."""
     return _NOT_UTF8.sub(_escaped, text)
 
 
@@ -37,7 +37,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def shell(words: Iterable[object]) -> str:
-    """A command line that a shell reads as these words, for hints to copy; no path in it is taken for an option."""
+    """Returns a command line that a shell reads as these words, to be copied; no path is taken for an option."""
     return " ".join(map(_quote, words))
 
 
@@ -51,7 +51,7 @@ def _quote(word: object) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """A name as a cell that no spreadsheet takes for a formula.
+    """Returns a name as a cell that no spreadsheet takes for a formula.
 
     One that begins with =, +, -, @, a tab, a line break or an apostrophe has an apostrophe before it, so that
     `cell.removeprefix("'")` is the name.
@@ -60,7 +60,7 @@ def csv_cell(text: str) -> str:
 
 
 def csv_row(cells: Iterable[object]) -> str:
-    """A line of a CSV file; texts are names or messages, see `csv_cell`, numbers are as they are.
+    """Returns a line of a CSV file; texts are names or messages, see `csv_cell`, numbers are as they are.
 
     It is to be written with the error handler "surrogateescape", by which bytes that are not UTF-8 leave as they came.
     """

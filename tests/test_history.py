@@ -151,3 +151,16 @@ def test_a_table_on_a_full_disk_names_the_file(tmp_path: Path, call: Run) -> Non
     for option in ("--csv", "--html"):
         done = call("plot", tmp_path / "run", option, "/dev/full")
         assert_user_error(done, "cannot write /dev/full: No space left on device")
+
+
+def test_lines_that_no_run_wrote_are_passed_over(tmp_path: Path) -> None:
+    """Deep ones with NaN among them, which only other programs write and which Python's own reader would fail on."""
+    good = b'{"time": 1, "step": 46, "epoch": 1, "epochs_done": 1.0, "val.top1": 90.0, "val.loss": NaN}'
+    lines = [good, b'{"step": NaN, "a": ' + b"[" * 100_000, b"NaN", b"[NaN]", b'{"step": 1e999}', b"\xff"]
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    found = read_history(path)
+    assert found.unread == len(lines) - 1
+    assert [line["val.loss"] for line in found.lines] == [None]
+    assert last_line(path)["step"] == 46
+    assert last_line(tmp_path / "none") == {}

@@ -66,7 +66,7 @@ def read_header(data: bytes) -> Header:
 
 
 def to_decodable(data: bytes) -> bytes:
-    """The bytes that DALI is given for a file: its own, or the pixels that Pillow decodes, as PPM.
+    """Returns what DALI is given for a file: its own bytes, or the pixels that Pillow decodes, as PPM.
 
     Raises:
       ImageProblem: it is not to be decoded, or Pillow cannot.
@@ -93,7 +93,7 @@ def diagnose(problem: ImageProblem, data: bytes) -> ImageProblem:
 
 
 def ends_well(found: str, head: bytes, tail: bytes, size: int) -> bool:
-    """Whether the last bytes are those of a whole file; False where they do not tell."""
+    """Returns whether the last bytes are those of a whole file; False where they do not tell."""
     if found == "JPEG":
         return tail.rstrip(b"\0").endswith(b"\xff\xd9")
     if found == "PNG":

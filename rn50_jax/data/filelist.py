@@ -134,7 +134,7 @@ def _is_no_label(word: str) -> bool:
 
 
 def find_odd(files: Sequence[str]) -> str | None:
-    """A file that is there, but is a folder, pipe or device, which to read might never end; None if there is none.
+    """Returns a file that is a folder, pipe or device, which to read might never end; None if there is none.
 
     Their folders are listed: that tells what a million files are in a second or two, and is quick on network file
     systems as well.

@@ -48,7 +48,7 @@ class ImageSet(NamedTuple):
 
 
 def root_of(images: ImageSet) -> str:
-    """The folder that images are named from: the data's root, or if none lies there what their paths have in common."""
+    """Returns the folder that images are named from: the data's root, or else what their paths have in common."""
     if images.members is not None:
         return ""
     root, files = images.root, images.files
@@ -60,7 +60,7 @@ def root_of(images: ImageSet) -> str:
 
 
 def names_from_root(images: ImageSet) -> Sequence[str]:
-    """The images' paths from their root, by which they are told apart wherever it lies.
+    """Returns the images' paths from their root, by which they are told apart wherever it lies.
 
     Files outside of it have their whole path. Images in tars have the names that they were packed by.
     """
@@ -69,7 +69,7 @@ def names_from_root(images: ImageSet) -> Sequence[str]:
 
 
 def read_image(images: ImageSet, index: int) -> bytes:
-    """The encoded bytes of one image.
+    """Reads the encoded bytes of one image.
 
     Raises:
       OSError: it cannot be read, or is no plain file.
@@ -82,7 +82,7 @@ def read_image(images: ImageSet, index: int) -> bytes:
 
 
 def read_part(path: str, offset: int = 0, size: int = -1) -> bytes:
-    """`size` bytes of a plain file from `offset` on, or all of it (-1); raises as `read_image`."""
+    """Reads `size` bytes of a plain file from `offset` on, or all of it (-1); raises as `read_image`."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size if size < 0 else size
         if size > MAX_BYTES:
@@ -99,7 +99,7 @@ class Dataset(NamedTuple):
 
 
 def fingerprint(images: ImageSet, class_names: Sequence[str] = ()) -> str:
-    """The number of images and a hash of their order, names and labels, and of the class names, wherever they lie."""
+    """Returns the number of images and a hash of their order, names and labels, and of the class names."""
     digest = hashlib.sha256()
     for names in (names_from_root(images), class_names):
         # With lengths, so that no character in a name makes two sets equal.
@@ -146,7 +146,7 @@ def _list_images(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder.
+    """Returns whether there is a folder.
 
     Raises:
       UserError: that cannot be known.
@@ -158,7 +158,7 @@ def is_folder(path: Path) -> bool:
 
 
 def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder and not hidden.
+    """Lists what is in a folder and not hidden.
 
     Raises:
       UserError: it cannot be read.
@@ -171,7 +171,7 @@ def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def kind_of(entry: os.DirEntry[str]) -> str:
-    """What an entry is, or what it points to: "file", "folder", "link" if to nothing, or "pipe or device"."""
+    """Returns what an entry is or points to: "file", "folder", "link" if to nothing, or "pipe or device"."""
     try:
         if entry.is_file():
             return "file"

@@ -69,7 +69,7 @@ class Header(NamedTuple):
 
 
 def sniff(head: bytes) -> str:
-    """The format of a file by its first bytes, or "" for none that is known."""
+    """Returns the format of a file by its first bytes, or "" for none that is known."""
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
@@ -163,7 +163,7 @@ def read_png(data: bytes) -> Header:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and end of a PNG's chunks up to its pixels."""
+    """Yields name, start and end of a PNG's chunks up to its pixels."""
     at, name = 8, b""
     while name != b"IDAT":
         if len(data) < at + 8:

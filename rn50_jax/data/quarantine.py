@@ -54,7 +54,7 @@ class Quarantine:
         self._entries = self._read()
 
     def left_out(self, split: str, images: ImageSet, epoch: int) -> np.ndarray:
-        """Which images of a split are bad by `epoch` (from 0): their indices, int64."""
+        """Returns which images of a split are bad by `epoch` (from 0): their indices, int64."""
         self._entries = self._read()
         entries = [entry for entry in self._entries if entry["split"] == split and entry["epoch"] < epoch]
         if not entries:
