@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
     recipe.lr_batch_size = 256  # the peak is lr * global batch / this (linear scaling); 0: recipe.lr as it stands
     recipe.schedule = "cosine"  # after the warm-up: cosine or linear to the end, or step down at the milestones
     recipe.lr_update = "step"  # the rate moves every step, or every epoch as in NVIDIA's code
-    recipe.warmup_epochs = 8  # epochs in which the rate rises linearly to its peak; integer >= 0, at most epochs
+    recipe.warmup_epochs = 8  # epochs in which the rate rises linearly to its peak; >= 0, a shorter run ends below it
     recipe.end_lr = 0.0  # where the cosine schedule ends; >= 0
     recipe.milestones = (30, 60, 80)  # step schedule: epochs after which the rate falls; integers >= 1
     recipe.milestone_factor = 0.1  # step schedule: factor at each milestone; > 0, at most 1
@@ -117,10 +117,10 @@ def get_config() -> ConfigDict:
     report.dle_json = ""  # also write NVIDIA's DLLL lines to this file (relative to the work folder); "": no
 
     config.run = run = ConfigDict()
-    run.prof = 0  # run only this many training steps and validation batches and save no checkpoint; 0: the whole run
+    run.prof = 0  # only so many steps of each epoch and batches of each validation, and no checkpoint; 0: all of them
     run.training_only = False  # skip validation
     run.target_top1 = 0.0  # stop when validation reaches it, per cent (also --target_top1 X); 0 to 100, 0: never
-    run.evaluate = False  # validate the latest checkpoint instead of training
+    run.evaluate = False  # instead of training, validate the latest checkpoint or else model.pretrained_weights
     run.save_checkpoints = True  # False: nothing to resume from
     run.max_skipped_steps = 50  # steps in a row without finite gradients, all left out, that stop the run; integer >= 1
     run.compile_cache = "auto"  # folder that keeps compiled programs; auto: ~/.cache/rn50-jax; "": none

@@ -15,8 +15,7 @@ VARIANTS = dgx1_90e.VARIANTS
 
 def get_config(variant: str = "fp16") -> ConfigDict:
     config = dgx1_90e.get_config(variant)
-    if variant == "fp32":
-        config.recipe.optimizer_batch_size = 4096
+    config.recipe.optimizer_batch_size = 4096
     config.recipe.warmup_epochs = 16
     config.data.backend = "dali-gpu"
     return config

@@ -21,4 +21,5 @@ def get_config(variant: str = "bf16") -> ConfigDict:
     config.recipe.warmup_epochs = 8
     config.data.workers = 16
     config.report.print_every = 100
+    config.report.dle_json = "raport.json"
     return config

@@ -240,10 +240,6 @@ def validate(config: ConfigDict) -> None:
         if not right_type or not _is_sound(value) or not test(value):
             shown = repr(value) if _is_sound(value) else value
             raise UserError(f"config.{key}={_cut(shown)} must be {valid}")
-    if config.recipe.warmup_epochs > config.epochs:
-        raise UserError(
-            f"config.recipe.warmup_epochs={config.recipe.warmup_epochs} must be at most config.epochs={config.epochs}"
-        )
     if config.data.resize < config.data.image_size:
         raise UserError(
             f"config.data.resize={config.data.resize} must be at least config.data.image_size={config.data.image_size}"

@@ -1,5 +1,6 @@
 """NVIDIA's report: the `DLLL {...}` lines that DeepLearningExamples writes through dllogger, for existing parsers."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,8 +15,8 @@ from typing_extensions import TypedDict
 from rn50_jax.errors import UserError
 from rn50_jax.files import open_regular, parse_json, to_json
 from rn50_jax.linefile import LineFile
-from rn50_jax.plan import Plan
 from rn50_jax.records import Record
+from rn50_jax.rules import is_own_name
 
 Metrics = Mapping[str, float]
 
@@ -23,7 +24,8 @@ _LOSS = {"format": ":.5f"}
 _SPEED = {"unit": "img/s", "format": ":.2f"}
 _TIME = {"unit": "s", "format": ":.5f"}
 _ACCURACY = {"unit": "%", "format": ":.2f"}
-# Names and units are the reference's; `train.lr` is what its later versions call `lr`.
+# Names and units are the reference's; `train.lr` is what its later versions call `lr`, and `val.compute_time` what its
+# README calls `val.compute_latency`.
 METRICS: dict[str, dict[str, str]] = {
     "train.loss": _LOSS,
     "train.compute_ips": _SPEED,
@@ -39,17 +41,24 @@ METRICS: dict[str, dict[str, str]] = {
     "val.compute_ips": _SPEED,
     "val.total_ips": _SPEED,
     "val.data_time": _TIME,
+    "val.compute_time": _TIME,
     "val.compute_latency": _TIME,
     "val.compute_latency_at100": _TIME,
     "val.compute_latency_at99": _TIME,
     "val.compute_latency_at95": _TIME,
+    "val.compute_latency_at90": _TIME,
 }
 _START = b"DLLL "
 _LAST = ("lr", "train.lr", "train.grad_scale")  # where the last value counts, not the mean
 
 
-def dle_parameters(config: ConfigDict, plan: Plan, workdir: Path) -> dict[str, Any]:
-    """The run's settings under the names of the reference's command-line options."""
+def dle_parameters(
+    config: ConfigDict, workdir: Path, *, lr: float, num_devices: int, accumulation: int = 1
+) -> dict[str, Any]:
+    """Returns the run's settings under the names of the reference's command-line options.
+
+    `iteration` is ours: there an iteration is a forward pass, here an update, of `accumulation` passes.
+    """
     recipe, run = config.recipe, config.run
     return {
         "data": config.data.dir,
@@ -60,7 +69,7 @@ def dle_parameters(config: ConfigDict, plan: Plan, workdir: Path) -> dict[str, A
         "epochs": config.epochs,
         "batch_size": config.batch_size,
         "optimizer_batch_size": recipe.optimizer_batch_size or -1,
-        "lr": plan.peak_lr,
+        "lr": lr,
         "lr_schedule": recipe.schedule,
         "warmup": recipe.warmup_epochs,
         "label_smoothing": recipe.label_smoothing,
@@ -81,7 +90,8 @@ def dle_parameters(config: ConfigDict, plan: Plan, workdir: Path) -> dict[str, A
         "training_only": run.training_only,
         "save_checkpoints": run.save_checkpoints,
         "workspace": str(workdir),
-        "world_size": plan.num_devices,
+        "world_size": num_devices,
+        "iteration": f"one update of {accumulation} forward pass(es) on each device",
     }
 
 
@@ -150,16 +160,19 @@ class DleLog:
     def summary(self) -> None:
         """Reports the run, as its file tells it: best accuracy, smallest loss, last rate, mean of everything else.
 
+        Of latencies that is the mean of the epochs' quantiles, and the largest of all.
+
         The reference means the smallest loss too, but reports the largest.
         """
         with open_regular(self._path) as file:
             lines = [line.removeprefix(_START) for line in file.read().split(b"\n") if line.startswith(_START)]
-        epochs: dict[int, Mapping[str, float | None]] = {}
+        epochs: dict[int, dict[str, float | None]] = {}
         for line in lines:
             with suppress(ValueError):  # a parameter's or unit's, or what others have written
                 found = parse_json(line, _Logged)
                 if len(found["step"]) == 1:
-                    epochs[found["step"][0]] = found["data"]  # an epoch that was repeated after a kill counts once
+                    # An epoch that was repeated after a kill, or validated once more, counts once.
+                    epochs.setdefault(found["step"][0], {}).update(found["data"])
         result: dict[str, float] = {}
         for name in METRICS:
             values = [value for epoch in sorted(epochs) if (value := epochs[epoch].get(name)) is not None]
@@ -171,6 +184,8 @@ class DleLog:
         found = dict(metrics)
         if "lr" in found:
             found["train.lr"] = found["lr"]
+        if "val.compute_latency" in found:
+            found["val.compute_time"] = found["val.compute_latency"]
         if "train.loss_scale" in found:
             found["train.grad_scale"] = found["train.loss_scale"]
         if self._smoothed and "val.loss_smoothed" in found:
@@ -190,6 +205,19 @@ class DleLog:
         self._file.write(f"DLLL {to_json(times | content)}")
 
 
+def open_dle(config: ConfigDict, workdir: Path, parameters: Mapping[str, Any], *, steps_per_epoch: int) -> DleLog:
+    """Opens the file that `report.dle_json` names, relative to the work folder.
+
+    Raises:
+      UserError: it is a file of the run's own, cannot be written, or holds something else.
+    """
+    report, path = config.report, workdir / config.report.dle_json
+    inside = os.path.relpath(os.path.realpath(path), os.path.realpath(workdir))
+    if inside == report.file or is_own_name(inside):
+        raise UserError(f"config.report.dle_json={report.dle_json} is a file of the run's own; choose another")
+    return DleLog(path, parameters, steps_per_epoch=steps_per_epoch)
+
+
 def _is_ours(path: Path) -> bool:
     with open_regular(path) as file:
         return file.read(len(_START)) in (b"", _START)
@@ -198,6 +226,6 @@ def _is_ours(path: Path) -> bool:
 def _over_the_run(name: str, values: Sequence[float]) -> float:
     if name.endswith("loss"):
         return min(values)
-    if name.startswith("val.top"):
+    if name.startswith("val.top") or name.endswith("_at100"):
         return max(values)
     return values[-1] if name in _LAST else float(np.mean(values))

@@ -22,7 +22,7 @@ class Plan(NamedTuple):
 def make_plan(config: ConfigDict, *, num_images: int, num_devices: int) -> Plan:
     """Derives batch, steps and learning rate; refuses combinations that cannot work.
 
-    An epoch has floor(images / global batch) updates; the remainder differs from epoch to epoch.
+    An epoch has floor(images / global batch) updates, and at most `run.prof`; what remains differs from epoch to epoch.
     """
     forward_batch = config.batch_size * num_devices
     target = config.recipe.optimizer_batch_size or forward_batch
@@ -45,7 +45,7 @@ def make_plan(config: ConfigDict, *, num_images: int, num_devices: int) -> Plan:
         else:
             fix = f"use --config.batch_size={largest} or less"
         raise UserError(f"{num_images} training images are too few for one global batch of {target}; {fix}")
-    steps_per_epoch = num_images // target
+    steps_per_epoch = min(num_images // target, config.run.prof or num_images)
     if steps_per_epoch * config.epochs >= 2**31:
         raise UserError(
             f"config.epochs={config.epochs} of {steps_per_epoch} steps are more than the 2**31 steps that are counted; "

@@ -1,6 +1,5 @@
 """What a run tells: on the console, in `metrics.jsonl` and to the loggers that the config asks for."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -10,13 +9,15 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rn50_jax.build import build_schedule
 from rn50_jax.console import Screen, clock, print_rows, time_of_day, train_line, validation_text
 from rn50_jax.data.folder import Dataset
-from rn50_jax.dle import DleLog, dle_parameters
+from rn50_jax.dle import dle_parameters, open_dle
 from rn50_jax.errors import UserError, say, warn
 from rn50_jax.goodput import goodput_text
 from rn50_jax.history import read_history, set_aside_unreadable
@@ -26,7 +27,6 @@ from rn50_jax.memory import estimate_memory, memory_text, peak_text
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
 from rn50_jax.records import Background, Guarded, Logger, Persistent, Record
-from rn50_jax.rules import is_own_name
 from rn50_jax.state import TrainState
 from rn50_jax.step_folders import find_steps
 from rn50_jax.text import shell
@@ -184,12 +184,10 @@ def open_report(
         if report.tensorboard:
             add("the TensorBoard log", _open_tensorboard(workdir, config, first_step))
         if report.dle_json:
-            dle = workdir / report.dle_json
-            inside = os.path.relpath(os.path.realpath(dle), os.path.realpath(workdir))
-            if inside == report.file or is_own_name(inside):
-                raise UserError(f"config.report.dle_json={report.dle_json} is a file of the run's own; choose another")
-            parameters = dle_parameters(config, plan, workdir)
-            add(str(dle), DleLog(dle, parameters, steps_per_epoch=plan.steps_per_epoch))
+            passes = {"num_devices": plan.num_devices, "accumulation": plan.accumulation}
+            parameters = dle_parameters(config, workdir, lr=plan.peak_lr, **passes)
+            log = open_dle(config, workdir, parameters, steps_per_epoch=plan.steps_per_epoch)
+            add(str(workdir / report.dle_json), log)
         if report.wandb:
             add("wandb", Background("Weights & Biases", lambda: WeightsAndBiases(workdir, config)))
         if report.mlflow:
@@ -236,11 +234,20 @@ def print_summary(
             "batch": f"{config.batch_size} per device x {plan.num_devices} device(s) x {plan.accumulation} pass(es) = "
             f"{plan.global_batch} per update",
             "schedule": f"{config.epochs} epochs x {plan.steps_per_epoch} steps = {plan.total_steps} steps, "
-            f"{config.recipe.warmup_epochs} epoch(s) of warm-up, peak learning rate {plan.peak_lr:g}",
+            f"{config.recipe.warmup_epochs} epoch(s) of warm-up, peak learning rate {plan.peak_lr:g}"
+            f"{_unreached(config, plan)}",
             "memory": memory_text(estimate_memory(config, model, plan, state)),
             "logs": ", ".join(filter(None, logs)),
         }
     )
+
+
+def _unreached(config: ConfigDict, plan: Plan) -> str:
+    """Says where a run that is shorter than its warm-up ends; nothing of others."""
+    if config.epochs >= config.recipe.warmup_epochs:
+        return ""
+    last = float(build_schedule(config, plan)(jnp.asarray(plan.total_steps - 1)))
+    return f", not reached: the run ends within the warm-up, at {last:g}"
 
 
 def tell_where(config: ConfigDict, workdir: Path) -> None:

@@ -64,11 +64,9 @@ class Run:
         return self.position.epoch * self.setup.plan.steps_per_epoch + self.position.step
 
     def train_epoch(self, epoch: int) -> None:
-        """What is left of one epoch, or of `run.prof`."""
+        """Trains what is left of one epoch."""
         config, plan = self.setup.config, self.setup.plan
         end = (epoch + 1) * plan.steps_per_epoch
-        if config.run.prof:
-            end = min(end, config.run.prof)
         self.goodput.switch("train")
         if train_size(config, epoch) != train_size(config, epoch - 1):
             self.window.compiled = False  # the step compiles anew
@@ -120,8 +118,6 @@ class Run:
         """Reports an epoch and saves it."""
         config = self.setup.config
         self.report.epoch(self.step, epoch, metrics)
-        if self.position.step < self.setup.plan.steps_per_epoch:
-            return  # run.prof has ended within the epoch
         self.position = Position(epoch + 1, 0)
         last = epoch + 1 == config.epochs or self.reached(metrics)
         if last or (epoch + 1) % config.checkpoint.every_epochs == 0:

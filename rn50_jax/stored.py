@@ -170,6 +170,25 @@ def load_weights(path: Path, overrides: Overrides) -> StoredModel:
     return StoredModel(str(path), config, class_names, facts, devices, model, load)
 
 
+def load_start(config: ConfigDict, class_names: tuple[str, ...]) -> StoredModel:
+    """Returns the model that a new run of the config starts with: pretrained weights if it names some, or random ones.
+
+    Args:
+      class_names: of the data.
+
+    Raises:
+      UserError: the weights cannot be read or are of another model.
+    """
+    devices = _prepare(config)
+    model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
+    if source := config.model.pretrained_weights:
+        file = read_weights(Path(source))
+        names = tuple(file.meta.get("class_names", class_names))
+        return StoredModel(source, config, names, {}, devices, model, partial(_variables_of, file, model, source))
+    name = f"random weights of seed {config.seed}"
+    return StoredModel(name, config, class_names, {}, devices, model, lambda: _random_variables(config, model))
+
+
 def describe_model(stored: StoredModel) -> dict[str, Any]:
     """What a file with a model's weights should say about it, in plain values.
 
@@ -203,3 +222,7 @@ def _prepare(config: ConfigDict) -> list[jax.Device]:
 def _variables_of(file: WeightFile, model: ResNet, source: str) -> Variables:
     params, batch_stats = fit(file.arrays, model, source)
     return {"params": params, "batch_stats": batch_stats}
+
+
+def _random_variables(config: ConfigDict, model: ResNet) -> Variables:
+    return variables_of(build_state(config, model))["val"]

@@ -17,12 +17,11 @@ from rn50_jax import config as configs
 from rn50_jax import errors, hosts, parallel, runtime, streams
 from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule
 from rn50_jax.checkpoint import Checkpoints
-from rn50_jax.console import validation_text
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import make_quarantine, stream_facts, train_batches
 from rn50_jax.diagnosis import telling_of_memory
 from rn50_jax.errors import Interrupted, UserError, say
-from rn50_jax.evaluate import EvalStep, evaluate_stored, make_eval_step
+from rn50_jax.evaluate import EvalStep, make_eval_step
 from rn50_jax.folder_lock import locked
 from rn50_jax.goodput import Goodput
 from rn50_jax.guard import Signals, Watchdog
@@ -35,7 +34,7 @@ from rn50_jax.resume import find_start
 from rn50_jax.running import Run, TrainStep, saves
 from rn50_jax.setup import Setup, check_same_everywhere
 from rn50_jax.step import train_step
-from rn50_jax.stored import MACHINE, load_run
+from rn50_jax.validating import validate_only
 from rn50_jax.workdir import make_workdir
 
 
@@ -66,8 +65,7 @@ def main(argv: Sequence[str]) -> int:
     hosts.connect(hosts.find_cluster(args, os.environ), heartbeat_timeout=config.run.heartbeat_timeout)
     runtime.use_compile_cache(config.run.compile_cache)
     if config.run.evaluate:
-        machine = [(key, configs.flatten(config)[key]) for key in MACHINE]
-        print(validation_text(evaluate_stored(load_run(workdir, "latest", [*overrides, *machine]))))
+        validate_only(config, workdir, overrides)
     else:
         try:
             with streams.enduring():
@@ -155,7 +153,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             run.train_epoch(epoch)
             metrics = run.validate(epoch)
             run.finish_epoch(epoch, metrics)
-            if run.reached(metrics) or (config.run.prof and run.step >= config.run.prof):
+            if run.reached(metrics):
                 break
         run.finish()
         quarantine.tell()

@@ -77,7 +77,7 @@ def test_override(key: str, text: str, value: object) -> None:
         ("data.crop_area", "('a', 'b')", "two numbers"),
         ("recipe.lr", "nan", "must be a number > 0"),
         ("recipe.momentum", "1", "must be a number >= 0 and < 1"),
-        ("recipe.warmup_epochs", "91", "at most config.epochs=90"),
+        ("recipe.warmup_epochs", "-1", "must be an integer >= 0"),
         ("data.resize", "200", "at least config.data.image_size=224"),
         ("report.file", "../x", "plain file name"),
     ],
@@ -297,6 +297,10 @@ def test_reference_configs(name: str) -> None:
         assert (plan.global_batch, plan.accumulation) == (wanted.global_batch, wanted.passes)
         assert plan.peak_lr == pytest.approx(wanted.peak)
         assert plan.steps_per_epoch == 1281167 // wanted.global_batch
+        on_one = make_plan(config, num_images=1281167, num_devices=1)
+        if not stem.startswith("dgxa100"):  # accumulates up to the batch that the published rate is for
+            assert (on_one.global_batch, on_one.peak_lr) == (plan.global_batch, plan.peak_lr)
+        assert config.report.dle_json == "raport.json"
         recipe = config.recipe
         assert (config.batch_size, config.epochs, config.precision) == (wanted.batch, wanted.epochs, variant)
         assert (recipe.schedule, recipe.warmup_epochs, recipe.mixup) == ("cosine", wanted.warmup, wanted.mixup)
@@ -449,7 +453,7 @@ def test_lars_recipes_are_those_of_mlperf(
 def test_all_shipped_configs_load_in_every_variant() -> None:
     stems = {path.stem for path in (REPO / "configs").glob("*.py")}
     machines = {"dgx1_50e", "dgx1_90e", "dgx1_250e", "dgx2_50e", "dgx2_90e", "dgx2_250e", "dgxa100_90e", "dgxa100_250e"}
-    assert stems == machines | {"default", "quickstart", "fine_tune", "linear_probe"} | TARGETS
+    assert stems == machines | {"default", "nvidia_defaults", "quickstart", "fine_tune", "linear_probe"} | TARGETS
     for stem in stems:
         config, _ = configs.load(str(REPO / f"configs/{stem}.py"))
         configs.validate(config)

@@ -9,7 +9,8 @@ import pytest
 from conftest import Run, assert_user_error
 from test_loggers import files_of_at_most
 
-from rn50_jax.dle import METRICS, DleLog
+from rn50_jax import config as configs
+from rn50_jax.dle import METRICS, DleLog, dle_parameters
 from rn50_jax.errors import UserError
 
 
@@ -31,7 +32,9 @@ def test_lines_and_numbers(tmp_path: Path) -> None:
         for epoch, (first, last, top1) in enumerate([(4.0, 1.0, 70.0), (3.0, 2.0, 60.0)]):
             log.train(epoch * 10 + 8, epoch, 8, {"train.loss": first, "lr": 0.1, **times})
             log.train(epoch * 10 + 10, epoch, 2, {"train.loss": last, "lr": 0.2, **times})
-            log.epoch(epoch, {"val.top1": top1, "val.loss": 1.5, "val.loss_smoothed": 1.0 + epoch, "val.images": 9})
+            latency = {"val.compute_latency": 2.0 + epoch, "val.compute_latency_at100": 3.0 + epoch}
+            losses = {"val.loss": 1.5, "val.loss_smoothed": 1.0 + epoch}
+            log.epoch(epoch, {"val.top1": top1, "val.images": 9, **losses, **latency})
         log.summary()
     lines = read_dle(tmp_path / "r.json")
     assert (lines[0]["type"], lines[0]["step"], lines[0]["data"]["batch_size"]) == ("LOG", "PARAMETER", 32)
@@ -54,6 +57,32 @@ def test_lines_and_numbers(tmp_path: Path) -> None:
     assert [line["data"]["val.loss"] for line in epochs] == [1.0, 2.0]  # the reference validates with smoothing
     assert run["data"]["train.loss"] == pytest.approx(2.8)
     assert (run["data"]["val.top1"], run["data"]["val.loss"], run["data"]["lr"]) == (70.0, 1.0, 0.2)
+    assert [epochs[1]["data"][f"val.compute_{name}"] for name in ("time", "latency")] == [3.0, 3.0]
+    assert [run["data"][f"val.compute_{name}"] for name in ("time", "latency", "latency_at100")] == [2.5, 2.5, 4.0]
+
+
+def test_a_validation_afterwards_takes_nothing_from_its_epoch(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    with closing(DleLog(path, {"mixup": 0.0}, steps_per_epoch=10)) as log:
+        log.train(10, 0, 10, {"train.loss": 4.0})
+        log.epoch(0, {"val.top1": 70.0})
+    with closing(DleLog(path, {"mixup": 0.0}, steps_per_epoch=1)) as log:
+        log.epoch(0, {"val.top1": 70.0, "val.top5": 90.0})
+        log.summary()
+    (run,) = logged(read_dle(path), 0)
+    assert run["data"] == {"train.loss": 4.0, "val.top1": 70.0, "val.top5": 90.0}
+
+
+def test_parameters_say_what_an_iteration_is(tmp_path: Path) -> None:
+    config, _ = configs.load("configs/dgx1_90e.py:fp32")
+    found = dle_parameters(config, tmp_path, lr=2.048, num_devices=8, accumulation=2)
+    assert found["iteration"] == "one update of 2 forward pass(es) on each device"
+    assert (found["lr"], found["optimizer_batch_size"], found["batch_size"], found["world_size"]) == (
+        2.048,
+        2048,
+        128,
+        8,
+    )
 
 
 def test_validation_of_a_mixup_run_is_not_smoothed(tmp_path: Path) -> None:

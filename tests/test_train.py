@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Run, assert_user_error
 from runs import read_lines, read_meta
+from test_dle import logged, read_dle
 
 from rn50_jax.history import KEYS
 
@@ -30,6 +31,7 @@ VAL_METRICS = {
     "val.compute_ips",
     "val.data_time",
     "val.compute_latency",
+    "val.compute_latency_at90",
     "val.compute_latency_at95",
     "val.compute_latency_at99",
     "val.compute_latency_at100",
@@ -120,11 +122,13 @@ def test_another_number_of_devices_may_go_on(own_copy: Path, call_train: Run) ->
 def test_short_measuring_runs(call_train: Run, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     done = call_train(tmp_path / "run", "--config.run.prof=3", "--config.report.file=benchmark.json", *overrides)
     assert done.returncode == 0, done.stderr
-    train, val, account = read_lines(tmp_path / "run", "benchmark.json")
-    assert train["step"] == account["step"] == 3
-    assert 0 < train["train.loss"] < 20
-    assert val["val.images"] == 96  # three batches of 32
-    assert ("train.loss_scale" in train) == ("fp16" in overrides[0])
+    assert "schedule   2 epochs x 3 steps = 6 steps, 1 epoch(s) of warm-up" in done.stdout
+    lines = read_lines(tmp_path / "run", "benchmark.json")
+    assert [(line["step"], line["epoch"]) for line in lines] == [(3, 1), (3, 1), (6, 2), (6, 2), (6, 2)]
+    for train, val in (lines[:2], lines[2:4]):
+        assert 0 < train["train.loss"] < 20
+        assert val["val.images"] == 96  # three batches of 32
+        assert ("train.loss_scale" in train) == ("fp16" in overrides[0])
     assert list((tmp_path / "run/checkpoints").iterdir()) == []
 
 
@@ -146,6 +150,16 @@ def test_a_run_without_checkpoints_keeps_off_a_real_run(own_copy: Path, call_tra
     assert_user_error(done, "holds the checkpoints of a run", "another --workdir")
 
 
+def test_a_run_shorter_than_its_warm_up_says_where_it_ends(call_train: Run, tmp_path: Path) -> None:
+    options = ("--config.epochs=2", "--config.recipe.warmup_epochs=8", "--config.run.training_only=true")
+    done = call_train(tmp_path / "run", *options, "--config.run.prof=2", "--config.report.print_every=1")
+    assert done.returncode == 0, done.stderr
+    told = "8 epoch(s) of warm-up, peak learning rate 0.2, not reached: the run ends within the warm-up, at 0.05\n"
+    assert told in done.stdout
+    rates = [line["lr"] for line in read_lines(tmp_path / "run") if "lr" in line]
+    assert rates == pytest.approx([0.2 * (step + 1) / 16 for step in range(4)])
+
+
 @pytest.mark.slow
 def test_evaluate_only(trained: tuple[Path, str], train_tiny: Run) -> None:
     workdir, printed = trained
@@ -153,6 +167,33 @@ def test_evaluate_only(trained: tuple[Path, str], train_tiny: Run) -> None:
     assert done.returncode == 0, done.stderr
     numbers = re.findall(r"top-1 .* images", printed)[-1]
     assert numbers in done.stdout
+
+
+def test_evaluate_only_without_a_checkpoint(
+    trained: tuple[Path, str], call_train: Run, call: Run, tmp_path: Path
+) -> None:
+    only = ("--config.run.evaluate=true", "--config.report.dle_json=r.json")
+    done = call_train(tmp_path / "none", *only)
+    assert_user_error(done, f"{tmp_path}/none has no checkpoints to validate", "--config.run.prof=N")
+    assert not (tmp_path / "none").exists()
+
+    # Random weights know nothing of the ten classes; three batches of 32 are one line.
+    done = call_train(tmp_path / "random", *only, "--config.run.prof=3")
+    assert done.returncode == 0, done.stderr
+    name, told, logs = done.stdout.splitlines()
+    assert (name, logs) == ("random weights of seed 0", f"logs       {tmp_path}/random/r.json")
+    assert " 96 images" in told
+    (top1,) = re.findall(r"top-1 (\S+) %", told)
+    assert float(top1) < 50
+
+    weights = tmp_path / "w.safetensors"
+    assert call("convert", trained[0], weights).returncode == 0
+    done = call_train(tmp_path / "pretrained", *only, "--pretrained_weights", weights)
+    assert done.returncode == 0, done.stderr
+    best = call("evaluate", "--workdir", trained[0]).stdout
+    assert re.findall(r"top-1 .* images", done.stdout) == re.findall(r"top-1 .* images", best)
+    (epoch,) = logged(read_dle(tmp_path / "pretrained/r.json"), 1)
+    assert f"top-1 {epoch['data']['val.top1']:.3f} %" in best
 
 
 @pytest.mark.parametrize(

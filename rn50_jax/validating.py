@@ -1,0 +1,58 @@
+"""What `run.evaluate` does: one validation instead of a training."""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rn50_jax import config as configs
+from rn50_jax import hosts
+from rn50_jax.console import print_rows, validation_text
+from rn50_jax.data.dataset import open_dataset
+from rn50_jax.dle import dle_parameters, open_dle
+from rn50_jax.errors import UserError, say
+from rn50_jax.evaluate import evaluate_stored
+from rn50_jax.stored import MACHINE, StoredModel, load_run, load_start
+from rn50_jax.workdir import make_workdir
+
+
+def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str, str]]) -> None:
+    """Validates the latest checkpoint of a work folder, or else the weights that a new run would start with.
+
+    With `run.prof`, so many batches alone; with `report.dle_json`, NVIDIA's lines about it too.
+
+    Args:
+      overrides: of the command line, which alone change the config of a checkpoint.
+
+    Raises:
+      UserError: there is nothing to validate, or it does not fit the data.
+    """
+    stored = _find_model(config, workdir, overrides)
+    with ExitStack() as stack:
+        log = None
+        if config.report.dle_json and hosts.is_first():
+            make_workdir(workdir)
+            parameters = dle_parameters(config, workdir, lr=config.recipe.lr, num_devices=len(stored.devices))
+            log = stack.enter_context(closing(open_dle(config, workdir, parameters, steps_per_epoch=1)))
+        result = evaluate_stored(stored)
+        if hosts.is_first():
+            say(stored.name)
+            say(validation_text(result))
+        if log:
+            log.epoch(max(stored.facts.get("epoch", 1) - 1, 0), result)
+            log.summary()
+            print_rows({"logs": str(workdir / config.report.dle_json)})
+
+
+def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str, str]]) -> StoredModel:
+    if os.path.lexists(workdir / "checkpoints"):
+        machine = [(key, configs.flatten(config)[key]) for key in MACHINE]
+        return load_run(workdir, "latest", [*overrides, *machine])
+    if not (config.model.pretrained_weights or config.run.prof):
+        raise UserError(
+            f"{workdir} has no checkpoints to validate; give the --workdir of a training run, --pretrained_weights "
+            "FILE, or --config.run.prof=N to time N batches with random weights"
+        )
+    return load_start(config, open_dataset(config, need_train=False).class_names)
