@@ -73,9 +73,8 @@ def write_class_tar(synset: str, count: int) -> bytes:
     return inner.getvalue()
 
 
-@pytest.fixture
-def archives(tmp_path: Path) -> Path:
-    folder = tmp_path / "archives"
+def write_archives(folder: Path) -> None:
+    """The three archives, of the classes and counts of `EXPECTED`."""
     folder.mkdir()
     val_numbers = [1 + (3 * i) % 5 for i in range(60)]
     write_devkit(folder / ilsvrc.DEVKIT, val_numbers)
@@ -85,7 +84,12 @@ def archives(tmp_path: Path) -> Path:
     with tarfile.open(folder / ilsvrc.VAL, "w") as archive:
         for i in range(1, 61):
             add(archive, f"ILSVRC2012_val_{i:08d}.JPEG", f"val {i} ".encode() * 60)
-    return folder
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> Path:
+    write_archives(tmp_path / "archives")
+    return tmp_path / "archives"
 
 
 def rewrite(file: Path, change: Any) -> None:

@@ -136,10 +136,11 @@ def test_other_commands_are_marked_and_well_formed() -> None:
         for language, needs, text in page
         if language == "bash" and needs
         for line in text.splitlines()
+        if not line.startswith(("# ", "source "))
     ]
     assert others
     for line in others:
-        line = line.removeprefix("taskset -c 1 ")
+        line = line.removeprefix("taskset -c 1 ").removeprefix("CUDA_VISIBLE_DEVICES=0 ")
         command = re.search(r"(?:^|-- )(?:python -m (rn50_jax\.\w+)|(?:python )?(?:\./)?(scripts/\w+\.\w+)) ", line)
         assert command, line
         file = command[2] or command[1].replace(".", "/") + ".py"
