@@ -23,6 +23,14 @@ from rn50_jax.tune import part_names
 # The config that weight files are used with.
 DEFAULT = FOLDER / "default.py"
 
+_EXCLUDING = (
+    ("run.training_only", "run.evaluate"),
+    ("run.training_only", "run.target_top1"),
+    ("run.resume", "run.prof"),
+    ("run.resume", "model.pretrained_weights"),
+    ("run.resume", "tune.new_head"),
+)
+
 
 def parse_args(
     parser: argparse.ArgumentParser, argv: Sequence[str]
@@ -260,9 +268,14 @@ def validate(config: ConfigDict) -> None:
             )
     if config.report.dle_json and config.report.file == os.path.normpath(config.report.dle_json):
         raise UserError("config.report.file and config.report.dle_json name the same file; give them different names")
-    for key in ("run.evaluate", "run.target_top1"):
-        if config.run.training_only and flat[key]:
-            raise UserError(f"config.run.training_only and config.{key} exclude each other; set one of them")
+    for key, other in _EXCLUDING:
+        if flat[key] and flat[other]:
+            raise UserError(f"config.{key} and config.{other} exclude each other; set one of them")
+    if config.run.resume and config.recipe.optimizer != "sgd":
+        raise UserError(
+            f"config.run.resume takes the state of SGD, and config.recipe.optimizer={config.recipe.optimizer!r} has "
+            f"another; start from the weights alone with --pretrained_weights {config.run.resume}"
+        )
 
 
 def _validate_model(config: ConfigDict) -> None:

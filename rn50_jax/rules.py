@@ -204,6 +204,7 @@ RULES: dict[str, Rule] = {
     "report.dle_json": _text(
         "a file that is none of the run's own, or empty", lambda v: printable(v) == v and not (v and is_own_name(v))
     ),
+    "run.resume": _text("a training checkpoint of NVIDIA's code, or empty"),
     "run.prof": _integer(0),
     "run.training_only": _BOOLEAN,
     "run.target_top1": _number("from 0 to 100", lambda v: 0 <= v <= 100),
