@@ -117,6 +117,7 @@ def get_config() -> ConfigDict:
     report.dle_json = ""  # also write NVIDIA's DLLL lines to this file (relative to the work folder); "": no
 
     config.run = run = ConfigDict()
+    run.resume = ""  # checkpoint.pth.tar of NVIDIA's code that a new run goes on from (also --resume FILE); "": none
     run.prof = 0  # only so many steps of each epoch and batches of each validation, and no checkpoint; 0: all of them
     run.training_only = False  # skip validation
     run.target_top1 = 0.0  # stop when validation reaches it, per cent (also --target_top1 X); 0 to 100, 0: never

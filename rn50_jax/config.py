@@ -17,11 +17,18 @@ from rn50_jax.errors import UserError
 from rn50_jax.files import read_json
 from rn50_jax.models.resnet import FAMILY
 from rn50_jax.recipe_files import FOLDER, find_config
-from rn50_jax.rules import EXACT_REFERENCE, REMOVED, RULES
+from rn50_jax.rules import ADDED, EXACT_REFERENCE, REMOVED, RULES
 from rn50_jax.tune import part_names
 
 # The config that weight files are used with.
 DEFAULT = FOLDER / "default.py"
+
+_EXCLUDING = (
+    ("run.training_only", "run.evaluate"),
+    ("run.training_only", "run.target_top1"),
+    ("run.resume", "model.pretrained_weights"),
+    ("run.resume", "tune.new_head"),
+)
 
 
 def parse_args(
@@ -104,9 +111,9 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_tree(tree: Any, *, source: str = "what is stored") -> ConfigDict:
-    """Returns the config that a checkpoint or JSON file holds as nested dicts, without keys that have been removed.
+    """Returns the config that a checkpoint or JSON file holds as nested dicts, in which tuples have become lists.
 
-    There, tuples have become lists.
+    Keys that have been removed since are left out, those that have been added do what was done without them.
 
     Raises:
       UserError: a key is none that a config can have; the message begins with `source`.
@@ -119,6 +126,10 @@ def from_tree(tree: Any, *, source: str = "what is stored") -> ConfigDict:
         else _tuples(x)
         for key, x in tree.items()
     }
+    for key, value in ADDED.items():
+        section, _, name = key.partition(".")
+        if isinstance(tree.get(section), dict):
+            tree[section].setdefault(name, value)
     if dotted := next((key for key in _names(tree) if "." in key), None):
         raise UserError(f"{source} is not a config: its key {dotted!r} has a dot; write sections as nested objects")
     try:
@@ -256,9 +267,14 @@ def validate(config: ConfigDict) -> None:
             )
     if config.report.dle_json and config.report.file == os.path.normpath(config.report.dle_json):
         raise UserError("config.report.file and config.report.dle_json name the same file; give them different names")
-    for key in ("run.evaluate", "run.target_top1"):
-        if config.run.training_only and flat[key]:
-            raise UserError(f"config.run.training_only and config.{key} exclude each other; set one of them")
+    for key, other in _EXCLUDING:
+        if flat[key] and flat[other]:
+            raise UserError(f"config.{key} and config.{other} exclude each other; set one of them")
+    if config.run.resume and config.recipe.optimizer != "sgd":
+        raise UserError(
+            f"config.run.resume takes the state of SGD, and config.recipe.optimizer={config.recipe.optimizer!r} has "
+            f"another; start from the weights alone with --pretrained_weights {config.run.resume}"
+        )
 
 
 def _validate_model(config: ConfigDict) -> None:

@@ -79,6 +79,7 @@ def dle_parameters(
         "bn_weight_decay": recipe.decay_mask == "all",
         "nesterov": recipe.nesterov,
         "print_freq": config.report.print_every,
+        "resume": config.run.resume,
         "pretrained_weights": config.model.pretrained_weights,
         "amp": config.precision in ("bf16", "fp16"),
         "static_loss_scale": config.loss_scale.init if config.precision == "fp16" else 1,

@@ -1,4 +1,4 @@
-"""What a run starts from: a fresh state, pretrained weights, or its newest whole checkpoint."""
+"""What a run starts from: a fresh state, foreign weights or a foreign checkpoint, or its newest whole checkpoint."""
 
 import base64
 from pathlib import Path
@@ -19,6 +19,7 @@ from rn50_jax.history import last_line
 from rn50_jax.integrity import score
 from rn50_jax.setup import Setup
 from rn50_jax.state import TrainState
+from rn50_jax.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
 from rn50_jax.weight_files import read_weights
 from rn50_jax.weights import start_from
 from rn50_jax.workdir import versions
@@ -75,10 +76,13 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
     last = last_line(workdir / config.report.file)
     if found is None:
         if last and config.run.save_checkpoints:
+            place = f"from {config.run.resume}" if config.run.resume else "at step 0"
             warn(
-                f"{workdir} has metrics up to step {last['step']}, but no checkpoints: training starts anew at step 0, "
+                f"{workdir} has metrics up to step {last['step']}, but no checkpoints: training starts anew {place}, "
                 f"and {config.report.file} goes on behind them"
             )
+        if config.run.resume:
+            return _foreign_start(setup)
         return Start(_fresh_state(setup), Position(0, 0), {}, 0.0)
     state, meta = found
     state, position = _position(setup, stream, state, meta, checkpoints)
@@ -157,6 +161,29 @@ def describe(setup: Setup, stream: dict[str, Any], position: Position) -> Meta:
         "config": setup.config.to_dict(),
         "versions": versions(),
     }
+
+
+def _foreign_start(setup: Setup) -> Start:
+    """Where a training checkpoint of NVIDIA's code left off."""
+    config, source = setup.config, setup.config.run.resume
+    checkpoint = read_checkpoint(Path(source))
+    done = checkpoint.epoch
+    if done >= config.epochs:
+        raise UserError(
+            f"{source} has {done} epochs done, and config.epochs={config.epochs} leaves none to train; give a larger "
+            f"--config.epochs, or use its weights: python -m rn50_jax.evaluate --weights {source}"
+        )
+    state = go_on_from(build_state(config, setup.model), checkpoint, setup.model, source)
+    for told in differing_settings(checkpoint, config.recipe):
+        warn(f"{source} was trained with {told}")
+    if config.recipe.ema_decay > 0 and not checkpoint.ema:
+        warn(f"{source} has no averaged weights: those of config.recipe.ema_decay start from its weights")
+    if checkpoint.ema and not config.recipe.ema_decay:
+        warn(f"{source} has averaged weights, which config.recipe.ema_decay=0 does without")
+    momentum = "with its momentum" if checkpoint.momentum else "without momentum: the file has none"
+    say(f"resuming from {source}: {done} of {config.epochs} epochs done, {momentum}")
+    step = jnp.asarray(done * setup.plan.steps_per_epoch, jnp.int32)
+    return Start(state._replace(step=step), Position(done, 0), {}, 0.0)
 
 
 def _fresh_state(setup: Setup) -> TrainState:

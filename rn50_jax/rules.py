@@ -204,6 +204,7 @@ RULES: dict[str, Rule] = {
     "report.dle_json": _text(
         "a file that is none of the run's own, or empty", lambda v: printable(v) == v and not (v and is_own_name(v))
     ),
+    "run.resume": _text("a training checkpoint of NVIDIA's code, or empty"),
     "run.prof": _integer(0),
     "run.training_only": _BOOLEAN,
     "run.target_top1": _number("from 0 to 100", lambda v: 0 <= v <= 100),
@@ -222,6 +223,9 @@ RULES: dict[str, Rule] = {
 
 # Keys of earlier versions, without effect on a result: a run's config.json and checkpoints may still hold them.
 REMOVED = frozenset({"data.mmap", "report.mlperf_log", "report.mlperf_org", "report.mlperf_division"})
+
+# Keys that earlier versions lacked, with what their runs did: a run's config.json and checkpoints are without them.
+ADDED: dict[str, Any] = {"run.resume": ""}
 
 # What `recipe.exact_reference=True` stands for: each departure of the reference's code from its own documentation, or
 # from what we think right, that changes numbers and has a key. docs/recipe.md tells them one by one.

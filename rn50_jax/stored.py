@@ -181,7 +181,7 @@ def load_start(config: ConfigDict, class_names: tuple[str, ...]) -> StoredModel:
     """
     devices = _prepare(config)
     model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
-    if source := config.model.pretrained_weights:
+    if source := config.run.resume or config.model.pretrained_weights:
         file = read_weights(Path(source))
         names = tuple(file.meta.get("class_names", class_names))
         return StoredModel(source, config, names, {}, devices, model, partial(_variables_of, file, model, source))

@@ -50,12 +50,16 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--workdir", type=Path, help="folder of the run (default: runs/<config name>)")
     parser.add_argument("--pretrained_weights", metavar="FILE", help="weight file that a new run starts from")
+    parser.add_argument(
+        "--resume", metavar="FILE", help="checkpoint.pth.tar of NVIDIA's code that a new run goes on from"
+    )
     parser.add_argument("--target_top1", metavar="X", help="end the run once validation reaches X per cent top-1")
     hosts.add_arguments(parser)
     args, overrides = configs.parse_args(parser, argv)
     runtime.use_huge_pages()
-    shortcuts = {"model.pretrained_weights": args.pretrained_weights, "run.target_top1": args.target_top1}
-    overrides += [(key, text) for key, text in shortcuts.items() if text is not None]
+    shortcuts = ("model.pretrained_weights", "run.resume", "run.target_top1")
+    given = {key: getattr(args, key.partition(".")[2]) for key in shortcuts}
+    overrides += [(key, text) for key, text in given.items() if text is not None]
 
     config, name = configs.load(args.config)
     config = configs.override(config, overrides)

@@ -50,7 +50,7 @@ def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str
     if os.path.lexists(workdir / "checkpoints"):
         machine = [(key, configs.flatten(config)[key]) for key in MACHINE]
         return load_run(workdir, "latest", [*overrides, *machine])
-    if not (config.model.pretrained_weights or config.run.prof):
+    if not (config.run.resume or config.model.pretrained_weights or config.run.prof):
         raise UserError(
             f"{workdir} has no checkpoints to validate; give the --workdir of a training run, --pretrained_weights "
             "FILE, or --config.run.prof=N to time N batches with random weights"

@@ -5,8 +5,9 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import safetensors
@@ -36,6 +37,7 @@ _KINDS = {
     (0, b"\x89HDF"): "HDF5",
     (0, b"{"): "JSON",
 }
+T = TypeVar("T")
 
 
 class WeightFile(NamedTuple):
@@ -69,12 +71,31 @@ def read_weights(path: Path) -> WeightFile:
     """
     suffix = _suffix(path)
     reader = {".npz": _read_npz, ".safetensors": _read_safetensors}.get(suffix, _read_torch)
+    tensors, meta = _read(path, suffix, reader)
+    if not tensors:
+        raise UserError(f"weight file {path} holds no tensors")
+    arrays = to_common(tensors, str(path))
+    return WeightFile(arrays, _check_meta(path, meta, arrays))
+
+
+def load_torch(path: Path) -> Any:
+    """Reads all that a file of PyTorch holds: its containers, plain values and, on the CPU, torch's tensors.
+
+    Raises:
+      UserError: no such file, not PyTorch's by its name or content, damaged, or holding Python objects.
+    """
+    if (suffix := _suffix(path)) not in _TORCH:
+        raise UserError(f"{path} is no file of PyTorch by its name; it must end in {', '.join(_TORCH)}")
+    return _read(path, suffix, _load_torch)
+
+
+def _read(path: Path, suffix: str, reader: Callable[[Path, BinaryIO], T]) -> T:
     try:
         with open_regular(path) as file:
             _check_kind(file, suffix)
             with warnings.catch_warnings():  # PyTorch's, of its unfinished parts
                 warnings.simplefilter("ignore")
-                tensors, meta = reader(path, file)
+                return reader(path, file)
     except UserError:
         raise
     except FileNotFoundError:
@@ -82,10 +103,6 @@ def read_weights(path: Path) -> WeightFile:
     except Exception as error:  # each library has its own
         text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
         raise UserError(f"weight file {path} cannot be read: {text.splitlines()[0][:160]}") from error
-    if not tensors:
-        raise UserError(f"weight file {path} holds no tensors")
-    arrays = to_common(tensors, str(path))
-    return WeightFile(arrays, _check_meta(path, meta, arrays))
 
 
 def _check_meta(path: Path, text: str, arrays: Arrays) -> dict[str, Any]:
@@ -208,10 +225,38 @@ def _import_torch() -> Any:
     return torch
 
 
-def _read_torch(path: Path, file: BinaryIO) -> tuple[Arrays, str]:
+class _Ignored:
+    """What is made in place of an object that a file holds beside its tensors: it keeps nothing and does nothing."""
+
+    def __new__(cls, *_: Any) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# In NVIDIA's training checkpoints: the learning rate of the cosine schedule is a NumPy number, and with --fp16 there is
+# apex' loss scaler.
+_IGNORED = [
+    type(name, (_Ignored,), {"__module__": module})
+    for module, name in (
+        ("numpy", "dtype"),
+        ("numpy.core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "scalar"),
+        ("apex.amp.scaler", "LossScaler"),
+        ("apex.fp16_utils.loss_scaler", "LossScaler"),
+        ("apex.fp16_utils.loss_scaler", "DynamicLossScaler"),
+    )
+]
+
+
+def _load_torch(path: Path, file: BinaryIO) -> Any:
     torch = _import_torch()
+    # PyTorch before 2.5 cannot put anything in an object's place.
+    putting_in_place = getattr(torch.serialization, "safe_globals", nullcontext)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with putting_in_place(_IGNORED):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # of all kinds
@@ -221,11 +266,32 @@ def _read_torch(path: Path, file: BinaryIO) -> tuple[Arrays, str]:
             f"weight file {path} holds Python objects beside its tensors, which are not loaded because they could "
             "execute code; save its state_dict alone, with torch.save or safetensors"
         ) from error
+
+
+def _read_torch(path: Path, file: BinaryIO) -> tuple[Arrays, str]:
+    content = _load_torch(path, file)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
         raise UserError(f"weight file {path} holds a {type(content).__name__}, not a state_dict")
+    return _to_numpy(content, path.stat().st_size), "{}"
+
+
+def to_arrays(content: Mapping[Any, Any], path: Path) -> Arrays:
+    """The tensors among the values of a mapping that `load_torch` has read, as NumPy's; bfloat16 becomes float32.
+
+    Raises:
+      UserError: a tensor is none that NumPy has, or they repeat their values beyond the size of the file.
+    """
+    try:
+        return _to_numpy(content, path.stat().st_size)
+    except ValueError as error:
+        raise UserError(f"weight file {path} cannot be read: {error}") from None
+
+
+def _to_numpy(content: Mapping[Any, Any], limit: int) -> Arrays:
+    torch = _import_torch()
     tensors = {str(name): value.detach() for name, value in content.items() if isinstance(value, torch.Tensor)}
     for name, value in tensors.items():
         kinds = {"sparse": value.layout != torch.strided, "without values": value.is_meta, "nested": value.is_nested}
@@ -233,13 +299,15 @@ def _read_torch(path: Path, file: BinaryIO) -> tuple[Arrays, str]:
         if kind := next((kind for kind, is_it in kinds.items() if is_it), None):
             raise ValueError(f"tensor {name[:80]} in it is {kind}")
     # Tensors may share their values, and then repeat one value as often as their shape says.
-    size, limit = sum(value.numel() * value.element_size() for value in tensors.values()), path.stat().st_size
+    size = sum(value.numel() * value.element_size() for value in tensors.values())
     if size > 4 * limit:
         raise ValueError(f"its tensors have {size} bytes, of which it holds {limit} at most")
     # NumPy has no bfloat16; float32 holds each of its values.
+    known = (torch.float16, torch.float32, torch.float64)
     return {
-        name: (value.float() if value.is_floating_point() else value).numpy() for name, value in tensors.items()
-    }, "{}"
+        name: (value.float() if value.is_floating_point() and value.dtype not in known else value).numpy()
+        for name, value in tensors.items()
+    }
 
 
 def _to_torch(tensors: Arrays, meta: str) -> bytes:

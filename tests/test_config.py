@@ -15,7 +15,7 @@ from rn50_jax import config as configs
 from rn50_jax.build import build_model, build_schedule
 from rn50_jax.errors import UserError
 from rn50_jax.plan import Plan, make_plan
-from rn50_jax.rules import RULES
+from rn50_jax.rules import ADDED, RULES
 
 
 def test_default_is_valid() -> None:
@@ -347,6 +347,16 @@ def test_exact_reference_switches_every_quirk() -> None:
 def test_keys_that_were_removed_do_not_lock_out_the_runs_that_have_them() -> None:
     tree = json.loads(configs.to_json(default.get_config()))
     tree["report"] |= {"mlperf_log": "m.log", "mlperf_org": "none", "mlperf_division": "open"}
+    config = configs.from_tree(tree)
+    configs.validate(config)
+    assert config.to_dict() == default.get_config().to_dict()
+
+
+def test_keys_that_were_added_do_not_lock_out_the_runs_that_lack_them() -> None:
+    tree = json.loads(configs.to_json(default.get_config()))
+    for key in ADDED:
+        section, _, name = key.partition(".")
+        del tree[section][name]
     config = configs.from_tree(tree)
     configs.validate(config)
     assert config.to_dict() == default.get_config().to_dict()
