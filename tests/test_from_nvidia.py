@@ -140,7 +140,7 @@ README = [
     f"{INFERENCE} --fp16 {DATA}",
     f"{INFERENCE} --amp {DATA}",
 ]
-BLOCKS = re.findall(r"^```bash needs=NVIDIA\n(.*?)^```\n\n(.*?)$", PAGE, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```bash needs=NVIDIA\n(.*?)^```\n(?=\n(.*?)$)", PAGE, re.MULTILINE | re.DOTALL)
 LINES = [line for block, _ in BLOCKS for line in block.splitlines()]
 OURS = [line for line in LINES if not line.startswith("# ")]
 

@@ -292,7 +292,6 @@ def test_a_run_that_cannot_go_on_is_refused_before_anything_is_compiled(
             "config.run.resume and config.model.pretrained_weights exclude each other",
         ),
         ("tune.new_head", "true", "config.run.resume and config.tune.new_head exclude each other"),
-        ("run.prof", "3", "config.run.resume and config.run.prof exclude each other"),
         (
             "recipe.optimizer",
             "lars",
