@@ -176,6 +176,23 @@ def test_a_probability_that_is_none_is_null_in_json() -> None:
         assert '"probability": null' in file.getvalue() and "NaN" not in file.getvalue()
 
 
+def test_half_precision_answers_nearly_the_same(
+    trained: tuple[Path, str], call: Run, digits: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "w.npz"
+    assert call("convert", trained[0], weights).returncode == 0
+    options = ("--weights", weights, *scan_split(digits / "val")[1].files[::30], "--json", "--top_k", 10)
+    found = []
+    for precision in ("fp32", "fp16"):
+        done = call("predict", *options, f"--config.precision={precision}")
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        found.append([{p["index"]: p["probability"] for p in a["predictions"]} for a in json.loads(done.stdout)])
+    whole, half = found
+    assert whole != half  # it was computed in it
+    for p, q in zip(half, whole, strict=True):
+        assert p == pytest.approx(q, abs=0.01)
+
+
 def test_weights_that_are_not_finite_answer_nothing(
     trained: tuple[Path, str], call: Run, digits: Path, tmp_path: Path
 ) -> None:
