@@ -13,7 +13,7 @@ import numpy as np
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
-from rn50_jax.answers import FORMATS, Answer
+from rn50_jax.answers import FOR_PEOPLE, FORMATS, Answer
 from rn50_jax.data.names import human_names, likely_names
 from rn50_jax.errors import UserError
 from rn50_jax.files import written_whole
@@ -153,7 +153,7 @@ def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, for
 
     # Where the answers go to the terminal, they are the progress.
     shown = out is not None or not sys.stdout.isatty()
-    people = form == "table" and not out  # they read in their terminal's encoding
+    people = form in FOR_PEOPLE and not out
     try:
         # Names of files may be any bytes; in CSV they leave as they came.
         with (
