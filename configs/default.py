@@ -107,6 +107,7 @@ def get_config() -> ConfigDict:
     checkpoint.every_epochs = 1  # epochs between checkpoints (the last epoch always has one); integer >= 1
     checkpoint.every_minutes = 15.0  # minutes between checkpoints within an epoch; >= 0, 0: none
     checkpoint.keep = 2  # newest checkpoints kept, beside the best by val.top1; integer >= 1
+    checkpoint.gather = False  # True: also save and keep the ends of epochs 1 to 11, 21, 31, ..., as NVIDIA's code can
 
     config.report = report = ConfigDict()
     report.print_every = 20  # steps between two lines of training metrics; integer >= 1

@@ -1,4 +1,4 @@
-"""What a model says of images, as a table, CSV, JSON or JSON lines, written while it comes."""
+"""What a model says of images, as a table, CSV, JSON, JSON lines or as NVIDIA prints it, written while it comes."""
 
 import textwrap
 from collections.abc import Callable, Iterable
@@ -48,9 +48,21 @@ def write_jsonl(answers: Iterable[Answer], file: TextIO) -> None:
         file.flush()
 
 
+def write_nvidia(answers: Iterable[Answer], file: TextIO) -> None:
+    """The lines of NVIDIA's classify.py: the file's name, then "class: per cent%" for each class."""
+    for answer in answers:
+        print(printable(answer["file"] + (f": {answer['error']}" if "error" in answer else "")), file=file)
+        for p in answer.get("predictions", []):
+            print(f"{printable(p['class'])}: {100 * p['probability']:.1f}%", file=file)
+        file.flush()
+
+
+# On standard output, people read these in their terminal's encoding.
+FOR_PEOPLE = ("table", "nvidia")
 FORMATS: dict[str, Callable[[Iterable[Answer], TextIO], None]] = {
     "table": write_table,
     "csv": write_csv,
     "json": write_json,
     "jsonl": write_jsonl,
+    "nvidia": write_nvidia,
 }

@@ -25,7 +25,7 @@ from rn50_jax.checkpoint_folder import NEXT_START, CheckpointFolder, DamagedErro
 from rn50_jax.description import FORMAT, Meta
 from rn50_jax.errors import RunStopped, UserError, warn
 from rn50_jax.faults import reason
-from rn50_jax.integrity import check_finite, describe_arrays, describe_entry, describe_shapes, score, seal
+from rn50_jax.integrity import check_finite, describe_arrays, describe_entry, describe_shapes, seal
 from rn50_jax.quiet import settle, without_noise
 from rn50_jax.state import TrainState
 from rn50_jax.step_folders import DAMAGED, check_files, clean_up, find_steps
@@ -60,15 +60,17 @@ class Checkpoints:
     Args:
       directory: holds a folder for each checkpoint.
       keep: newest checkpoints to keep; the best by `val.top1` or `val_ema.top1` is kept besides.
+      gather: also keep those of the ends of the epochs of `is_gathered`.
       read_only: for evaluation beside a training run: nothing is changed or cleaned up.
 
     Raises:
       UserError: the directory cannot be made, read or written to.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 1, read_only: bool = False) -> None:
+    def __init__(self, directory: Path, *, keep: int = 1, gather: bool = False, read_only: bool = False) -> None:
         absl_logging.set_verbosity(absl_logging.FATAL)  # orbax tells every step of its work, and errors twice
-        self._folder, self._keep, self._read_only = CheckpointFolder(directory), keep, read_only
+        self._folder, self._read_only = CheckpointFolder(directory), read_only
+        self._keep, self._gather = keep, gather
         self.directory = self._folder.directory
         self._writes = not read_only and jax.process_index() == 0
         self._failures = self._order = 0
@@ -146,7 +148,7 @@ class Checkpoints:
         self._saving, self._begun = (step, items), False
         try:
             if self._writes:
-                self._folder.make_room(step, score(items["meta"]["metrics"]))
+                self._folder.make_room(items["meta"], self._gather)
             hosts.barrier(f"checkpoint {step}")
             self._manager.reload()
             args = ocp.args.Composite(
@@ -172,7 +174,7 @@ class Checkpoints:
         if self._is_written(step, items["meta"]):
             self._saving, self._failures = None, 0
             if self._writes:
-                self._folder.prune(self._keep)
+                self._folder.prune(self._keep, self._gather)
         elif retry:
             self._start(step, items)
             self.wait()

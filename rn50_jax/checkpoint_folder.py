@@ -59,6 +59,17 @@ class Found(NamedTuple):
         return max(validated, key=lambda step: scores[step], default=None)
 
 
+def is_gathered(epochs: int) -> bool:
+    """Returns whether NVIDIA's --gather-checkpoints keeps the checkpoint after so many epochs: 1 to 11, 21, 31, ..."""
+    return epochs > 0 and (epochs <= 10 or epochs % 10 == 1)
+
+
+def _ends_gathered(meta: Meta) -> bool:
+    """Whether a checkpoint is the last of such an epoch: a run that is to validate it yet stands at its last step."""
+    position = meta.get("position")
+    return isinstance(position, dict) and position.get("step") == 0 and is_gathered(meta["epoch"])
+
+
 class CheckpointFolder:
     """A folder `<step>` is a checkpoint.
 
@@ -193,12 +204,16 @@ class CheckpointFolder:
             return UserError(f"{self.place(step)} cannot be read: {fault}; it was left as it is")
         return DamagedError(f"{self.place(step)} cannot be read ({reason(error)})")
 
-    def make_room(self, step: int, value: float) -> None:
-        """Takes its name from the checkpoint of a step that is saved again, with a validation of this score.
+    def make_room(self, meta: Meta, gather: bool) -> None:
+        """Takes its name from the checkpoint of a step that is saved again, and will say this of itself.
+
+        Args:
+          gather: as in `prune`.
 
         Raises:
           OSError: it cannot be renamed, or is no checkpoint.
         """
+        step = meta["step"]
         place = self.directory / str(step)
         if step not in self.steps():
             if os.path.lexists(place):  # orbax would wait for a pipe
@@ -206,14 +221,25 @@ class CheckpointFolder:
             return
         found = self.readable()
         # Saved before its validation, or of a time when an epoch had another number of steps.
-        if found.best() == step and score(found.metas[step]["metrics"]) > value:
+        before = found.metas.get(step, {})
+        role = ""
+        if found.best() == step and score(before["metrics"]) > score(meta["metrics"]):
+            role = "the best"
+        elif gather and _ends_gathered(before) and before["epoch"] != meta["epoch"]:
+            role = f"that of epoch {before['epoch']}"
+        if role:
             left = rename(place, EARLIER)
-            warn(f"step {step} is reached again, in an epoch of other steps: its checkpoint, the best, is now {left}")
+            warn(f"step {step} is reached again, in an epoch of other steps: its checkpoint, {role}, is now {left}")
         else:
             place.rename(place.with_name(place.name + REPLACED))
 
-    def prune(self, keep: int) -> None:
-        """Removes all checkpoints but the newest, the best and those that cannot be judged; tells once what fails."""
+    def prune(self, keep: int, gather: bool) -> None:
+        """Removes all checkpoints but the newest, the best and those that cannot be judged; tells once what fails.
+
+        Args:
+          keep: how many of the newest stay.
+          gather: those of the ends of the epochs of `is_gathered` stay too.
+        """
         metas: dict[int, Meta] = {}
         with self._telling():
             for step in self.steps():
@@ -223,7 +249,8 @@ class CheckpointFolder:
                     except DamagedError as error:
                         warn(f"{error}; it is set aside as {self.set_aside(step)}")
         found = Found(metas, {})
-        for step in metas.keys() - {*found.by_age()[-keep:], found.best()}:
+        gathered = [step for step, meta in metas.items() if gather and _ends_gathered(meta)]
+        for step in metas.keys() - {*found.by_age()[-keep:], found.best(), *gathered}:
             with self._telling():
                 self._remove(step)
         with suppress(OSError):

@@ -5,13 +5,15 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from rn50_jax.data import pillow
 from rn50_jax.data.decodable import diagnose, quiet_pillow, read_header
 from rn50_jax.data.feed import prefetch
 from rn50_jax.data.folder import SUFFIXES, ImageSet, kind_of, read_part
@@ -123,17 +125,24 @@ def found_in(images: ImageSet) -> list[Found]:
     return [Found(file, inside=place) for file, place in zip(images.files, places, strict=True)]
 
 
-def decode_files(config: ConfigDict, files: Iterable[Found]) -> Iterator[Decoded]:
+def decode_files(config: ConfigDict, files: Iterable[Found], *, by_pillow: bool = False) -> Iterator[Decoded]:
     """Reads and decodes files with the evaluation transform of a config, ahead of their use, in their order.
 
     Files are read by a few threads while others are decoded, by `data.workers`. What is held at a time is a few
-    dozen files, and of decoded ones no more than `MAX_PIXELS` before they are made small.
+    dozen files, and of decoded ones no more than `MAX_PIXELS` before they are cropped, unless one alone has more.
+
+    Args:
+      by_pillow: Pillow decodes and resizes, see `pillow.decode`, whatever `data.transform` says.
     """
     quiet_pillow()
     chunks = batched(files, max(32, 2 * config.data.workers))
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as readers:
-        read = prefetch((list(readers.map(_read, chunk)) for chunk in chunks), 1)
-        decode = _make_decoder(config)
+    with (
+        ThreadPoolExecutor(_READERS, thread_name_prefix="read") as readers,
+        ThreadPoolExecutor(config.data.workers, thread_name_prefix="decode") as decoders,
+    ):
+        read_one = partial(_read, resize=config.data.resize)
+        read = prefetch((list(readers.map(read_one, chunk)) for chunk in chunks), 1)
+        decode = partial(_decode, together=_by_pillow(config, decoders) if by_pillow else _by_dali(config))
         for decoded in prefetch((decode(chunk) for chunk in read), 1):
             yield from decoded
 
@@ -146,12 +155,14 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 class _Read(NamedTuple):
+    """A file that was read. pixels: when it is decoded, or when it is resized, if these are more."""
+
     found: Found
     encoded: bytes = b""
     pixels: int = 0
 
 
-def _read(found: Found) -> _Read:
+def _read(found: Found, resize: int) -> _Read:
     if found.problem:
         return _Read(found)
     try:
@@ -163,7 +174,8 @@ def _read(found: Found) -> _Read:
         return _Read(Found(found.file, str(problem)))
     except ValueError:  # a NUL character in the name
         return _Read(Found(found.file, "cannot be the name of a file"))
-    return _Read(found, encoded, header.width * header.height)
+    enlarged = max(1.0, resize / min(header.width, header.height)) ** 2
+    return _Read(found, encoded, int(header.width * header.height * enlarged))
 
 
 def _read_any(name: str) -> bytes:
@@ -176,7 +188,30 @@ def _read_any(name: str) -> bytes:
         return pipe.read(MAX_BYTES)
 
 
-def _make_decoder(config: ConfigDict) -> Callable[[Sequence[_Read]], list[Decoded]]:
+_Together = Callable[[Sequence[_Read]], list[Decoded]]
+
+
+def _decode(files: Sequence[_Read], together: _Together) -> list[Decoded]:
+    good = [file for file in files if not file.found.problem]
+    images = iter([decoded for group in _groups(good) for decoded in together(group)])
+    return [
+        Decoded(file.found.file, None, file.found.problem) if file.found.problem else next(images) for file in files
+    ]
+
+
+def _by_pillow(config: ConfigDict, threads: Executor) -> _Together:
+    decode = partial(pillow.decode, image_size=config.data.image_size, resize=config.data.resize)
+
+    def alone(file: _Read) -> Decoded:
+        try:
+            return Decoded(file.found.file, decode(file.encoded))
+        except ImageProblem as problem:
+            return Decoded(file.found.file, None, str(problem))
+
+    return lambda files: list(threads.map(alone, files))
+
+
+def _by_dali(config: ConfigDict) -> _Together:
     from rn50_jax.data import dali  # a second to import
 
     size = max(32, 2 * config.data.workers)
@@ -198,14 +233,7 @@ def _make_decoder(config: ConfigDict) -> Callable[[Sequence[_Read]], list[Decode
             return [alone(file) for file in files]
         return [Decoded(file.found.file, image) for file, image in zip(files, images, strict=True)]
 
-    def decode(files: Sequence[_Read]) -> list[Decoded]:
-        good = [file for file in files if not file.found.problem]
-        images = iter([decoded for group in _groups(good) for decoded in together(group)])
-        return [
-            Decoded(file.found.file, None, file.found.problem) if file.found.problem else next(images) for file in files
-        ]
-
-    return decode
+    return together
 
 
 def _groups(files: Sequence[_Read]) -> Iterator[list[_Read]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
-from rn50_jax.answers import FORMATS, Answer
+from rn50_jax.answers import FOR_PEOPLE, FORMATS, Answer
 from rn50_jax.data.names import human_names, likely_names
 from rn50_jax.errors import UserError
 from rn50_jax.files import written_whole
@@ -51,18 +51,22 @@ def make_classifier(stored: StoredModel, *, batch_size: int, devices: Sequence[j
     return classify
 
 
-def answers(stored: StoredModel, files: Iterable[Found], *, top_k: int, batch_size: int) -> Iterator[Answer]:
+def answers(
+    stored: StoredModel, files: Iterable[Found], *, top_k: int, batch_size: int, by_pillow: bool = False
+) -> Iterator[Answer]:
     """Classifies files on all devices, decoding the next ones meanwhile; holds a few batches at a time.
 
     Args:
       batch_size: images per device.
+      by_pillow: as in `decode_files`.
 
     Yields:
       For each file, in order, {"file", "predictions": [{"class", "index", "probability"}]}, best first, or
       {"file", "error"}.
     """
     names = human_names(stored.class_names or likely_names(stored.model.num_classes))
-    batches = batched(decode_files(stored.config, files), batch_size * len(stored.devices))
+    decoded = decode_files(stored.config, files, by_pillow=by_pillow)
+    batches = batched(decoded, batch_size * len(stored.devices))
     first = next(batches, [])
     devices = stored.devices
     if len(first) <= batch_size:  # then it is the only one, or there is one device
@@ -71,7 +75,7 @@ def answers(stored: StoredModel, files: Iterable[Found], *, top_k: int, batch_si
     classify: Classify | None = None
     waiting: tuple[list[Decoded], jax.Array | None] = ([], None)
     for batch in chain([first], batches):
-        images = [decoded.image for decoded in batch if decoded.image is not None]
+        images = [item.image for item in batch if item.image is not None]
         if images and classify is None:
             classify = make_classifier(stored, batch_size=batch_size, devices=devices)
         probabilities = classify(images) if images and classify else None
@@ -109,6 +113,12 @@ def main(argv: Sequence[str]) -> int:
     )
     add_source_arguments(parser)
     parser.add_argument("--top_k", type=int, default=5, help="how many classes to name (default: 5)")
+    parser.add_argument(
+        "--resize",
+        choices=("dali", "pillow"),
+        default="dali",
+        help="what decodes and resizes: DALI, as in evaluation (default), or Pillow, as in NVIDIA's classify.py",
+    )
     parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the name of FILE, else table")
     parser.add_argument("--json", action="store_const", dest="format", const="json", help="the same as --format json")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the answers there, not to standard output")
@@ -123,7 +133,8 @@ def main(argv: Sequence[str]) -> int:
     stored = load_model(args, [("data.backend", "dali-cpu"), ("data.workers", str(cores)), *overrides])
     batch_size = args.batch_size or BATCH_SIZES.get(stored.devices[0].platform, 32)
     files = find_images(args.images, null=args.null)
-    result = answers(stored, files, top_k=args.top_k, batch_size=batch_size)
+    by_pillow = args.resize == "pillow"
+    result = answers(stored, files, top_k=args.top_k, batch_size=batch_size, by_pillow=by_pillow)
     return _write(result, args.images, args.out, args.format)
 
 
@@ -142,7 +153,7 @@ def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, for
 
     # Where the answers go to the terminal, they are the progress.
     shown = out is not None or not sys.stdout.isatty()
-    people = form == "table" and not out  # they read in their terminal's encoding
+    people = form in FOR_PEOPLE and not out
     try:
         # Names of files may be any bytes; in CSV they leave as they came.
         with (

@@ -196,6 +196,7 @@ RULES: dict[str, Rule] = {
     "checkpoint.every_epochs": _integer(1),
     "checkpoint.every_minutes": _number(">= 0", lambda v: 0 <= v < float("inf")),
     "checkpoint.keep": _integer(1),
+    "checkpoint.gather": _BOOLEAN,
     "report.print_every": _integer(1),
     "report.file": _text("a plain file name, and none of the run's own files", is_plain_name),
     "report.tensorboard": _BOOLEAN,

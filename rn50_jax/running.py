@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from rn50_jax import hosts
 from rn50_jax.checkpoint import Checkpoints
+from rn50_jax.checkpoint_folder import is_gathered
 from rn50_jax.data.feed import Position, TrainBatch, eval_batches, train_size
 from rn50_jax.data.quarantine import Quarantine
 from rn50_jax.diagnosis import note_steps_left_out, stop_if_diverging
@@ -120,7 +121,8 @@ class Run:
         self.report.epoch(self.step, epoch, metrics)
         self.position = Position(epoch + 1, 0)
         last = epoch + 1 == config.epochs or self.reached(metrics)
-        if last or (epoch + 1) % config.checkpoint.every_epochs == 0:
+        gathered = config.checkpoint.gather and is_gathered(epoch + 1)
+        if last or gathered or (epoch + 1) % config.checkpoint.every_epochs == 0:
             self._save(metrics)
         if self.reached(metrics):
             self.report.line(f"epoch {epoch + 1} reached the {config.run.target_top1:g} % top-1 of run.target_top1")

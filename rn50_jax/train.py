@@ -115,7 +115,9 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config.run.hang_timeout))
         stack.enter_context(locked(workdir))
-        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep))
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, gather=config.checkpoint.gather)
+        )
         if not saves(config) and checkpoints.steps():
             raise UserError(
                 f"{workdir} holds the checkpoints of a run; give a run without checkpoints another --workdir"

@@ -151,6 +151,10 @@ def test_answers_in_every_format() -> None:
     assert lines[: 2 * len(NAMES) : 2] == [printable(name) for name in NAMES]
     assert lines[1 : 2 * len(NAMES) : 2] == [f"   50.0%  {printable(name)}" for name in NAMES]
     assert lines[2 * len(NAMES) :] == [printable(f"{name}: -{name}") for name in NAMES]
+    lines = written["nvidia"].splitlines()
+    assert lines[: 2 * len(NAMES) : 2] == [printable(name) for name in NAMES]
+    assert lines[1 : 2 * len(NAMES) : 2] == [f"{printable(name)}: 50.0%" for name in NAMES]
+    assert lines[2 * len(NAMES) :] == [printable(f"{name}: -{name}") for name in NAMES]
     rows = read_csv(written["csv"].encode("utf-8", "surrogateescape"))
     assert rows[1 : len(NAMES) + 1] == [[name, "1", name, str(i), "0.5", ""] for i, name in enumerate(NAMES)]
     assert rows[len(NAMES) + 1 :] == [[name, "", "", "", "", f"-{name}"] for name in NAMES]
@@ -158,7 +162,7 @@ def test_answers_in_every_format() -> None:
     assert [json.loads(line) for line in written["jsonl"].splitlines()] == answers
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl", "table"])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "table", "nvidia"])
 def test_predict(odd: Path, odd_weights: Path, call: Run, tmp_path: Path, form: str) -> None:
     out = tmp_path / "line\nbreak \udce9"
     files = [odd / "val" / name / f"{name}.png" for name in NAMES]

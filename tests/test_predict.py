@@ -168,12 +168,47 @@ def test_formats() -> None:
         assert [json.loads(line) for line in written["jsonl", number].splitlines()] == ANSWERS[:number]
 
 
+def test_the_lines_of_nvidias_classify(trained: tuple[Path, str], call: Run, digits: Path, tmp_path: Path) -> None:
+    images = scan_split(digits / "val")[1].files[:40:20]
+    options = ("--workdir", trained[0], images[0], tmp_path / "none.jpg", images[1])
+    done = call("predict", *options, "--format", "nvidia")
+    assert done.returncode == 1
+    wanted = []
+    for answer in json.loads(call("predict", *options, "--json").stdout):
+        problem = f": {answer['error']}" if "error" in answer else ""
+        wanted += [answer["file"] + problem]
+        # What classify.py prints of a name and a probability.
+        wanted += [f"{p['class']}: {100 * p['probability']:.1f}%" for p in answer.get("predictions", [])]
+    assert done.stdout.splitlines() == wanted and len(wanted) == 6 + 1 + 6
+    file = io.StringIO()
+    prediction = {"class": "tench, Tinca tinca", "index": 0, "probability": 0.98349}
+    FORMATS["nvidia"]([{"file": "a.jpg", "predictions": [prediction]}], file)
+    assert file.getvalue() == "a.jpg\ntench, Tinca tinca: 98.3%\n"
+
+
 def test_a_probability_that_is_none_is_null_in_json() -> None:
     answer = {"file": "a", "predictions": [{"class": "x", "index": 0, "probability": float("nan")}]}
     for name in ("json", "jsonl"):
         file = io.StringIO()
         FORMATS[name]([answer], file)
         assert '"probability": null' in file.getvalue() and "NaN" not in file.getvalue()
+
+
+def test_half_precision_answers_nearly_the_same(
+    trained: tuple[Path, str], call: Run, digits: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "w.npz"
+    assert call("convert", trained[0], weights).returncode == 0
+    options = ("--weights", weights, *scan_split(digits / "val")[1].files[::30], "--json", "--top_k", 10)
+    found = []
+    for precision in ("fp32", "fp16"):
+        done = call("predict", *options, f"--config.precision={precision}")
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        found.append([{p["index"]: p["probability"] for p in a["predictions"]} for a in json.loads(done.stdout)])
+    whole, half = found
+    assert whole != half  # it was computed in it
+    for p, q in zip(half, whole, strict=True):
+        assert p == pytest.approx(q, abs=0.01)
 
 
 def test_weights_that_are_not_finite_answer_nothing(

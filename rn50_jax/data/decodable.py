@@ -2,12 +2,13 @@
 
 JPEG, PNG and WebP whose headers are plain are decoded by DALI. TIFF, BMP, PNM, JPEG 2000 and the few JPEGs of four
 components without Adobe's mark are decoded by Pillow, and reach DALI as bare pixels (PPM), so that whatever follows is
-the same. Everything else is refused by name.
+the same. Everything else is refused by name. `to_rgb` has Pillow decode whatever is decoded at all.
 """
 
 import io
 import logging
 import re
+import struct
 import warnings
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import (
     Image,
     Jpeg2KImagePlugin,
     JpegImagePlugin,
+    PngImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
@@ -74,7 +76,19 @@ def to_decodable(data: bytes) -> bytes:
     header = read_header(data)
     if header.by_dali:
         return data
-    return _without_animation(data) if header.format == "PNG" else _to_ppm(data, header.format)
+    if header.format == "PNG":
+        return _without_animation(data)
+    image = _decode(data, header.format)
+    return b"P6\n%d %d\n255\n" % image.size + image.tobytes()
+
+
+def to_rgb(data: bytes) -> Image.Image:
+    """Returns what Pillow decodes of a file, also where DALI could: RGB, without alpha, 16 bits of grey rounded to 8.
+
+    Raises:
+      ImageProblem: it is not to be decoded, or Pillow cannot.
+    """
+    return _decode(data, read_header(data).format)
 
 
 def diagnose(problem: ImageProblem, data: bytes) -> ImageProblem:
@@ -116,6 +130,18 @@ def _without_animation(data: bytes) -> bytes:
     return b"".join(kept) + data[end:]  # frames behind the default image have chunks that no decoder needs to know
 
 
+def _critical(data: bytes) -> bytes:
+    """A PNG of what decides its pixels; texts, profiles and animations may be of kinds that Pillow refuses."""
+    kept, at = [data[:8]], 8
+    while len(data) >= at + 8:
+        length, name = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
 # By their own classes: `Image.open` tries other formats too, and has a limit of its own.
 _PILLOW: dict[str, Any] = {
     "BMP": BmpImagePlugin.BmpImageFile,
@@ -123,6 +149,7 @@ _PILLOW: dict[str, Any] = {
     "PNM": PpmImagePlugin.PpmImageFile,
     "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
     "JPEG": JpegImagePlugin.JpegImageFile,
 }
 
@@ -149,20 +176,20 @@ _READERS: dict[str, Any] = {
 }
 
 
-def _to_ppm(data: bytes, found: str) -> bytes:
+def _decode(data: bytes, found: str) -> Image.Image:
     try:
-        with _PILLOW[found](io.BytesIO(data)) as image:
-            pixels = _to_rgb(image, found)
+        with _PILLOW[found](io.BytesIO(_critical(data) if found == "PNG" else data)) as image:
+            return _to_rgb(image, found)
     except ImageProblem:
         raise
     except Exception as error:
+        if found in ("JPEG", "PNG", "WebP") and not ends_well(found, data[:64], data[-4096:], len(data)):
+            raise ImageProblem("cut off") from None
         raise _as_problem(error, found) from None
-    height, width = pixels.shape[:2]
-    return b"P6\n%d %d\n255\n" % (width, height) + pixels.tobytes()
 
 
-def _to_rgb(image: Image.Image, found: str) -> np.ndarray:
-    """Pixels as DALI makes them of PNGs: uint8 [H, W, 3], without alpha, 16 bits rounded to 8."""
+def _to_rgb(image: Image.Image, found: str) -> Image.Image:
+    """RGB as DALI makes it of PNGs: without alpha, 16 bits rounded to 8."""
     image.load()
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and found == "PNM"):
@@ -171,10 +198,10 @@ def _to_rgb(image: Image.Image, found: str) -> np.ndarray:
         deep = np.asarray(image).astype(np.uint32).clip(max=most)
         if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 0:  # white is zero
             deep = most - deep
-        return np.repeat(((deep * 255 + most // 2) // most).astype(np.uint8)[..., None], 3, axis=2)
+        return Image.fromarray(((deep * 255 + most // 2) // most).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F", "LAB", "HSV"):
         raise unusual(f"it is a {found} of an unusual kind, {mode}")
-    return np.asarray(image.convert("RGB"))
+    return image.convert("RGB")
 
 
 def _as_problem(error: Exception, found: str) -> ImageProblem:
