@@ -226,7 +226,7 @@ RULES: dict[str, Rule] = {
 REMOVED = frozenset({"data.mmap", "report.mlperf_log", "report.mlperf_org", "report.mlperf_division"})
 
 # Keys that earlier versions lacked, with what their runs did: a run's config.json and checkpoints are without them.
-ADDED: dict[str, Any] = {"run.resume": ""}
+ADDED: dict[str, Any] = {"checkpoint.gather": False, "run.resume": ""}
 
 # What `recipe.exact_reference=True` stands for: each departure of the reference's code from its own documentation, or
 # from what we think right, that changes numbers and has a key. docs/recipe.md tells them one by one.

@@ -3,18 +3,23 @@
 import io
 import random
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REPO
 from damage import encode, make_photo
 from PIL import Image, ImageDraw
+from runs import PATIENCE
 
 from rn50_jax.data.dali import make_decoder
 from rn50_jax.data.decodable import read_header, to_decodable
-from rn50_jax.data.headers import ImageProblem, IncompleteError
+from rn50_jax.data.headers import ImageProblem, IncompleteError, sniff
+from rn50_jax.data.parsable import parsable
 
 SIZE = 32
 
@@ -215,3 +220,75 @@ def test_sixteen_bits_whose_zero_is_white(decode: Callable[[bytes], np.ndarray])
     deep = np.linspace(0, 65535, SIZE * SIZE).astype("<u2").reshape(SIZE, SIZE)
     black, white = (tiff(SIZE, SIZE, [deep.tobytes()], t258=16, t262=zero_is, t277=1) for zero_is in (1, 0))
     assert np.array_equal(decode(white), 255 - decode(black))
+
+
+PLAIN, PNG = encode(photo(), "JPEG"), encode(photo(), "PNG")
+FRAME, SCAN = PLAIN.index(b"\xff\xc0"), PLAIN.index(b"\xff\xda")
+HUGE_FRAME = PLAIN[FRAME : FRAME + 5] + b"\xff\xff\xff\xff" + PLAIN[FRAME + 9 : FRAME + 19]
+EXIF = b"Exif\0\0II*\0"
+WEBP = encode(photo(), "WEBP", exif=EXIF)
+# Whole files that nvImageCodec's parsers give up on, or take for an image of another size, though their headers are
+# fine; and what is wrong with them, if anything.
+UNPARSABLE = {
+    "PNG without its end": (PNG[:-12], ""),
+    "PNG cut off": (PNG[: len(PNG) // 2], "cut off"),
+    "PNG of a chunk beyond its end": (PNG[:33] + b"\xff\xff\xff\xfctEXt" + PNG[33:], "cut off"),
+    "JPEG cut off behind its frame": (PLAIN[: FRAME + 19], "cut off"),
+    "JPEG cut off before its scan": (PLAIN[: SCAN + 4], "cut off"),
+    "JPEG of two frames": (PLAIN[:SCAN] + PLAIN[FRAME : FRAME + 19] + PLAIN[SCAN:], "damaged"),
+    "JPEG of a second, huge frame": (PLAIN[:SCAN] + HUGE_FRAME + PLAIN[SCAN:], "too large"),
+    "JPEG with a restart in its header": (PLAIN[:SCAN] + b"\xff\xd0" + PLAIN[SCAN:], ""),
+    "JPEG with a short EXIF": (PLAIN[:SCAN] + b"\xff\xe1\0\5Exif\0\0" + PLAIN[SCAN:], ""),
+    "WebP with EXIF behind a filled up profile": (encode(photo(), "WEBP", exif=EXIF, icc_profile=bytes(131)), ""),
+    "WebP without the EXIF it announces": (WEBP[: WEBP.index(b"EXIF")], "cut off"),
+}
+
+
+@pytest.mark.parametrize("kind", UNPARSABLE)
+def test_what_dali_cannot_take_apart_goes_to_pillow(kind: str, decode: Callable[[bytes], np.ndarray]) -> None:
+    data, problem = UNPARSABLE[kind]
+    assert not parsable(data, sniff(data))
+    if problem:
+        with pytest.raises(ImageProblem) as caught:
+            to_decodable(data)
+        assert caught.value.kind == problem
+        return
+    assert to_decodable(data).startswith(b"P6\n32 32\n")
+    with Image.open(io.BytesIO(data)) as image:
+        assert np.array_equal(decode(data), np.asarray(image.convert("RGB")))
+
+
+def test_what_dali_can_take_apart_goes_to_it() -> None:
+    originals = [PLAIN, PNG, encode(photo("CMYK"), "JPEG"), encode(photo(), "JPEG", progressive=True, exif=EXIF), WEBP]
+    originals += [encode(photo(mode), "PNG", exif=EXIF) for mode in ("P", "RGBA", "1", "LA")]
+    originals += [encode(photo("RGBA"), "WEBP", lossless=lossless) for lossless in (False, True)]
+    for data in originals:
+        assert parsable(data, sniff(data)) and to_decodable(data) == data
+
+
+BATCHES = """
+import sys
+from test_decodable import PLAIN, UNPARSABLE
+from rn50_jax.data.dali import make_batch_decoder
+from rn50_jax.data.headers import ImageProblem
+decode = make_batch_decoder(transform="torchvision", image_size=32, resize=32, workers=2, batch_size=64)
+for kind, (data, problem) in UNPARSABLE.items():
+    for _ in range(5):
+        try:
+            decode([data if i % 8 == 3 else PLAIN for i in range(64)])
+            told = ""
+        except ImageProblem as error:
+            told = error.kind
+        assert told == problem, (kind, told)
+print("went on")
+"""
+
+
+@pytest.mark.slow
+def test_no_batch_of_them_ends_the_process(process_env: dict[str, str]) -> None:
+    # From 32 images on DALI takes them apart in several threads, which an error in one of them used to end.
+    env = process_env | {"PYTHONPATH": f"{REPO}:{REPO / 'tests'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", BATCHES], env=env, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr

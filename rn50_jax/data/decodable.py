@@ -1,8 +1,9 @@
 """What of an image file may reach DALI: its decoders crash the process on some valid files, and misread others.
 
-JPEG, PNG and WebP whose headers are plain are decoded by DALI. TIFF, BMP, PNM, JPEG 2000 and the few JPEGs of four
-components without Adobe's mark are decoded by Pillow, and reach DALI as bare pixels (PPM), so that whatever follows is
-the same. Everything else is refused by name. `to_rgb` has Pillow decode whatever is decoded at all.
+JPEG, PNG and WebP whose headers are plain are decoded by DALI. TIFF, BMP, PNM, JPEG 2000, the few JPEGs of four
+components without Adobe's mark and what DALI cannot take apart are decoded by Pillow, and reach DALI as bare pixels
+(PPM), so that whatever follows is the same. Everything else is refused by name. `to_rgb` has Pillow decode whatever is
+decoded at all.
 """
 
 import io
@@ -39,6 +40,7 @@ from rn50_jax.data.headers import (
     sniff,
     unusual,
 )
+from rn50_jax.data.parsable import parsable
 
 
 def read_header(data: bytes) -> Header:
@@ -74,9 +76,9 @@ def to_decodable(data: bytes) -> bytes:
       ImageProblem: it is not to be decoded, or Pillow cannot.
     """
     header = read_header(data)
-    if header.by_dali:
+    if header.by_dali and parsable(data, header.format):
         return data
-    if header.format == "PNG":
+    if header.format == "PNG" and parsable(data, "PNG"):
         return _without_animation(data)
     image = _decode(data, header.format)
     return b"P6\n%d %d\n255\n" % image.size + image.tobytes()
@@ -179,6 +181,8 @@ _READERS: dict[str, Any] = {
 def _decode(data: bytes, found: str) -> Image.Image:
     try:
         with _PILLOW[found](io.BytesIO(_critical(data) if found == "PNG" else data)) as image:
+            if image.width * image.height > MAX_PIXELS:  # a second header may say otherwise than the first
+                raise ImageProblem("too large", f"{image.width} x {image.height}")
             return _to_rgb(image, found)
     except ImageProblem:
         raise

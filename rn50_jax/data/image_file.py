@@ -94,6 +94,8 @@ def examine(file: BinaryIO, suffix: str, verify: Verify, *, full: bool) -> Exami
         notes.append("other suffix")
     if found == "JPEG" and not ends:
         notes.append("bytes after its end" if b"\xff\xd9" in tail else "no end mark")
+    if found == "PNG" and b"IEND" not in tail:
+        notes.append("no end mark")
     if complaint:
         notes.append("decoder complains")
     return Examined(size, found, mode, header.width, header.height, key, None, complaint, tuple(notes))
