@@ -49,7 +49,7 @@ def write_jsonl(answers: Iterable[Answer], file: TextIO) -> None:
 
 
 def write_nvidia(answers: Iterable[Answer], file: TextIO) -> None:
-    """The lines of NVIDIA's classify.py: the file's name, then "class: per cent%" for each class."""
+    """Writes the lines of NVIDIA's classify.py: the file's name, then "class: per cent%" for each class."""
     for answer in answers:
         print(printable(answer["file"] + (f": {answer['error']}" if "error" in answer else "")), file=file)
         for p in answer.get("predictions", []):

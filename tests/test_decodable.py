@@ -165,6 +165,7 @@ REFUSED = {
     "BMP of huge size": (bmp(24, 0, bytes(4), width=2**31 - 1, height=-(2**31) + 1), "too large"),
     "TIFF of floats": (encode(photo("F"), "TIFF"), "unknown format (it is a TIFF of an unusual kind, F)"),
     "TIFF cut off": (encode(photo(), "TIFF")[:200], "damaged"),
+    "PNG of a strip": (encode(Image.new("L", (3001, 1)), "PNG"), "too large (3001 x 1)"),
     "PNM of huge size": (b"P6 99999 99999 255\n" + bytes(9), "too large (99999 x 99999)"),
 }
 

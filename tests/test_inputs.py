@@ -19,6 +19,7 @@ from trees import make_config, write_image
 from rn50_jax.data import decodable, folder
 from rn50_jax.data.dali import make_decoder
 from rn50_jax.data.folder import Members, scan_split
+from rn50_jax.data.headers import PROBLEMS
 from rn50_jax.exporting.check import thin_out
 from rn50_jax.inputs import Found, decode_files, find_images, found_in
 
@@ -138,8 +139,8 @@ def test_bad_files_do_not_spoil_the_others(tmp_path: Path, monkeypatch: pytest.M
         50: "its end is missing; get it again",
         51: "it has zero bytes; get it again",
         52: "cannot be read: No such file or directory",
-        53: "too large (50 x 50): more than 200,000,000 pixels or 600 MB; make it smaller",
-        54: "too large (more than 6 MB): more than 200,000,000 pixels or 600 MB; make it smaller",
+        53: f"too large (50 x 50): {PROBLEMS['too large']}",
+        54: f"too large (more than 6 MB): {PROBLEMS['too large']}",
         55: "matches no file",
     }
     for grey, item in enumerate(decoded):

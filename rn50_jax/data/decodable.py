@@ -28,6 +28,7 @@ from PIL import (
 from rn50_jax.data.headers import (
     DECODABLE,
     MAX_PIXELS,
+    MAX_RATIO,
     PICTURES,
     Header,
     ImageProblem,
@@ -64,7 +65,8 @@ def read_header(data: bytes) -> Header:
                 raise unusual(f"it is {found}")
             raise ImageProblem("no image", f"it is {found}" if found else "")
         header = _READERS[found](data)
-    if header.width * header.height > MAX_PIXELS:
+    shorter, longer = sorted((header.width, header.height))
+    if shorter * longer > MAX_PIXELS or longer > MAX_RATIO * shorter:
         raise ImageProblem("too large", f"{header.width} x {header.height}")
     return header
 
