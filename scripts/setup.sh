@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# Usage: source scripts/setup.sh REQUIREMENTS_FILE
-# Makes .venv if needed, installs the file into it unless that has been done, and activates it.
+# Usage: bash scripts/setup.sh REQUIREMENTS_FILE, or from another script source scripts/setup.sh REQUIREMENTS_FILE
+# Makes .venv if needed, installs the file into it unless that has been done, and activates it for the script.
 # PYTHON chooses the interpreter of a new .venv (default: the newest of Python 3.13, 3.12 and 3.11 that is there), VENV
 # another folder for it. Installs with uv, several times as fast as pip; with pip where uv cannot.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ ! -f "${1:-}" ]; then
+  echo "error: ${1:-no file} is no requirements file; give one of $(ls requirements*.txt | xargs)" >&2
+  exit 2
+fi
 
 venv=${VENV:-.venv}
 if [ ! -x "$venv/bin/python" ]; then

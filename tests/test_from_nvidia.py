@@ -201,7 +201,7 @@ def test_our_lines_run(
         words = made_small(line, digits)
         if line in SEVERAL_PROCESSES:
             continue
-        if words[0] == "source":
+        if words[0] in ("source", "bash"):
             done = bash(line.replace("-cuda13", ""), tmp_path, process_env)
         elif words[0] == "./scripts/prepare_imagenet.sh":
             done = call("prepare_imagenet", tmp_path / "archives", tmp_path / "imagenet", *words[3:])

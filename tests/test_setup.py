@@ -57,7 +57,21 @@ def test_a_python_that_is_too_old_is_told(tmp_path: Path) -> None:
     write_program(tmp_path / "python2", "exit 1")
     (tmp_path / "scripts").mkdir()
     shutil.copy(REPO / "scripts/setup.sh", tmp_path / "scripts")
+    (tmp_path / "requirements.txt").touch()
     line = ["bash", "-c", "source scripts/setup.sh requirements.txt"]
     env = {"PATH": f"{tmp_path}:{SYSTEM}", "PYTHON": "python2"}
     done = subprocess.run(line, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "needs Python 3.11 to 3.13 with venv, and python2 is not" in done.stderr
+
+
+def test_what_is_no_requirements_file_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(REPO / "scripts/setup.sh", tmp_path / "scripts")
+    (tmp_path / "requirements-dev.txt").touch()
+    for args, told in (([], "no file"), (["--help"], "--help")):
+        done = subprocess.run(
+            ["bash", "scripts/setup.sh", *args], env={"PATH": SYSTEM}, cwd=tmp_path, capture_output=True, text=True
+        )
+        wanted = f"error: {told} is no requirements file; give one of requirements-dev.txt\n"
+        assert (done.returncode, done.stderr) == (2, wanted)
+    assert not (tmp_path / ".venv").exists()
