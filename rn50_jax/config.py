@@ -44,7 +44,10 @@ def parse_args(
     words = iter(rest)
     for word in words:
         if not word.startswith("--config."):
-            raise UserError(f"unknown argument {word!r}; see --help (config keys are given as --config.key=value)")
+            name = word.lstrip("-").partition("=")[0].replace("-", "_")
+            alike = [f"--config.{key}=VALUE" for key in RULES if key.rpartition(".")[2] == name]
+            hint = f"did you mean {alike[0]}?" if alike else "see --help (config keys are given as --config.key=value)"
+            raise UserError(f"unknown argument {word!r}; {hint}")
         key, equals, text = word.removeprefix("--config.").partition("=")
         if not equals:
             text = next(words, "")

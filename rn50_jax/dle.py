@@ -49,6 +49,7 @@ METRICS: dict[str, dict[str, str]] = {
     "val.compute_latency_at90": _TIME,
 }
 _START = b"DLLL "
+_TIMED = tuple(name for name in METRICS if name.startswith("train.") and name.endswith(("_ips", "_time")))
 _LAST = ("lr", "train.lr", "train.grad_scale")  # where the last value counts, not the mean
 
 
@@ -84,8 +85,10 @@ def dle_parameters(
         "amp": config.precision in ("bf16", "fp16"),
         "static_loss_scale": config.loss_scale.init if config.precision == "fp16" else 1,
         "dynamic_loss_scale": config.precision == "fp16" and config.loss_scale.mode == "dynamic",
+        "fp16": False,
         "prof": run.prof or -1,
         "seed": config.seed,
+        "gather_checkpoints": config.checkpoint.gather,
         "raport_file": config.report.dle_json,
         "evaluate": run.evaluate,
         "training_only": run.training_only,
@@ -145,15 +148,17 @@ class DleLog:
     def train(self, step: int, epoch: int, steps: int, metrics: Metrics) -> None:
         """Reports a window of `steps` updates that ended with update `step` of the run, in `epoch` (from 0)."""
         named = self._named(metrics)
+        if not named.get("train.total_ips", 1):  # its only step compiled, and has no time
+            named = {name: value for name, value in named.items() if name not in _TIMED}
         self._log([epoch, step - epoch * self._steps_per_epoch], named)
         self._windows.append((steps, named))  # once, should the line have to be written again
 
     def epoch(self, epoch: int, metrics: Metrics) -> None:
         """Reports `epoch` (from 0): means of its windows, and the metrics of its validation, if there was one."""
-        weights = [steps for steps, _ in self._windows]
         means: dict[str, float] = {}
         for name in self._windows[-1][1] if self._windows else ():
-            values = [window[name] for _, window in self._windows]
+            told = [(steps, window[name]) for steps, window in self._windows if name in window]
+            weights, values = zip(*told, strict=True)
             means[name] = values[-1] if name in _LAST else float(np.average(values, weights=weights))
         self._log([epoch], means | self._named(metrics))
         self._windows = []

@@ -26,6 +26,17 @@ def make_plan(config: ConfigDict, *, num_images: int, num_devices: int) -> Plan:
     """
     forward_batch = config.batch_size * num_devices
     target = config.recipe.optimizer_batch_size or forward_batch
+    if num_images < max(target, forward_batch):
+        largest = num_images // num_devices
+        if not largest:
+            fix = f"use at most {num_images} device(s)"
+        elif num_images >= forward_batch:
+            fix = f"use --config.recipe.optimizer_batch_size={forward_batch}, or 0 for no accumulation"
+        else:
+            fix = f"use --config.batch_size={largest} or less"
+            fix += " and --config.recipe.optimizer_batch_size=0" if config.recipe.optimizer_batch_size else ""
+        too_many = max(target, forward_batch)
+        raise UserError(f"{num_images} training images are too few for one global batch of {too_many}; {fix}")
     if target % forward_batch:
         below = target // forward_batch * forward_batch
         options = f"{below} or {below + forward_batch}" if below else f"{forward_batch}"
@@ -36,15 +47,6 @@ def make_plan(config: ConfigDict, *, num_images: int, num_devices: int) -> Plan:
     group = config.recipe.bn_group
     if group and num_devices % group:
         raise UserError(f"config.recipe.bn_group={group} does not divide {num_devices} device(s); use 1 or 0 (all)")
-    if num_images < target:
-        largest = num_images // num_devices
-        if not largest:
-            fix = f"use at most {num_images} device(s)"
-        elif num_images >= forward_batch:
-            fix = f"use --config.recipe.optimizer_batch_size={forward_batch}, or 0 for no accumulation"
-        else:
-            fix = f"use --config.batch_size={largest} or less"
-        raise UserError(f"{num_images} training images are too few for one global batch of {target}; {fix}")
     steps_per_epoch = min(num_images // target, config.run.prof or num_images)
     if steps_per_epoch * config.epochs >= 2**31:
         raise UserError(

@@ -30,6 +30,8 @@ _FIXED = (
     "recipe.optimizer",
     "tune.freeze",
 )
+# Files that only a new run starts from.
+_SOURCES = ("model.pretrained_weights", "run.resume")
 
 
 class Start(NamedTuple):
@@ -89,7 +91,10 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
     lost = max(last["time"] - meta["time"], 0.0) if "time" in last and last["step"] > meta["step"] else 0.0
     before, now = (configs.flatten(c) for c in (saved_config(meta, checkpoints.directory), config))
     for key, value in now.items():
-        if before.get(key) != value:
+        if key in _SOURCES:
+            if value and value != before.get(key):
+                warn(f"{workdir} goes on from its own checkpoints and not from {value}; for that give a new --workdir")
+        elif before.get(key) != value:
             warn(f"this run was started with another config.{key}: {before.get(key)!r} became {value!r}")
     return Start(state, position, meta["goodput"], lost, score(meta["metrics"]))
 

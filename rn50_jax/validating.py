@@ -24,7 +24,8 @@ def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[s
     With `run.prof`, so many batches alone; with `report.dle_json`, NVIDIA's lines about it too.
 
     Args:
-      overrides: of the command line, which alone change the config of a checkpoint.
+      overrides: of the command line. They alone change the config of a checkpoint, and a file that they name to start
+        from goes before it.
 
     Raises:
       UserError: there is nothing to validate, or it does not fit the data.
@@ -47,7 +48,8 @@ def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[s
 
 
 def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str, str]]) -> StoredModel:
-    if os.path.lexists(workdir / "checkpoints"):
+    named = any(key in ("run.resume", "model.pretrained_weights") and text for key, text in overrides)
+    if not named and os.path.lexists(workdir / "checkpoints"):
         machine = [(key, configs.flatten(config)[key]) for key in MACHINE]
         return load_run(workdir, "latest", [*overrides, *machine])
     if not (config.run.resume or config.model.pretrained_weights or config.run.prof):

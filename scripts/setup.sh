@@ -33,6 +33,15 @@ install_requirements() { # REQUIREMENTS_FILE
     "$uv" pip install --quiet --python "$venv/bin/python" "${what[@]}" || "${pip[@]}" install "${what[@]}"
 }
 
+cuda() { [[ $1 == *cuda12* ]] && echo 12 || echo 13; }
+for other in "$venv"/installed-requirements*.txt; do
+  name=${other##*/installed-}
+  if [ -e "$other" ] && [ "$(cuda "$name")" != "$(cuda "$1")" ]; then
+    echo "error: $venv holds $name, whose DALI cannot live beside that of $1; choose another folder with VENV=" >&2
+    exit 2
+  fi
+done
+
 stamp="$venv/installed-$1"
 wanted=$(cat constraints.txt requirements*.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then

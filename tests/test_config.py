@@ -490,6 +490,13 @@ def test_plan_accumulates_on_fewer_devices() -> None:
         ([], 100, 1, "--config.batch_size=100"),
         ([], 100, 8, "--config.batch_size=12"),
         ([], 3, 8, "at most 3 device"),
+        (
+            [("recipe.optimizer_batch_size", "2048")],
+            96,
+            1,
+            "batch_size=96 or less and --config.recipe.optim",
+        ),
+        ([("recipe.optimizer_batch_size", "2048")], 3000, 16, "global batch of 4096; use --config.batch_size=187 or"),
         ([("recipe.optimizer_batch_size", "512")], 300, 1, "optimizer_batch_size=256, or 0"),
         ([("epochs", "1000000"), ("batch_size", "1")], 10**6, 1, "more than the 2**31 steps"),
     ],

@@ -73,6 +73,19 @@ def test_a_validation_afterwards_takes_nothing_from_its_epoch(tmp_path: Path) ->
     assert run["data"] == {"train.loss": 4.0, "val.top1": 70.0, "val.top5": 90.0}
 
 
+def test_a_step_that_compiled_has_no_times(tmp_path: Path) -> None:
+    untimed = {"train.loss": 3.0, "train.total_ips": 0.0, "train.compute_ips": 0.0, "train.compute_time": 1e-9}
+    timed = {"train.loss": 1.0, "train.total_ips": 10.0, "train.compute_ips": 20.0, "train.compute_time": 0.5}
+    with closing(DleLog(tmp_path / "r.json", {"mixup": 0.0}, steps_per_epoch=3)) as log:
+        log.train(1, 0, 1, untimed)
+        log.train(2, 0, 1, timed)
+        log.train(3, 0, 1, timed)
+        log.epoch(0, {})
+    lines = read_dle(tmp_path / "r.json")
+    assert logged(lines, 2)[0]["data"] == {"train.loss": 3.0}
+    assert logged(lines, 1)[0]["data"] == timed | {"train.loss": pytest.approx(5 / 3)}
+
+
 def test_parameters_say_what_an_iteration_is(tmp_path: Path) -> None:
     config, _ = configs.load("configs/dgx1_90e.py:fp32")
     found = dle_parameters(config, tmp_path, lr=2.048, num_devices=8, accumulation=2)

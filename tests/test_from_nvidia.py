@@ -167,7 +167,7 @@ TINY_RUN = (
 def made_small(line: str, digits: Path) -> list[str]:
     """The words of one of our lines, for the digits."""
     words = shlex.split(line.replace("/data/imagenet", str(digits)).replace("my_images", str(digits)))
-    words = [word for word in words if not word.startswith("CUDA_VISIBLE_DEVICES=")]
+    words = [word for word in words if not word.startswith(("CUDA_VISIBLE_DEVICES=", "REQUIREMENTS="))]
     if "rn50_jax.train" in words and "--help" not in words:
         words += [*TINY_RUN, f"--config.batch_size={2 if '--config.run.prof=100' in words else 32}"]
         words += ["--config.recipe.optimizer_batch_size=64"] if "dgx" in line else []

@@ -64,6 +64,19 @@ def test_a_python_that_is_too_old_is_told(tmp_path: Path) -> None:
     assert done.returncode == 2 and "needs Python 3.11 to 3.13 with venv, and python2 is not" in done.stderr
 
 
+@pytest.mark.parametrize(("made_of", "asked"), [("", "-cuda12"), ("-dev", "-cuda12"), ("-cuda12", "-cuda13")])
+def test_one_environment_has_one_dali(tmp_path: Path, made_of: str, asked: str) -> None:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(REPO / "scripts/setup.sh", tmp_path / "scripts")
+    write_program(tmp_path / ".venv/bin/python", "exit 1")
+    for name in (f"requirements{asked}.txt", f".venv/installed-requirements{made_of}.txt"):
+        (tmp_path / name).touch()
+    line = ["bash", "scripts/setup.sh", f"requirements{asked}.txt"]
+    done = subprocess.run(line, env={"PATH": SYSTEM}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f".venv holds requirements{made_of}.txt, whose DALI cannot live beside that of" in done.stderr
+
+
 def test_what_is_no_requirements_file_is_told_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "scripts").mkdir()
     shutil.copy(REPO / "scripts/setup.sh", tmp_path / "scripts")

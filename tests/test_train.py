@@ -100,6 +100,17 @@ def test_a_run_can_be_prolonged(own_copy: Path, call_train: Run) -> None:
     assert [line["step"] for line in read_lines(own_copy) if "val.top1" in line] == [46, 92, 138]
 
 
+def test_a_file_to_start_from_is_named_if_it_is_not_taken(
+    own_copy: Path, call_train: Run, call: Run, tmp_path: Path
+) -> None:
+    weights = tmp_path / "w.safetensors"
+    assert call("convert", own_copy, weights).returncode == 0
+    done = call_train(own_copy, "--pretrained_weights", weights, "--config.epochs=3", "--config.run.training_only=true")
+    assert done.returncode == 0, done.stderr
+    told = f"note: {own_copy} goes on from its own checkpoints and not from {weights}; for that give a new --workdir"
+    assert told in done.stderr and "pretrained_weights:" not in done.stderr
+
+
 @pytest.mark.slow
 def test_another_number_of_devices_may_go_on(own_copy: Path, call_train: Run) -> None:
     done = call_train(own_copy, "--config.epochs=3", devices=2)
@@ -195,6 +206,10 @@ def test_evaluate_only_without_a_checkpoint(
     (epoch,) = logged(read_dle(tmp_path / "pretrained/r.json"), 1)
     assert f"top-1 {epoch['data']['val.top1']:.3f} %" in best
 
+    # A file that is named goes before the checkpoints of the folder.
+    done = call_train(trained[0], "--config.run.evaluate=true", "--pretrained_weights", weights)
+    assert done.returncode == 0 and done.stdout.startswith(f"{weights}\n"), done.stderr
+
 
 @pytest.mark.parametrize(
     ("args", "parts"),
@@ -203,7 +218,11 @@ def test_evaluate_only_without_a_checkpoint(
         (["--config", "configs/dgx1_90e.py:int8"], ["no variant 'int8'", "fp16, fp32"]),
         (["--config", "configs/quickstart.py", "--config.batchsize=3"], ["no key 'batchsize'", "batch_size"]),
         (["--config", "configs/quickstart.py", "--config.epochs=two"], ["config.epochs=two", "an integer >= 1"]),
-        (["--config", "configs/quickstart.py", "--confg=3"], ["unknown argument '--confg=3'"]),
+        (["--config", "configs/quickstart.py", "--confg=3"], ["unknown argument '--confg=3'", "see --help"]),
+        (
+            ["--config", "configs/quickstart.py", "--label-smoothing", "0.1"],
+            ["unknown argument '--label-smoothing'", "did you mean --config.recipe.label_smoothing=VALUE?"],
+        ),
         (["--config", "configs/quickstart.py", "--config.epochs"], ["--config.epochs has no value"]),
         (["--workdir", "runs/x"], ["required: --config", "python -m rn50_jax.train --help"]),
         (["--config", "configs/dgx1_90e.py", "--config.data.dir=/nowhere"], ["config.data.dir='/nowhere'"]),
