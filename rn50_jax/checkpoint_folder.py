@@ -225,7 +225,7 @@ class CheckpointFolder:
         role = ""
         if found.best() == step and score(before["metrics"]) > score(meta["metrics"]):
             role = "the best"
-        elif gather and _ends_gathered(before) and before["epoch"] != meta["epoch"]:
+        elif gather and _ends_gathered(before) and before["position"] != meta.get("position"):
             role = f"that of epoch {before['epoch']}"
         if role:
             left = rename(place, EARLIER)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -106,6 +106,11 @@ class _Logged(TypedDict):
     data: dict[str, float | None]
 
 
+class _Parameters(TypedDict):
+    step: Literal["PARAMETER"]
+    data: dict[str, Any]
+
+
 class DleLog:
     """One run's file of `DLLL` lines; a resumed run appends, starting with its parameters.
 
@@ -119,7 +124,7 @@ class DleLog:
 
     def __init__(self, path: Path, parameters: Mapping[str, Any], *, steps_per_epoch: int) -> None:
         self._path, self._steps_per_epoch = path, steps_per_epoch
-        self._smoothed = parameters["mixup"] == 0
+        self._smoothed, self._evaluates = parameters["mixup"] == 0, bool(parameters.get("evaluate"))
         self._started = time.time()
         self._windows: list[tuple[int, Metrics]] = []
         try:
@@ -166,19 +171,25 @@ class DleLog:
     def summary(self) -> None:
         """Reports the run, as its file tells it: best accuracy, smallest loss, last rate, mean of everything else.
 
-        Of latencies that is the mean of the epochs' quantiles, and the largest of all.
+        Of latencies that is the mean of the epochs' quantiles, and the largest of all. A validation by itself
+        (`evaluate`) reports what it has found alone, and counts for no training.
 
         The reference means the smallest loss too, but reports the largest.
         """
         with open_regular(self._path) as file:
             lines = [line.removeprefix(_START) for line in file.read().split(b"\n") if line.startswith(_START)]
         epochs: dict[int, dict[str, float | None]] = {}
+        counts = True
         for line in lines:
+            with suppress(ValueError):
+                evaluates = bool(parse_json(line, _Parameters)["data"].get("evaluate"))
+                counts = evaluates == self._evaluates
+                if evaluates and counts:
+                    epochs.clear()
             with suppress(ValueError):  # a parameter's or unit's, or what others have written
                 found = parse_json(line, _Logged)
-                if len(found["step"]) == 1:
-                    # An epoch that was repeated after a kill, or validated once more, counts once.
-                    epochs.setdefault(found["step"][0], {}).update(found["data"])
+                if counts and len(found["step"]) == 1:
+                    epochs[found["step"][0]] = found["data"]  # an epoch that was repeated after a kill counts once
         result: dict[str, float] = {}
         for name in METRICS:
             values = [value for epoch in sorted(epochs) if (value := epochs[epoch].get(name)) is not None]

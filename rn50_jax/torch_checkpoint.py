@@ -1,5 +1,6 @@
 """Training checkpoints of NVIDIA's code (`checkpoint.pth.tar`): what a run that goes on from one needs of it."""
 
+import os
 from collections.abc import Mapping
 from math import isclose
 from pathlib import Path
@@ -57,7 +58,7 @@ def read_checkpoint(path: Path) -> TorchCheckpoint:
     Raises:
       UserError: the file cannot be read, is no training checkpoint with torch's SGD, or its parts do not fit together.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112, Path.is_dir raises where this says no
         raise UserError(
             f"{path} is a folder, and --resume takes a checkpoint.pth.tar of NVIDIA's code; a run of this program "
             f"goes on by its own command, with --workdir {path}"

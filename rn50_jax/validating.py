@@ -1,6 +1,5 @@
 """What `run.evaluate` does: one validation instead of a training."""
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -49,7 +48,7 @@ def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[s
 
 def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str, str]]) -> StoredModel:
     named = any(key in ("run.resume", "model.pretrained_weights") and text for key, text in overrides)
-    if not named and os.path.lexists(workdir / "checkpoints"):
+    if not named and _is_filled(workdir / "checkpoints"):
         machine = [(key, configs.flatten(config)[key]) for key in MACHINE]
         return load_run(workdir, "latest", [*overrides, *machine])
     if not (config.run.resume or config.model.pretrained_weights or config.run.prof):
@@ -58,3 +57,12 @@ def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str
             "FILE, or --config.run.prof=N to time N batches with random weights"
         )
     return load_start(config, open_dataset(config, need_train=False).class_names)
+
+
+def _is_filled(directory: Path) -> bool:
+    try:
+        return any(directory.iterdir())
+    except FileNotFoundError:
+        return False
+    except OSError:  # whoever reads it says what is wrong
+        return True

@@ -286,8 +286,8 @@ def to_arrays(content: Mapping[Any, Any], path: Path) -> Arrays:
     """
     try:
         return _to_numpy(content, path.stat().st_size)
-    except ValueError as error:
-        raise UserError(f"weight file {path} cannot be read: {error}") from None
+    except (ValueError, TypeError, RuntimeError) as error:  # torch has one for each kind that NumPy lacks
+        raise UserError(f"weight file {path} cannot be read: {str(error).splitlines()[0][:160]}") from None
 
 
 def _to_numpy(content: Mapping[Any, Any], limit: int) -> Arrays:
@@ -305,7 +305,7 @@ def _to_numpy(content: Mapping[Any, Any], limit: int) -> Arrays:
     # NumPy has no bfloat16; float32 holds each of its values.
     known = (torch.float16, torch.float32, torch.float64)
     return {
-        name: (value.float() if value.is_floating_point() and value.dtype not in known else value).numpy()
+        name: (value.float() if value.is_floating_point() and value.dtype not in known else value).resolve_neg().numpy()
         for name, value in tensors.items()
     }
 

@@ -61,16 +61,21 @@ def test_lines_and_numbers(tmp_path: Path) -> None:
     assert [run["data"][f"val.compute_{name}"] for name in ("time", "latency", "latency_at100")] == [2.5, 2.5, 4.0]
 
 
-def test_a_validation_afterwards_takes_nothing_from_its_epoch(tmp_path: Path) -> None:
-    path = tmp_path / "r.json"
-    with closing(DleLog(path, {"mixup": 0.0}, steps_per_epoch=10)) as log:
-        log.train(10, 0, 10, {"train.loss": 4.0})
-        log.epoch(0, {"val.top1": 70.0})
-    with closing(DleLog(path, {"mixup": 0.0}, steps_per_epoch=1)) as log:
-        log.epoch(0, {"val.top1": 70.0, "val.top5": 90.0})
-        log.summary()
-    (run,) = logged(read_dle(path), 0)
-    assert run["data"] == {"train.loss": 4.0, "val.top1": 70.0, "val.top5": 90.0}
+def test_a_validation_by_itself_counts_for_no_training(tmp_path: Path) -> None:
+    path, trains, evaluates = tmp_path / "r.json", {"mixup": 0.0, "evaluate": False}, {"mixup": 0.0, "evaluate": True}
+    for parameters, epoch, top1 in ((trains, 0, 70.0), (evaluates, 0, 100.0), (evaluates, 0, 50.0), (trains, 1, 60.0)):
+        with closing(DleLog(path, parameters, steps_per_epoch=10)) as log:
+            if parameters is trains:
+                log.train(10 * epoch + 10, epoch, 10, {"train.loss": 4.0 - epoch})
+            log.epoch(epoch, {"val.top1": top1})
+            log.summary()
+    summaries = [line["data"] for line in logged(read_dle(path), 0)]
+    assert summaries == [
+        {"train.loss": 4.0, "val.top1": 70.0},
+        {"val.top1": 100.0},
+        {"val.top1": 50.0},
+        {"train.loss": 3.0, "val.top1": 70.0},
+    ]
 
 
 def test_a_step_that_compiled_has_no_times(tmp_path: Path) -> None:

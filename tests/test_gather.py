@@ -93,3 +93,12 @@ def test_a_run_that_is_prolonged_keeps_them(call_train: Run, call: Run, tmp_path
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["step"], result["epoch"]) == (14, 7)
+
+
+def test_a_step_within_a_later_epoch_takes_no_place(tmp_path: Path, state: TrainState) -> None:
+    folder = tmp_path / "c"
+    save(folder, state, [(3, 0), (4, 0)], steps=10)
+    save(folder, state, [(4, 8), (5, 0)], steps=8)  # step 40 again, as many epochs done, but of the next one's end
+    assert names(folder) == {"30", "40", "40.earlier"}
+    save(folder, state, [(5, 0)], steps=8)  # and the same place once more is the same checkpoint
+    assert names(folder) == {"30", "40", "40.earlier"}

@@ -287,7 +287,7 @@ def test_an_image_of_absurd_size_is_refused(trained: tuple[Path, str], call: Run
     done = call("predict", "--workdir", trained[0], bomb, "--json")
     assert done.returncode == 1
     (answer,) = json.loads(done.stdout)
-    told = "more than 200,000,000 pixels or 600 MB, or 3,000 times as long as wide; make it smaller"
+    told = "more than 200,000,000 pixels, 40,000 on a side or 600 MB, or 3,000 times as long as wide; make it smaller"
     assert answer["error"] == f"too large (20000 x 20000): {told}"
 
 

@@ -270,6 +270,8 @@ def test_a_run_that_cannot_go_on_is_refused_before_anything_is_compiled(
     file, workdir = tmp_path / "checkpoint.pth.tar", tmp_path / "run"
     done = call_train(workdir, "--resume", file)
     assert_user_error(done, f"weight file {file} does not exist")
+    done = call_train(workdir, "--resume", f"{'x' * 300}.pth.tar")
+    assert_user_error(done, "cannot be read: File name too long")
     done = call_train(workdir, "--resume", trained[0])
     assert_user_error(done, f"{trained[0]} is a folder", f"with --workdir {trained[0]}")
     nvidia_file(trained[0], 46, file)
@@ -348,6 +350,7 @@ BUFFER = ("optimizer", "state", 3, "momentum_buffer")
         (set_in("epoch", to=-1), "cannot be of epoch -1"),
         (set_in("epoch", to=2**31), "cannot be of epoch 2147483648"),
         (set_in(*BUFFER, to=torch.zeros(9)), r"its momentum of .*bn.* is \[9\] instead of \[8\]"),
+        (set_in(*BUFFER, to=torch.zeros(8).byte().view(torch.bits8)), "weight file .* cannot be read: "),
         (set_in(*BUFFER, to=1.5), "its momentum of .*bn.* is no tensor instead of"),
         (
             set_in(*BUFFER, to=torch.full((8,), np.nan)),

@@ -206,7 +206,9 @@ def test_evaluate_only_without_a_checkpoint(
     (epoch,) = logged(read_dle(tmp_path / "pretrained/r.json"), 1)
     assert f"top-1 {epoch['data']['val.top1']:.3f} %" in best
 
-    # A file that is named goes before the checkpoints of the folder.
+    # A folder without a checkpoint in it is none of a run; a file that is named goes before those that are there.
+    (tmp_path / "random/checkpoints").mkdir()
+    assert call_train(tmp_path / "random", *only, "--config.run.prof=3").stdout.startswith("random weights of seed 0\n")
     done = call_train(trained[0], "--config.run.evaluate=true", "--pretrained_weights", weights)
     assert done.returncode == 0 and done.stdout.startswith(f"{weights}\n"), done.stderr
 

@@ -29,6 +29,7 @@ from rn50_jax.data.headers import (
     DECODABLE,
     MAX_PIXELS,
     MAX_RATIO,
+    MAX_SIDE,
     PICTURES,
     Header,
     ImageProblem,
@@ -66,7 +67,7 @@ def read_header(data: bytes) -> Header:
             raise ImageProblem("no image", f"it is {found}" if found else "")
         header = _READERS[found](data)
     shorter, longer = sorted((header.width, header.height))
-    if shorter * longer > MAX_PIXELS or longer > MAX_RATIO * shorter:
+    if shorter * longer > MAX_PIXELS or longer > min(MAX_SIDE, MAX_RATIO * shorter):
         raise ImageProblem("too large", f"{header.width} x {header.height}")
     return header
 

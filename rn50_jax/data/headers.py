@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 MAX_PIXELS = 200_000_000  # 600 MB when decoded
 MAX_BYTES = 600_000_000  # of a file
+MAX_SIDE = 40_000  # pixels: DALI's random crop takes a higher image for a damaged one, and ends the process
 MAX_RATIO = 3000  # of the longer side to the shorter: one that is scaled up to 256 pixels makes as many of a strip
 
 # What keeps an image from being decoded, and what to do.
@@ -15,8 +16,8 @@ PROBLEMS = {
     "unknown format": "such images are not read; convert it to JPEG or PNG",
     "cut off": "its end is missing; get it again",
     "damaged": "it cannot be decoded; get it again",
-    "too large": f"more than {MAX_PIXELS:,} pixels or {MAX_BYTES // 10**6} MB, or {MAX_RATIO:,} times as long as wide; "
-    "make it smaller",
+    "too large": f"more than {MAX_PIXELS:,} pixels, {MAX_SIDE:,} on a side or {MAX_BYTES // 10**6} MB, "
+    f"or {MAX_RATIO:,} times as long as wide; make it smaller",
     "unreadable": "cannot be opened or read; see its permissions and disk",
     "crashes": "ends the process that decodes it; remove it",
 }
