@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from rn50_jax.data.headers import sniff
 from rn50_jax.errors import UserError
 from rn50_jax.files import open_regular, parse_json, to_json, write_whole
+from rn50_jax.pickles import check_pickles
 from rn50_jax.rules import RULES
 from rn50_jax.weights import Arrays, to_common
 
@@ -252,6 +253,7 @@ _IGNORED = [
 
 def _load_torch(path: Path, file: BinaryIO) -> Any:
     torch = _import_torch()
+    check_pickles(file)
     # PyTorch before 2.5 cannot put anything in an object's place.
     putting_in_place = getattr(torch.serialization, "safe_globals", nullcontext)
     try:
