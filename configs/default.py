@@ -122,7 +122,7 @@ def get_config() -> ConfigDict:
     run.prof = 0  # only so many steps of each epoch and batches of each validation, and no checkpoint; 0: all of them
     run.training_only = False  # skip validation
     run.target_top1 = 0.0  # stop when validation reaches it, per cent (also --target_top1 X); 0 to 100, 0: never
-    run.evaluate = False  # instead of training, validate the latest checkpoint or else model.pretrained_weights
+    run.evaluate = False  # instead of training, validate a weight file that the command names, or the latest checkpoint
     run.save_checkpoints = True  # False: nothing to resume from
     run.max_skipped_steps = 50  # steps in a row without finite gradients, all left out, that stop the run; integer >= 1
     run.compile_cache = "auto"  # folder that keeps compiled programs; auto: ~/.cache/rn50-jax; "": none

@@ -12,11 +12,20 @@ Answer = dict[str, Any]
 
 
 def write_table(answers: Iterable[Answer], file: TextIO) -> None:
-    """For people: a line with the file and one for each class, whatever is in their names."""
+    """Writes for people: a line with the file and one for each class, whatever is in their names."""
+    _write_lines(answers, file, lambda name, percent: f"  {percent:5.1f}%  {name}")
+
+
+def write_nvidia(answers: Iterable[Answer], file: TextIO) -> None:
+    """Writes the lines of NVIDIA's classify.py: the file's name, then "class: per cent%" for each class."""
+    _write_lines(answers, file, lambda name, percent: f"{name}: {percent:.1f}%")
+
+
+def _write_lines(answers: Iterable[Answer], file: TextIO, line: Callable[[str, float], str]) -> None:
     for answer in answers:
         print(printable(answer["file"] + (f": {answer['error']}" if "error" in answer else "")), file=file)
         for p in answer.get("predictions", []):
-            print(f"  {100 * p['probability']:5.1f}%  {printable(p['class'])}", file=file)
+            print(line(printable(p["class"]), 100 * p["probability"]), file=file)
         file.flush()
 
 
@@ -45,15 +54,6 @@ def write_jsonl(answers: Iterable[Answer], file: TextIO) -> None:
     """One object a line."""
     for answer in answers:
         file.write(to_json(answer) + "\n")
-        file.flush()
-
-
-def write_nvidia(answers: Iterable[Answer], file: TextIO) -> None:
-    """Writes the lines of NVIDIA's classify.py: the file's name, then "class: per cent%" for each class."""
-    for answer in answers:
-        print(printable(answer["file"] + (f": {answer['error']}" if "error" in answer else "")), file=file)
-        for p in answer.get("predictions", []):
-            print(f"{printable(p['class'])}: {100 * p['probability']:.1f}%", file=file)
         file.flush()
 
 

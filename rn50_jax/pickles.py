@@ -34,7 +34,7 @@ def check_pickles(file: BinaryIO) -> None:
 
 def _pickles(file: BinaryIO) -> Iterator[BinaryIO]:
     file.seek(0)
-    if zipfile.is_zipfile(file):
+    if file.read(4) == b"PK\x03\x04":  # as PyTorch tells its two forms apart
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 if info.filename.endswith(".pkl"):

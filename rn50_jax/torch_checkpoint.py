@@ -157,7 +157,7 @@ def _read_momentum(optimizer: _Optimizer, groups: list[list[str]], weights: Arra
 
 
 def differing_settings(checkpoint: TorchCheckpoint, recipe: Mapping[str, Any]) -> list[str]:
-    """What the optimiser of a checkpoint was set to and the config's recipe is not; the learning rate is not kept."""
+    """Lists what the optimiser of a checkpoint was set to and the config's recipe is not, but for the learning rate."""
     told = [
         f"{key} {theirs}, and config.recipe.{key} is {recipe[key]} here"
         for key, theirs in checkpoint.settings.items()
@@ -170,9 +170,9 @@ def differing_settings(checkpoint: TorchCheckpoint, recipe: Mapping[str, Any]) -
 
 
 def go_on_from(state: TrainState, checkpoint: TorchCheckpoint, model: ResNet, source: str) -> TrainState:
-    """A fresh state of an SGD run with the checkpoint's weights, statistics, momentum and averages; its step stays.
+    """Puts the checkpoint's weights, statistics, momentum and averages into the fresh state of an SGD run.
 
-    Averages that a run keeps and the file lacks start from the weights.
+    Its step stays, which the caller knows. Averages that a run keeps and the file lacks start from the weights.
 
     Raises:
       UserError: the model is another one.

@@ -281,7 +281,7 @@ def _read_torch(path: Path, file: BinaryIO) -> tuple[Arrays, str]:
 
 
 def to_arrays(content: Mapping[Any, Any], path: Path) -> Arrays:
-    """The tensors among the values of a mapping that `load_torch` has read, as NumPy's; bfloat16 becomes float32.
+    """Returns the tensors among a mapping that `load_torch` has read, as NumPy's; bfloat16 becomes float32.
 
     Raises:
       UserError: a tensor is none that NumPy has, or they repeat their values beyond the size of the file.

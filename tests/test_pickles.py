@@ -36,7 +36,9 @@ def as_zip(data: bytes) -> bytes:
 @pytest.mark.parametrize("data", [nested(300_000), doubled(60)], ids=["deep", "doubled"])
 def test_objects_that_no_reader_survives_are_refused(data: bytes, tmp_path: Path) -> None:
     legacy = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {})) + data
-    for name, content in (("zip.pth", as_zip(data)), ("legacy.pth.tar", legacy)):
+    # PyTorch looks at the first bytes alone, whatever is behind.
+    both = legacy + as_zip(b"N.")
+    for name, content in (("zip.pth", as_zip(data)), ("legacy.pth.tar", legacy), ("both.pt", both)):
         (tmp_path / name).write_bytes(content)
         for read in (read_weights, load_torch):
             with pytest.raises(UserError, match=rf"{name} cannot be read: its objects are nested beyond reason"):
