@@ -37,14 +37,21 @@ def get_config() -> ConfigDict:
     data.dir = "/data/imagenet"  # holds train/<class>/<image> and val/<class>/<image>, or train/*.tar and val/*.tar
     data.train_list = ""  # file list of the training images, a path and a class per line, see docs/data.md; "": none
     data.val_list = ""  # the same for validation
+    data.val_share = 0.0  # share of each class that is set apart for validation, drawn by seed, of a data.dir without
+    # val/, such as 0.2 of <class>/<image>; 0 up to, not including, 1, 0: val/ is there
     data.builtin = ""  # digits: training writes scikit-learn's 1,797 digits to a data.dir that does not exist
     data.backend = "dali-cpu"  # dali-cpu, dali-gpu (decodes on the GPU) or synthetic (one constant random batch)
     data.image_size = 224  # pixels, height and width that the model sees; integer >= 32
     data.image_sizes = ()  # training only: ((first epoch, pixels), ...), such as ((0, 128), (30, 176)); (): image_size
-    data.resize = 256  # pixels, shorter side before the centre crop in evaluation; integer >= data.image_size
+    data.resize = 0  # pixels, shorter side before the centre crop in evaluation; integer >= data.image_size, or 0: as
+    # 256 to 224, in proportion to data.image_size
     data.crop_area = (0.08, 1.0)  # training crop, share of the image's area (smallest, largest); in (0, 1]
     data.crop_aspect = (3 / 4, 4 / 3)  # training crop, width over height (smallest, largest); in [0.1, 10]
     data.transform = "torchvision"  # pixels of torchvision (antialiased) or of NVIDIA's dali pipeline (not antialiased)
+    data.exif_rotation = False  # True: photographs are turned upright, as their EXIF tag says; False: seen as stored
+    data.background = ()  # colour behind transparent images, such as (255, 255, 255); (): their transparency is dropped
+    data.mean = (0.485, 0.456, 0.406)  # of red, green and blue in 0 to 1, subtracted from pixels; ImageNet's
+    data.std = (0.229, 0.224, 0.225)  # standard deviations, by which they are then divided; > 0
     data.flip = 0.5  # probability of a horizontal flip in training; 0 to 1
     data.augment = "none"  # after crop and flip: none, randaugment, autoaugment or trivialaugment (DALI's)
     data.randaugment = (2, 9)  # operations per image and their magnitude, 0 to 30

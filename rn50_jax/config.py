@@ -254,9 +254,10 @@ def validate(config: ConfigDict) -> None:
         if not right_type or not _is_sound(value) or not test(value):
             shown = repr(value) if _is_sound(value) else value
             raise UserError(f"config.{key}={_cut(shown)} must be {valid}")
-    if config.data.resize < config.data.image_size:
+    if 0 < config.data.resize < config.data.image_size:
         raise UserError(
             f"config.data.resize={config.data.resize} must be at least config.data.image_size={config.data.image_size}"
+            ", or 0: in proportion to it"
         )
     _validate_model(config)
     _validate_tuning(config)

@@ -18,6 +18,7 @@ from rn50_jax.data.decodable import diagnose, quiet_pillow, read_header
 from rn50_jax.data.feed import prefetch
 from rn50_jax.data.folder import SUFFIXES, ImageSet, kind_of, read_part
 from rn50_jax.data.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
+from rn50_jax.data.transform import eval_resize
 from rn50_jax.errors import warn
 
 _READERS = 16  # files read at a time: network file systems answer slowly, but many questions at once
@@ -140,7 +141,7 @@ def decode_files(config: ConfigDict, files: Iterable[Found], *, by_pillow: bool 
         ThreadPoolExecutor(_READERS, thread_name_prefix="read") as readers,
         ThreadPoolExecutor(config.data.workers, thread_name_prefix="decode") as decoders,
     ):
-        read_one = partial(_read, resize=config.data.resize)
+        read_one = partial(_read, resize=eval_resize(config.data.image_size, config.data.resize))
         read = prefetch((list(readers.map(read_one, chunk)) for chunk in chunks), 1)
         decode = partial(_decode, together=_by_pillow(config, decoders) if by_pillow else _by_dali(config))
         for decoded in prefetch((decode(chunk) for chunk in read), 1):
@@ -200,7 +201,8 @@ def _decode(files: Sequence[_Read], together: _Together) -> list[Decoded]:
 
 
 def _by_pillow(config: ConfigDict, threads: Executor) -> _Together:
-    decode = partial(pillow.decode, image_size=config.data.image_size, resize=config.data.resize)
+    size = config.data.image_size
+    decode = partial(pillow.decode, image_size=size, resize=eval_resize(size, config.data.resize))
 
     def alone(file: _Read) -> Decoded:
         try:
@@ -216,7 +218,11 @@ def _by_dali(config: ConfigDict) -> _Together:
 
     size = max(32, 2 * config.data.workers)
     data = config.data
-    transform = {"transform": data.transform, "image_size": data.image_size, "resize": data.resize}
+    transform = {
+        "transform": data.transform,
+        "image_size": data.image_size,
+        "resize": eval_resize(data.image_size, data.resize),
+    }
     decode_many = dali.make_batch_decoder(**transform, workers=data.workers, batch_size=size)
     decode_one = dali.make_decoder(**transform, workers=1)
 

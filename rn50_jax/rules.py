@@ -54,6 +54,14 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _are(values: tuple[Any, ...], low: int, high: int) -> bool:
+    return all(_is_integer(value) and low <= value <= high for value in values)
+
+
+def _is_color(values: tuple[Any, ...]) -> bool:
+    return len(values) == 3 and all((isinstance(x, float) or _is_integer(x)) and x <= 1 for x in values)
+
+
 def _is_image_sizes(pairs: tuple[Any, ...]) -> bool:
     if not all(isinstance(p, tuple) and len(p) == 2 and all(map(_is_integer, p)) for p in pairs):
         return False
@@ -120,6 +128,7 @@ RULES: dict[str, Rule] = {
     "data.dir": _text("a folder", lambda v: v != ""),
     "data.train_list": _text("a file, or empty"),
     "data.val_list": _text("a file, or empty"),
+    "data.val_share": _FRACTION,
     "data.builtin": _choice("", "digits"),
     "data.backend": _choice("dali-cpu", "dali-gpu", "synthetic"),
     "data.image_size": _integer(32, _PIXELS),
@@ -128,10 +137,16 @@ RULES: dict[str, Rule] = {
         "pairs (first epoch, pixels) such as ((0, 128), (30, 176)), epochs rising from 0 and pixels >= 32, or ()",
         lambda v: _is_image_sizes(v),
     ),
-    "data.resize": _integer(32, _PIXELS),
+    "data.resize": Rule(int, f"0 or an integer from 32 to {_PIXELS}", lambda v: v == 0 or 32 <= v <= _PIXELS),
     "data.crop_area": _range(1e-4, 1),
     "data.crop_aspect": _range(0.1, 10),
     "data.transform": _choice("torchvision", "dali"),
+    "data.exif_rotation": _BOOLEAN,
+    "data.background": Rule(
+        tuple, "three integers from 0 to 255 (red, green, blue), or ()", lambda v: len(v) in (0, 3) and _are(v, 0, 255)
+    ),
+    "data.mean": Rule(tuple, "three numbers from 0 to 1 (red, green, blue)", lambda v: _is_color(v) and min(v) >= 0),
+    "data.std": Rule(tuple, "three numbers > 0 and at most 1", lambda v: _is_color(v) and min(v) > 0),
     "data.flip": _number("from 0 to 1", lambda v: 0 <= v <= 1),
     "data.augment": _choice("none", "randaugment", "autoaugment", "trivialaugment"),
     "data.randaugment": Rule(
@@ -226,7 +241,15 @@ RULES: dict[str, Rule] = {
 REMOVED = frozenset({"data.mmap", "report.mlperf_log", "report.mlperf_org", "report.mlperf_division"})
 
 # Keys that earlier versions lacked, with what their runs did: a run's config.json and checkpoints are without them.
-ADDED: dict[str, Any] = {"checkpoint.gather": False, "run.resume": ""}
+ADDED: dict[str, Any] = {
+    "checkpoint.gather": False,
+    "run.resume": "",
+    "data.val_share": 0.0,
+    "data.exif_rotation": False,
+    "data.background": (),
+    "data.mean": (0.485, 0.456, 0.406),
+    "data.std": (0.229, 0.224, 0.225),
+}
 
 # What `recipe.exact_reference=True` stands for: each departure of the reference's code from its own documentation, or
 # from what we think right, that changes numbers and has a key. docs/recipe.md tells them one by one.

@@ -17,6 +17,7 @@ from rn50_jax.build import build_model, build_state
 from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.checkpoint_folder import look
 from rn50_jax.data.names import likely_names
+from rn50_jax.data.transform import eval_resize
 from rn50_jax.description import RunDescription, check_description, saved_config
 from rn50_jax.errors import UserError
 from rn50_jax.integrity import ema_is_better, not_finite
@@ -203,7 +204,7 @@ def describe_model(stored: StoredModel) -> dict[str, Any]:
         "arch": stored.config.model.arch,
         "class_names": list(stored.class_names or likely_names(stored.model.num_classes)),
         "image_size": data.image_size,
-        "resize": data.resize,
+        "resize": eval_resize(data.image_size, data.resize),
         "transform": data.transform,
         "channels": "RGB",
         "mean": MEAN,

@@ -309,7 +309,7 @@ def test_reference_configs(name: str) -> None:
         assert (config.loss_scale.mode, config.loss_scale.init) == ("static", 128)
         assert (config.model.arch, config.model.init, config.model.zero_init_last_gamma) == ("resnet50", "fanin", False)
         assert config.data.backend == wanted.backend
-        assert (config.data.image_size, config.data.resize, config.data.flip) == (224, 256, 0.5)
+        assert (config.data.image_size, config.data.resize, config.data.flip) == (224, 0, 0.5)
         assert (config.data.crop_area, config.data.crop_aspect) == ((0.08, 1.0), (3 / 4, 4 / 3))
         rate, steps = build_schedule(config, plan), plan.steps_per_epoch
         for epoch, lr in wanted.rates.items():

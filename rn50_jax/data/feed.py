@@ -22,6 +22,7 @@ from rn50_jax.data.folder import ImageSet, fingerprint
 from rn50_jax.data.order import crop_seed, eval_order, train_order
 from rn50_jax.data.quarantine import Quarantine
 from rn50_jax.data.synthetic import synthetic_batch
+from rn50_jax.data.transform import eval_resize
 from rn50_jax.files import to_json
 from rn50_jax.plan import Plan
 from rn50_jax.step import Batch
@@ -182,7 +183,7 @@ def eval_batches(
             images,
             indices,
             image_size=config.data.image_size,
-            resize=config.data.resize,
+            resize=eval_resize(config.data.image_size, config.data.resize),
             **_pipeline_args(config, mesh, device, config.batch_size),
         )
 
