@@ -15,11 +15,13 @@ from ml_collections import ConfigDict
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
 from rn50_jax.analysis import BINS, Predictions
+from rn50_jax.build import build_normalisation
 from rn50_jax.console import validation_text
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches
 from rn50_jax.data.folder import Dataset, with_classes
 from rn50_jax.data.order import eval_order
+from rn50_jax.data.transform import rendering_of
 from rn50_jax.errors import UserError, say
 from rn50_jax.mistakes import check_target, tell_mistakes, write_analysis, write_predictions
 from rn50_jax.models.resnet import ResNet
@@ -119,8 +121,8 @@ def examine_stored(stored: StoredModel, *, flip_tta: bool = False) -> tuple[dict
     mesh = parallel.make_mesh(stored.devices)
     model, loaded = load_for_inference(stored, exact=True)
     variables = parallel.replicate(loaded, mesh)
-    step = partial(examine_step, model=model, axis_name=parallel.AXIS, label_smoothing=config.recipe.label_smoothing)
-    compiled = parallel.spread(partial(step, flip_tta=flip_tta), mesh, mode=config.parallel)
+    step = partial(examine_step, model=model, axis_name=parallel.AXIS, **_options(config, flip_tta))
+    compiled = parallel.spread(step, mesh, mode=config.parallel)
     ranked: list[Metrics] = []
 
     def remembering(weights: Variables, batch: Batch) -> Metrics:
@@ -138,7 +140,8 @@ def examine_stored(stored: StoredModel, *, flip_tta: bool = False) -> tuple[dict
     kept = np.flatnonzero(weights)  # neither padding nor images that could not be decoded
     index = order.reshape(-1)[kept]
     labels = dataset.val.labels[index]
-    predictions = Predictions(dataset.val, index, labels, classes[kept], probabilities[kept], dataset.class_names)
+    found = classes[kept], probabilities[kept]
+    predictions = Predictions(dataset.val, index, labels, *found, dataset.class_names, rendering_of(config))
     named = {"flip_tta": True} if flip_tta else {}
     return result | {"val.ece": predictions.calibration().error} | stored.facts | named, predictions
 
@@ -163,8 +166,15 @@ def _open_dataset(stored: StoredModel) -> Dataset:
 
 def make_eval_step(config: ConfigDict, model: ResNet, *, flip_tta: bool = False) -> EvalStep:
     """The evaluation step of one device, the same in training and afterwards."""
-    options = {"label_smoothing": config.recipe.label_smoothing, "flip_tta": flip_tta}
-    return partial(eval_step, model=model, axis_name=parallel.AXIS, **options)
+    return partial(eval_step, model=model, axis_name=parallel.AXIS, **_options(config, flip_tta))
+
+
+def _options(config: ConfigDict, flip_tta: bool) -> dict[str, Any]:
+    return {
+        "label_smoothing": config.recipe.label_smoothing,
+        "flip_tta": flip_tta,
+        "normalisation": build_normalisation(config),
+    }
 
 
 _TTA = ", test-time augmentation: mean of each image and its mirror image"

@@ -13,7 +13,8 @@ from rich.progress import track
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
-from rn50_jax.augment import normalise
+from rn50_jax.augment import Normalisation, normalise
+from rn50_jax.build import build_normalisation
 from rn50_jax.data.feed import eval_batches
 from rn50_jax.data.folder import SUFFIXES, ImageSet, scan_split
 from rn50_jax.errors import UserError, say
@@ -24,10 +25,13 @@ from rn50_jax.step import Batch
 from rn50_jax.stored import StoredModel, add_source_arguments, load_model
 
 
-def feature_step(variables: Variables, batch: Batch, *, model: ResNet, axis_name: str) -> jax.Array:
+def feature_step(
+    variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, normalisation: Normalisation
+) -> jax.Array:
     """What the classifier sees of each image: the last stage's mean over the pixels, float32 [B, C]."""
     del axis_name  # every device answers for its own images
-    features: jax.Array = model.apply(variables, normalise(batch["image"]), train=False, head=False)
+    images = normalise(batch["image"], normalisation)
+    features: jax.Array = model.apply(variables, images, train=False, head=False)
     return features
 
 
@@ -67,7 +71,8 @@ def extract(stored: StoredModel, images: ImageSet) -> np.ndarray:
     with config.unlocked():
         config.batch_size = min(config.batch_size, math.ceil(count / len(devices)))
         config.data.on_bad_file = "error"  # another image in its place would have another one's features
-    step = partial(feature_step, model=stored.model, axis_name=parallel.AXIS)
+    normalisation = build_normalisation(config)
+    step = partial(feature_step, model=stored.model, axis_name=parallel.AXIS, normalisation=normalisation)
     compiled = parallel.spread(step, mesh, mode=config.parallel, stacked=True)
     variables = parallel.replicate(stored.load(), mesh)
     result: np.ndarray | None = None

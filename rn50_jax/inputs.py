@@ -18,7 +18,7 @@ from rn50_jax.data.decodable import diagnose, quiet_pillow, read_header
 from rn50_jax.data.feed import prefetch
 from rn50_jax.data.folder import SUFFIXES, ImageSet, kind_of, read_part
 from rn50_jax.data.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
-from rn50_jax.data.transform import eval_resize
+from rn50_jax.data.transform import eval_resize, rendering_of
 from rn50_jax.errors import warn
 
 _READERS = 16  # files read at a time: network file systems answer slowly, but many questions at once
@@ -202,7 +202,8 @@ def _decode(files: Sequence[_Read], together: _Together) -> list[Decoded]:
 
 def _by_pillow(config: ConfigDict, threads: Executor) -> _Together:
     size = config.data.image_size
-    decode = partial(pillow.decode, image_size=size, resize=eval_resize(size, config.data.resize))
+    resize = eval_resize(size, config.data.resize)
+    decode = partial(pillow.decode, image_size=size, resize=resize, rendering=rendering_of(config))
 
     def alone(file: _Read) -> Decoded:
         try:
@@ -222,6 +223,7 @@ def _by_dali(config: ConfigDict) -> _Together:
         "transform": data.transform,
         "image_size": data.image_size,
         "resize": eval_resize(data.image_size, data.resize),
+        "rendering": rendering_of(config),
     }
     decode_many = dali.make_batch_decoder(**transform, workers=data.workers, batch_size=size)
     decode_one = dali.make_decoder(**transform, workers=1)

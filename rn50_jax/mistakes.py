@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from rn50_jax.analysis import Predictions
 from rn50_jax.data.decodable import to_decodable
@@ -119,10 +119,11 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
 def thumbnail(predictions: Predictions, row: int, size: int) -> Image.Image | None:
     """The image of a row, at most `size` pixels high and wide, small ones enlarged; None if it cannot be shown."""
     try:
-        data = to_decodable(read_image(predictions.images, int(predictions.places[row])))
+        data = to_decodable(read_image(predictions.images, int(predictions.places[row])), predictions.rendering)
         with Image.open(io.BytesIO(data)) as image:
             image.draft("RGB", (2 * size, 2 * size))  # large JPEGs are decoded at a fraction of their size
-            picture = image.convert("RGB")
+            upright = ImageOps.exif_transpose(image) if predictions.rendering.exif_rotation else image
+            picture = upright.convert("RGB")
     except Exception:  # DALI reads files that Pillow does not
         return None
     if max(picture.size) <= size // 2:

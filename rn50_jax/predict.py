@@ -14,6 +14,7 @@ import numpy as np
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
 from rn50_jax.answers import FOR_PEOPLE, FORMATS, Answer
+from rn50_jax.build import build_normalisation
 from rn50_jax.data.names import human_names, likely_names
 from rn50_jax.errors import UserError
 from rn50_jax.files import written_whole
@@ -36,7 +37,8 @@ def make_classifier(stored: StoredModel, *, batch_size: int, devices: Sequence[j
     """
     mesh = parallel.make_mesh(devices)
     model, loaded = load_for_inference(stored)
-    step = partial(predict_step, model=model, axis_name=parallel.AXIS)
+    normalisation = build_normalisation(stored.config)
+    step = partial(predict_step, model=model, axis_name=parallel.AXIS, normalisation=normalisation)
     compiled = parallel.spread(step, mesh, mode=stored.config.parallel, stacked=True)
     variables = parallel.replicate(loaded, mesh)
     size = stored.config.data.image_size
