@@ -17,7 +17,7 @@ from rn50_jax.exporting import onnx_file, stablehlo
 from rn50_jax.exporting.check import TOLERANCES, check, check_images, thin_out
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Exportable, Form, describe, load_exportable
 from rn50_jax.exporting.quantise import Quantisation, compare, find_calibration, mark_quantised, quantise
-from rn50_jax.stored import StoredModel, add_source_arguments, load_model
+from rn50_jax.stored import StoredModel, add_source_arguments, load_model, warn_assumed
 from rn50_jax.text import in_utf8
 from rn50_jax.weight_facts import beside, refuse_foreign, write_beside
 
@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
             quantisation = Quantisation(calibration, thin_out(val, args.val_images))
         facts = export_graph(load_exportable(stored, form), kind, args.out, val, quantisation)
     write_beside(args.out, facts)
+    warn_assumed(stored)
     say(f"written to {args.out}, what there is to know about it to {beside(args.out)}")
     return 0
 

@@ -77,12 +77,9 @@ def add_run_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def load_model(args: argparse.Namespace, overrides: Overrides) -> StoredModel:
-    """The run or weight file that a command line names; what is assumed of the latter is told."""
+    """The run or weight file that a command line names."""
     if args.weights:
-        stored = load_weights(args.weights, overrides)
-        if told := tell_assumed(stored):
-            warn(told)
-        return stored
+        return load_weights(args.weights, overrides)
     return load_run(args.workdir, args.checkpoint, overrides, ema=args.ema)
 
 
@@ -182,8 +179,8 @@ def load_weights(path: Path, overrides: Overrides) -> StoredModel:
     return StoredModel(str(path), config, class_names, facts, devices, model, load, assumed)
 
 
-def tell_assumed(stored: StoredModel) -> str:
-    """Returns a sentence about what is assumed of a weight file because it does not say it; empty if it says enough."""
+def warn_assumed(stored: StoredModel) -> None:
+    """Tells what was assumed of a weight file because nothing says it: sizes, normalisation, class names."""
     data, parts, keys = stored.config.data, [], []
     if "image_size" in stored.assumed:
         parts.append(f"image_size={data.image_size}")
@@ -198,10 +195,9 @@ def tell_assumed(stored: StoredModel) -> str:
         classes = stored.model.num_classes
         imagenet = likely_names(classes)[0] != "0"
         parts.append(f"ImageNet's {classes:,} classes" if imagenet else f"{classes:,} classes without names")
-    if not parts:
-        return ""
     hint = f"; to change: {', '.join(f'--config.data.{key}' for key in keys)}" if keys else ""
-    return f"assuming {', '.join(parts)}, as {stored.name} does not say{hint}"
+    if parts:
+        warn(f"assuming {', '.join(parts)}, as {stored.name} does not say{hint}")
 
 
 def describe_model(stored: StoredModel) -> dict[str, Any]:

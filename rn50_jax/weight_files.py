@@ -21,6 +21,7 @@ from rn50_jax.weight_facts import has_facts, parse_facts, read_beside, refuse_fo
 from rn50_jax.weights import Arrays, to_common
 
 _TORCH = (".pth", ".pth.tar", ".pt")
+_GRAPHS = (".onnx", ".stablehlo")
 SUFFIXES = (*_TORCH, ".safetensors", ".npz")
 _META = "rn50_jax"  # where our own files keep what they know besides the weights
 _MOST = 2**34  # bytes that a file may unpack to
@@ -61,6 +62,11 @@ def read_weights(path: Path) -> WeightFile:
       UserError: no such file, unknown suffix, damaged, something else by its content, holding more than tensors and
         plain values, or saying of itself what cannot be, or a `FILE.json` that is damaged or of another file.
     """
+    if path.name.lower().endswith(_GRAPHS):
+        raise UserError(
+            f"{path} is an exported function, whose weights are not read back; give the run or weight file that it was "
+            "exported from, or call it as docs/export.md shows"
+        )
     suffix = _suffix(path)
     reader = {".npz": _read_npz, ".safetensors": _read_safetensors}.get(suffix, _read_torch)
     tensors, meta = _read(path, suffix, reader)

@@ -13,8 +13,8 @@ from test_weights import make_net
 from rn50_jax import config as configs
 from rn50_jax.convert import main as convert
 from rn50_jax.errors import UserError
-from rn50_jax.stored import describe_model, load_weights, tell_assumed
-from rn50_jax.weight_facts import beside, config_values, read_beside, to_pixels
+from rn50_jax.stored import describe_model, load_weights, warn_assumed
+from rn50_jax.weight_facts import Facts, beside, config_values, read_beside, to_pixels
 from rn50_jax.weight_files import WeightFile, read_weights, write_weights
 
 KEYS = {
@@ -28,7 +28,7 @@ KEYS = {
     "data.background": (255, 254, 0),
     "data.val_share": 0.2,
 }
-NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnü"]
+FACTS = {"class_names": [*"abcdef", "gnü"], "step": 12}
 
 
 def write_bare(path: Path) -> Path:
@@ -37,10 +37,10 @@ def write_bare(path: Path) -> Path:
     return path
 
 
-def write_known(path: Path) -> Path:
-    """A file with all facts but its classes' names given on the command line, and those by itself."""
+def write_known(path: Path, facts: Facts = FACTS) -> Path:
+    """As this program does."""
     arrays = {name: x.numpy() for name, x in make_net().state_dict().items()}
-    write_weights(path, WeightFile(arrays, {"class_names": NAMES, "step": 12}))
+    write_weights(path, WeightFile(arrays, facts))
     return path
 
 
@@ -54,8 +54,8 @@ def test_all_facts_survive_a_chain_through_all_formats(tmp_path: Path) -> None:
         stored = load_weights(target, [])
         flat = configs.flatten(stored.config)
         assert {key: flat[key] for key in KEYS} == KEYS
-        assert stored.class_names == tuple(NAMES) and stored.facts["step"] == 12
-        assert stored.assumed == () and tell_assumed(stored) == ""
+        assert stored.class_names == (*"abcdef", "gnü") and stored.facts["step"] == 12
+        assert stored.assumed == ()
         assert beside(target).exists() == (suffix not in (".safetensors", ".npz"))
         facts = describe_model(stored)
         np.testing.assert_allclose(facts["mean"], [127.5, 63.75, 31.48128], rtol=1e-12)  # times 255
@@ -71,29 +71,34 @@ def test_mean_and_std_come_back_from_the_scale_of_files() -> None:
 
 
 def test_an_image_size_of_the_command_line_keeps_the_proportion(tmp_path: Path) -> None:
-    arrays = {name: x.numpy() for name, x in make_net().state_dict().items()}
-    write_weights(tmp_path / "x.pth", WeightFile(arrays, {"image_size": 224, "resize": 256}))
+    write_known(tmp_path / "x.pth", {"image_size": 224, "resize": 256})
     assert describe_model(load_weights(tmp_path / "x.pth", []))["resize"] == 256
     facts = describe_model(load_weights(tmp_path / "x.pth", [("data.image_size", "160")]))
     assert facts["resize"] == 183  # 160 * 256 / 224
 
 
-def test_what_is_assumed_is_told(tmp_path: Path) -> None:
+def test_what_is_assumed_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*given: tuple[str, str]) -> str:
+        warn_assumed(load_weights(path, given))
+        return capsys.readouterr().err
+
     path = write_bare(tmp_path / "x.pth")
-    stored = load_weights(path, [])
-    assert tell_assumed(stored) == (
-        f"assuming image_size=224, resize=256, mean and std of ImageNet, 7 classes without names, as {path} does not "
-        "say; to change: --config.data.image_size, --config.data.resize, --config.data.mean, --config.data.std"
+    assert told() == (
+        f"note: assuming image_size=224, resize=256, mean and std of ImageNet, 7 classes without names, as {path} does "
+        "not say; to change: --config.data.image_size, --config.data.resize, --config.data.mean, --config.data.std\n"
     )
-    given = [("data.image_size", "64"), ("data.mean", "(0.5, 0.5, 0.5)")]
-    assert tell_assumed(load_weights(path, given)).startswith("assuming resize=73, std of ImageNet, 7 classes without")
+    some = told(("data.image_size", "64"), ("data.mean", "(0.5, 0.5, 0.5)"))
+    assert some.startswith("note: assuming resize=73, std of ImageNet, 7 classes without names, as ")
     torch.save(make_net(classes=1000).state_dict(), path)
-    assert "ImageNet's 1,000 classes" in tell_assumed(load_weights(path, []))
+    assert "ImageNet's 1,000 classes" in told()
     # It does not become what a file says.
+    write_bare(path)
     assert convert([str(path), str(tmp_path / "x.npz")]) == 0
     meta = read_weights(tmp_path / "x.npz").meta
     assert not meta.keys() & {"image_size", "resize", "mean", "std", "transform", "class_names", "exif_rotation"}
     assert load_weights(tmp_path / "x.npz", []).assumed == load_weights(path, []).assumed
+    write_known(path, {**FACTS, "image_size": 64, "resize": 64, "mean": [1, 2, 3], "std": [1, 1, 1]})
+    assert told() == ""
 
 
 def test_facts_of_another_file_are_refused(tmp_path: Path) -> None:
@@ -112,7 +117,7 @@ def test_facts_of_another_file_are_refused(tmp_path: Path) -> None:
     rest = json.loads(facts)
     del rest["file"]
     beside(path).write_text(json.dumps(rest))
-    assert read_weights(path).meta["class_names"] == NAMES
+    assert read_weights(path).meta["class_names"] == FACTS["class_names"]
     # Writing again mends it.
     beside(path).write_text(facts)
     assert convert([str(tmp_path / "0.npz"), str(path), "--config.data.image_size=64"]) == 0

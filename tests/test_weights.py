@@ -186,7 +186,8 @@ class Attack:
     ("name", "write", "message"),
     [
         ("none.pth", lambda path: None, "does not exist"),
-        ("x.onnx", lambda path: path.write_text("x"), r"must end in \.pth"),
+        ("x.h5", lambda path: path.write_text("x"), r"must end in \.pth"),
+        ("x.onnx", lambda path: path.write_text("x"), "is an exported function, whose weights are not read back; give"),
         ("attack.pth", lambda path: torch.save({"state_dict": Attack()}, path), "could execute code"),
         ("attack.npz", lambda path: np.savez(path, a=np.array([Attack()], object)), "cannot be read"),
         ("text.pth", lambda path: path.write_text("x" * 100), "cannot be read|could execute code"),
