@@ -1,5 +1,6 @@
 """The weights that a new run starts from: a weight file, or another run; and what a run takes from them besides."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
@@ -41,7 +42,7 @@ def read_pretrained(source: Path) -> Pretrained:
     Raises:
       UserError: it cannot be read.
     """
-    if not source.is_dir():
+    if not os.path.isdir(source):  # noqa: PTH112, Path.is_dir raises where this says no
         return Pretrained(str(source), read_weights(source))
     validated = CheckpointFolder(source / "checkpoints").readable().best() is not None
     stored = load_run(source, "best" if validated else "latest", _ANY_MACHINE)
@@ -95,7 +96,7 @@ def _of_checkpoints(workdir: Path) -> dict[str, Any] | None:
 
 
 def _of_source(source: str, *, resumed: bool) -> dict[str, Any]:
-    if not resumed and Path(source).is_dir() and (keys := _of_checkpoints(Path(source))):
+    if not resumed and (keys := _of_checkpoints(Path(source))):
         return keys
     try:
         return infer_architecture(read_pretrained(Path(source)).file.arrays, source).keys
