@@ -22,7 +22,7 @@ from rn50_jax.files import written_whole
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables
 from rn50_jax.step import Batch
-from rn50_jax.stored import StoredModel, add_source_arguments, load_model
+from rn50_jax.stored import StoredModel, add_source_arguments, load_model, warn_assumed
 
 
 def feature_step(
@@ -132,6 +132,7 @@ def main(argv: Sequence[str]) -> int:
     }
     write_features(args.out, arrays)
     classes = f", {len(class_names)} classes" if class_names else ""
+    warn_assumed(stored)
     say(stored.name)
     say(f"{len(features)} images{classes}, {features.shape[1]} features each, written to {args.out}")
     return 0

@@ -21,7 +21,7 @@ from rn50_jax.files import written_whole
 from rn50_jax.inputs import Decoded, Found, batched, decode_files, find_images
 from rn50_jax.progress import progress
 from rn50_jax.step import predict_step
-from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model
+from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model, warn_assumed
 
 BATCH_SIZES = {"cpu": 32, "gpu": 256}  # images per device: enough to fill one
 
@@ -137,7 +137,9 @@ def main(argv: Sequence[str]) -> int:
     files = find_images(args.images, null=args.null)
     by_pillow = args.resize == "pillow"
     result = answers(stored, files, top_k=args.top_k, batch_size=batch_size, by_pillow=by_pillow)
-    return _write(result, args.images, args.out, args.format)
+    code = _write(result, args.images, args.out, args.format)
+    warn_assumed(stored)
+    return code
 
 
 def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, form: str | None) -> int:

@@ -17,16 +17,16 @@ from rn50_jax.description import Meta, RunDescription, check_description, saved_
 from rn50_jax.errors import UserError, say, warn
 from rn50_jax.history import last_line
 from rn50_jax.integrity import score
+from rn50_jax.pretrained import ARCHITECTURE, read_pretrained, tell_differences
 from rn50_jax.setup import Setup
 from rn50_jax.state import TrainState
 from rn50_jax.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
-from rn50_jax.weight_files import read_weights
 from rn50_jax.weights import start_from
 from rn50_jax.workdir import versions
 
 # What decides which arrays a state has.
 _FIXED = (
-    *(f"model.{key}" for key in ("arch", "stages", "width", "widths", "se_units")),
+    *ARCHITECTURE,
     "recipe.optimizer",
     "tune.freeze",
 )
@@ -213,7 +213,9 @@ def _fresh_state(setup: Setup) -> TrainState:
                 f"config.tune.freeze={config.tune.freeze} would hold random weights; give --pretrained_weights FILE"
             )
         return build_state(config, model)
-    file = read_weights(Path(source))
+    source, file = read_pretrained(Path(source))
+    for told in tell_differences(file, config, setup.dataset.class_names, source):
+        warn(told)
     classes = tuple(file.meta.get("class_names", setup.dataset.class_names))
     new_head = config.tune.new_head or classes != setup.dataset.class_names
     if new_head and "fc" in config.tune.freeze:

@@ -120,7 +120,7 @@ RULES: dict[str, Rule] = {
     "model.num_classes": _integer(0, 10**6),
     "model.init": _choice(*INITS),
     "model.zero_init_last_gamma": _BOOLEAN,
-    "model.pretrained_weights": _text("a weight file, or empty"),
+    "model.pretrained_weights": _text("a weight file, the folder of a run, or empty"),
     "model.conv_lowering": _choice("auto", *LOWERINGS),
     "model.stem": _choice("auto", *STEMS),
     "model.max_pool": _choice(*POOLS),

@@ -29,6 +29,7 @@ from rn50_jax.loggers import check_loggers
 from rn50_jax.models.norm import norm_sync
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan, make_plan
+from rn50_jax.pretrained import take_architecture
 from rn50_jax.report import open_report, print_summary, tell_where
 from rn50_jax.resume import find_start
 from rn50_jax.running import Run, TrainStep, saves
@@ -49,7 +50,9 @@ def main(argv: Sequence[str]) -> int:
         "--config", required=True, metavar="FILE[:VARIANT]", help="a recipe by name or file, or a run's config.json"
     )
     parser.add_argument("--workdir", type=Path, help="folder of the run (default: runs/<config name>)")
-    parser.add_argument("--pretrained_weights", metavar="FILE", help="weight file that a new run starts from")
+    parser.add_argument(
+        "--pretrained_weights", metavar="FILE", help="weight file, or the folder of a run, that a new run starts from"
+    )
     parser.add_argument(
         "--resume", metavar="FILE", help="checkpoint.pth.tar of NVIDIA's code that a new run goes on from"
     )
@@ -71,6 +74,10 @@ def main(argv: Sequence[str]) -> int:
     if config.run.evaluate:
         validate_only(config, workdir, overrides)
     else:
+        config, told = take_architecture(config, overrides, workdir)
+        configs.validate(config)
+        if told and hosts.is_first():
+            say(told)
         try:
             with streams.enduring():
                 train(prepare(config, workdir), argv)

@@ -13,7 +13,8 @@ from rn50_jax.data.dataset import open_dataset
 from rn50_jax.dle import dle_parameters, open_dle
 from rn50_jax.errors import UserError, say
 from rn50_jax.evaluate import evaluate_stored
-from rn50_jax.stored import MACHINE, StoredModel, load_run, load_start
+from rn50_jax.pretrained import load_start, take_architecture
+from rn50_jax.stored import MACHINE, StoredModel, load_run
 from rn50_jax.workdir import make_workdir
 
 
@@ -56,6 +57,9 @@ def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str
             f"{workdir} has no checkpoints to validate; give the --workdir of a training run, --pretrained_weights "
             "FILE, or --config.run.prof=N to time N batches with random weights"
         )
+    config, told = take_architecture(config, overrides)
+    if told and hosts.is_first():
+        say(told)
     return load_start(config, open_dataset(config, need_train=False).class_names)
 
 

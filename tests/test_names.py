@@ -82,7 +82,13 @@ def odd_weights(shared: Shared) -> Path:
         (folder / "caf\udce9").mkdir()
         variant = FAMILY["resnet18"]._replace(stages=(1,))
         variables = random_variables(ResNet(variant, len(NAMES), PRECISIONS["fp32"], width=8))
-        facts = {"image_size": 32, "resize": 32, "class_names": list(NAMES)}
+        facts = {
+            "image_size": 32,
+            "resize": 32,
+            "class_names": list(NAMES),
+            "mean": [124, 116, 104],
+            "std": [58, 57, 57],
+        }
         write_weights(folder / "caf\udce9/x.npz", WeightFile(to_torch(**variables), facts))
 
     return shared("odd weights", make) / "caf\udce9/x.npz"

@@ -282,7 +282,7 @@ def test_a_run_that_cannot_go_on_is_refused_before_anything_is_compiled(
     done = call_train(workdir, "--resume", file, f"--config.data.dir={tree}", "--config.batch_size=4")
     assert_user_error(done, f"{file} has a classifier of 10 classes and the data 3", f"--pretrained_weights {file}")
     done = call_train(workdir, "--resume", file, "--config.model.stages=(2, 1)")
-    assert_user_error(done, f"{file} does not fit the model", "missing: layer1.1.bn1.bias")
+    assert_user_error(done, f"is not the architecture of {file}, which has (1, 1); write ")
 
 
 @pytest.mark.parametrize(
