@@ -51,7 +51,7 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
         "about 1.5 MB per device (0.1 MB state, 0.0 MB gradients, ",
         "metrics.jsonl, tensorboard/",
         "expected   about 0:",
-        f"saved      {workdir}/checkpoints (of steps 46, 92)",
+        f"saved      {workdir}/checkpoints (of steps 46, 92 (best))",
         f"report     python -m rn50_jax.plot {workdir} --html {workdir}/report.html",
     ):
         assert text in printed, text
