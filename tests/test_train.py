@@ -220,7 +220,10 @@ def test_evaluate_only_without_a_checkpoint(
         (["--config", "configs/dgx1_90e.py:int8"], ["no variant 'int8'", "fp16, fp32"]),
         (["--config", "configs/quickstart.py", "--config.batchsize=3"], ["no key 'batchsize'", "batch_size"]),
         (["--config", "configs/quickstart.py", "--config.epochs=two"], ["config.epochs=two", "an integer >= 1"]),
-        (["--config", "configs/quickstart.py", "--confg=3"], ["unknown argument '--confg=3'", "see --help"]),
+        (
+            ["--config", "configs/quickstart.py", "--confg=3"],
+            ["unknown argument '--confg=3'", "did you mean --config?"],
+        ),
         (
             ["--config", "configs/quickstart.py", "--label-smoothing", "0.1"],
             ["unknown argument '--label-smoothing'", "did you mean --config.recipe.label_smoothing=VALUE?"],
