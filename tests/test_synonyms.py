@@ -191,6 +191,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("check_data", "--config quickstart", "give it without an option: python -m rn50_jax.check_data DIR"),
         ("check_data", "--data photos", "give it without an option: python -m rn50_jax.check_data photos"),
         ("check_data", "photos --num_workers 4", "did you mean --workers?"),
+        ("check_data", "photos --verbose", "see --help"),
         ("features", "--data photos --workdir runs/x", "give it without an option: python -m rn50_jax.features photos"),
     ],
 )
