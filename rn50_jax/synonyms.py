@@ -112,6 +112,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         (("--num_processes",), "world_size nproc"),
         (("--process_id",), "rank node_rank"),
         (("--coordinator",), "dist_url master_addr coordinator_address init_method"),
+        (("--split",), "val_share val_split validation_split val_fraction val_ratio valid_pct val_size test_size"),
         (("--list",), "train_list val_list filelist"),
     )
     for name in names.split()

@@ -88,14 +88,24 @@ def test_a_finished_run_says_so(own_copy: Path, call_train: Run) -> None:
     before = (workdir / "metrics.jsonl").read_text()
     done = call_train(workdir)
     assert done.returncode == 0
-    assert "is finished: 2 of 2 epochs are done" in done.stdout
+    told = (
+        "is finished: 2 of 2 epochs are done; to train longer give a larger --config.epochs; for a new run give another"
+    )
+    assert f"{workdir} {told} --workdir\n" in done.stdout and done.stderr == ""
+    done = call_train(workdir, "--config.recipe.lr=0.3", "--config.data.flip=0.25")
+    changed = "config.data.flip 0.0 became 0.25, config.recipe.lr 0.2 became 0.3"
+    assert done.stderr == f"note: the run in {workdir} was started with other settings: {changed}\n"
+    assert done.stdout.count("another --workdir") == 1
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
 def test_a_run_can_be_prolonged(own_copy: Path, call_train: Run) -> None:
     done = call_train(own_copy, "--config.epochs=3")
     assert done.returncode == 0, done.stderr
-    assert "note: this run was started with another config.epochs: 2 became 3" in done.stderr
+    changed = (
+        f"note: the run in {own_copy} was started with other settings: config.epochs 2 became 3; for a new run give"
+    )
+    assert f"{changed} another --workdir\n" in done.stderr
     assert "resuming after epoch 2, step 92" in done.stdout
     assert [line["step"] for line in read_lines(own_copy) if "val.top1" in line] == [46, 92, 138]
 
@@ -294,6 +304,8 @@ def test_checkpoints_of_another_run_are_refused(own_copy: Path, call_train: Run,
             (tmp_path / split / name).symlink_to(source / split / name)
     done = call_train(workdir, f"--config.data.dir={tmp_path}")
     assert_user_error(done, "are not those that the checkpoint was trained on", "class '2' is missing")
+    assert f"the run in {workdir} is on {source} with 10 classes" in done.stderr
+    assert f"{tmp_path} has 2: for a new run give another --workdir, or --config.data.dir={source} to" in done.stderr
 
 
 def test_help_is_short(call: Run) -> None:
