@@ -42,7 +42,7 @@ VAL_METRICS = {
 def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], digits: Path) -> None:
     workdir, printed = trained
     for text in (
-        "1 x cpu, pmap",
+        "1 x CPU, pmap",
         "1500 training and 297 validation images, 10 classes",
         "resnet18, 6,226 parameters, 32 px",
         "fp32, matmul convolutions",
@@ -202,7 +202,7 @@ def test_evaluate_only_without_a_checkpoint(
     done = call_train(tmp_path / "random", *only, "--config.run.prof=3")
     assert done.returncode == 0, done.stderr
     name, told, logs = done.stdout.splitlines()
-    assert (name, logs) == ("random weights of seed 0", f"logs       {tmp_path}/random/r.json")
+    assert (name, logs) == ("random weights of seed 0, on 1 x CPU", f"logs       {tmp_path}/random/r.json")
     assert " 96 images" in told
     (top1,) = re.findall(r"top-1 (\S+) %", told)
     assert float(top1) < 50
@@ -218,9 +218,9 @@ def test_evaluate_only_without_a_checkpoint(
 
     # A folder without a checkpoint in it is none of a run; a file that is named goes before those that are there.
     (tmp_path / "random/checkpoints").mkdir()
-    assert call_train(tmp_path / "random", *only, "--config.run.prof=3").stdout.startswith("random weights of seed 0\n")
+    assert call_train(tmp_path / "random", *only, "--config.run.prof=3").stdout.startswith("random weights of seed 0, ")
     done = call_train(trained[0], "--config.run.evaluate=true", "--pretrained_weights", weights)
-    assert done.returncode == 0 and done.stdout.startswith(f"{weights}\n"), done.stderr
+    assert done.returncode == 0 and done.stdout.startswith(f"{weights}, on 1 x CPU\n"), done.stderr
 
 
 @pytest.mark.parametrize(
