@@ -7,9 +7,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from rn50_jax import streams
+from rn50_jax import hints, streams
 from rn50_jax.restart import use_utf8
 from rn50_jax.text import printable
 
@@ -87,9 +87,15 @@ class CommandLine(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Does what argparse does, and remembers the words for `error`."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Called by argparse for a wrong command line."""
-        raise UserError(f"{message}; see {self.prog} --help")
+        hint = hints.for_complaint(message, self._words, self)
+        raise UserError(f"{message}; {hint or f'see {self.prog} --help'}")
 
 
 def tell(error: BaseException) -> int:

@@ -28,7 +28,7 @@ from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables
 from rn50_jax.step import Batch, Metrics, eval_step, examine_step
 from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model, warn_assumed
-from rn50_jax.workdir import write_json
+from rn50_jax.workdir import describe_devices, write_json
 
 EvalStep = Callable[[Variables, Batch], Metrics]
 
@@ -212,12 +212,12 @@ def main(argv: Sequence[str]) -> int:
     if not (args.per_class or args.predictions):
         result = evaluate_stored(stored, flip_tta=args.flip_tta)
         warn_assumed(stored)
-        say(f"{stored.name}{_TTA if args.flip_tta else ''}")
+        say(f"{stored.name}, on {describe_devices(stored.devices)}{_TTA if args.flip_tta else ''}")
         say(validation_text(result))
     else:
         result, predictions = examine_stored(stored, flip_tta=args.flip_tta)
         warn_assumed(stored)
-        say(f"{stored.name}{_TTA if args.flip_tta else ''}")
+        say(f"{stored.name}, on {describe_devices(stored.devices)}{_TTA if args.flip_tta else ''}")
         say(validation_text(result))
         say(f"calibration  {100 * result['val.ece']:.2f} % expected calibration error over {BINS} bins")
         if args.per_class:

@@ -15,7 +15,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.files import write_whole
 from rn50_jax.goodput import PHASES
 from rn50_jax.history import History, metrics_file, read_config, read_facts, read_history
-from rn50_jax.integrity import score
+from rn50_jax.integrity import best_validation, better_weights
 from rn50_jax.page_mistakes import look_at_mistakes
 from rn50_jax.page_parts import LegendItem, Table, Tile, inline_svg, render, themed
 from rn50_jax.stored import Overrides, StoredModel, load_run
@@ -97,8 +97,8 @@ def _about(keys: Mapping[str, Any], history: History) -> str:
 def _tiles(history: History) -> Iterator[Tile]:
     """Headline figures."""
     if lines := history.validations():
-        best, last = max(lines, key=score), lines[-1]
-        prefix = "val_ema" if best.get("val_ema.top1", -1.0) > best["val.top1"] else "val"
+        best, last = best_validation(lines), lines[-1]
+        prefix = better_weights(best)
         averaged = ", averaged weights" if prefix == "val_ema" else ""
         for name, label in (("top1", "best top-1"), ("top5", "its top-5")):
             yield Tile(label, f"{_number(best, f'{prefix}.{name}', 2)} %", f"epoch {best['epoch']}{averaged}")
@@ -141,7 +141,7 @@ def _epochs(history: History) -> Table | None:
     names = ["val.top1", "val.top5", "val.loss"] + ["val_ema.top1", "val_ema.top5", "val_ema.loss"] * averaged
     header = ["epoch", "training loss", "training top-1 %", "learning rate", "images/s"]
     header += ["top-1 %", "top-5 %", "loss"] + ["averaged top-1 %", "top-5 %", "loss"] * averaged
-    best = max(lines, key=score)
+    best = best_validation(lines)
     trained = {line["epoch"]: line for line in history.lines if "epoch" in line and "train.loss" in line}
     rows = []
     for line in lines:

@@ -10,15 +10,24 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, warn
+from rn50_jax.runtime import HOW_TO_GPU, unused_gpu
 
 AXIS = "batch"
 
 
 def find_devices(*, backend: str, precision: str) -> list[jax.Device]:
-    """All devices of all processes, refused early if they cannot do what the config asks for."""
-    devices = jax.devices()
+    """All devices of all processes, refused early if they cannot do what the config asks for.
+
+    Warns of a GPU that is not used.
+    """
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        raise UserError(f"JAX cannot start: {str(error).splitlines()[0]}; for GPUs: {HOW_TO_GPU}") from error
     platform = devices[0].platform
+    if told := unused_gpu(platform, jax.config.jax_platforms or ""):
+        warn(told)
     if backend == "dali-gpu" and platform != "gpu":
         raise UserError(f"config.data.backend='dali-gpu' needs a GPU, and JAX found only {platform}; use dali-cpu")
     capability = float(getattr(devices[0], "compute_capability", None) or "99")

@@ -22,6 +22,8 @@ from rn50_jax.inputs import Decoded, Found, batched, decode_files, find_images
 from rn50_jax.progress import progress
 from rn50_jax.step import predict_step
 from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model, warn_assumed
+from rn50_jax.text import printable
+from rn50_jax.workdir import describe_devices
 
 BATCH_SIZES = {"cpu": 32, "gpu": 256}  # images per device: enough to fill one
 
@@ -133,6 +135,8 @@ def main(argv: Sequence[str]) -> int:
     # Files are decoded on the CPU, also for a run that was trained with dali-gpu, and here all its cores are free.
     cores = len(os.sched_getaffinity(0))
     stored = load_model(args, [("data.backend", "dali-cpu"), ("data.workers", str(cores)), *overrides])
+    if sys.stderr.isatty():  # a script gets the answers alone
+        print(printable(f"{stored.name}, on {describe_devices(stored.devices)}"), file=sys.stderr, flush=True)
     batch_size = args.batch_size or BATCH_SIZES.get(stored.devices[0].platform, 32)
     files = find_images(args.images, null=args.null)
     by_pillow = args.resize == "pillow"

@@ -15,13 +15,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax.build import build_schedule
+from rn50_jax.checkpoint_folder import CheckpointFolder
 from rn50_jax.console import Screen, clock, print_rows, time_of_day, train_line, validation_text
 from rn50_jax.data.folder import Dataset
 from rn50_jax.dle import dle_parameters, open_dle
 from rn50_jax.errors import UserError, say, warn
 from rn50_jax.goodput import goodput_text
 from rn50_jax.history import read_history, set_aside_unreadable
-from rn50_jax.integrity import score
+from rn50_jax.integrity import best_validation, better_weights
 from rn50_jax.loggers import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
 from rn50_jax.memory import estimate_memory, memory_text, peak_text
 from rn50_jax.models.resnet import ResNet
@@ -120,10 +121,12 @@ class Report:
             return
         self._validations[epoch + 1] = {"epoch": epoch + 1} | metrics
         self._validation_seconds = metrics["val.images"] / metrics["val.total_ips"]
+        is_best = best_validation(list(self._validations.values()))["epoch"] == epoch + 1
         for prefix in ("val", "val_ema"):
             if f"{prefix}.top1" in metrics:
                 place = f"epoch {epoch + 1:>{len(str(self._epochs))}}/{self._epochs}"
-                self.line(f"{place}  {validation_text(metrics, prefix)}")
+                mark = "  best so far" if is_best and prefix == better_weights(metrics) else ""
+                self.line(f"{place}  {validation_text(metrics, prefix)}{mark}")
 
     def end(self, step: int, epoch: int, goodput: dict[str, float], *, finished: bool) -> None:
         """Reports the end of the run, or of this process's part of it: the results, and where the time went."""
@@ -145,7 +148,7 @@ def result_table(validations: Sequence[dict[str, Any]]) -> list[str]:
     if not validations:
         return []
     last = max(validations, key=lambda line: line["epoch"])
-    best = max(validations, key=lambda line: (score(line), -line["epoch"]))
+    best = best_validation(validations)
     rows = [f"{'result':<10} {'epoch':>6} {'top-1 %':>9} {'top-5 %':>9} {'loss':>9}"]
     for name, line in (("best", best), ("last", last)):
         for prefix, kind in (("val", ""), ("val_ema", " averaged")):
@@ -251,6 +254,21 @@ def _unreached(config: ConfigDict, plan: Plan) -> str:
     return f", not reached: the run ends within the warm-up, at {last:g}"
 
 
+def _saved_text(folder: Path, validations: Sequence[dict[str, Any]]) -> str:
+    """Names the checkpoints by step and marks the best; says where it is not the best validation; "" without any."""
+    steps = find_steps(folder)
+    if not steps:
+        return ""
+    found = CheckpointFolder(folder).readable()
+    best = found.best()
+    text = f"{folder} (of steps {', '.join(f'{step} (best)' if step == best else str(step) for step in steps)})"
+    if best is not None and validations:
+        epoch, wanted = found.metas[best]["epoch"], best_validation(validations)["epoch"]
+        if epoch != wanted:
+            text += f"; epoch {wanted}, which validated best, is not among them: the best of these is of epoch {epoch}"
+    return text
+
+
 def tell_where(config: ConfigDict, workdir: Path) -> None:
     """Draws the curves of a finished run, and says where everything lies."""
     from rn50_jax.curves import draw_run  # takes a second to import
@@ -261,8 +279,8 @@ def tell_where(config: ConfigDict, workdir: Path) -> None:
     except (OSError, UserError) as error:
         warn(f"{curves} cannot be written: {getattr(error, 'strerror', None) or error}")
     rows = {"metrics": str(workdir / config.report.file), "curves": str(curves)}
-    if steps := find_steps(workdir / "checkpoints"):
-        rows = {"saved": f"{workdir / 'checkpoints'} (of steps {', '.join(map(str, steps))})"} | rows
+    if saved := _saved_text(workdir / "checkpoints", read_history(workdir / config.report.file).validations()):
+        rows = {"saved": saved} | rows
     page = shell(["python", "-m", "rn50_jax.plot", workdir, "--html", workdir / "report.html"])
     print_rows(rows)
     say(f"{'report':<10} {page}")  # to be copied, so it is one line however narrow the terminal

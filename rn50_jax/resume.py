@@ -32,6 +32,8 @@ _FIXED = (
 )
 # Files that only a new run starts from.
 _SOURCES = ("model.pretrained_weights", "run.resume")
+_NEW_RUN = "for a new run give another --workdir"
+_WAYS_ON = f"to train longer give a larger {{}}; {_NEW_RUN}"
 
 
 class Start(NamedTuple):
@@ -50,9 +52,11 @@ class Start(NamedTuple):
     def finished(self, config: ConfigDict) -> str | None:
         """Why the run has nothing left to do, if so."""
         if self.position.epoch >= config.epochs:
-            return f"{self.position.epoch} of {config.epochs} epochs are done"
+            return f"{self.position.epoch} of {config.epochs} epochs are done; {_WAYS_ON.format('--config.epochs')}"
         if 0 < config.run.target_top1 <= self.top1:
-            return f"epoch {self.position.epoch} reached {self.top1:.3f} % top-1 ({config.run.target_top1:g} wanted)"
+            wanted = f"{config.run.target_top1:g} wanted"
+            told = f"epoch {self.position.epoch} reached {self.top1:.3f} % top-1 ({wanted})"
+            return f"{told}; {_WAYS_ON.format('--target_top1')}"
         return None
 
 
@@ -66,12 +70,12 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
       UserError: checkpoints or weight file cannot be read, are of another model or other classes, or of the middle of
         an epoch that cannot go on in the same way.
     """
-    config, workdir, dataset, model = setup.config, setup.workdir, setup.dataset, setup.model
+    config, workdir, model = setup.config, setup.workdir, setup.model
 
     def check(meta: Meta) -> None:
         place = checkpoints.directory / str(meta["step"])
         check_description(meta, RunDescription, place)
-        check_class_names(dataset.class_names, tuple(meta["class_names"]), config.data.dir)
+        _check_classes(setup, tuple(meta["class_names"]), saved_config(meta, place))
         _check_model(config, saved_config(meta, place), workdir)
         _check_split(config, saved_config(meta, place), workdir)
 
@@ -92,12 +96,39 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
     lost = max(last["time"] - meta["time"], 0.0) if "time" in last and last["step"] > meta["step"] else 0.0
     before, now = (configs.flatten(c) for c in (saved_config(meta, checkpoints.directory), config))
     for key, value in now.items():
-        if key in _SOURCES:
-            if value and value != before.get(key):
-                warn(f"{workdir} goes on from its own checkpoints and not from {value}; for that give a new --workdir")
-        elif before.get(key) != value:
-            warn(f"this run was started with another config.{key}: {before.get(key)!r} became {value!r}")
-    return Start(state, position, meta["goodput"], lost, score(meta["metrics"]))
+        if key in _SOURCES and value and value != before.get(key):
+            warn(f"{workdir} goes on from its own checkpoints and not from {value}; for that give a new --workdir")
+    start = Start(state, position, meta["goodput"], lost, score(meta["metrics"]))
+    if changed := _changes(before, now, meta["stream"], stream):
+        ending = "" if start.finished(config) else f"; {_NEW_RUN}"  # or the next line says so
+        warn(f"the run in {workdir} was started with other settings: {', '.join(changed)}{ending}")
+    return start
+
+
+def _changes(
+    before: dict[str, Any], now: dict[str, Any], stream_before: dict[str, Any], stream_now: dict[str, Any]
+) -> list[str]:
+    """What is another now than when a run was saved: keys, and the training set where versions can compare it."""
+    changed = [
+        f"config.{key} {before.get(key)!r} became {value!r}"
+        for key, value in now.items()
+        if key not in _SOURCES and before.get(key) != value
+    ]
+    images = [facts.get("the training set") for facts in (stream_before, stream_now)]
+    if stream_before.get(FORM) == stream_now.get(FORM) and None not in images and images[0] != images[1]:
+        changed.append(f"the training set of {images[0]} became one of {images[1]}")
+    return changed
+
+
+def _check_classes(setup: Setup, trained: tuple[str, ...], saved: ConfigDict) -> None:
+    found, config = setup.dataset.class_names, setup.config
+    try:
+        check_class_names(found, trained, config.data.dir)
+    except UserError as error:
+        raise UserError(
+            f"{error}; the run in {setup.workdir} is on {saved.data.dir} with {len(trained)} classes, and "
+            f"{config.data.dir} has {len(found)}: {_NEW_RUN}, or --config.data.dir={saved.data.dir} to resume this one"
+        ) from None
 
 
 def _check_model(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
@@ -137,7 +168,7 @@ def _position(
                 changed = "this version of rn50-jax takes the images in another order; use the one that saved it"
             raise UserError(
                 f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
-                f"{changed} until the epoch has ended, or remove that folder to go on from the one before"
+                f"{changed} until the epoch has ended, or remove that folder to go on from the one before; {_NEW_RUN}"
             )
         try:
             kept = [base64.b64decode(text, validate=True) for text in meta["position"]["pipelines"]]

@@ -15,7 +15,7 @@ from rn50_jax.errors import UserError, say
 from rn50_jax.evaluate import evaluate_stored
 from rn50_jax.pretrained import load_start, take_architecture
 from rn50_jax.stored import MACHINE, StoredModel, load_run
-from rn50_jax.workdir import make_workdir
+from rn50_jax.workdir import describe_devices, make_workdir
 
 
 def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str, str]]) -> None:
@@ -39,7 +39,7 @@ def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[s
             log = stack.enter_context(closing(open_dle(config, workdir, parameters, steps_per_epoch=1)))
         result = evaluate_stored(stored)
         if hosts.is_first():
-            say(stored.name)
+            say(f"{stored.name}, on {describe_devices(stored.devices)}")
             say(validation_text(result))
         if log:
             log.epoch(max(stored.facts.get("epoch", 1) - 1, 0), result)

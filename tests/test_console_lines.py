@@ -94,7 +94,8 @@ def test_a_file_gets_the_lines_alone(process_env: dict[str, str], more: dict[str
     assert lines[0].endswith("and so on") and lines[1].startswith("epoch 1/2  step  5/20  loss  2.5000")
     assert lines[1].endswith("data  25%  ETA 0:00:06")
     assert lines[2].startswith("expected   about 0:00:06 of training to go, until ")
-    assert lines[3] == "epoch 1/2  validation  top-1 50.000 %  top-5 90.000 %  loss 1.50000  9 images  9.0 img/s"
+    validation = "epoch 1/2  validation  top-1 50.000 %  top-5 90.000 %  loss 1.50000  9 images  9.0 img/s"
+    assert lines[3] == f"{validation}  best so far"
     assert lines[-2:] == ["time       4 s in all: startup 25%, train 75%", "goodput    75% of it was training"]
 
 

@@ -69,7 +69,7 @@ def test_processes_train_to_the_bits_of_one(
     # Only the first process tells and writes.
     assert len(re.findall("^run ", together.stdout, re.MULTILINE)) == 1
     assert len(re.findall("^curves ", together.stdout, re.MULTILINE)) == 1
-    assert f"devices    {processes * devices} x cpu" in together.stdout
+    assert f"devices    {processes * devices} x CPU" in together.stdout
     written = {path.name for path in (tmp_path / "several").iterdir()}
     assert written == {path.name for path in (tmp_path / "one").iterdir()}
     resumed = launch(env, processes, command(digits, tmp_path / "several", "--config.epochs=2", *options), devices)
@@ -248,7 +248,7 @@ def test_the_slurm_script(env: dict[str, str], digits: Path, tmp_path: Path) -> 
     line = ["bash", str(tmp_path / "train.sbatch"), *options]
     done = subprocess.run(line, env=env | slurm, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
-    assert "devices    2 x cpu" in done.stdout and len(re.findall("step +3/", done.stdout)) == 1
+    assert "devices    2 x CPU" in done.stdout and len(re.findall("step +3/", done.stdout)) == 1
 
 
 def test_the_kubernetes_manifest() -> None:

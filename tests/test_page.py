@@ -72,7 +72,7 @@ def test_a_page_tells_everything_about_a_run(trained: tuple[Path, str], call: Ru
     assert len(list(page.iter(SVG + "svg"))) == 6  # five panels and the calibration
     for line in validations:
         assert f"{line['val.loss']:.4f}" in told
-    assert "model.width" in told and "jax" in told and "1 x cpu" in told and "--config.epochs=2" in told
+    assert "model.width" in told and "jax" in told and "1 x CPU" in told and "--config.epochs=2" in told
     assert f"on 297 validation images: top-1 {best['val.top1']:.2f} %" in told
     pictures = list(page.iter(HTML + "img"))
     assert 12 <= len(pictures) <= 24 and all(picture.attrib["alt"] for picture in pictures)

@@ -106,5 +106,5 @@ def test_every_key_of_the_metrics_file_is_documented(trained: tuple[Path, str]) 
 
 def test_run_json_tells_the_hardware(trained: tuple[Path, str]) -> None:
     facts = json.loads((trained[0] / "run.json").read_text())
-    assert facts["devices"] == "1 x cpu" and facts["host"]["system"].startswith("Linux")
+    assert facts["devices"] == "1 x CPU" and facts["host"]["system"].startswith("Linux")
     assert facts["host"]["cores"] >= 1 and facts["host"]["memory_gb"] > 0

@@ -42,7 +42,7 @@ VAL_METRICS = {
 def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], digits: Path) -> None:
     workdir, printed = trained
     for text in (
-        "1 x cpu, pmap",
+        "1 x CPU, pmap",
         "1500 training and 297 validation images, 10 classes",
         "resnet18, 6,226 parameters, 32 px",
         "fp32, matmul convolutions",
@@ -51,7 +51,7 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
         "about 1.5 MB per device (0.1 MB state, 0.0 MB gradients, ",
         "metrics.jsonl, tensorboard/",
         "expected   about 0:",
-        f"saved      {workdir}/checkpoints (of steps 46, 92)",
+        f"saved      {workdir}/checkpoints (of steps 46, 92 (best))",
         f"report     python -m rn50_jax.plot {workdir} --html {workdir}/report.html",
     ):
         assert text in printed, text
@@ -88,14 +88,24 @@ def test_a_finished_run_says_so(own_copy: Path, call_train: Run) -> None:
     before = (workdir / "metrics.jsonl").read_text()
     done = call_train(workdir)
     assert done.returncode == 0
-    assert "is finished: 2 of 2 epochs are done" in done.stdout
+    told = (
+        "is finished: 2 of 2 epochs are done; to train longer give a larger --config.epochs; for a new run give another"
+    )
+    assert f"{workdir} {told} --workdir\n" in done.stdout and done.stderr == ""
+    done = call_train(workdir, "--config.recipe.lr=0.3", "--config.data.flip=0.25")
+    changed = "config.data.flip 0.0 became 0.25, config.recipe.lr 0.2 became 0.3"
+    assert done.stderr == f"note: the run in {workdir} was started with other settings: {changed}\n"
+    assert done.stdout.count("another --workdir") == 1
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
 def test_a_run_can_be_prolonged(own_copy: Path, call_train: Run) -> None:
     done = call_train(own_copy, "--config.epochs=3")
     assert done.returncode == 0, done.stderr
-    assert "note: this run was started with another config.epochs: 2 became 3" in done.stderr
+    changed = (
+        f"note: the run in {own_copy} was started with other settings: config.epochs 2 became 3; for a new run give"
+    )
+    assert f"{changed} another --workdir\n" in done.stderr
     assert "resuming after epoch 2, step 92" in done.stdout
     assert [line["step"] for line in read_lines(own_copy) if "val.top1" in line] == [46, 92, 138]
 
@@ -192,7 +202,7 @@ def test_evaluate_only_without_a_checkpoint(
     done = call_train(tmp_path / "random", *only, "--config.run.prof=3")
     assert done.returncode == 0, done.stderr
     name, told, logs = done.stdout.splitlines()
-    assert (name, logs) == ("random weights of seed 0", f"logs       {tmp_path}/random/r.json")
+    assert (name, logs) == ("random weights of seed 0, on 1 x CPU", f"logs       {tmp_path}/random/r.json")
     assert " 96 images" in told
     (top1,) = re.findall(r"top-1 (\S+) %", told)
     assert float(top1) < 50
@@ -208,9 +218,9 @@ def test_evaluate_only_without_a_checkpoint(
 
     # A folder without a checkpoint in it is none of a run; a file that is named goes before those that are there.
     (tmp_path / "random/checkpoints").mkdir()
-    assert call_train(tmp_path / "random", *only, "--config.run.prof=3").stdout.startswith("random weights of seed 0\n")
+    assert call_train(tmp_path / "random", *only, "--config.run.prof=3").stdout.startswith("random weights of seed 0, ")
     done = call_train(trained[0], "--config.run.evaluate=true", "--pretrained_weights", weights)
-    assert done.returncode == 0 and done.stdout.startswith(f"{weights}\n"), done.stderr
+    assert done.returncode == 0 and done.stdout.startswith(f"{weights}, on 1 x CPU\n"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -220,7 +230,10 @@ def test_evaluate_only_without_a_checkpoint(
         (["--config", "configs/dgx1_90e.py:int8"], ["no variant 'int8'", "fp16, fp32"]),
         (["--config", "configs/quickstart.py", "--config.batchsize=3"], ["no key 'batchsize'", "batch_size"]),
         (["--config", "configs/quickstart.py", "--config.epochs=two"], ["config.epochs=two", "an integer >= 1"]),
-        (["--config", "configs/quickstart.py", "--confg=3"], ["unknown argument '--confg=3'", "see --help"]),
+        (
+            ["--config", "configs/quickstart.py", "--confg=3"],
+            ["unknown argument '--confg=3'", "did you mean --config?"],
+        ),
         (
             ["--config", "configs/quickstart.py", "--label-smoothing", "0.1"],
             ["unknown argument '--label-smoothing'", "did you mean --config.recipe.label_smoothing=VALUE?"],
@@ -291,6 +304,8 @@ def test_checkpoints_of_another_run_are_refused(own_copy: Path, call_train: Run,
             (tmp_path / split / name).symlink_to(source / split / name)
     done = call_train(workdir, f"--config.data.dir={tmp_path}")
     assert_user_error(done, "are not those that the checkpoint was trained on", "class '2' is missing")
+    assert f"the run in {workdir} is on {source} with 10 classes" in done.stderr
+    assert f"{tmp_path} has 2: for a new run give another --workdir, or --config.data.dir={source} to" in done.stderr
 
 
 def test_help_is_short(call: Run) -> None:
