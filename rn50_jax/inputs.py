@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rn50_jax.data import pillow
-from rn50_jax.data.decodable import diagnose, quiet_pillow, read_header
+from rn50_jax.data.decodable import diagnose, quiet_decoders, read_header
 from rn50_jax.data.feed import prefetch
 from rn50_jax.data.folder import SUFFIXES, ImageSet, kind_of, read_part
 from rn50_jax.data.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
@@ -135,7 +135,7 @@ def decode_files(config: ConfigDict, files: Iterable[Found], *, by_pillow: bool 
     Args:
       by_pillow: Pillow decodes and resizes, see `pillow.decode`, whatever `data.transform` says.
     """
-    quiet_pillow()
+    quiet_decoders()
     chunks = batched(files, max(32, 2 * config.data.workers))
     with (
         ThreadPoolExecutor(_READERS, thread_name_prefix="read") as readers,
