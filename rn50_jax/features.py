@@ -15,9 +15,9 @@ from rn50_jax import config as configs
 from rn50_jax import errors, parallel
 from rn50_jax.augment import normalise
 from rn50_jax.data.feed import eval_batches
-from rn50_jax.data.folder import SUFFIXES, ImageSet, scan_split
+from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES, ImageSet, not_read_text, scan_split
 from rn50_jax.data.quarantine import Quarantine
-from rn50_jax.errors import UserError, say
+from rn50_jax.errors import UserError, say, warn
 from rn50_jax.files import written_whole
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables
@@ -44,13 +44,18 @@ def find_images(folder: Path) -> tuple[tuple[str, ...], ImageSet]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    files = tuple(str(path) for path in entries if path.is_file() and path.name.lower().endswith(SUFFIXES))
+    plain = [str(path) for path in entries if path.is_file()]
+    files = tuple(file for file in plain if file.lower().endswith(SUFFIXES))
     if any(path.is_dir() for path in entries):
         if files:
             raise UserError(f"{folder} holds images, such as {files[0]}, beside class folders; give one or the other")
         return scan_split(folder)
+    not_read = [file for file in plain if file.lower().endswith(OTHER_PICTURES)]
     if not files:
-        raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+        why = not_read_text(not_read) if not_read else ", ".join(SUFFIXES)
+        raise UserError(f"{folder} holds no images ({why})")
+    if not_read:
+        warn(f"{folder}: {not_read_text(not_read)}; the first is {not_read[0]}")
     return (), ImageSet(files, np.full(len(files), -1, np.int32))
 
 

@@ -132,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
     cores = len(os.sched_getaffinity(0))
     stored = load_model(args, [("data.backend", "dali-cpu"), ("data.workers", str(cores)), *overrides])
     batch_size = args.batch_size or BATCH_SIZES.get(stored.devices[0].platform, 32)
-    files = find_images(args.images, null=args.null)
+    files = find_images(args.images, null=args.null, tell=True)
     by_pillow = args.resize == "pillow"
     result = answers(stored, files, top_k=args.top_k, batch_size=batch_size, by_pillow=by_pillow)
     return _write(result, args.images, args.out, args.format)

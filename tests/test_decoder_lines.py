@@ -15,7 +15,7 @@ from runs import PATIENCE, SMALL
 
 from rn50_jax.data.dali import in_words
 from rn50_jax.data.decodable import to_rgb
-from rn50_jax.data.headers import ImageProblem
+from rn50_jax.data.headers import PROBLEMS, ImageProblem
 
 WHOLE = encode(make_photo(1))
 ARITHMETIC = WHOLE.replace(b"\xff\xc0\0\x11", b"\xff\xc9\0\x11")
@@ -50,13 +50,16 @@ BAD = {
 # Decoded, with a complaint.
 ODD = {"odd.jpg": garbled(WHOLE, len(WHOLE) // 2)}
 
+NOT_READ = ("photo.heic", "photo.HEIC", "photo.gif")
 
-def write_bad(folder: Path) -> Path:
+
+def write_bad(folder: Path) -> None:
     for name, (data, _) in BAD.items():
         (folder / name).write_bytes(data)
     for name, data in ODD.items():
         (folder / name).write_bytes(data)
-    return folder
+    for name in NOT_READ:
+        (folder / name).touch()
 
 
 def assert_quiet(said: str) -> None:
@@ -101,6 +104,8 @@ def test_training_and_evaluation(run: Run, spoilt: Path, trained: tuple[Path, st
     assert done.returncode == 0, done.stderr
     assert_quiet(done.stderr)
     assert "\x1b" not in done.stdout
+    assert "validation images, 10 classes; not read: 4 .heic, 2 .gif\n" in done.stdout
+    assert done.stderr.count("3 pictures are not read (2 .heic, 1 .gif); convert them to JPEG") == 2
     entries = json.loads((tmp_path / "run/quarantine.json").read_text())["files"]
     for split in ("train", "val"):
         reasons = {Path(entry["file"]).name: entry["reason"] for entry in entries if entry["split"] == split}
@@ -119,7 +124,9 @@ def test_training_and_evaluation(run: Run, spoilt: Path, trained: tuple[Path, st
 def test_predict(run: Run, trained: tuple[Path, str], tmp_path: Path, decoder: str) -> None:
     write_bad(tmp_path)
     done = run("predict", "--workdir", trained[0], tmp_path, "--json", "--resize", decoder)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"note: {tmp_path}: 3 pictures are not read (2 .heic, 1 .gif); convert them to JPEG")
+    assert len(done.stderr.splitlines()) == 1
     answers = {Path(answer["file"]).name: answer for answer in json.loads(done.stdout)}
     assert set(answers) == {*BAD, *ODD} and all("predictions" in answers[name] for name in ODD)
     assert_named({name: answers[name]["error"] for name in BAD})
@@ -138,6 +145,7 @@ def test_check_data(run: Run, tmp_path: Path, mode: str) -> None:
         for problem in problems.values()
         for file in problem["files"]
     }
+    assert {found.pop(name) for name in NOT_READ} == {f": {PROBLEMS['unknown format']}"}
     # What only decoding shows is found by decoding all.
     assert_named({name: BAD[name][1] for name in BAD if mode == "quick" and name not in found} | found)
     assert set(found) == set(BAD) or mode == "quick"
@@ -151,6 +159,7 @@ def test_features_go_on(run: Run, trained: tuple[Path, str], tmp_path: Path) -> 
     done = run("features", "--workdir", trained[0], tmp_path, "--out", out, "--config.batch_size=4")
     assert done.returncode == 1
     assert_quiet(done.stderr)
+    assert done.stderr.count("3 pictures are not read (2 .heic, 1 .gif); convert them to JPEG") == 1
     notes = re.findall(r"note: \S+/(\S+) is left out: (.*)", done.stderr)
     assert len(notes) == len(BAD)  # each once
     assert_named(dict(notes))
