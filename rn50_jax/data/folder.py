@@ -128,9 +128,9 @@ def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
         listed = list(pool.map(_list_images, [split_dir / name for name in class_names]))
     per_class = [files for files, _ in listed]
     not_read = tuple(file for _, files in listed for file in files)
-    for name, (files, unread) in zip(class_names, listed, strict=True):
-        if not files:
-            count = sum(not files for files, _ in listed) - 1
+    for name, (found, unread) in zip(class_names, listed, strict=True):
+        if not found:
+            count = per_class.count([]) - 1
             more = f" (and {count} more)" if count else ""
             why = f" that are read: {not_read_text(unread)}" if unread else "; add some or remove the folder"
             raise UserError(f"class folder {split_dir / name}{more} has no images{why}")
