@@ -15,7 +15,7 @@ _WANTED = "DALI_NVIMGCODEC_LOG_LEVEL"
 
 # What decoders say of an image, by the beginnings of lines: nvImageCodec's extensions, libpng, libjpeg, libtiff.
 _NOISE = (
-    r"(\x1b\[[0-9;]*m)*\[(ERROR|WARNING)\] ?(\x1b\[[0-9;]*m)*\[\w+_(decoder|parser)\w*\]",
+    r"(\x1b\[[0-9;]*m)*\[(ERROR|WARNING)\] ?(\x1b\[[0-9;]*m)*\[[\w.-]*(decoder|parser)[\w.-]*\]",
     r"libpng (error|warning): ",
     r"Corrupt JPEG data: |Premature end of JPEG file$|Unsupported (JPEG process|marker type)\b|Not a JPEG file: ",
     r"Inconsistent progression sequence |Invalid (SOS param|JPEG file str|progressive par|component ID|crop)",
