@@ -10,6 +10,7 @@ import numpy as np
 
 from rn50_jax import errors
 from rn50_jax.data.filelist import listable, write_list
+from rn50_jax.data.folder import suffixes_text
 from rn50_jax.data.health import (
     Place,
     duplicate_findings,
@@ -30,6 +31,7 @@ from rn50_jax.progress import progress
 from rn50_jax.text import printable, shell
 
 _EXAMPLES = 3  # of each kind, that are printed
+_CLASSES = 5  # with most images on their side
 
 
 def check(
@@ -126,6 +128,15 @@ def _split_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if span := facts.get(key):
             middle = f"nine in ten {span['p5']:g} to {span['p95']:g}, median {span['median']:g}"
             yield key, f"{span['min']:g} to {span['max']:g}{unit}; {middle}"
+    if counts := facts["not_read"]:
+        yield "not read", f"{suffixes_text(counts)}; convert them to JPEG, see docs/data.md"
+    if count := facts["on_their_side"]["images"]:
+        per_class = [f"{name} {count:,}" for name, count in facts["on_their_side"]["images_per_class"].items()]
+        most = ", ".join(per_class[:_CLASSES]) + (", ..." if len(per_class) > _CLASSES else "")
+        yield (
+            "on their side",
+            f"{count:,} of {facts['images']:,} images ({most}), unless --config.data.exif_rotation=true",
+        )
 
 
 def write_clean_lists(file: Path, root: Path, splits: dict[str, Split], left_out: set[Place]) -> list[str]:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from rn50_jax.build import build_schedule
 from rn50_jax.checkpoint_folder import CheckpointFolder
 from rn50_jax.console import Screen, clock, print_rows, time_of_day, train_line, validation_text
-from rn50_jax.data.folder import Dataset
+from rn50_jax.data.folder import Dataset, count_suffixes, suffixes_text
 from rn50_jax.dle import dle_parameters, open_dle
 from rn50_jax.errors import UserError, say, warn
 from rn50_jax.goodput import goodput_text
@@ -232,7 +232,7 @@ def print_summary(
             "run": f"{workdir}, seed {config.seed}",
             "devices": f"{describe_devices(list(mesh.devices.flat))}, {config.parallel}",
             "data": f"{source}: {len(dataset.train.labels)} training and {len(dataset.val.labels)} validation images"
-            f"{share}, {len(dataset.class_names)} classes",
+            f"{share}, {len(dataset.class_names)} classes{_not_read(dataset)}",
             "model": f"{config.model.arch}, {parameters:,} parameters, {size} px",
             "precision": f"{config.precision}{scaling}, {model.lowering} convolutions",
             "batch": f"{config.batch_size} per device x {plan.num_devices} device(s) x {plan.accumulation} pass(es) = "
@@ -244,6 +244,11 @@ def print_summary(
             "logs": ", ".join(filter(None, logs)),
         }
     )
+
+
+def _not_read(dataset: Dataset) -> str:
+    counts = count_suffixes(dataset.train.not_read + dataset.val.not_read)
+    return f"; not read: {suffixes_text(counts)}" if counts else ""
 
 
 def _unreached(config: ConfigDict, plan: Plan) -> str:

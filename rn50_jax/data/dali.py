@@ -1,5 +1,6 @@
 """DALI pipelines: encoded images in, uint8 images [B, S, S, 3] as JAX arrays out."""
 
+import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.plugin.jax import DALIGenericIterator
 
-from rn50_jax.data.decodable import quiet_pillow, to_decodable
+from rn50_jax.data.decodable import quiet_decoders, to_decodable
 from rn50_jax.data.folder import ImageSet, read_image
 from rn50_jax.data.headers import ImageProblem
 from rn50_jax.data.transform import AS_STORED, Rendering
@@ -155,7 +156,7 @@ class _Reader:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="read")
         self._reading: dict[int, list[Future[list[np.ndarray]]]] = {}
         self._in_use: deque[list[np.ndarray]] = deque(maxlen=self.IN_USE)
-        quiet_pillow()
+        quiet_decoders()
 
     def __call__(self, info: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
         last = len(self._indices) // self._batch_size
@@ -256,7 +257,19 @@ def deliver(pipeline: Any, *, remember: bool) -> Iterator[Delivery]:
             position = batches.checkpoints()[0] if remember else b""
             yield Delivery(batch["image"], np.asarray(batch["place"]), position)
     except RuntimeError as error:
-        raise DecodeError(str(error)) from error
+        raise DecodeError(in_words(str(error))) from error
+
+
+def in_words(said: str) -> str:
+    """Returns what a message of DALI's says, in one line: without places in its source, stacks and numbers of errors.
+
+    A failure of a decoder is no more than that; what the image is like, `diagnose` tells.
+    """
+    said = re.split(r"Stacktrace|Current pipeline object", said.split("encountered:")[-1])[0]
+    said = re.sub(r"[^\n]*nvImageCodec failure[^\n]*|Failed to decode sample #\d+ *:?", " a decoder failed ", said)
+    said = re.sub(r"\[/opt/[^]]*\]|Critical error in pipeline:|Error in thread \d+:", " ", said)
+    said = re.sub(r'Assert on "[^\n]*" failed:?', " ", said)
+    return " ".join(said.split())[:300] or "a decoder failed"
 
 
 def make_decoder(
@@ -282,7 +295,7 @@ def make_batch_decoder(
       A function from the bytes of up to `batch_size` files to uint8 [N, image_size, image_size, 3]; it raises
       ImageProblem, a ValueError, if one of them cannot be decoded.
     """
-    quiet_pillow()
+    quiet_decoders()
 
     @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None, prefetch_queue_depth=1)
     def pipeline() -> Any:

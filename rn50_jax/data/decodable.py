@@ -25,6 +25,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from rn50_jax import streams
 from rn50_jax.data.headers import (
     DECODABLE,
     MAX_PIXELS,
@@ -130,8 +131,9 @@ def ends_well(found: str, head: bytes, tail: bytes, size: int) -> bool:
     return found == "WebP" and int.from_bytes(head[4:8], "little") + 8 <= size
 
 
-def quiet_pillow() -> None:
-    """Keeps Pillow's remarks on odd files off the console; for all threads, as filters cannot be changed in one."""
+def quiet_decoders() -> None:
+    """Keeps decoders' remarks on odd files off the console; for all threads, as filters cannot be changed in one."""
+    streams.without_decoders()
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
@@ -225,9 +227,23 @@ def _to_rgb(image: Image.Image, found: str, background: tuple[int, ...]) -> Imag
     return lay_over(image, background) if background and is_transparent(image) else image.convert("RGB")
 
 
+# What Pillow says of pixels that end early, or that make no sense to a decoder.
+_EARLY = re.compile("truncat|not enough image data|unexpected end|premature end|buffer (overrun|is not large)", re.I)
+_SENSELESS = re.compile(
+    r"decoder error|(broken|unrecognized) data stream|failed to (read|decode)|cannot identify", re.I
+)
+
+
 def _as_problem(error: Exception, found: str) -> ImageProblem:
+    """Says in words what a library's error means."""
     lines = str(error).strip().splitlines()
     said = re.sub(r"<_io\.\S+ object at \w+>", "it", lines[0][:160]) if lines else type(error).__name__
     if re.match("unsupported|unknown|unable to determine|invalid value for samples", said, re.IGNORECASE):
         return ImageProblem("unknown format", f"it is a {found} of an unusual kind, {said}")
+    if _EARLY.search(said):
+        if found in ("JPEG", "PNG", "WebP"):  # whose end is there
+            return ImageProblem("damaged", f"a {found} of fewer pixels than its header says")
+        return ImageProblem("cut off")
+    if _SENSELESS.search(said):
+        return ImageProblem("damaged", f"a {found} whose pixel data is broken")
     return ImageProblem("damaged", f"{found}: {said}")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
-from rn50_jax.data.folder import SUFFIXES, is_folder, kind_of, visible_entries
+from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES, is_folder, kind_of, visible_entries
 from rn50_jax.data.names import MOST_CLASSES
 from rn50_jax.data.tars import group_members, read_members
 from rn50_jax.errors import UserError, warn
@@ -292,7 +292,9 @@ def index_tar(tar: Path) -> tuple[np.ndarray, list[str]]:
                 label = next((m for m in sample if m.suffix == "cls"), None)
                 if image is None or label is None:
                     missing = "image" if image is None else "label (.cls)"
-                    raise UserError(f"{tar}: sample {sample[0].key!r} has no {missing}")
+                    others = [m.name for m in sample if m.name.lower().endswith(OTHER_PICTURES)] if not image else []
+                    why = f" that is read: {others[0]} is none; convert it to JPEG" if others else ""
+                    raise UserError(f"{tar}: sample {sample[0].key!r} has no {missing}{why}")
                 text = os.pread(file.fileno(), min(label.size, 32), label.offset).strip()
                 if not text.isdigit() or int(text) >= MOST_CLASSES:
                     raise UserError(
