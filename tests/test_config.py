@@ -471,6 +471,19 @@ def test_all_shipped_configs_load_in_every_variant() -> None:
         configs.load("configs/dgx1_90e.py:tf32")
 
 
+@pytest.mark.parametrize(("variant", "images"), [("images100", 100), ("images1000", 1000), ("images10000", 10_000)])
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_fine_tuning_by_number_of_images_has_steps(variant: str, images: int, num_devices: int) -> None:
+    """An epoch of that many images, a fifth of them set apart, has a step on each machine."""
+    for recipe in ("fine_tune", "linear_probe"):
+        config, name = configs.load(f"configs/{recipe}.py:{variant}")
+        configs.validate(config)
+        plan = make_plan(config, num_images=images * 8 // 10, num_devices=num_devices)
+        assert name == f"{recipe}-{variant}" and plan.steps_per_epoch >= 1
+        assert plan.steps_per_epoch * config.epochs >= (300 if num_devices == 1 else 40)
+        assert config.recipe.warmup_epochs <= config.epochs / 5
+
+
 def test_first_variant_is_the_default() -> None:
     assert configs.load("configs/dgx1_90e.py")[0].precision == "fp16"
     assert configs.load("configs/dgxa100_250e.py")[0].precision == "bf16"
