@@ -22,6 +22,7 @@ from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables
 from rn50_jax.step import Batch
 from rn50_jax.stored import StoredModel, add_source_arguments, load_model
+from rn50_jax.text import counted
 
 
 def feature_step(variables: Variables, batch: Batch, *, model: ResNet, axis_name: str) -> jax.Array:
@@ -126,9 +127,12 @@ def main(argv: Sequence[str]) -> int:
         "class_names": np.array(class_names, np.str_),
     }
     write_features(args.out, arrays)
-    classes = f", {len(class_names)} classes" if class_names else ""
+    classes = f", {counted(len(class_names), 'class')}" if class_names else ""
     say(stored.name)
-    say(f"{len(features)} images{classes}, {features.shape[1]} features each, written to {args.out}")
+    say(
+        f"{counted(len(features), 'image')}{classes}, {counted(features.shape[1], 'feature')} each, "
+        f"written to {args.out}"
+    )
     return 0
 
 

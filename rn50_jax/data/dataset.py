@@ -13,6 +13,7 @@ from rn50_jax.data.names import imagenet_notes
 from rn50_jax.data.shards import has_shards, scan_shards
 from rn50_jax.data.synthetic import synthetic_dataset
 from rn50_jax.errors import UserError, say, warn
+from rn50_jax.text import counted
 
 
 def root_of(config: ConfigDict) -> Path:
@@ -45,8 +46,8 @@ def open_dataset(config: ConfigDict, *, need_train: bool = True, need_val: bool 
     class_names = train_classes or val_classes
     if config.model.num_classes not in (0, len(class_names)):
         raise UserError(
-            f"config.model.num_classes={config.model.num_classes}, but {root} has {len(class_names)} classes; "
-            "use 0 to take their number"
+            f"config.model.num_classes={config.model.num_classes}, but {root} has "
+            f"{counted(len(class_names), 'class')}; use 0 to take their number"
         )
     for note in imagenet_notes(class_names):
         warn(note)
