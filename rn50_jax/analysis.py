@@ -1,10 +1,11 @@
 """What a model gets wrong, in numbers: classes, confusions, confident mistakes, calibration."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from rn50_jax.data.folder import ImageSet
+from rn50_jax.data.folder import ImageSet, names_from_root
 from rn50_jax.data.transform import AS_STORED, Rendering
 
 BINS = 15  # of confidence, as in Guo et al.
@@ -54,6 +55,10 @@ class Predictions(NamedTuple):
     def file(self, row: int) -> str:
         """The image's file; "" for synthetic data."""
         return self.images.files[self.places[row]] if self.images.files else ""
+
+    def names(self) -> Sequence[str]:
+        """Returns the images' paths from the data's folder, in the set's order; none for synthetic data."""
+        return names_from_root(self.images)
 
     def right(self) -> np.ndarray:
         """Whether the best guess is right: bool [N]."""

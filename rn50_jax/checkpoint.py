@@ -29,6 +29,7 @@ from rn50_jax.integrity import check_finite, describe_arrays, describe_entry, de
 from rn50_jax.quiet import settle, without_noise
 from rn50_jax.state import TrainState
 from rn50_jax.step_folders import DAMAGED, check_files, clean_up, find_steps
+from rn50_jax.text import counted
 
 _FAILURES = 3  # saves in a row that may fail before the run stops
 
@@ -259,7 +260,7 @@ class Checkpoints:
         found = describe_arrays(arrays)
         damaged = [name for name in saved if saved[name] != found[name]]
         if damaged:
-            raise DamagedError(f"{place} is damaged: {len(damaged)} array(s) differ from what was saved ({damaged[0]})")
+            raise DamagedError(f"{place} is damaged: {counted(len(damaged), 'array')} not as saved ({damaged[0]})")
         restored: TrainState = flax.serialization.from_state_dict(like, arrays)
         return restored
 

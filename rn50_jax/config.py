@@ -17,6 +17,7 @@ from rn50_jax.files import read_json
 from rn50_jax.models.resnet import FAMILY
 from rn50_jax.recipe_files import FOLDER, find_config
 from rn50_jax.rules import ADDED, EXACT_REFERENCE, REMOVED, RULES
+from rn50_jax.text import shell
 from rn50_jax.tune import part_names
 
 # The config that weight files are used with.
@@ -270,7 +271,7 @@ def validate(config: ConfigDict) -> None:
     if config.run.resume and config.recipe.optimizer != "sgd":
         raise UserError(
             f"config.run.resume takes the state of SGD, and config.recipe.optimizer={config.recipe.optimizer!r} has "
-            f"another; start from the weights alone with --pretrained_weights {config.run.resume}"
+            f"another; start from the weights alone with {shell(['--pretrained_weights', config.run.resume])}"
         )
 
 

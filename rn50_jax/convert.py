@@ -11,6 +11,7 @@ from rn50_jax import config as configs
 from rn50_jax import errors
 from rn50_jax.errors import say
 from rn50_jax.stored import StoredModel, add_run_arguments, describe_model, load_run, load_weights
+from rn50_jax.text import counted
 from rn50_jax.weight_facts import beside
 from rn50_jax.weight_files import SUFFIXES, WeightFile, write_weights
 from rn50_jax.weights import to_torch
@@ -37,7 +38,7 @@ def summary(stored: StoredModel) -> str:
         partial(stored.model.init, train=False), jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
     )
     parameters = sum(x.size for x in jax.tree.leaves(shapes["params"]))
-    return f"{stored.config.model.arch}, {parameters:,} parameters, {stored.model.num_classes} classes"
+    return f"{stored.config.model.arch}, {parameters:,} parameters, {counted(stored.model.num_classes, 'class')}"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """Evaluates a model on every image of `val/`: `python -m rn50_jax.evaluate --workdir W`, or `--weights FILE`."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,11 +24,13 @@ from rn50_jax.data.folder import Dataset, with_classes
 from rn50_jax.data.order import eval_order
 from rn50_jax.data.transform import rendering_of
 from rn50_jax.errors import UserError, say
+from rn50_jax.layout import columns
 from rn50_jax.mistakes import check_target, tell_mistakes, write_analysis, write_predictions
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables
 from rn50_jax.step import Batch, Metrics, eval_step, examine_step
 from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model, warn_assumed
+from rn50_jax.text import counted
 from rn50_jax.workdir import describe_devices, write_json
 
 EvalStep = Callable[[Variables, Batch], Metrics]
@@ -158,8 +161,8 @@ def _open_dataset(stored: StoredModel) -> Dataset:
         return with_classes(dataset, stored.class_names, config.data.dir)
     if len(dataset.class_names) != stored.model.num_classes:
         raise UserError(
-            f"{config.data.dir} has {len(dataset.class_names)} class folders, and {stored.name} is of a model with "
-            f"{stored.model.num_classes} classes; pass --config.data.dir=DIR"
+            f"{config.data.dir} has {counted(len(dataset.class_names), 'class folder')}, and {stored.name} is "
+            f"of a model with {counted(stored.model.num_classes, 'class')}; pass --config.data.dir=DIR"
         )
     return dataset
 
@@ -213,16 +216,16 @@ def main(argv: Sequence[str]) -> int:
         result = evaluate_stored(stored, flip_tta=args.flip_tta)
         warn_assumed(stored)
         say(f"{stored.name}, on {describe_devices(stored.devices)}{_TTA if args.flip_tta else ''}")
-        say(validation_text(result))
+        say(validation_text(result, classes=stored.model.num_classes))
     else:
         result, predictions = examine_stored(stored, flip_tta=args.flip_tta)
         warn_assumed(stored)
         say(f"{stored.name}, on {describe_devices(stored.devices)}{_TTA if args.flip_tta else ''}")
-        say(validation_text(result))
+        say(validation_text(result, classes=stored.model.num_classes))
         say(f"calibration  {100 * result['val.ece']:.2f} % expected calibration error over {BINS} bins")
         if args.per_class:
             folder = args.out or (args.workdir or Path()) / "evaluation"
-            for line in tell_mistakes(predictions):
+            for line in tell_mistakes(predictions, columns(sys.stdout)):
                 say(line)
             write_analysis(predictions, folder)
             say(f"written to {folder}")

@@ -18,7 +18,7 @@ from rn50_jax.exporting.check import TOLERANCES, check, check_images, thin_out
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Exportable, Form, describe, load_exportable
 from rn50_jax.exporting.quantise import Quantisation, compare, find_calibration, mark_quantised, quantise
 from rn50_jax.stored import StoredModel, add_source_arguments, load_model, warn_assumed
-from rn50_jax.text import in_utf8
+from rn50_jax.text import counted, in_utf8
 from rn50_jax.weight_facts import beside, refuse_foreign, write_beside
 
 # Formats, by the ends of their files' names.
@@ -205,7 +205,7 @@ def _open_val(stored: StoredModel, *, must_fit: bool) -> ImageSet | None:
         check_class_names(dataset.class_names, stored.class_names, stored.config.data.dir)
     elif must_fit and len(dataset.class_names) != stored.model.num_classes:
         raise UserError(
-            f"{stored.config.data.dir} has {len(dataset.class_names)} classes, and the model has "
+            f"{stored.config.data.dir} has {counted(len(dataset.class_names), 'class')}, and the model has "
             f"{stored.model.num_classes}; pass --config.data.dir=DIR"
         )
     return dataset.val

@@ -24,6 +24,7 @@ from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables
 from rn50_jax.step import Batch
 from rn50_jax.stored import StoredModel, add_source_arguments, load_model, warn_assumed
+from rn50_jax.text import counted
 
 
 def feature_step(
@@ -146,11 +147,14 @@ def main(argv: Sequence[str]) -> int:
         "skipped": names[~good],
     }
     write_features(args.out, arrays)
-    classes = f", {len(class_names)} classes" if class_names else ""
+    classes = f", {counted(len(class_names), 'class')}" if class_names else ""
     warn_assumed(stored)
     say(stored.name)
     skipped = f"; {np.sum(~good)} skipped, see the notes" if not good.all() else ""
-    say(f"{len(features)} images{classes}, {features.shape[1]} features each, written to {args.out}{skipped}")
+    say(
+        f"{counted(len(features), 'image')}{classes}, {counted(features.shape[1], 'feature')} each, "
+        f"written to {args.out}{skipped}"
+    )
     return 0 if good.all() else 1
 
 

@@ -133,9 +133,10 @@ def find_divergence(mesh: Mesh, *, mode: str) -> Callable[[Any], str | None]:
         names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
         places = [f"{i} (process {mesh.devices.flat[i].process_index})" for i in np.flatnonzero(different.any(axis=1))]
         wrong = np.flatnonzero(different.any(axis=0))
+        called = "device" if len(places) == 1 else "devices"
         return (
-            f"device(s) {', '.join(places)} differ from device 0 in {len(wrong)} of {len(names)} arrays of the state, "
-            f"{names[wrong[0]]} the first"
+            f"{called} {', '.join(places)} with other values than device 0 in {len(wrong)} of {len(names)} arrays of "
+            f"the state, {names[wrong[0]]} the first"
         )
 
     return check

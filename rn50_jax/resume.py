@@ -20,6 +20,7 @@ from rn50_jax.integrity import score
 from rn50_jax.pretrained import ARCHITECTURE, read_pretrained, tell_differences
 from rn50_jax.setup import Setup
 from rn50_jax.state import TrainState
+from rn50_jax.text import counted, shell
 from rn50_jax.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
 from rn50_jax.weights import start_from
 from rn50_jax.workdir import versions
@@ -52,7 +53,8 @@ class Start(NamedTuple):
     def finished(self, config: ConfigDict) -> str | None:
         """Why the run has nothing left to do, if so."""
         if self.position.epoch >= config.epochs:
-            return f"{self.position.epoch} of {config.epochs} epochs are done; {_WAYS_ON.format('--config.epochs')}"
+            done = f"{self.position.epoch} of {counted(config.epochs, 'epoch')} done"
+            return f"{done}; {_WAYS_ON.format('--config.epochs')}"
         if 0 < config.run.target_top1 <= self.top1:
             wanted = f"{config.run.target_top1:g} wanted"
             told = f"epoch {self.position.epoch} reached {self.top1:.3f} % top-1 ({wanted})"
@@ -175,7 +177,7 @@ def _position(
         except ValueError as error:
             raise UserError(f"checkpoint {place} has no place in the stream of images: {error}") from None
         if len(kept) != (0 if setup.config.data.backend == "synthetic" else plan.num_devices):
-            raise UserError(f"checkpoint {place} has places in the stream of images of {len(kept)} devices")
+            raise UserError(f"checkpoint {place} has places in the stream of images of {counted(len(kept), 'device')}")
         if meta["step"] != epoch * plan.steps_per_epoch + step:
             raise UserError(f"checkpoint {place} cannot be of step {step} of epoch {epoch + 1}")
         mine = tuple(kept[device] for device in parallel.local_indices(setup.mesh)) if kept else ()
@@ -217,9 +219,10 @@ def _foreign_start(setup: Setup) -> Start:
     checkpoint = read_checkpoint(Path(source))
     done = checkpoint.epoch
     if done >= config.epochs:
+        command = ["python", "-m", "rn50_jax.evaluate", "--weights", Path(source)]
         raise UserError(
-            f"{source} has {done} epochs done, and config.epochs={config.epochs} leaves none to train; give a larger "
-            f"--config.epochs, or use its weights: python -m rn50_jax.evaluate --weights {source}"
+            f"{source} has {counted(done, 'epoch')} done, and config.epochs={config.epochs} leaves none to train; give "
+            f"a larger --config.epochs, or use its weights: {shell(command)}"
         )
     state = go_on_from(build_state(config, setup.model), checkpoint, setup.model, source)
     for told in differing_settings(checkpoint, config.recipe):
@@ -229,7 +232,7 @@ def _foreign_start(setup: Setup) -> Start:
     if checkpoint.ema and not config.recipe.ema_decay:
         warn(f"{source} has averaged weights, which config.recipe.ema_decay=0 does without")
     momentum = "with its momentum" if checkpoint.momentum else "without momentum: the file has none"
-    say(f"resuming from {source}: {done} of {config.epochs} epochs done, {momentum}")
+    say(f"resuming from {source}: {done} of {counted(config.epochs, 'epoch')} done, {momentum}")
     step = jnp.asarray(done * setup.plan.steps_per_epoch, jnp.int32)
     return Start(state._replace(step=step), Position(done, 0), {}, 0.0)
 

@@ -21,6 +21,7 @@ from rn50_jax.data.transform import eval_resize
 from rn50_jax.data.val_share import read_val_images
 from rn50_jax.description import RunDescription, check_description, saved_config
 from rn50_jax.errors import UserError, warn
+from rn50_jax.files import no_such_run
 from rn50_jax.integrity import ema_is_better, not_finite
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.resnet import ResNet
@@ -116,8 +117,10 @@ def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "aut
     """
     check_path(workdir)
     directory = workdir / "checkpoints"
+    if not os.path.lexists(workdir):
+        raise UserError(no_such_run(workdir))
     if not os.path.lexists(directory):
-        raise UserError(f"{workdir} has no checkpoints; give the --workdir of a training run")
+        raise UserError(f"{workdir} is no run, or an unfinished one: it has no checkpoints; give another --workdir")
     with Checkpoints(directory, read_only=True) as checkpoints:
         # A run beside may remove a checkpoint while it is read. What has been read stays, whatever becomes of it.
         return look(lambda: _read_run(checkpoints, workdir, which, overrides, ema))

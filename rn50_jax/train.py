@@ -17,6 +17,7 @@ from rn50_jax import config as configs
 from rn50_jax import errors, hosts, parallel, runtime, streams
 from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule
 from rn50_jax.checkpoint import Checkpoints
+from rn50_jax.console_log import open_log
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import make_quarantine, stream_facts, train_batches
 from rn50_jax.diagnosis import telling_of_memory
@@ -122,6 +123,8 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config.run.hang_timeout))
         stack.enter_context(locked(workdir))
+        if hosts.is_first() and (error := open_log(workdir, ["python", "-m", "rn50_jax.train", *argv])):
+            errors.warn_of_log(error)
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, gather=config.checkpoint.gather)
         )
@@ -139,7 +142,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
         record_val_images(setup)
         step = start.position.epoch * plan.steps_per_epoch + start.position.step
         if step:
-            print(f"resuming after epoch {start.position.epoch}, step {step}", flush=True)
+            say(f"resuming after epoch {start.position.epoch}, step {step}")
 
         train_fn, eval_fn = compile_steps(config, model, plan, mesh)
         quarantine = make_quarantine(config, workdir / "quarantine.json")

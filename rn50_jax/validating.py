@@ -13,6 +13,7 @@ from rn50_jax.data.dataset import open_dataset
 from rn50_jax.dle import dle_parameters, open_dle
 from rn50_jax.errors import UserError, say
 from rn50_jax.evaluate import evaluate_stored
+from rn50_jax.files import no_such_run
 from rn50_jax.pretrained import load_start, take_architecture
 from rn50_jax.stored import MACHINE, StoredModel, load_run
 from rn50_jax.workdir import describe_devices, make_workdir
@@ -40,7 +41,7 @@ def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[s
         result = evaluate_stored(stored)
         if hosts.is_first():
             say(f"{stored.name}, on {describe_devices(stored.devices)}")
-            say(validation_text(result))
+            say(validation_text(result, classes=stored.model.num_classes))
         if log:
             log.epoch(max(stored.facts.get("epoch", 1) - 1, 0), result)
             log.summary()
@@ -53,6 +54,8 @@ def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str
         machine = [(key, configs.flatten(config)[key]) for key in MACHINE]
         return load_run(workdir, "latest", [*overrides, *machine])
     if not (config.run.resume or config.model.pretrained_weights or config.run.prof):
+        if not workdir.exists() and "did you mean" in (told := no_such_run(workdir)):
+            raise UserError(told)
         raise UserError(
             f"{workdir} has no checkpoints to validate; give the --workdir of a training run, --pretrained_weights "
             "FILE, or --config.run.prof=N to time N batches with random weights"

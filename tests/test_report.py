@@ -71,7 +71,7 @@ def test_loggers_get_every_record(capsys: pytest.CaptureFixture[str]) -> None:
     window |= {"train.data_time": 0.1, "train.compute_time": 0.3}
     validation = {"val.top1": 1.0, "val.top5": 2.0, "val.loss": 3.0, "val.images": 4, "val.total_ips": 5.0}
     earlier = [{"epoch": 1, "val.top1": 9.0, "val.top5": 9.0, "val.loss": 9.0}]
-    with Report([kept], PLAN, epochs=4, first_step=12, validations=earlier) as report:
+    with Report([kept], PLAN, epochs=4, first_step=12, validations=earlier, classes=10) as report:
         report.train(15, 1, window)
         report.train(20, 1, window)
         report.epoch(20, 1, validation)

@@ -46,8 +46,8 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
         "1500 training and 297 validation images, 10 classes",
         "resnet18, 6,226 parameters, 32 px",
         "fp32, matmul convolutions",
-        "32 per device x 1 device(s) x 1 pass(es) = 32 per update",
-        "2 epochs x 46 steps = 92 steps, 1 epoch(s) of warm-up, peak learning rate 0.2",
+        "32 per device x 1 device x 1 pass = 32 per update",
+        "2 epochs x 46 steps = 92 steps, 1 epoch of warm-up, peak learning rate 0.2",
         "about 1.5 MB per device (0.1 MB state, 0.0 MB gradients, ",
         "metrics.jsonl, tensorboard/",
         "expected   about 0:",
@@ -88,9 +88,7 @@ def test_a_finished_run_says_so(own_copy: Path, call_train: Run) -> None:
     before = (workdir / "metrics.jsonl").read_text()
     done = call_train(workdir)
     assert done.returncode == 0
-    told = (
-        "is finished: 2 of 2 epochs are done; to train longer give a larger --config.epochs; for a new run give another"
-    )
+    told = "is finished: 2 of 2 epochs done; to train longer give a larger --config.epochs; for a new run give another"
     assert f"{workdir} {told} --workdir\n" in done.stdout and done.stderr == ""
     done = call_train(workdir, "--config.recipe.lr=0.3", "--config.data.flip=0.25")
     changed = "config.data.flip 0.0 became 0.25, config.recipe.lr 0.2 became 0.3"
@@ -126,7 +124,7 @@ def test_another_number_of_devices_may_go_on(own_copy: Path, call_train: Run) ->
     done = call_train(own_copy, "--config.epochs=3", devices=2)
     assert done.returncode == 0, done.stderr
     assert "note: an epoch has another number of steps now: step 92 became 46" in done.stderr
-    assert "32 per device x 2 device(s) x 1 pass(es) = 64 per update" in done.stdout
+    assert "32 per device x 2 devices x 1 pass = 64 per update" in done.stdout
     assert read_lines(own_copy)[-1]["step"] == 69
 
 
@@ -143,7 +141,7 @@ def test_another_number_of_devices_may_go_on(own_copy: Path, call_train: Run) ->
 def test_short_measuring_runs(call_train: Run, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     done = call_train(tmp_path / "run", "--config.run.prof=3", "--config.report.file=benchmark.json", *overrides)
     assert done.returncode == 0, done.stderr
-    assert "schedule   2 epochs x 3 steps = 6 steps, 1 epoch(s) of warm-up" in done.stdout
+    assert "schedule   2 epochs x 3 steps = 6 steps, 1 epoch of warm-up" in done.stdout
     lines = read_lines(tmp_path / "run", "benchmark.json")
     assert [(line["step"], line["epoch"]) for line in lines] == [(3, 1), (3, 1), (6, 2), (6, 2), (6, 2)]
     for train, val in (lines[:2], lines[2:4]):
@@ -175,7 +173,7 @@ def test_a_run_shorter_than_its_warm_up_says_where_it_ends(call_train: Run, tmp_
     options = ("--config.epochs=2", "--config.recipe.warmup_epochs=8", "--config.run.training_only=true")
     done = call_train(tmp_path / "run", *options, "--config.run.prof=2", "--config.report.print_every=1")
     assert done.returncode == 0, done.stderr
-    told = "8 epoch(s) of warm-up, peak learning rate 0.2, not reached: the run ends within the warm-up, at 0.05\n"
+    told = "8 epochs of warm-up, peak learning rate 0.2, not reached: the run ends within the warm-up, at 0.05\n"
     assert told in done.stdout
     rates = [line["lr"] for line in read_lines(tmp_path / "run") if "lr" in line]
     assert rates == pytest.approx([0.2 * (step + 1) / 16 for step in range(4)])
@@ -244,7 +242,7 @@ def test_evaluate_only_without_a_checkpoint(
         (["--config", "configs/dgx2_90e.py"], ["dali-gpu", "needs a GPU", "dali-cpu"]),
         (
             ["--config", "configs/quickstart.py", "--config.batch_size=2000"],
-            ["1500 training images", "batch_size=1500"],
+            ["1,500 training images", "batch_size=1500"],
         ),
         (["--config", "configs/quickstart.py", "--config.recipe.optimizer_batch_size=50"], ["use 32 or 64"]),
         (["--config", "configs/quickstart.py", "--workdir", "LICENSE"], ["LICENSE", "it is a file", "--workdir"]),

@@ -13,6 +13,7 @@ import numpy as np
 from rn50_jax.data.headers import MAX_BYTES, ImageProblem
 from rn50_jax.errors import UserError, warn
 from rn50_jax.files import open_regular
+from rn50_jax.text import counted
 
 # What DALI or Pillow decodes, by the names that people give such files.
 _READ = "jpg jpeg jfif jpe png webp bmp tif tiff ppm pgm pnm jp2"
@@ -219,7 +220,7 @@ def check_class_names(found: tuple[str, ...], trained: tuple[str, ...], data_dir
     """Refuses data whose class folders are not those that a checkpoint was trained on."""
     if found == trained:
         return
-    detail = f"{len(found)} classes instead of {len(trained)}"
+    detail = f"{counted(len(found), 'class')} instead of {len(trained)}"
     for name in sorted(set(found) ^ set(trained)):
         detail = f"class {name!r} is " + ("new" if name in found else "missing")
         break
