@@ -273,7 +273,8 @@ def _saved_text(folder: Path, validations: Sequence[dict[str, Any]]) -> str:
         return ""
     found = CheckpointFolder(folder).readable()
     best = found.best()
-    text = f"{folder} (of {'steps' if len(steps) > 1 else 'step'} {', '.join(f'{step} (best)' if step == best else str(step) for step in steps)})"
+    names = ", ".join(f"{step} (best)" if step == best else str(step) for step in steps)
+    text = f"{folder} (of {'step' if len(steps) == 1 else 'steps'} {names})"
     if best is not None and validations:
         epoch, wanted = found.metas[best]["epoch"], best_validation(validations)["epoch"]
         if epoch != wanted:
