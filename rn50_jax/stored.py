@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
 from rn50_jax import parallel, runtime
-from rn50_jax.augment import MEAN, STD
-from rn50_jax.build import build_model, build_state
+from rn50_jax.build import build_model, build_normalisation, build_state
 from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.checkpoint_folder import look
 from rn50_jax.data.names import likely_names
@@ -197,7 +196,7 @@ def describe_model(stored: StoredModel) -> dict[str, Any]:
       source (checkpoint or weight file) and its facts, such as the step; arch; class_names; image_size, resize and
       transform of the evaluation; mean and std, by which pixels from 0 to 255 are normalised; versions.
     """
-    data = stored.config.data
+    data, normalisation = stored.config.data, build_normalisation(stored.config)
     return {
         "source": stored.name,
         **stored.facts,
@@ -207,8 +206,8 @@ def describe_model(stored: StoredModel) -> dict[str, Any]:
         "resize": eval_resize(data.image_size, data.resize),
         "transform": data.transform,
         "channels": "RGB",
-        "mean": MEAN,
-        "std": STD,
+        "mean": normalisation.mean,
+        "std": normalisation.std,
         "versions": versions(),
     }
 
