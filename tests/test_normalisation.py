@@ -100,3 +100,4 @@ def test_exports_have_mean_and_std_in_them(name: str, kind: str, trained: tuple[
     assert export.main(["--workdir", str(trained[0]), "--out", str(out), "--input", kind, *OPTIONS_OF_COMMANDS]) == 0
     facts = json.loads((tmp_path / f"{name}.json").read_text())
     assert facts["check"]["largest_difference"] < 1e-4
+    assert facts["mean"] == pytest.approx([25.5, 51, 153]) and facts["std"] == pytest.approx([76.5, 127.5, 63.75])
