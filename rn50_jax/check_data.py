@@ -1,5 +1,6 @@
 """Looks through a data set before training: `python -m rn50_jax.check_data DIR`."""
 
+import argparse
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,9 +25,10 @@ from rn50_jax.data.listing import Split, list_dataset
 from rn50_jax.data.output import size_text
 from rn50_jax.data.processes import count_workers
 from rn50_jax.data.scan import Looked, find_duplicates, look_at
+from rn50_jax.data.write_split import LIST_SUFFIX, check_new, write_split
 from rn50_jax.errors import UserError
 from rn50_jax.progress import progress
-from rn50_jax.text import printable
+from rn50_jax.text import printable, shell
 
 _EXAMPLES = 3  # of each kind, that are printed
 _CLASSES = 5  # with most images on their side
@@ -175,6 +177,33 @@ def _classes_of(splits: dict[str, Split], kept: dict[str, list[int]]) -> list[st
     return [name for name in names if name in used]
 
 
+def _is_unsplit(root: Path, splits: dict[str, Split]) -> bool:
+    only = next(iter(splits)) if len(splits) == 1 else ""
+    return only != "" and (root.name, only) not in (("train", "train"), ("val", "val"))
+
+
+def _split_target(args: argparse.Namespace) -> Path:
+    root = args.dir.resolve()
+    return args.out or root.with_name(f"{root.name}_split")
+
+
+def _write_split(args: argparse.Namespace, splits: dict[str, Split], drop: set[Place]) -> str:
+    """Writes the split that was asked for; returns what to say about it."""
+    if len(splits) != 1:
+        raise UserError(f"{args.dir} is split already, into {' and '.join(splits)}; leave out --split")
+    (split,) = splits.values()
+    indices, out = {index for _, index in drop}, _split_target(args)
+    written = write_split(args.dir, split, share=args.split, seed=args.seed, drop=indices, out=out)
+    told = [f"{place}: {count:,} images" for place, count in written.items()]
+    told += [f"bad or duplicate images, in neither: {len(drop):,}"] if drop else []
+    data = {"dir": out} if out.suffix != LIST_SUFFIX else {"dir": args.dir}
+    if out.suffix == LIST_SUFFIX:
+        data |= {f"{place.stem.rpartition('.')[2]}_list": place.absolute() for place in written}
+    keys = shell(f"--config.data.{key}={value}" for key, value in data.items())
+    told.append(f"Train with: python -m rn50_jax.train --config configs/fine_tune.py {keys} --pretrained_weights FILE")
+    return "\n".join(map(printable, told))
+
+
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code: 1 if there are problems."""
     parser = errors.CommandLine(
@@ -188,11 +217,25 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything found to FILE")
     parser.add_argument("--write_list", type=Path, metavar="FILE", help="write the good images to a file list")
     parser.add_argument("--drop_duplicates", action="store_true", help="and no content twice, see docs/data.md")
+    split = parser.add_argument_group("data without a split into train/ and val/")
+    split.add_argument(
+        "--split", type=float, metavar="SHARE", help="set this share of each class apart for validation, such as 0.2"
+    )
+    split.add_argument(
+        "--out", type=Path, help="new folder of links to the good images (default: DIR_split), or NAME.tsv for lists"
+    )
+    split.add_argument("--seed", type=int, default=0, help="draws them, as the key seed does (default: 0)")
     args = parser.parse_args(argv)
+    if args.split is not None and not 0 < args.split < 1:
+        raise UserError(f"--split {args.split:g} must be between 0 and 1, such as 0.2")
+    if args.split is None and args.out:
+        raise UserError("--out is of use with --split alone")
     if args.workers < 1:
         raise UserError(f"--workers {args.workers} must be at least 1")
-    if args.drop_duplicates and not args.write_list:
-        raise UserError("--drop_duplicates changes the list of --write_list FILE, which is missing")
+    if args.drop_duplicates and not (args.write_list or args.split):
+        raise UserError("--drop_duplicates changes what --write_list FILE and --split SHARE write; give one of them")
+    if args.split:
+        check_new(_split_target(args))
     full = args.mode == "full"
     report, splits, bad, twice = check(args.dir, lists=args.list, full=full, workers=args.workers)
     text = report_text(report)
@@ -203,6 +246,13 @@ def main(argv: Sequence[str]) -> int:
     if args.write_list:
         left_out = bad | twice if args.drop_duplicates else bad
         text += "\n\n" + "\n".join(write_clean_lists(args.write_list, args.dir, splits, left_out))
+    if args.split:
+        text += "\n\n" + _write_split(args, splits, bad | twice if args.drop_duplicates else bad)
+    elif _is_unsplit(args.dir, splits):
+        text += (
+            "\n\nThere is no split into train/ and val/ yet. Train with --config.data.val_share=0.2, which sets a "
+            "fifth of each class apart, or let --split 0.2 write both folders."
+        )
     print(text, flush=True)
     return 1 if report["problems"] else 0
 

@@ -18,7 +18,7 @@ from rn50_jax.analysis import BINS, Predictions
 from rn50_jax.console import validation_text
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches
-from rn50_jax.data.folder import Dataset, check_class_names
+from rn50_jax.data.folder import Dataset, with_classes
 from rn50_jax.data.order import eval_order
 from rn50_jax.errors import UserError, say
 from rn50_jax.mistakes import check_target, tell_mistakes, write_analysis, write_predictions
@@ -150,10 +150,10 @@ def _batches(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Iterator[Batch
 def _open_dataset(stored: StoredModel) -> Dataset:
     """The data set of a model's config, whose classes must be the model's."""
     config = stored.config
-    dataset = open_dataset(config, need_train=False)
+    dataset = open_dataset(config, need_train=False, val_images=stored.val_images)
     if stored.class_names:
-        check_class_names(dataset.class_names, stored.class_names, config.data.dir)
-    elif len(dataset.class_names) != stored.model.num_classes:
+        return with_classes(dataset, stored.class_names, config.data.dir)
+    if len(dataset.class_names) != stored.model.num_classes:
         raise UserError(
             f"{config.data.dir} has {len(dataset.class_names)} class folders, and {stored.name} is of a model with "
             f"{stored.model.num_classes} classes; pass --config.data.dir=DIR"

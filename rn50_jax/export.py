@@ -195,7 +195,7 @@ def _check_target(out: Path) -> None:
 def _open_val(stored: StoredModel, *, must_fit: bool) -> ImageSet | None:
     """The images of val/; None where there are none, unless they must be there, and be of the model's classes."""
     try:
-        dataset = open_dataset(stored.config, need_train=False)
+        dataset = open_dataset(stored.config, need_train=False, val_images=stored.val_images)
     except UserError:
         if must_fit:
             raise

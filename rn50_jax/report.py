@@ -220,6 +220,7 @@ def print_summary(
     size = config.data.image_size
     source = config.data.backend if config.data.backend == "synthetic" else f"{config.data.dir} ({config.data.backend})"
     scaling = f", {config.loss_scale.mode} loss scale {config.loss_scale.init:g}" if config.precision == "fp16" else ""
+    share = f" ({config.data.val_share:.3g} of each class)" if config.data.val_share else ""
     report = config.report
     logs = [report.file, "tensorboard/" if report.tensorboard else "", report.dle_json]
     logs += [f"{key} {report[key]}" for key in ("wandb", "mlflow") if report[key]]
@@ -227,8 +228,8 @@ def print_summary(
         {
             "run": f"{workdir}, seed {config.seed}",
             "devices": f"{describe_devices(list(mesh.devices.flat))}, {config.parallel}",
-            "data": f"{source}: {len(dataset.train.labels)} training and {len(dataset.val.labels)} validation images, "
-            f"{len(dataset.class_names)} classes{_not_read(dataset)}",
+            "data": f"{source}: {len(dataset.train.labels)} training and {len(dataset.val.labels)} validation images"
+            f"{share}, {len(dataset.class_names)} classes{_not_read(dataset)}",
             "model": f"{config.model.arch}, {parameters:,} parameters, {size} px",
             "precision": f"{config.precision}{scaling}, {model.lowering} convolutions",
             "batch": f"{config.batch_size} per device x {plan.num_devices} device(s) x {plan.accumulation} pass(es) = "
@@ -243,7 +244,8 @@ def print_summary(
 
 
 def _not_read(dataset: Dataset) -> str:
-    counts = count_suffixes(dataset.train.not_read + dataset.val.not_read)
+    # Both splits of an unsplit folder name the same ones.
+    counts = count_suffixes(dict.fromkeys(dataset.train.not_read + dataset.val.not_read))
     return f"; not read: {suffixes_text(counts)}" if counts else ""
 
 

@@ -73,6 +73,7 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
         check_description(meta, RunDescription, place)
         check_class_names(dataset.class_names, tuple(meta["class_names"]), config.data.dir)
         _check_model(config, saved_config(meta, place), workdir)
+        _check_split(config, saved_config(meta, place), workdir)
 
     found = checkpoints.restore_newest(build_state(config, model, abstract=True), check)
     last = last_line(workdir / config.report.file)
@@ -108,6 +109,17 @@ def _check_model(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
             raise UserError(
                 f"{workdir} holds checkpoints of another model or optimiser: config.{key} was {saved_value!r} and is "
                 f"{now[key]!r} now; set it back, or choose another --workdir"
+            )
+
+
+def _check_split(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
+    """Refuses to validate on images that were trained on."""
+    for key in ("data.val_share", "seed"):
+        before, now = configs.flatten(saved)[key], configs.flatten(config)[key]
+        if before != now and (saved.data.val_share or config.data.val_share):
+            raise UserError(
+                f"{workdir} chose its validation images with config.{key}={before!r}, which is {now!r} now: it would "
+                "validate on images that it was trained on; set it back, or choose another --workdir"
             )
 
 

@@ -95,6 +95,7 @@ def is_own_name(path: str) -> bool:
 DAMAGED = ".damaged"  # what is unreadable in a log is moved to a file whose name ends so
 _OWN = {"", "config.json", "run.json", "lock", "checkpoints", "quarantine.json", "quarantine.lock", "left_out.jsonl"}
 _OWN |= {"tensorboard", "wandb", "wandb.json", "mlflow.json", "curves.png", "curves.svg", "report.html", "evaluation"}
+_OWN |= {"val_images.tsv"}
 _PIXELS = 2**14  # on a side of an image
 
 

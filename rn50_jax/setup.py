@@ -9,9 +9,11 @@ from ml_collections import ConfigDict
 from rn50_jax import hosts
 from rn50_jax.config import flatten
 from rn50_jax.data.folder import Dataset, fingerprint
+from rn50_jax.data.val_share import read_val_images, write_val_images
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
-from rn50_jax.workdir import versions
+from rn50_jax.step_folders import find_steps
+from rn50_jax.workdir import telling_of_writes, versions
 
 
 class Setup(NamedTuple):
@@ -23,6 +25,30 @@ class Setup(NamedTuple):
     dataset: Dataset
     plan: Plan
     model: ResNet
+
+
+def recorded_val_images(workdir: Path) -> frozenset[str] | None:
+    """Reads which validation images a run with checkpoints set apart; None if it has none of either.
+
+    Raises:
+      UserError: the record is damaged.
+    """
+    try:
+        begun = bool(find_steps(workdir / "checkpoints"))
+    except OSError:  # whoever opens the checkpoints says what is wrong
+        return None
+    return read_val_images(workdir) if begun else None
+
+
+def record_val_images(setup: Setup) -> None:
+    """Writes down which images a run with `data.val_share` validates on, once, for `recorded_val_images`.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if setup.config.data.val_share and hosts.is_first() and recorded_val_images(setup.workdir) is None:
+        with telling_of_writes():
+            write_val_images(setup.workdir, setup.dataset)
 
 
 def check_same_everywhere(config: ConfigDict, dataset: Dataset) -> None:

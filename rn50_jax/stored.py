@@ -16,8 +16,10 @@ from rn50_jax.augment import MEAN, STD
 from rn50_jax.build import build_model, build_state
 from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.checkpoint_folder import look
+from rn50_jax.data.dataset import at_another_place
 from rn50_jax.data.names import likely_names
 from rn50_jax.data.transform import eval_resize
+from rn50_jax.data.val_share import read_val_images
 from rn50_jax.description import RunDescription, check_description, saved_config
 from rn50_jax.errors import UserError
 from rn50_jax.integrity import ema_is_better, not_finite
@@ -40,7 +42,7 @@ class StoredModel(NamedTuple):
 
     name: what it came from, for messages. class_names: empty where a weight file does not tell. facts: step, epoch,
     checkpoint and whether the weights are the averaged ones, of a run. load: {"params", "batch_stats"} on the host,
-    verified; of a run, as they were when it was looked at.
+    verified; of a run, as they were when it was looked at. val_images: that a run recorded, see `val_share`, if any.
     """
 
     name: str
@@ -50,6 +52,7 @@ class StoredModel(NamedTuple):
     devices: list[jax.Device]
     model: ResNet
     load: Callable[[], Variables]
+    val_images: frozenset[str] | None = None
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +127,9 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     saved = saved_config(meta, place)
     try:
         config = configs.override(saved, [*_machine_defaults(), *overrides])
+        val_images = read_val_images(workdir) if config.data.val_share else None
+        if config.data.dir != saved.data.dir:
+            config = at_another_place(config, given=frozenset(dict(overrides)), val_images=val_images)
         configs.validate(config)
         has_ema = saved.recipe.ema_decay > 0
     except (KeyError, TypeError, AttributeError) as error:  # sections are missing, or are none
@@ -141,7 +147,7 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     if has_ema:
         facts["ema"] = averaged
         name += ", averaged weights" if averaged else ", live weights"
-    return StoredModel(name, config, class_names, facts, devices, model, lambda: variables)
+    return StoredModel(name, config, class_names, facts, devices, model, lambda: variables, val_images)
 
 
 def _machine_defaults() -> Overrides:

@@ -32,7 +32,7 @@ from rn50_jax.plan import Plan, make_plan
 from rn50_jax.report import open_report, print_summary, tell_where
 from rn50_jax.resume import find_start
 from rn50_jax.running import Run, TrainStep, saves
-from rn50_jax.setup import Setup, check_same_everywhere
+from rn50_jax.setup import Setup, check_same_everywhere, record_val_images, recorded_val_images
 from rn50_jax.step import train_step
 from rn50_jax.validating import validate_only
 from rn50_jax.workdir import make_workdir
@@ -89,7 +89,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Setup:
     """
     check_loggers(config)
     devices = parallel.find_devices(backend=config.data.backend, precision=config.precision)
-    dataset = open_dataset(config, need_val=not config.run.training_only)
+    dataset = open_dataset(config, need_val=not config.run.training_only, val_images=recorded_val_images(workdir))
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
     model = build_model(
         config,
@@ -129,6 +129,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             say(f"{workdir} is finished: {told}")
             return
         print_summary(config, workdir, mesh, dataset, plan, model, start.state)
+        record_val_images(setup)
         step = start.position.epoch * plan.steps_per_epoch + start.position.step
         if step:
             print(f"resuming after epoch {start.position.epoch}, step {step}", flush=True)

@@ -329,7 +329,7 @@ def test_mistakes_are_told_in_one_line(run: Run, tree: Path, tmp_path: Path) -> 
     for args, message in (
         ([tmp_path / "nothing"], "holds no class folders and no tar shards"),
         ([tree, "--workers", 0], "--workers 0 must be at least 1"),
-        ([tree, "--drop_duplicates"], "--write_list FILE, which is missing"),
+        ([tree, "--drop_duplicates"], "--write_list FILE and --split SHARE write"),
         ([tree, "--list", tmp_path / "l"], "cannot be read: No such file"),
         ([tree, "--json", tmp_path / "no/r.json"], "cannot write"),
     ):

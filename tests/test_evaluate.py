@@ -50,8 +50,9 @@ def test_mistakes_are_told_in_one_line(trained: tuple[Path, str], call: Run, tmp
     assert_user_error(
         call("evaluate", "--workdir", workdir, "--checkpoint", "5"), "use best, latest or one of [46, 92]"
     )
-    missing = call("evaluate", "--workdir", workdir, f"--config.data.dir={digits / 'train'}")
-    assert_user_error(missing, "train/val does not exist")
+    (tmp_path / "train/0").mkdir(parents=True)
+    missing = call("evaluate", "--workdir", workdir, f"--config.data.dir={tmp_path}")
+    assert_user_error(missing, "has train/, but no val/", "--split 0.2")
     assert_user_error(call("evaluate", "--workdir", workdir, "--config.x=1"), "no key 'x'")
     assert_user_error(call("evaluate", "--workdir", workdir, "--ema", "on"), "trained without recipe.ema_decay")
     other = call("evaluate", "--workdir", workdir, "--config.model.stages=(1, 2)")

@@ -1,6 +1,7 @@
 """The data set that a config names."""
 
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,24 @@ from ml_collections import ConfigDict
 
 from rn50_jax.data.digits import write_digits
 from rn50_jax.data.filelist import find_odd, read_list
-from rn50_jax.data.folder import Dataset, ImageSet, Members, check_same_classes, is_folder, scan_split
+from rn50_jax.data.folder import (
+    Dataset,
+    ImageSet,
+    Members,
+    check_same_classes,
+    is_folder,
+    kind_of,
+    scan_split,
+    visible_entries,
+)
 from rn50_jax.data.names import imagenet_notes
 from rn50_jax.data.shards import has_shards, scan_shards
 from rn50_jax.data.synthetic import synthetic_dataset
+from rn50_jax.data.val_share import set_apart
 from rn50_jax.errors import UserError, say, warn
+
+_SAME = 0.9  # share of a run's validation images by which a folder is known as the same data, moved or copied
+_NOTHING: tuple[tuple[str, ...], ImageSet] = ((), ImageSet((), np.zeros(0, np.int32)))
 
 
 def root_of(config: ConfigDict) -> Path:
@@ -20,14 +34,20 @@ def root_of(config: ConfigDict) -> Path:
     return Path(os.path.expanduser(config.data.dir))  # noqa: PTH111, that of Path raises where there is none
 
 
-def open_dataset(config: ConfigDict, *, need_train: bool = True, need_val: bool = True) -> Dataset:
+def open_dataset(
+    config: ConfigDict, *, need_train: bool = True, need_val: bool = True, val_images: frozenset[str] | None = None
+) -> Dataset:
     """The data set that the config names, checked for everything that can be seen without opening an image.
 
-    A split that is not needed may be missing and is then empty.
+    A split that is not needed may be missing and is then empty. If only one is needed and the folder has neither
+    train/ nor val/ but classes, all of its images are that split.
+
+    Args:
+      val_images: with `data.val_share`, the validation images of an earlier start of the run, see `set_apart`.
 
     Raises:
-      UserError: folder missing or empty, a class without images, train and val classes that differ, or another
-        class count than `model.num_classes`.
+      UserError: folder missing or empty, a class without images, train and val classes that differ, another class
+        count than `model.num_classes`, or a class too small to set a share of it apart.
     """
     if config.data.backend == "synthetic":
         return synthetic_dataset(config)
@@ -37,24 +57,86 @@ def open_dataset(config: ConfigDict, *, need_train: bool = True, need_val: bool 
         write_digits(root)
     if not is_folder(root):
         raise UserError(f"config.data.dir={config.data.dir!r} is not a folder; pass --config.data.dir=DIR")
-    nothing = ((), ImageSet((), np.zeros(0, np.int32)))
-    train_classes, train = _open_split(root, "train", config.data.train_list) if need_train else nothing
-    val_classes, val = _open_split(root, "val", config.data.val_list) if need_val else nothing
-    if need_train and need_val:
-        check_same_classes(root, train_classes, val_classes)
-    class_names = train_classes or val_classes
-    if config.model.num_classes not in (0, len(class_names)):
+    if config.data.val_share:
+        dataset = _open_unsplit(root, config, val_images)
+    else:
+        alone = not (need_train and need_val)
+        train = _open_split(root, "train", config.data.train_list, alone=alone) if need_train else _NOTHING
+        val = _open_split(root, "val", config.data.val_list, alone=alone) if need_val else _NOTHING
+        if need_train and need_val:
+            check_same_classes(root, train[0], val[0])
+        dataset = Dataset(train[1], val[1], train[0] or val[0])
+    class_names = dataset.class_names
+    if need_train and config.model.num_classes not in (0, len(class_names)):
         raise UserError(
             f"config.model.num_classes={config.model.num_classes}, but {root} has {len(class_names)} classes; "
             "use 0 to take their number"
         )
     for note in imagenet_notes(class_names):
         warn(note)
-    return Dataset(train, val, class_names)
+    return dataset
 
 
-def _open_split(root: Path, split: str, file_list: str) -> tuple[tuple[str, ...], ImageSet]:
-    """Class names and images of one split: of a file list, of tar shards, or of class folders."""
+def at_another_place(config: ConfigDict, *, given: frozenset[str], val_images: frozenset[str] | None) -> ConfigDict:
+    """Adapts the config of a trained model to images elsewhere: what told its splits apart may not hold there.
+
+    File lists that are not there are dropped, and so is a share set apart of which few images are there.
+
+    Args:
+      config: with the new `data.dir`.
+      given: keys that the command line gives, which stay.
+      val_images: that the run recorded, if any.
+    """
+    config = ConfigDict(config.to_dict())
+    root = root_of(config)
+    for key in ("train_list", "val_list"):
+        name = config.data[key]
+        if name and f"data.{key}" not in given and not _lists_images(root, name):
+            config.data[key] = ""
+    if config.data.val_share and "data.val_share" not in given:
+        there = 1.0 if val_images is None else sum((root / name).exists() for name in val_images) / len(val_images)
+        if there < _SAME or _is_split(root / "val"):
+            config.data.val_share = 0.0
+        elif val_images is not None:
+            say(f"{root} has the run's validation images; for all of its images give --config.data.val_share=0")
+    return config.lock()
+
+
+def _lists_images(root: Path, name: str) -> bool:
+    file = root / name
+    return file.exists() and (root / read_list(file).files[0]).exists()
+
+
+def _open_unsplit(root: Path, config: ConfigDict, val_images: frozenset[str] | None) -> Dataset:
+    """Images that come without a split, of which `data.val_share` of each class is for validation."""
+    share = f"config.data.val_share={config.data.val_share:g}"
+    if config.data.val_list:
+        raise UserError(f"config.data.val_list={config.data.val_list!r} and {share} exclude each other; drop one")
+    if config.data.train_list:
+        class_names, images = _open_split(root, "train", config.data.train_list)
+    else:
+        if _is_split(root / "val"):
+            raise UserError(f"{root / 'val'} has validation images already; leave {share} out, or remove that folder")
+        folder = root / "train" if _is_split(root / "train") else root
+        class_names, images = _scan(folder, root)
+    return set_apart(images, class_names, share=config.data.val_share, seed=config.seed, chosen=val_images)
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether a folder has class folders or tars; one that is a class called train or val has images alone."""
+    return is_folder(folder) and (has_shards(folder) or _has_classes(folder))
+
+
+def _has_classes(folder: Path) -> bool:
+    return any(kind_of(entry) == "folder" for entry in visible_entries(folder))
+
+
+def _open_split(root: Path, split: str, file_list: str, *, alone: bool = False) -> tuple[tuple[str, ...], ImageSet]:
+    """Class names and images of one split: of a file list, of tar shards, or of class folders.
+
+    Args:
+      alone: no other split is needed, so that the data folder itself may be it.
+    """
     if file_list:
         listed = read_list(root / file_list)
         files = tuple(str(root / file) for file in listed.files)
@@ -65,8 +147,32 @@ def _open_split(root: Path, split: str, file_list: str) -> tuple[tuple[str, ...]
         if odd := find_odd(files):
             raise UserError(f"{root / file_list} lists {odd}, which is a folder, pipe or device; remove that line")
         return listed.class_names, ImageSet(files, listed.labels, root=str(root))
-    if has_shards(root / split):
-        class_names, shards = scan_shards(root / split)
+    if is_folder(root / split):
+        return _scan(root / split, root)
+    other = "val" if split == "train" else "train"
+    if _is_split(root) and not _is_split(root / other):
+        if not alone:
+            raise UserError(_no_split(root, "neither train/ nor val/, but class folders"))
+        names, images = _scan(root, root)
+        say(f"{root} has no {split}/: all {len(images.labels)} images of its {len(names)} classes are taken")
+        return names, images
+    if split == "val" and _is_split(root / other):
+        raise UserError(_no_split(root, "train/, but no val/"))
+    return scan_split(root / split)
+
+
+def _no_split(root: Path, found: str) -> str:
+    return (
+        f"{root} has {found}; validate on a fifth of each class with --config.data.val_share=0.2, or make both "
+        f"folders with: python -m rn50_jax.check_data {shlex.quote(str(root))} --split 0.2"
+    )
+
+
+def _scan(folder: Path, root: Path) -> tuple[tuple[str, ...], ImageSet]:
+    """Class names and images of a folder with class folders or tar shards; `root` is where names begin."""
+    if has_shards(folder):
+        class_names, shards = scan_shards(folder)
         members = Members(shards.tars, shards.shard, shards.offsets, shards.sizes)
         return class_names, ImageSet(shards.names, shards.labels, members)
-    return scan_split(root / split)
+    class_names, images = scan_split(folder)
+    return class_names, images._replace(root=str(root))

@@ -224,3 +224,24 @@ def check_class_names(found: tuple[str, ...], trained: tuple[str, ...], data_dir
         detail = f"class {name!r} is " + ("new" if name in found else "missing")
         break
     raise UserError(f"the class folders of {data_dir} are not those that the checkpoint was trained on: {detail}")
+
+
+def with_classes(dataset: Dataset, trained: tuple[str, ...], data_dir: str) -> Dataset:
+    """Returns a data set whose labels are those of a trained model: classes are matched by name.
+
+    The data may have some of the model's classes only, and says so then.
+
+    Raises:
+      UserError: it has a class that the model does not know.
+    """
+    found = dataset.class_names
+    if found == trained:
+        return dataset
+    if set(found) - set(trained):
+        check_class_names(found, trained, data_dir)
+    label_of = {name: label for label, name in enumerate(trained)}
+    labels = np.array([label_of[name] for name in found], np.int32)
+    if len(found) < len(trained):
+        warn(f"{data_dir} has {len(found)} of the {len(trained)} classes; the model still chooses among all of them")
+    train, val = (images._replace(labels=labels[images.labels]) for images in (dataset.train, dataset.val))
+    return Dataset(train, val, trained)
