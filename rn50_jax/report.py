@@ -254,7 +254,8 @@ def print_summary(
 
 
 def _not_read(dataset: Dataset) -> str:
-    counts = count_suffixes(dataset.train.not_read + dataset.val.not_read)
+    # Both splits of an unsplit folder name the same ones.
+    counts = count_suffixes(dict.fromkeys(dataset.train.not_read + dataset.val.not_read))
     return f"; not read: {suffixes_text(counts)}" if counts else ""
 
 
