@@ -227,7 +227,7 @@ def test_only_plain_numbers_are_names_of_checkpoints(tmp_path: Path, state: Trai
     for name in ("007", "5", "\N{FULLWIDTH DIGIT FIVE}", "+3", "3 ", "03"):
         with pytest.raises(UserError, match=r"no checkpoint .*; use best, latest or one of \[2, 3\]"):
             read(folder, name)
-    make(folder, state, {7: 1.0}, keep=1)
+    make(folder, state, {7: 3.0}, keep=1)
     assert names(folder) == sorted([*others, "99", "98", "7"])
 
 
