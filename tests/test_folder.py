@@ -63,7 +63,7 @@ def test_class_folder_may_be_a_link(tree: Path, tmp_path_factory: pytest.TempPat
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda t: (t / "val").rename(t / "validation"), "val does not exist"),
+        (lambda t: (t / "val").rename(t / "validation"), "has train/, but no val/"),
         (lambda t: [p.unlink() for p in (t / "train/bee").iterdir()], "train/bee has no images"),
         (lambda t: (t / "val/bee").rename(t / "val/wasp"), "class 'bee' is in train/ but not in val/"),
         (lambda t: (t / "train").rename(t / "t") and (t / "train").mkdir(), "train has no class folders"),
