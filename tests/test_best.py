@@ -81,16 +81,16 @@ def test_all_name_the_same_epoch(
     assert kept == sorted({10 * best, 30})
     with Checkpoints(tmp_path / "c", read_only=True) as checkpoints:
         assert checkpoints.read_meta("best")["epoch"] == best
-    assert result_table(lines)[1].split()[:2] == ["best", str(best)]
+    assert result_table(lines, classes=10)[1].split()[:2] == ["best", str(best)]
     history = History([line | {"epochs_done": line["epoch"]} for line in lines], "epoch")
-    assert next(iter(_tiles(history))).more == f"epoch {best}"
-    table = _epochs(history)
+    assert next(iter(_tiles(history, 10))).more == f"epoch {best}"
+    table = _epochs(history, 10)
     assert table is not None and table.bold == best - 1
     assert f"{10 * best} (best)" in _saved_text(tmp_path / "c", lines)
 
     capsys.readouterr()
     plan = Plan(1, 1, 32, 32, 10, 30, 0.1)
-    with Report([], plan, epochs=3, first_step=0) as report:
+    with Report([], plan, epochs=3, first_step=0, classes=10) as report:
         for line in lines:
             metrics = line | {"val.images": 9, "val.total_ips": 9.0}
             report.epoch(line["step"], line["epoch"] - 1, metrics)
