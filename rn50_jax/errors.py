@@ -8,7 +8,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from rn50_jax import console_log, streams
 from rn50_jax.layout import fit
@@ -113,6 +113,11 @@ class CommandLine(argparse.ArgumentParser):
             formatter_class=_Paragraphs,
             allow_abbrev=False,
         )
+
+    def print_help(self, file: Any = None) -> None:
+        """Called by argparse for --help."""
+        file = file or sys.stdout
+        file.write(fit(self.format_help(), file))
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for a wrong command line."""

@@ -17,13 +17,13 @@ from rn50_jax.layout import columns, fit, width_of, wrap
 from rn50_jax.text import counted, decimal, plural
 
 
-def in_a_terminal(env: dict[str, str], width: int, *words: object) -> list[str]:
+def in_a_terminal(env: dict[str, str], width: int, *words: object, cwd: Path = REPO) -> list[str]:
     """The lines that a command shows in a terminal of so many columns, without what moves its cursor."""
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (30, width))
     command = [sys.executable, "-m", *map(str, words)]
     env = env | {"TERM": "xterm-256color"}
-    process = subprocess.Popen(command, env=env, stdout=follower, stderr=follower, stdin=follower, cwd=REPO)
+    process = subprocess.Popen(command, env=env, stdout=follower, stderr=follower, stdin=follower, cwd=cwd)
     os.close(follower)
     written = b""
     while True:
@@ -75,20 +75,21 @@ def test_every_command(process_env: dict[str, str], trained: tuple[Path, str], d
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80])
 def test_training_and_its_mistakes(process_env: dict[str, str], digits: Path, tmp_path: Path, width: int) -> None:
-    words = ("rn50_jax.train", *tiny_args(digits), "--config.epochs=1", "--workdir", tmp_path / "my run")
-    lines = in_a_terminal(process_env, width, *words)
+    words = ("rn50_jax.train", *tiny_args(digits), "--config.epochs=1", "--workdir", "my run")
+    lines = in_a_terminal(process_env, width, *words, cwd=tmp_path)
     assert_whole_words(lines, width)
     text = "\n".join(lines)
     assert re.search(r"epoch 1/1  validation  top-1 \d+\.\d+ %  ", text) and ("img/s" in text) == (width == 80)
     # What is to be copied can be, as it stands.
     command = text[text.index("python -m rn50_jax.plot") : text.index("done")]
-    page = ["--html", f"{tmp_path}/my run/report.html"]
-    assert as_bash_reads(command) == ["python", "-m", "rn50_jax.plot", f"{tmp_path}/my run", *page]
+    page = ["--html", "my run/report.html"]
+    assert as_bash_reads(command) == ["python", "-m", "rn50_jax.plot", "my run", *page]
     # The log has every line whole, and nothing of the bars.
     log = (tmp_path / "my run/console.log").read_text()
     assert re.search(r"^epoch 1/1  validation  top-1 .*  297 images  \d+\.\d img/s$", log, re.MULTILINE)
     assert "\x1b" not in log and "━" not in log
-    lines = in_a_terminal(process_env, width, "rn50_jax.evaluate", "--workdir", tmp_path / "my run", "--per_class")
+    words = ("rn50_jax.evaluate", "--workdir", "my run", "--per_class")
+    lines = in_a_terminal(process_env, width, *words, cwd=tmp_path)
     assert_whole_words(lines, width)
     assert max(map(len, (line for line in lines if "%" in line))) <= width
 
