@@ -119,6 +119,11 @@ class CommandLine(argparse.ArgumentParser):
         self._words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
+    def print_help(self, file: Any = None) -> None:
+        """Called by argparse for --help."""
+        file = file or sys.stdout
+        file.write(fit(self.format_help(), file))
+
     def error(self, message: str) -> NoReturn:
         """Called by argparse for a wrong command line."""
         hint = hints.for_complaint(message, self._words, self)

@@ -48,7 +48,7 @@ def wrap(line: str, width: int) -> str:
         return line
     column = _FIRST_COLUMN.match(line)
     indent = width_of(column[0]) if column and width_of(column[0]) <= width // 3 else 0
-    indent = indent or len(line) - len(line.lstrip(" ")) + 2
+    indent = indent or min(len(line) - len(line.lstrip(" ")) + 2, width // 3)
     found = _COMMAND.search(line)
     text, command = (line[: found.start()].rstrip(" "), line[found.start() :]) if found else (line, "")
     rows, row = [], ""

@@ -57,7 +57,7 @@ def counted(number: int, noun: str) -> str:
 
 def plural(noun: str) -> str:
     """Returns the plural of a noun: "epochs", "passes", "classes"."""
-    return noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
+    return noun + ("es" if noun.endswith(("s", "sh", "tch", "x")) else "s")
 
 
 def decimal(value: float, digits: int) -> str:

@@ -79,7 +79,7 @@ def test_colours_narrow_terminals_and_none(process_env: dict[str, str]) -> None:
     narrow = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", in_a_terminal(process_env, 50))
     assert "━" not in narrow and re.search(r"run +5/20 ETA", narrow)
     assert "epoch 1/2  loss  2.5000  top-1  12.50\r\n" in narrow  # the rest has no room
-    assert "x 1 pass =\r\n           32 per update, " in narrow  # wrapped below its beginning
+    assert "x 1 pass = 32\r\n           per update, " in narrow  # wrapped below its beginning
     dumb = in_a_terminal(process_env, 120, TERM="dumb")
     assert "\x1b" not in dumb and "compiling" not in dumb and "epoch 1/2  step  5/20" in dumb
 

@@ -43,7 +43,7 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
     workdir, printed = trained
     for text in (
         "1 x CPU, pmap",
-        "1500 training and 297 validation images, 10 classes",
+        "1,500 training and 297 validation images, 10 classes",
         "resnet18, 6,226 parameters, 32 px",
         "fp32, matmul convolutions",
         "32 per device x 1 device x 1 pass = 32 per update",
