@@ -1,6 +1,6 @@
 """A newcomer's five commands on real photographs: one folder a class, unbalanced, and some of the files damaged.
 
-The photographs come with packages that are installed anyway: scikit-learn's pagoda and dahlia, and matplotlib's
+The photographs come with packages that are installed anyway: scikit-learn has the pagoda and the dahlia, matplotlib the
 portrait of Grace Hopper. Each image is a crop of one of them.
 """
 
