@@ -115,7 +115,7 @@ HOSTILE = "</style><script>alert('1')</script>\"'&\x00\x1b\n\u202e\ud800"
 
 def test_no_text_from_anywhere_is_markup(tmp_path: Path) -> None:
     table = Table([HOSTILE], [[HOSTILE]])
-    card = Card("", HOSTILE, False, HOSTILE, HOSTILE, HOSTILE)
+    card = Card("", HOSTILE, False, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
     mistakes = Mistakes(
         HOSTILE,
         1,
