@@ -172,7 +172,7 @@ def test_a_list_is_packed(folders: Path, tmp_path: Path) -> None:
     told = pack_folder(
         folders, tmp_path / "out", {"train": tmp_path / "l.tsv"}, workers=1, max_bytes=2**40, max_images=9, seed=None
     )
-    assert told.startswith(f"{tmp_path}/out/train: 2 images in 1 shards")
+    assert told.startswith(f"{tmp_path}/out/train: 2 images in 1 shard,")
     class_names, images = scan_shards(tmp_path / "out/train")
     assert (class_names, images.names, images.labels.tolist()) == (("odd", "even"), tuple(files), [1, 0])
 
@@ -306,7 +306,7 @@ def test_foreign_shards_are_indexed(tmp_path: Path, run: Run) -> None:
         write_tar(tmp_path / split / "x-1.tar", [*sample("c d", 1)])
     done = run("pack", "--index", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "train: 3 images in 2 shards, 1 .idx files written" in done.stdout
+    assert "train: 3 images in 2 shards, 1 .idx file written" in done.stdout
     assert "x-1.tar has names with spaces" in done.stderr
     assert (tmp_path / "train/x-0.idx").read_text() == "v1.2 2\njpg 512 700 a.jpg cls 2048 1 a.cls\n" + (
         "png 3072 700 b.png cls 4608 1 b.cls\n"

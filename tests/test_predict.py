@@ -86,7 +86,8 @@ def test_folders_and_standard_input_to_files(
     shutil.copy(next((digits / "val/4").iterdir()), os.fsencode(folder) + b"/\xff.jpg")
     (folder / "bad.jpg").write_text("no image")
     done = predict(process_env, "--workdir", workdir, folder, "--out", tmp_path / "a.jsonl", "--top_k", 2)
-    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+    told = f"29 images classified, 1 failed; the answers are in {tmp_path}/a.jsonl\n".encode()
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", told)
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     names = ["bad.jpg", *sorted(f"three/{path.name}" for path in (folder / "three").iterdir()), "\udcff.jpg"]
     assert [line["file"] for line in lines] == [f"{folder}/{name}" for name in names]

@@ -140,7 +140,10 @@ def test_a_signal_saves_and_ends_wherever_it_comes(
         assert process.returncode == 128 + number, err
         first, second = err.strip().splitlines()
         assert first == "finishing the step and saving; a second signal ends at once"
-        step = int(re.fullmatch(rf"ended by {number.name} after step (\d+); everything is saved", second)[1])
+        told = "everything is saved, and the same command goes on from there"
+        found = re.fullmatch(rf"ended by {number.name} after step (\d+); {told}", second)
+        assert found, second
+        step = int(found[1])
         assert read_meta(workdir)["step"] == step
         return step
 
