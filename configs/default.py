@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
     model.num_classes = 0  # 0: as many as there are class folders (synthetic data: 1000); integer >= 0
     model.init = "fanin"  # He initialisation of convolutions: fanin or classic (fan-out); also grp-fanin, grp-fanout
     model.zero_init_last_gamma = False  # True: every residual block starts as the identity (Goyal et al. 2017)
-    model.pretrained_weights = ""  # weight file that a new run starts from (also --pretrained_weights FILE); "": none
+    model.pretrained_weights = ""  # weight file, or the folder of a run, that a new run starts from, with its
+    # architecture unless the command line gives one (also --pretrained_weights FILE); "": none
     model.conv_lowering = "auto"  # native, matmul (1x1 and small 3x3), dot1x1, or auto: matmul on CPU, native on GPU
     model.stem = "auto"  # first convolution: conv, padded (4 channels), space_to_depth, or auto: padded on GPU in bf16
     model.max_pool = "fused"  # with BatchNorm and ReLU before it; indexed, alone; native, XLA's select-and-scatter

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import re
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NoReturn
 
 from rn50_jax import __version__, errors
 from rn50_jax.errors import UserError
+from rn50_jax.layout import fit
 from rn50_jax.recipe_files import FOLDER, recipe_names
 
 
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     """
     name, *rest = argv or [""]
     if name in ("-h", "--help", "help"):
-        print(_help())
+        print(fit(_help(), sys.stdout))
         return 0
     if name == "--version":
         print(f"rn50-jax {__version__}")

@@ -1,10 +1,12 @@
 """What a model gets wrong, in numbers: classes, confusions, confident mistakes, calibration."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from rn50_jax.data.folder import ImageSet
+from rn50_jax.data.folder import ImageSet, names_from_root
+from rn50_jax.data.transform import AS_STORED, Rendering
 
 BINS = 15  # of confidence, as in Guo et al.
 
@@ -39,7 +41,7 @@ class Predictions(NamedTuple):
     """What a model said about N images, a row each.
 
     images: the set that they are of. places: int64 [N], where in it. labels: int32 [N]. classes: int32 [N, k] and
-    probabilities: float32 [N, k], best first, k usually 5. class_names: K.
+    probabilities: float32 [N, k], best first, k usually 5. class_names: K. rendering: how the images were seen.
     """
 
     images: ImageSet
@@ -48,10 +50,15 @@ class Predictions(NamedTuple):
     classes: np.ndarray
     probabilities: np.ndarray
     class_names: tuple[str, ...]
+    rendering: Rendering = AS_STORED
 
     def file(self, row: int) -> str:
         """The image's file; "" for synthetic data."""
         return self.images.files[self.places[row]] if self.images.files else ""
+
+    def names(self) -> Sequence[str]:
+        """Returns the images' paths from the data's folder, in the set's order; none for synthetic data."""
+        return names_from_root(self.images)
 
     def right(self) -> np.ndarray:
         """Whether the best guess is right: bool [N]."""

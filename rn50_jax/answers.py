@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
 from rn50_jax.files import to_json
+from rn50_jax.layout import fit
 from rn50_jax.text import csv_row, printable
 
 # {"file", "predictions": [{"class", "index", "probability"}, ...]}, best first, or {"file", "error"}.
@@ -23,9 +24,10 @@ def write_nvidia(answers: Iterable[Answer], file: TextIO) -> None:
 
 def _write_lines(answers: Iterable[Answer], file: TextIO, line: Callable[[str, float], str]) -> None:
     for answer in answers:
-        print(printable(answer["file"] + (f": {answer['error']}" if "error" in answer else "")), file=file)
+        first = printable(answer["file"] + (f": {answer['error']}" if "error" in answer else ""))
+        print(fit(first, file), file=file)
         for p in answer.get("predictions", []):
-            print(line(printable(p["class"]), 100 * p["probability"]), file=file)
+            print(fit(line(printable(p["class"]), 100 * p["probability"]), file), file=file)
         file.flush()
 
 

@@ -6,6 +6,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from rn50_jax.augment import Normalisation
 from rn50_jax.models.conv import INITS
 from rn50_jax.models.norm import NormSync
 from rn50_jax.models.resnet import FAMILY, ResNet
@@ -116,7 +117,13 @@ def build_options(config: ConfigDict, accumulation: int) -> TrainOptions:
         ema_decay=config.recipe.ema_decay,
         scaling=scaling if config.precision == "fp16" else None,
         seed=config.seed,
+        normalisation=build_normalisation(config),
     )
+
+
+def build_normalisation(config: ConfigDict) -> Normalisation:
+    """The config's means and standard deviations of pixels, which it gives in 0 to 1."""
+    return Normalisation(*(tuple(255 * value for value in values) for values in (config.data.mean, config.data.std)))
 
 
 def build_state(config: ConfigDict, model: ResNet, *, abstract: bool = False) -> Any:

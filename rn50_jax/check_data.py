@@ -1,6 +1,7 @@
 """Looks through a data set before training: `python -m rn50_jax.check_data DIR`."""
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from rn50_jax import errors
 from rn50_jax.data.filelist import listable, write_list
+from rn50_jax.data.folder import suffixes_text
 from rn50_jax.data.health import (
     Place,
     duplicate_findings,
@@ -26,10 +28,12 @@ from rn50_jax.data.processes import count_workers
 from rn50_jax.data.scan import Looked, find_duplicates, look_at
 from rn50_jax.data.write_split import LIST_SUFFIX, check_new, write_split
 from rn50_jax.errors import UserError
+from rn50_jax.layout import fit
 from rn50_jax.progress import progress
-from rn50_jax.text import printable, shell
+from rn50_jax.text import counted, printable, shell
 
 _EXAMPLES = 3  # of each kind, that are printed
+_CLASSES = 5  # with most images on their side
 
 
 def check(
@@ -91,11 +95,14 @@ def _find_duplicates(splits: dict[str, Split], seen: dict[str, Looked], workers:
 def report_text(report: dict[str, Any]) -> str:
     """The report as a page to read."""
     lines = [
-        f"{report['dir']}: {report['mode']} check of {report['images']:,} images in {report['seconds']:.1f} s "
+        f"{report['dir']}: {report['mode']} check of {counted(report['images'], 'image')} in {report['seconds']:.1f} s "
         f"({report['images_per_second']:,.0f} images per second)"
     ]
     for name, facts in report["splits"].items():
-        lines += ["", f"{name}: {facts['images']:,} images of {facts['classes']:,} classes, {facts['kind']}"]
+        lines += [
+            "",
+            f"{name}: {counted(facts['images'], 'image')} of {counted(facts['classes'], 'class')}, {facts['kind']}",
+        ]
         lines += [f"  {label:<17}{text}" for label, text in _split_rows(facts)]
     if report["imagenet"]:
         lines += ["", "The classes are ImageNet's 1,000 synsets, in the order of their labels."]
@@ -126,6 +133,15 @@ def _split_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if span := facts.get(key):
             middle = f"nine in ten {span['p5']:g} to {span['p95']:g}, median {span['median']:g}"
             yield key, f"{span['min']:g} to {span['max']:g}{unit}; {middle}"
+    if counts := facts["not_read"]:
+        yield "not read", f"{suffixes_text(counts)}; convert them to JPEG, see docs/data.md"
+    if count := facts["on_their_side"]["images"]:
+        per_class = [f"{name} {count:,}" for name, count in facts["on_their_side"]["images_per_class"].items()]
+        most = ", ".join(per_class[:_CLASSES]) + (", ..." if len(per_class) > _CLASSES else "")
+        yield (
+            "on their side",
+            f"{count:,} of {facts['images']:,} images ({most}), unless --config.data.exif_rotation=true",
+        )
 
 
 def write_clean_lists(file: Path, root: Path, splits: dict[str, Split], left_out: set[Place]) -> list[str]:
@@ -153,7 +169,9 @@ def write_clean_lists(file: Path, root: Path, splits: dict[str, Split], left_out
         unlisted = sum(not listable(path) for path in split.names)
         because = f", {unlisted:,} of them for names that a list cannot hold" if unlisted else ""
         told.append(
-            printable(f"{target}: {len(labels):,} images, {len(split.names) - len(labels):,} left out{because}")
+            printable(
+                f"{target}: {counted(len(labels), 'image')}, {len(split.names) - len(labels):,} left out{because}"
+            )
         )
     return told
 
@@ -242,7 +260,7 @@ def main(argv: Sequence[str]) -> int:
             "\n\nThere is no split into train/ and val/ yet. Train with --config.data.val_share=0.2, which sets a "
             "fifth of each class apart, or let --split 0.2 write both folders."
         )
-    print(text, flush=True)
+    print(fit(text, sys.stdout), flush=True)
     return 1 if report["problems"] else 0
 
 

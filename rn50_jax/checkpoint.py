@@ -29,6 +29,7 @@ from rn50_jax.integrity import check_finite, describe_arrays, describe_entry, de
 from rn50_jax.quiet import settle, without_noise
 from rn50_jax.state import TrainState
 from rn50_jax.step_folders import DAMAGED, check_files, clean_up, find_steps
+from rn50_jax.text import counted
 
 _FAILURES = 3  # saves in a row that may fail before the run stops
 
@@ -59,7 +60,7 @@ class Checkpoints:
 
     Args:
       directory: holds a folder for each checkpoint.
-      keep: newest checkpoints to keep; the best by `val.top1` or `val_ema.top1` is kept besides.
+      keep: newest checkpoints to keep; the best by `integrity.rank` is kept besides.
       gather: also keep those of the ends of the epochs of `is_gathered`.
       read_only: for evaluation beside a training run: nothing is changed or cleaned up.
 
@@ -125,8 +126,7 @@ class Checkpoints:
 
         Args:
           meta: JSON values to find again in `read_meta`: step, epoch, config, class_names, ...
-          metrics: validation metrics; may be empty. The larger of `val.top1` and `val_ema.top1` decides which
-            checkpoint is the best.
+          metrics: validation metrics; may be empty. `integrity.rank` of them decides which checkpoint is the best.
 
         Raises:
           RunStopped: several saves in a row have failed, or the state is not finite.
@@ -260,7 +260,7 @@ class Checkpoints:
         found = describe_arrays(arrays)
         damaged = [name for name in saved if saved[name] != found[name]]
         if damaged:
-            raise DamagedError(f"{place} is damaged: {len(damaged)} array(s) differ from what was saved ({damaged[0]})")
+            raise DamagedError(f"{place} is damaged: {counted(len(damaged), 'array')} not as saved ({damaged[0]})")
         restored: TrainState = flax.serialization.from_state_dict(like, arrays)
         return restored
 

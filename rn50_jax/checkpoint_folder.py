@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from rn50_jax.description import Meta, read_description
 from rn50_jax.errors import UserError, warn
 from rn50_jax.faults import passing_fault, reason
-from rn50_jax.integrity import score
+from rn50_jax.integrity import rank
 from rn50_jax.step_folders import (
     DAMAGED,
     EARLIER,
@@ -53,10 +53,10 @@ class Found(NamedTuple):
         return sorted({*self.metas, *self.damaged}, key=lambda step: (orders.get(step, newest), step))
 
     def best(self) -> int | None:
-        """Returns the step that validated best, the newest of equals."""
-        scores = {step: score(self.metas[step]["metrics"]) for step in self.by_age() if step in self.metas}
-        validated = [step for step, value in reversed(scores.items()) if value >= 0]
-        return max(validated, key=lambda step: scores[step], default=None)
+        """Returns the step that validated best by `integrity.rank`; None if none was validated."""
+        ranks = {step: rank(meta["metrics"], meta["epoch"]) for step, meta in self.metas.items()}
+        validated = [step for step in self.by_age() if step in ranks and ranks[step][0] >= 0]
+        return max(validated, key=lambda step: ranks[step], default=None)
 
 
 def is_gathered(epochs: int) -> bool:
@@ -223,7 +223,7 @@ class CheckpointFolder:
         # Saved before its validation, or of a time when an epoch had another number of steps.
         before = found.metas.get(step, {})
         role = ""
-        if found.best() == step and score(before["metrics"]) > score(meta["metrics"]):
+        if found.best() == step and rank(before["metrics"], before["epoch"]) > rank(meta["metrics"], meta["epoch"]):
             role = "the best"
         elif gather and _ends_gathered(before) and before["position"] != meta.get("position"):
             role = f"that of epoch {before['epoch']}"

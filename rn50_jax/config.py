@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import difflib
 import importlib.util
 import os
 import sys
@@ -12,12 +11,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rn50_jax import files
+from rn50_jax import files, hints
 from rn50_jax.errors import UserError
 from rn50_jax.files import read_json
 from rn50_jax.models.resnet import FAMILY
 from rn50_jax.recipe_files import FOLDER, find_config
 from rn50_jax.rules import ADDED, EXACT_REFERENCE, REMOVED, RULES
+from rn50_jax.text import shell
 from rn50_jax.tune import part_names
 
 # The config that weight files are used with.
@@ -43,12 +43,10 @@ def parse_args(
     overrides = []
     words = iter(rest)
     for word in words:
-        if not word.startswith("--config."):
-            name = word.lstrip("-").partition("=")[0].replace("-", "_")
-            alike = [f"--config.{key}=VALUE" for key in RULES if key.rpartition(".")[2] == name]
-            hint = f"did you mean {alike[0]}?" if alike else "see --help (config keys are given as --config.key=value)"
-            raise UserError(f"unknown argument {word!r}; {hint}")
         key, equals, text = word.removeprefix("--config.").partition("=")
+        if not word.startswith("--config.") or f"--{key}" in hints.options_of(parser):
+            raise UserError(f"unknown argument {word!r}; {hints.for_unknown(word, argv, parser, RULES)}")
+        _check_known(key)
         if not equals:
             text = next(words, "")
             if not text or text.startswith("--"):
@@ -193,11 +191,7 @@ def _check_known(key: str) -> None:
         return
     if key in REMOVED:
         raise UserError(f"config.{key} does nothing any more; leave it out")
-    section = [k for k in RULES if k.startswith(key + ".")]
-    close = section or difflib.get_close_matches(key, RULES, n=3, cutoff=0.5)
-    close = close or [k for k in RULES if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    hint = f"did you mean {', '.join(close)}?" if close else "the keys are listed in configs/default.py"
-    raise UserError(f"config has no key {key!r}; {hint}")
+    raise UserError(f"config has no key {key!r}; {hints.for_key(key, RULES)}")
 
 
 def _parse_value(key: str, text: str) -> Any:
@@ -277,7 +271,7 @@ def validate(config: ConfigDict) -> None:
     if config.run.resume and config.recipe.optimizer != "sgd":
         raise UserError(
             f"config.run.resume takes the state of SGD, and config.recipe.optimizer={config.recipe.optimizer!r} has "
-            f"another; start from the weights alone with --pretrained_weights {config.run.resume}"
+            f"another; start from the weights alone with {shell(['--pretrained_weights', config.run.resume])}"
         )
 
 

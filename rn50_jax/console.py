@@ -1,9 +1,7 @@
 """What a run looks like in a terminal, and in the log of a batch job."""
 
 import os
-import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -12,8 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from rn50_jax.errors import keep, say
+from rn50_jax.layout import columns, fit
 from rn50_jax.plan import Plan
-from rn50_jax.text import printable
+from rn50_jax.text import counted, decimal, printable
 
 NARROW = 60  # columns below which a progress bar has no room
 
@@ -63,15 +63,18 @@ class Screen:
         self._progress.__exit__(kind, error, trace)
 
     def line(self, parts: str | Sequence[tuple[int, str]]) -> None:
-        """Prints a line above the bars.
+        """Prints a line above the bars; all of it is kept in the console's log.
 
         Args:
           parts: the text, or (priority, text) in order: in a terminal that is too narrow for all of them, those with
             the lowest priority are left out.
         """
         if not isinstance(parts, str):
-            parts = "  ".join(_fitting(parts, self._console.width if self.live else None))
-        self._console.print(parts, markup=False)
+            keep(printable("  ".join(text for _, text in parts)))
+            parts = "  ".join(_fitting(parts, columns(sys.stdout)))
+        else:
+            keep(parts)
+        self._console.print(fit(parts, sys.stdout), markup=False)
 
     def advance(self, step: int) -> None:
         """Moves the bars to `step` of the run; costs no look at the device."""
@@ -111,7 +114,7 @@ def train_line(metrics: Mapping[str, float], place: str, step: str, left: float 
     parts = [
         (9, place),
         (5, step),
-        (8, f"loss {metrics['train.loss']:7.4f}"),
+        (8, f"loss {decimal(metrics['train.loss'], 4):>7}"),
         (7, f"top-1 {metrics['train.top1']:6.2f}"),
         (3, f"lr {metrics['lr']:.5f}"),
         (6, speed),
@@ -122,26 +125,42 @@ def train_line(metrics: Mapping[str, float], place: str, step: str, left: float 
     return [*parts, (4, f"ETA {'-' if left is None else clock(left)}")]
 
 
-def validation_text(metrics: Mapping[str, float], prefix: str = "val") -> str:
-    """The numbers of a validation as one line, the same in training and offline evaluation."""
-    what = "validation" if prefix == "val" else "averaged  "
+def validation_parts(metrics: Mapping[str, float], prefix: str = "val", *, classes: int) -> list[tuple[int, str]]:
+    """The numbers of a validation as `Screen.line` takes them.
+
+    Args:
+      classes: of the data; with five or fewer, top-5 says nothing and is "-".
+    """
     top1, top5, loss = (metrics[f"{prefix}.{name}"] for name in ("top1", "top5", "loss"))
-    return (
-        f"{what}  top-1 {top1:.3f} %  top-5 {top5:.3f} %  loss {loss:.5f}  "
-        f"{metrics['val.images']:.0f} images  {metrics['val.total_ips']:.1f} img/s"
-    )
+    return [
+        (8, "validation" if prefix == "val" else "averaged  "),
+        (7, f"top-1 {top1:.3f} %"),
+        (4, f"top-5 {top5_text(top5, 3, classes)}" + ("" if is_trivial(classes) else " %")),
+        (5, f"loss {decimal(loss, 5)}"),
+        (2, counted(round(metrics["val.images"]), "image")),
+        (1, f"{metrics['val.total_ips']:.1f} img/s"),
+    ]
+
+
+def validation_text(metrics: Mapping[str, float], prefix: str = "val", *, classes: int) -> str:
+    """The numbers of a validation as one line, the same in training and offline evaluation."""
+    return "  ".join(text for _, text in validation_parts(metrics, prefix, classes=classes))
+
+
+def is_trivial(classes: int | None) -> bool:
+    """Whether there are so few classes that top-5 accuracy is always 100 %; None for an unknown number."""
+    return classes is not None and classes <= 5
+
+
+def top5_text(value: float, digits: int, classes: int) -> str:
+    """Returns top-5 accuracy; "-" of so few classes that it is always 100 %."""
+    return "-" if is_trivial(classes) else f"{value:.{digits}f}"
 
 
 def print_rows(rows: Mapping[str, str]) -> None:
     """Prints names and what they are, aligned; in a terminal, long lines go on below their beginning."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for name, text in rows.items():
-        line = f"{name:<10} {printable(text)}"
-        if width > 40:
-            line = textwrap.fill(
-                line, width, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False
-            )
-        print(line, flush=True)
+        say(f"{name:<10} {text}")
 
 
 def clock(seconds: float) -> str:

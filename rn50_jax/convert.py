@@ -11,6 +11,8 @@ from rn50_jax import config as configs
 from rn50_jax import errors
 from rn50_jax.errors import say
 from rn50_jax.stored import StoredModel, add_run_arguments, describe_model, load_run, load_weights
+from rn50_jax.text import counted
+from rn50_jax.weight_facts import beside
 from rn50_jax.weight_files import SUFFIXES, WeightFile, write_weights
 from rn50_jax.weights import to_torch
 
@@ -19,17 +21,13 @@ def save_weights(stored: StoredModel, target: Path) -> dict[str, Any]:
     """Writes a model's weights in the format of the file's suffix.
 
     Returns:
-      What the file says about itself, where its format can. A weight file that does not tell its classes and image
-      sizes is not made to.
+      What the file says about itself: inside it, or of `.pth` in `FILE.json` beside it. What neither the source nor the
+      command line tells is left out.
 
     Raises:
       UserError: unknown suffix, the weights cannot be read or the file not be written.
     """
-    meta = describe_model(stored)
-    if not stored.class_names:
-        del meta["class_names"]
-        if "checkpoint" not in stored.facts:
-            meta = {key: value for key, value in meta.items() if key not in ("image_size", "resize", "transform")}
+    meta = {key: value for key, value in describe_model(stored).items() if key not in stored.assumed}
     write_weights(target, WeightFile(to_torch(**stored.load()), meta))
     return meta
 
@@ -40,7 +38,7 @@ def summary(stored: StoredModel) -> str:
         partial(stored.model.init, train=False), jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
     )
     parameters = sum(x.size for x in jax.tree.leaves(shapes["params"]))
-    return f"{stored.config.model.arch}, {parameters:,} parameters, {stored.model.num_classes} classes"
+    return f"{stored.config.model.arch}, {parameters:,} parameters, {counted(stored.model.num_classes, 'class')}"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
         stored = load_weights(args.source, overrides)
     save_weights(stored, args.target)
     say(f"{stored.name}: {summary(stored)}")
-    say(f"written to {args.target}")
+    aside = "" if args.target.name.lower().endswith((".npz", ".safetensors")) else f" and {beside(args.target)}"
+    say(f"written to {args.target}{aside}")
     return 0
 
 

@@ -17,6 +17,7 @@ from rn50_jax.files import open_regular, parse_json, to_json
 from rn50_jax.linefile import LineFile
 from rn50_jax.records import Record
 from rn50_jax.rules import is_own_name
+from rn50_jax.text import counted
 
 Metrics = Mapping[str, float]
 
@@ -95,7 +96,7 @@ def dle_parameters(
         "save_checkpoints": run.save_checkpoints,
         "workspace": str(workdir),
         "world_size": num_devices,
-        "iteration": f"one update of {accumulation} forward pass(es) on each device",
+        "iteration": f"one update of {counted(accumulation, 'forward pass')} on each device",
     }
 
 

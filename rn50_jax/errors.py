@@ -4,12 +4,14 @@ import argparse
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
-from rn50_jax import streams
+from rn50_jax import console_log, hints, streams
+from rn50_jax.layout import fit
 from rn50_jax.restart import use_utf8
 from rn50_jax.text import printable
 
@@ -40,14 +42,36 @@ class Interrupted(Exception):
 
 
 def say(line: str) -> None:
-    """Prints a line of what a command has to tell, whatever names are in it."""
-    print(printable(line), flush=True)
+    """Prints a line of what a command has to tell, whatever names are in it; broken at blanks in a narrow terminal."""
+    _write(printable(line), sys.stdout)
 
 
 def warn(text: str) -> None:
     """Prints, once for all processes, what the user should know but need not mend."""
     if "jax" not in sys.modules or sys.modules["jax"].process_index() == 0:
-        print(f"note: {printable(text)}", file=sys.stderr, flush=True)
+        _write(f"note: {printable(text)}", sys.stderr)
+
+
+def tell_end(text: str) -> None:
+    """Prints on standard error what a command has done whose results go to standard output."""
+    _write(printable(text), sys.stderr)
+
+
+def keep(text: str) -> None:
+    """Keeps text that was printed elsewhere in the console's log, see `console_log`; warns once if that fails."""
+    if error := console_log.keep(text):
+        warn_of_log(error)
+
+
+def warn_of_log(error: OSError) -> None:
+    """Warns that the console's log cannot be written."""
+    name = f" {error.filename}" if error.filename else ""
+    warn(f"{console_log.FILE} cannot be written ({error.strerror}{name}); the run goes on")
+
+
+def _write(line: str, file: TextIO) -> None:
+    print(fit(line, file), file=file, flush=True)
+    keep(line)
 
 
 EXIT_CODES = (
@@ -57,11 +81,14 @@ EXIT_CODES = (
 
 
 class _Paragraphs(argparse.HelpFormatter):
-    """Fills each paragraph of the description and the epilog for itself."""
+    """Fills each paragraph of the description and the epilog for itself, and breaks no word."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        fill = super()._fill_text
-        return "\n\n".join(fill(paragraph, width, indent) for paragraph in text.split("\n\n"))
+        paragraphs = (self._split_lines(paragraph, width - len(indent)) for paragraph in text.split("\n\n"))
+        return "\n\n".join("\n".join(indent + line for line in lines) for lines in paragraphs)
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -87,9 +114,20 @@ class CommandLine(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Does what argparse does, and remembers the words for `error`."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def print_help(self, file: Any = None) -> None:
+        """Called by argparse for --help."""
+        file = file or sys.stdout
+        file.write(fit(self.format_help(), file))
+
     def error(self, message: str) -> NoReturn:
         """Called by argparse for a wrong command line."""
-        raise UserError(f"{message}; see {self.prog} --help")
+        hint = hints.for_complaint(message, self._words, self)
+        raise UserError(f"{message}; {hint or f'see {self.prog} --help'}")
 
 
 def tell(error: BaseException) -> int:
@@ -99,17 +137,18 @@ def tell(error: BaseException) -> int:
     stopped itself, 129 (SIGHUP), 130 (SIGINT) and 143 (SIGTERM) interrupted, 141 (SIGPIPE) nobody reads on.
     """
     if isinstance(error, Interrupted):
-        print(printable(str(error)), file=sys.stderr, flush=True)
+        _write(printable(str(error)), sys.stderr)
         return 128 + error.number
     if isinstance(error, UserError | RunStopped | streams.Unwritable):
-        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+        _write(f"error: {printable(str(error))}", sys.stderr)
         return EXIT_STOPPED if isinstance(error, RunStopped) else 2
     if isinstance(error, BrokenPipeError):  # who reads standard output, `head` for one, has seen enough
         return 128 + signal.SIGPIPE
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr, flush=True)
+        _write("interrupted", sys.stderr)
         return 130
     traceback.print_exception(error)
+    keep("".join(traceback.format_exception(error)).rstrip())
     sys.stderr.flush()
     return 1
 
@@ -117,7 +156,7 @@ def tell(error: BaseException) -> int:
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command's `main(argv) -> exit code` and ends the process, see `tell`."""
     use_utf8()
-    with streams.guarded():
+    with streams.guarded(), console_log.listening():
         try:
             code = _call(main)
             sys.stdout.flush()

@@ -1,5 +1,6 @@
 """Evaluates a model on every image of `val/`: `python -m rn50_jax.evaluate --workdir W`, or `--weights FILE`."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,18 +16,22 @@ from ml_collections import ConfigDict
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
 from rn50_jax.analysis import BINS, Predictions
+from rn50_jax.build import build_normalisation
 from rn50_jax.console import validation_text
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches
 from rn50_jax.data.folder import Dataset, with_classes
 from rn50_jax.data.order import eval_order
+from rn50_jax.data.transform import rendering_of
 from rn50_jax.errors import UserError, say
+from rn50_jax.layout import columns
 from rn50_jax.mistakes import check_target, tell_mistakes, write_analysis, write_predictions
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables
 from rn50_jax.step import Batch, Metrics, eval_step, examine_step
-from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model
-from rn50_jax.workdir import write_json
+from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model, warn_assumed
+from rn50_jax.text import counted
+from rn50_jax.workdir import describe_devices, write_json
 
 EvalStep = Callable[[Variables, Batch], Metrics]
 
@@ -119,8 +124,8 @@ def examine_stored(stored: StoredModel, *, flip_tta: bool = False) -> tuple[dict
     mesh = parallel.make_mesh(stored.devices)
     model, loaded = load_for_inference(stored, exact=True)
     variables = parallel.replicate(loaded, mesh)
-    step = partial(examine_step, model=model, axis_name=parallel.AXIS, label_smoothing=config.recipe.label_smoothing)
-    compiled = parallel.spread(partial(step, flip_tta=flip_tta), mesh, mode=config.parallel)
+    step = partial(examine_step, model=model, axis_name=parallel.AXIS, **_options(config, flip_tta))
+    compiled = parallel.spread(step, mesh, mode=config.parallel)
     ranked: list[Metrics] = []
 
     def remembering(weights: Variables, batch: Batch) -> Metrics:
@@ -138,7 +143,8 @@ def examine_stored(stored: StoredModel, *, flip_tta: bool = False) -> tuple[dict
     kept = np.flatnonzero(weights)  # neither padding nor images that could not be decoded
     index = order.reshape(-1)[kept]
     labels = dataset.val.labels[index]
-    predictions = Predictions(dataset.val, index, labels, classes[kept], probabilities[kept], dataset.class_names)
+    found = classes[kept], probabilities[kept]
+    predictions = Predictions(dataset.val, index, labels, *found, dataset.class_names, rendering_of(config))
     named = {"flip_tta": True} if flip_tta else {}
     return result | {"val.ece": predictions.calibration().error} | stored.facts | named, predictions
 
@@ -155,16 +161,23 @@ def _open_dataset(stored: StoredModel) -> Dataset:
         return with_classes(dataset, stored.class_names, config.data.dir)
     if len(dataset.class_names) != stored.model.num_classes:
         raise UserError(
-            f"{config.data.dir} has {len(dataset.class_names)} class folders, and {stored.name} is of a model with "
-            f"{stored.model.num_classes} classes; pass --config.data.dir=DIR"
+            f"{config.data.dir} has {counted(len(dataset.class_names), 'class folder')}, and {stored.name} is "
+            f"of a model with {counted(stored.model.num_classes, 'class')}; pass --config.data.dir=DIR"
         )
     return dataset
 
 
 def make_eval_step(config: ConfigDict, model: ResNet, *, flip_tta: bool = False) -> EvalStep:
     """The evaluation step of one device, the same in training and afterwards."""
-    options = {"label_smoothing": config.recipe.label_smoothing, "flip_tta": flip_tta}
-    return partial(eval_step, model=model, axis_name=parallel.AXIS, **options)
+    return partial(eval_step, model=model, axis_name=parallel.AXIS, **_options(config, flip_tta))
+
+
+def _options(config: ConfigDict, flip_tta: bool) -> dict[str, Any]:
+    return {
+        "label_smoothing": config.recipe.label_smoothing,
+        "flip_tta": flip_tta,
+        "normalisation": build_normalisation(config),
+    }
 
 
 _TTA = ", test-time augmentation: mean of each image and its mirror image"
@@ -201,16 +214,18 @@ def main(argv: Sequence[str]) -> int:
     stored = load_model(args, overrides)
     if not (args.per_class or args.predictions):
         result = evaluate_stored(stored, flip_tta=args.flip_tta)
-        say(f"{stored.name}{_TTA if args.flip_tta else ''}")
-        say(validation_text(result))
+        warn_assumed(stored)
+        say(f"{stored.name}, on {describe_devices(stored.devices)}{_TTA if args.flip_tta else ''}")
+        say(validation_text(result, classes=stored.model.num_classes))
     else:
         result, predictions = examine_stored(stored, flip_tta=args.flip_tta)
-        say(f"{stored.name}{_TTA if args.flip_tta else ''}")
-        say(validation_text(result))
+        warn_assumed(stored)
+        say(f"{stored.name}, on {describe_devices(stored.devices)}{_TTA if args.flip_tta else ''}")
+        say(validation_text(result, classes=stored.model.num_classes))
         say(f"calibration  {100 * result['val.ece']:.2f} % expected calibration error over {BINS} bins")
         if args.per_class:
             folder = args.out or (args.workdir or Path()) / "evaluation"
-            for line in tell_mistakes(predictions):
+            for line in tell_mistakes(predictions, columns(sys.stdout)):
                 say(line)
             write_analysis(predictions, folder)
             say(f"written to {folder}")

@@ -17,9 +17,9 @@ from rn50_jax.exporting import onnx_file, stablehlo
 from rn50_jax.exporting.check import TOLERANCES, check, check_images, thin_out
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Exportable, Form, describe, load_exportable
 from rn50_jax.exporting.quantise import Quantisation, compare, find_calibration, mark_quantised, quantise
-from rn50_jax.stored import StoredModel, add_source_arguments, load_model
-from rn50_jax.text import in_utf8
-from rn50_jax.workdir import write_json
+from rn50_jax.stored import StoredModel, add_source_arguments, load_model, warn_assumed
+from rn50_jax.text import counted, in_utf8
+from rn50_jax.weight_facts import beside, refuse_foreign, write_beside
 
 # Formats, by the ends of their files' names.
 FORMATS = {
@@ -60,9 +60,9 @@ def main(argv: Sequence[str]) -> int:
             calibration = find_calibration(args.calibration, args.calibration_images)
             quantisation = Quantisation(calibration, thin_out(val, args.val_images))
         facts = export_graph(load_exportable(stored, form), kind, args.out, val, quantisation)
-    beside = args.out.with_name(args.out.name + ".json")
-    write_json(beside, facts)
-    say(f"written to {args.out}, what there is to know about it to {beside}")
+    write_beside(args.out, facts)
+    warn_assumed(stored)
+    say(f"written to {args.out}, what there is to know about it to {beside(args.out)}")
     return 0
 
 
@@ -190,6 +190,7 @@ def _check_target(out: Path) -> None:
     if not os.access(out.parent, os.W_OK):
         reason = "cannot be written to" if out.parent.exists() else "does not exist"
         raise UserError(f"cannot write {out}: the folder {out.parent} {reason}")
+    refuse_foreign(out)
 
 
 def _open_val(stored: StoredModel, *, must_fit: bool) -> ImageSet | None:
@@ -204,7 +205,7 @@ def _open_val(stored: StoredModel, *, must_fit: bool) -> ImageSet | None:
         check_class_names(dataset.class_names, stored.class_names, stored.config.data.dir)
     elif must_fit and len(dataset.class_names) != stored.model.num_classes:
         raise UserError(
-            f"{stored.config.data.dir} has {len(dataset.class_names)} classes, and the model has "
+            f"{stored.config.data.dir} has {counted(len(dataset.class_names), 'class')}, and the model has "
             f"{stored.model.num_classes}; pass --config.data.dir=DIR"
         )
     return dataset.val

@@ -13,21 +13,27 @@ from rich.progress import track
 
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
-from rn50_jax.augment import normalise
+from rn50_jax.augment import Normalisation, normalise
+from rn50_jax.build import build_normalisation
 from rn50_jax.data.feed import eval_batches
-from rn50_jax.data.folder import SUFFIXES, ImageSet, scan_split
-from rn50_jax.errors import UserError, say
+from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES, ImageSet, not_read_text, scan_split
+from rn50_jax.data.quarantine import Quarantine
+from rn50_jax.errors import UserError, say, warn
 from rn50_jax.files import written_whole
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables
 from rn50_jax.step import Batch
-from rn50_jax.stored import StoredModel, add_source_arguments, load_model
+from rn50_jax.stored import StoredModel, add_source_arguments, load_model, warn_assumed
+from rn50_jax.text import counted
 
 
-def feature_step(variables: Variables, batch: Batch, *, model: ResNet, axis_name: str) -> jax.Array:
+def feature_step(
+    variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, normalisation: Normalisation
+) -> jax.Array:
     """What the classifier sees of each image: the last stage's mean over the pixels, float32 [B, C]."""
     del axis_name  # every device answers for its own images
-    features: jax.Array = model.apply(variables, normalise(batch["image"]), train=False, head=False)
+    images = normalise(batch["image"], normalisation)
+    features: jax.Array = model.apply(variables, images, train=False, head=False)
     return features
 
 
@@ -43,46 +49,56 @@ def find_images(folder: Path) -> tuple[tuple[str, ...], ImageSet]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    files = tuple(str(path) for path in entries if path.is_file() and path.name.lower().endswith(SUFFIXES))
+    plain = [str(path) for path in entries if path.is_file()]
+    files = tuple(file for file in plain if file.lower().endswith(SUFFIXES))
     if any(path.is_dir() for path in entries):
         if files:
             raise UserError(f"{folder} holds images, such as {files[0]}, beside class folders; give one or the other")
         return scan_split(folder)
+    not_read = [file for file in plain if file.lower().endswith(OTHER_PICTURES)]
     if not files:
-        raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+        why = not_read_text(not_read) if not_read else ", ".join(SUFFIXES)
+        raise UserError(f"{folder} holds no images ({why})")
+    if not_read:
+        warn(f"{folder}: {not_read_text(not_read)}; the first is {not_read[0]}")
     return (), ImageSet(files, np.full(len(files), -1, np.int32))
 
 
-def extract(stored: StoredModel, images: ImageSet) -> np.ndarray:
-    """The features of every image, once and in order, seen through the transform of evaluation.
+def extract(stored: StoredModel, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the features of every image, once and in order, seen through the transform of evaluation.
 
     Returns:
-      float32 [N, C]: 2,048 channels of ResNet-50.
+      float32 [G, C], 2,048 channels of ResNet-50, of the images that could be decoded; and which these are, bool [N].
+      The others are named in notes.
 
     Raises:
-      UserError: naming an image that cannot be decoded.
+      UserError: none can be decoded; or with `data.on_bad_file` of "error", naming the first that cannot be.
     """
     config, count, devices = stored.config, len(images.files), stored.devices
     mesh = parallel.make_mesh(devices)
     with config.unlocked():
         config.batch_size = min(config.batch_size, math.ceil(count / len(devices)))
-        config.data.on_bad_file = "error"  # another image in its place would have another one's features
-    step = partial(feature_step, model=stored.model, axis_name=parallel.AXIS)
+    normalisation = build_normalisation(config)
+    step = partial(feature_step, model=stored.model, axis_name=parallel.AXIS, normalisation=normalisation)
     compiled = parallel.spread(step, mesh, mode=config.parallel, stacked=True)
     variables = parallel.replicate(stored.load(), mesh)
     result: np.ndarray | None = None
+    good = np.zeros(count, np.bool_)
+    bad_images = Quarantine(None, policy=config.data.on_bad_file, limit=count)
     done, steps = 0, math.ceil(count / (config.batch_size * len(devices)))
     console = Console(stderr=True)
-    batches = eval_batches(config, images, mesh)
+    batches = eval_batches(config, images, mesh, quarantine=bad_images)
     for batch in track(batches, "features", total=steps, console=console, disable=not console.is_terminal):
         part = np.asarray(compiled(variables, batch))
         part = part.reshape(-1, part.shape[-1])[: count - done]  # the last batch is filled up at its end
         if result is None:
             result = np.empty((count, part.shape[1]), np.float32)
         result[done : done + len(part)] = part
+        # Another image takes the place of a bad one, with weight 0.
+        good[done : done + len(part)] = np.asarray(batch["weight"]).reshape(-1)[: len(part)] > 0
         done += len(part)
     assert result is not None and done == count
-    return result
+    return (result if good.all() else result[good]), good
 
 
 def write_features(path: Path, arrays: dict[str, Any]) -> None:
@@ -99,12 +115,15 @@ def write_features(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+    """The command; returns its exit code: 1 if an image could not be decoded."""
     parser = errors.CommandLine(
         prog="rn50_jax.features",
         description="Write the pooled features of a folder's images, what the classifier sees of them, to an .npz "
-        "file: features (float32 [N, C]), files, labels (int32, -1 without class folders) and class_names.",
-        epilog="Any key of the model's config can be changed with --config.key=value, e.g. --config.batch_size=64.",
+        "file: features (float32 [N, C]), files, labels (int32, -1 without class folders), class_names, and skipped, "
+        "the files that could not be decoded.",
+        epilog="Exit code 1: some files could not be decoded; the others have their features. With "
+        "--config.data.on_bad_file=error the first one ends the command.\n\n"
+        "Any key of the model's config can be changed with --config.key=value, e.g. --config.batch_size=64.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of images or of class folders")
     add_source_arguments(parser)
@@ -118,18 +137,25 @@ def main(argv: Sequence[str]) -> int:
     stored = load_model(args, overrides)
     if stored.config.data.backend == "synthetic":
         raise UserError(f"{stored.name} has config.data.backend='synthetic'; pass --config.data.backend=dali-cpu")
-    features = extract(stored, images)
+    features, good = extract(stored, images)
+    names = np.array([str(Path(file).relative_to(args.folder)) for file in images.files])
     arrays = {
         "features": features,
-        "files": np.array([str(Path(file).relative_to(args.folder)) for file in images.files]),
-        "labels": images.labels,
+        "files": names[good],
+        "labels": images.labels[good],
         "class_names": np.array(class_names, np.str_),
+        "skipped": names[~good],
     }
     write_features(args.out, arrays)
-    classes = f", {len(class_names)} classes" if class_names else ""
+    classes = f", {counted(len(class_names), 'class')}" if class_names else ""
+    warn_assumed(stored)
     say(stored.name)
-    say(f"{len(features)} images{classes}, {features.shape[1]} features each, written to {args.out}")
-    return 0
+    skipped = f"; {np.sum(~good)} skipped, see the notes" if not good.all() else ""
+    say(
+        f"{counted(len(features), 'image')}{classes}, {counted(features.shape[1], 'feature')} each, "
+        f"written to {args.out}{skipped}"
+    )
+    return 0 if good.all() else 1
 
 
 if __name__ == "__main__":

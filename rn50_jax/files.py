@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and JSON that is read without trusting it."""
 
+import difflib
 import errno
 import fcntl
 import json
@@ -78,6 +79,30 @@ def written_whole(path: Path, *, own: bool = False) -> Iterator[Path]:
         if isinstance(error, OSError) and _names_only(error, unfinished):
             error.filename = name
         raise
+
+
+def no_such_run(path: Path) -> str:
+    """Says that the work folder of a run does not exist, and which may be meant: of the most similar name beside it."""
+    meant = _similar(path)
+    hint = f"did you mean {meant}?" if meant else "name the work folder of a run, such as runs/quickstart"
+    return f"{path} does not exist; {hint}"
+
+
+def _similar(path: Path) -> Path | None:
+    parent = path.parent
+    if not os.path.isdir(parent):  # noqa: PTH112, names that no file can have raise nothing here
+        if parent == path or not (there := _similar(parent)):
+            return None
+        parent, path = there, there / path.name
+    if os.path.isdir(path):  # noqa: PTH112
+        return path
+    try:
+        with os.scandir(parent) as entries:
+            folders = [entry.name for entry in entries if entry.is_dir()]
+    except OSError:
+        return None
+    found = difflib.get_close_matches(path.name, folders, 1)
+    return parent / found[0] if found else None
 
 
 def free_name(path: Path) -> Path:

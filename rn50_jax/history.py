@@ -9,10 +9,20 @@ from typing import Annotated, Any, NamedTuple, TextIO
 from pydantic import AfterValidator
 
 from rn50_jax.errors import UserError, warn
-from rn50_jax.files import BOM, LARGEST, free_name, open_regular, parse_line, read_json, read_json_lines, write_whole
+from rn50_jax.files import (
+    BOM,
+    LARGEST,
+    free_name,
+    no_such_run,
+    open_regular,
+    parse_line,
+    read_json,
+    read_json_lines,
+    write_whole,
+)
 from rn50_jax.linefile import Appended
 from rn50_jax.rules import DAMAGED, is_plain_name
-from rn50_jax.text import csv_cell, printable
+from rn50_jax.text import counted, csv_cell, printable
 
 Points = dict[float, float]
 KEYS = ("time", "step", "epoch", "epochs_done")  # of every line
@@ -55,7 +65,7 @@ def metrics_file(run: Path) -> Path:
     if not os.path.isdir(run):  # noqa: PTH112
         if os.path.isfile(run):  # noqa: PTH113
             return run
-        raise UserError(f"{run} does not exist; name the work folder of a run, such as runs/quickstart")
+        raise UserError(no_such_run(run))
     report = read_config(run).get("report")
     name = report.get("file") if isinstance(report, dict) else None
     path = run / (name if isinstance(name, str) and is_plain_name(name) else "metrics.jsonl")
@@ -126,7 +136,7 @@ def set_aside_unreadable(path: Path) -> None:
     kept = [line for line in lines if line.strip() and line.strip() not in bad]
     write_whole(path, b"".join(line + b"\n" for line in kept), own=True)
     if told:
-        warn(f"{path}: {told} line(s) that are none of metrics were moved to {damaged}")
+        warn(f"{path}: moved {counted(told, 'line')} without metrics to {damaged}")
 
 
 def _ends_in_half(path: Path, bad: list[bytes]) -> bool:

@@ -178,7 +178,7 @@ def check_shared(folder: Path) -> None:
         )
     if not all(everyone):
         others = [number for number, theirs in enumerate(everyone) if not theirs]
-        raise RunStopped(f"process(es) {others} have another work folder than {folder}, see their errors")
+        raise RunStopped(f"another work folder than {folder} on processes {others}, see their errors")
 
 
 def _appears(file: Path) -> bool:
@@ -271,4 +271,4 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
             f"{mine.get(name)} instead of {first.get(name)}; run the same command on the same data everywhere"
         )
     if others:
-        raise RunStopped(f"process(es) {others} disagree with process 0, see their errors")
+        raise RunStopped(f"disagreement with process 0 on processes {others}, see their errors")

@@ -14,11 +14,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rn50_jax.data import pillow
-from rn50_jax.data.decodable import diagnose, quiet_pillow, read_header
+from rn50_jax.data.decodable import diagnose, quiet_decoders, read_header
 from rn50_jax.data.feed import prefetch
-from rn50_jax.data.folder import SUFFIXES, ImageSet, kind_of, read_part
+from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES, ImageSet, kind_of, not_read_text, read_part
 from rn50_jax.data.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
-from rn50_jax.data.transform import eval_resize
+from rn50_jax.data.transform import eval_resize, rendering_of
 from rn50_jax.errors import warn
 
 _READERS = 16  # files read at a time: network file systems answer slowly, but many questions at once
@@ -50,28 +50,29 @@ class Decoded(NamedTuple):
     problem: str = ""
 
 
-def find_images(words: Iterable[str], *, null: bool = False) -> Iterator[Found]:
+def find_images(words: Iterable[str], *, null: bool = False, tell: bool = False) -> Iterator[Found]:
     """The files that a command line means, in its order, found while they are asked for.
 
     Args:
       words: each a file, whatever its name; a folder, for all images in it and its folders by their suffix, sorted,
         without hidden ones; a pattern with *, ?, [] or **; or "-" for names on standard input, one a line.
       null: names on standard input end in NUL characters instead, as `find -print0` writes them.
+      tell: say in a note which pictures of a folder are not read.
     """
     for word in words:
         if word == "-":
             if sys.stdin.isatty():
                 warn("reading names of files, one a line; Ctrl-D ends them")
             for name in _names(sys.stdin.buffer, null):
-                yield from _expand(name)
+                yield from _expand(name, tell)
         elif glob.has_magic(word) and not os.path.lexists(word):
             matches = sorted(glob.iglob(word, recursive=True))  # noqa: PTH207, whose names are not as typed
             for match in matches:
-                yield from _expand(match)
+                yield from _expand(match, tell)
             if not matches:
                 yield Found(word, "matches no file")
         else:
-            yield from _expand(word)
+            yield from _expand(word, tell)
 
 
 def _names(stream: BinaryIO, null: bool) -> Iterator[str]:
@@ -84,19 +85,23 @@ def _names(stream: BinaryIO, null: bool) -> Iterator[str]:
         yield os.fsdecode(rest.removesuffix(b"\r"))
 
 
-def _expand(name: str) -> Iterator[Found]:
+def _expand(name: str, tell: bool) -> Iterator[Found]:
     if not os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises where this says no
         yield Found(name)
         return
-    empty = True
-    for found in _walk(name, ()):
+    empty, not_read = True, list[str]()
+    for found in _walk(name, (), not_read):
         empty = False
         yield found
     if empty:
-        yield Found(name, f"holds no images ({', '.join(SUFFIXES)})")
+        why = f"{not_read_text(not_read)}; the first is {not_read[0]}" if not_read else ", ".join(SUFFIXES)
+        yield Found(name, f"holds no images ({why})")
+    elif not_read and tell:
+        warn(f"{name}: {not_read_text(not_read)}; the first is {not_read[0]}")
 
 
-def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Found]:
+def _walk(folder: str, above: tuple[tuple[int, int], ...], not_read: list[str]) -> Iterator[Found]:
+    """The images below a folder; names of other pictures go to `not_read`."""
     try:
         status = os.stat(folder)  # noqa: PTH116
         with os.scandir(folder) as listing:
@@ -112,9 +117,11 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Found]:
             continue
         kind = kind_of(entry)
         if kind == "folder":
-            yield from _walk(entry.path, (*above, here))
+            yield from _walk(entry.path, (*above, here), not_read)
         elif entry.name.lower().endswith(SUFFIXES) and kind in ("file", "link"):
             yield Found(entry.path)
+        elif entry.name.lower().endswith(OTHER_PICTURES) and kind == "file":
+            not_read.append(entry.path)
 
 
 def found_in(images: ImageSet) -> list[Found]:
@@ -135,7 +142,7 @@ def decode_files(config: ConfigDict, files: Iterable[Found], *, by_pillow: bool 
     Args:
       by_pillow: Pillow decodes and resizes, see `pillow.decode`, whatever `data.transform` says.
     """
-    quiet_pillow()
+    quiet_decoders()
     chunks = batched(files, max(32, 2 * config.data.workers))
     with (
         ThreadPoolExecutor(_READERS, thread_name_prefix="read") as readers,
@@ -202,7 +209,8 @@ def _decode(files: Sequence[_Read], together: _Together) -> list[Decoded]:
 
 def _by_pillow(config: ConfigDict, threads: Executor) -> _Together:
     size = config.data.image_size
-    decode = partial(pillow.decode, image_size=size, resize=eval_resize(size, config.data.resize))
+    resize = eval_resize(size, config.data.resize)
+    decode = partial(pillow.decode, image_size=size, resize=resize, rendering=rendering_of(config))
 
     def alone(file: _Read) -> Decoded:
         try:
@@ -222,6 +230,7 @@ def _by_dali(config: ConfigDict) -> _Together:
         "transform": data.transform,
         "image_size": data.image_size,
         "resize": eval_resize(data.image_size, data.resize),
+        "rendering": rendering_of(config),
     }
     decode_many = dali.make_batch_decoder(**transform, workers=data.workers, batch_size=size)
     decode_one = dali.make_decoder(**transform, workers=1)

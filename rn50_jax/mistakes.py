@@ -3,52 +3,57 @@
 import importlib.util
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from rn50_jax.analysis import Predictions
+from rn50_jax.console import top5_text
 from rn50_jax.data.decodable import to_decodable
 from rn50_jax.data.folder import read_image
 from rn50_jax.data.names import human_names
 from rn50_jax.errors import UserError
 from rn50_jax.files import write_whole, written_whole
-from rn50_jax.text import csv_row, in_utf8, printable
+from rn50_jax.text import counted, csv_row, in_utf8, printable
 
 SHOWN = 10  # classes and pairs on the console
+_LONGEST = 32  # characters of a name
 SHEET = 24  # images on the sheet
 
 
-def tell_mistakes(predictions: Predictions) -> Iterator[str]:
-    """The worst classes and the most frequent confusions as lines for the console."""
+def tell_mistakes(predictions: Predictions, width: int | None = None) -> Iterator[str]:
+    """The worst classes and the most frequent confusions as lines for the console, whose names fit so many columns."""
+    most = _LONGEST if width is None else min(max((width - 38) // 2, 12), _LONGEST)
     names = dict(zip(predictions.class_names, human_names(predictions.class_names), strict=True))
     per_class = predictions.per_class()
     shown = per_class[:SHOWN]
     yield f"worst {len(shown)} of {len(per_class)} classes" if len(shown) < len(per_class) else "classes, worst first"
-    width = max(len(_short(names[result.name])) for result in shown)
-    yield f"  {'':<{width}}  images  top-1 %  top-5 %  most often taken for"
+    longest = max(len(_short(names[result.name], most)) for result in shown)
+    yield f"  {'':<{longest}}  images  top-1 %  top-5 %  most often taken for"
     for result in shown:
-        other = f"{_short(names[result.mistaken_for])} ({result.mistakes})" if result.mistaken_for else "-"
+        other = f"{_short(names[result.mistaken_for], most)} ({result.mistakes})" if result.mistaken_for else "-"
         yield (
-            f"  {_short(names[result.name]):<{width}}  {result.images:6}  {100 * result.top1:7.2f}  "
-            f"{100 * result.top5:7.2f}  {other}"
+            f"  {_short(names[result.name], most):<{longest}}  {result.images:6}  {100 * result.top1:7.2f}  "
+            f"{top5_text(100 * result.top5, 2, len(names)):>7}  {other}"
         )
     pairs = predictions.confused_pairs()
-    yield f"most frequent confusions, of {sum(count for _, _, count in pairs)} mistakes"
+    yield f"most frequent confusions, of {counted(sum(count for _, _, count in pairs), 'mistake')}"
     for true, guess, count in pairs[:SHOWN]:
-        true_name, guess_name = (_short(names[predictions.class_names[label]]) for label in (true, guess))
+        true_name, guess_name = (_short(names[predictions.class_names[label]], most) for label in (true, guess))
         yield f"  {count:6}  {true_name} taken for {guess_name}"
 
 
-def _short(name: str) -> str:
+def _short(name: str, most: int) -> str:
     name = printable(name)
-    return name if len(name) <= 32 else name[:31] + "…"
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def write_analysis(predictions: Predictions, folder: Path) -> None:
-    """Writes per_class.csv, confusion.csv, calibration.png and, unless the data are synthetic, mistakes.png.
+    """Writes per_class.csv, confusion.csv, calibration.png and, unless the data are synthetic, mistakes.csv and .png.
+
+    mistakes.csv has a row for each wrong answer, the most confident first; its files are named from the data's folder.
 
     Raises:
       UserError: the folder cannot be written.
@@ -63,11 +68,48 @@ def write_analysis(predictions: Predictions, folder: Path) -> None:
         pairs = [(names[true], names[guess], count) for true, guess, count in predictions.confused_pairs()]
         _write_csv(folder / "confusion.csv", ["class", "taken_for", "images"], pairs, own=True)
         draw_calibration(predictions.calibration(), folder / "calibration.png")
-        mistakes = predictions.confident_mistakes()[:SHEET]
-        if predictions.images.files and len(mistakes):
-            draw_sheet(predictions, mistakes, folder / "mistakes.png")
+        if predictions.images.files:
+            mistakes = predictions.confident_mistakes()
+            header = ["file", "class", "taken_for", "probability", "probability_of_class"]
+            _write_csv(folder / "mistakes.csv", header, list(_mistakes(predictions, mistakes)), own=True)
+            if len(mistakes):
+                draw_sheet(predictions, mistakes[:SHEET], folder / "mistakes.png")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror} ({error.filename})") from error
+
+
+def _mistakes(predictions: Predictions, rows: np.ndarray) -> Iterator[list[Any]]:
+    files, names = predictions.names(), predictions.class_names
+    for row in rows.tolist():
+        label, classes = predictions.labels[row], predictions.classes[row]
+        probabilities = predictions.probabilities[row]
+        own = probabilities[classes == label].tolist()  # of a class that is none of the best, it is not known
+        yield [files[predictions.places[row]], names[label], names[classes[0]], float(probabilities[0]), *(own or [""])]
+
+
+def short_names(files: Sequence[str], most: int) -> list[str]:
+    """Returns names by which files can be told apart: what their paths do not have in common, the middle cut out.
+
+    Args:
+      files: paths, each of them once.
+      most: characters of a name, exceeded where names would be the same.
+    """
+    names = list(files)
+    ends = [PurePath(file).name for file in files]
+    if len(set(ends)) == len(ends):
+        names = ends
+    for length in range(most, max(map(len, names), default=0) + 1):
+        cut = [_middle_cut(name, length) for name in names]
+        if len(set(cut)) == len(cut):
+            return cut
+    return names
+
+
+def _middle_cut(name: str, most: int) -> str:
+    if len(name) <= most:
+        return name
+    end = 2 * most // 3
+    return f"{name[: most - 1 - end]}…{name[-end:]}"
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]], *, own: bool = False) -> None:
@@ -119,10 +161,11 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
 def thumbnail(predictions: Predictions, row: int, size: int) -> Image.Image | None:
     """The image of a row, at most `size` pixels high and wide, small ones enlarged; None if it cannot be shown."""
     try:
-        data = to_decodable(read_image(predictions.images, int(predictions.places[row])))
+        data = to_decodable(read_image(predictions.images, int(predictions.places[row])), predictions.rendering)
         with Image.open(io.BytesIO(data)) as image:
             image.draft("RGB", (2 * size, 2 * size))  # large JPEGs are decoded at a fraction of their size
-            picture = image.convert("RGB")
+            upright = ImageOps.exif_transpose(image) if predictions.rendering.exif_rotation else image
+            picture = upright.convert("RGB")
     except Exception:  # DALI reads files that Pillow does not
         return None
     if max(picture.size) <= size // 2:

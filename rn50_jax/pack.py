@@ -19,7 +19,7 @@ from rn50_jax.data.tars import read_idx, read_members, write_idx
 from rn50_jax.errors import UserError, warn
 from rn50_jax.files import open_regular, parse_json
 from rn50_jax.progress import progress
-from rn50_jax.text import printable, shell
+from rn50_jax.text import counted, printable, shell
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 _NO_LIMIT = 2**62
@@ -54,9 +54,8 @@ def open_splits(root: Path, lists: dict[str, Path | None]) -> tuple[tuple[str, .
             classes[name], splits[name] = listed.class_names, (listed.files, listed.labels)
         elif (root / name).is_dir():
             if has_shards(root / name):
-                raise UserError(
-                    f"{root / name} holds tar shards already; {shell(['--index', root])} makes what they lack"
-                )
+                command = shell(["python", "-m", "rn50_jax.pack", "--index", root])
+                raise UserError(f"{root / name} holds tar shards already; for what they lack: {command}")
             classes[name], images = scan_split(root / name)
             splits[name] = [file.removeprefix(f"{root}/") for file in images.files], images.labels
     if not splits:
@@ -83,7 +82,7 @@ def pack_folder(root: Path, out: Path, lists: dict[str, Path | None], *, workers
         with progress("packing and verifying", 2 * count) as advance:
             described = pack(root, out, class_names, splits, workers=workers, advance=advance)
     lines = [
-        f"{out / name}: {split['images']:,} images in {len(split['shards']):,} shards, "
+        f"{out / name}: {counted(split['images'], 'image')} in {counted(len(split['shards']), 'shard')}, "
         f"{size_text(sum(shard['bytes'] for shard in split['shards']))}, verified"
         for name, split in described["splits"].items()
     ]
@@ -123,7 +122,8 @@ def index_folder(root: Path, class_names: Sequence[str] | None) -> str:
             splits[split_dir.name] = {"images": len(images.names), "shards": shards}
             most = max(most, int(images.labels.max()))
             lines.append(
-                f"{split_dir}: {len(images.names):,} images in {len(tars):,} shards, {new:,} .idx files written"
+                f"{split_dir}: {counted(len(images.names), 'image')} in "
+                f"{counted(len(tars), 'shard')}, {counted(new, '.idx file')} written"
             )
         names = list(class_names or described.get("class_names") or map(str, range(most + 1)))
         if most >= len(names):

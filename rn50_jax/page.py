@@ -9,16 +9,17 @@ import numpy as np
 from markupsafe import Markup
 
 from rn50_jax import config as configs
-from rn50_jax.console import clock
+from rn50_jax.console import clock, is_trivial
 from rn50_jax.curves import PANELS, Run, kinds_drawn, look, single
 from rn50_jax.errors import UserError
-from rn50_jax.files import write_whole
+from rn50_jax.files import no_such_run, write_whole
 from rn50_jax.goodput import PHASES
 from rn50_jax.history import History, metrics_file, read_config, read_facts, read_history
-from rn50_jax.integrity import score
+from rn50_jax.integrity import best_validation, better_weights
 from rn50_jax.page_mistakes import look_at_mistakes
 from rn50_jax.page_parts import LegendItem, Table, Tile, inline_svg, render, themed
 from rn50_jax.stored import Overrides, StoredModel, load_run
+from rn50_jax.text import decimal, shell
 
 _PHASE_COLORS = dict(zip(PHASES, ("#999999", *(f"var(--c{number})" for number in (3, 0, 5, 2, 4, 1))), strict=True))
 _LONG = 25  # lines of a table from which on it is folded
@@ -32,28 +33,32 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
       UserError: `run` is no work folder, or an override is wrong.
     """
     if not run.is_dir():
-        raise UserError(f"--html needs the work folder of a run, and {run} is none")
+        raise UserError(
+            f"--html needs the work folder of a run, and {run} is none" if run.exists() else no_such_run(run)
+        )
     history = read_history(metrics_file(run))
     default = configs.load(str(configs.DEFAULT))[0]
     configs.override(default, overrides)  # what is wrong in them is told as it is
     title = run.resolve().name
     drawn = Run(title, history)
-    problem, mistakes = None, None
+    problem, mistakes, classes = None, None, None
     try:
-        mistakes = look_at_mistakes(_load(run, overrides))
+        stored = _load(run, overrides)
+        classes = stored.model.num_classes
+        mistakes = look_at_mistakes(stored)
     except UserError as error:
         problem = str(error)
     keys = _keys(run)
     text = render(
         title=title,
         about=_about(keys, history),
-        tiles=list(_tiles(history)),
+        tiles=list(_tiles(history, classes)),
         kinds=[LegendItem(label, themed(color)) for label, color in kinds_drawn(drawn)],
         panels=list(_panels(drawn)),
         problem=problem,
         mistakes=mistakes,
         seconds=list(_shares(history)),
-        epochs=_epochs(history),
+        epochs=_epochs(history, classes),
         longest=_LONG,
         **_configuration(keys, configs.flatten(default)),
         **_hardware(read_facts(run)),
@@ -94,13 +99,15 @@ def _about(keys: Mapping[str, Any], history: History) -> str:
     )
 
 
-def _tiles(history: History) -> Iterator[Tile]:
-    """Headline figures."""
+def _tiles(history: History, classes: int | None) -> Iterator[Tile]:
+    """Headline figures; of five classes or fewer, top-5 is none."""
     if lines := history.validations():
-        best, last = max(lines, key=score), lines[-1]
-        prefix = "val_ema" if best.get("val_ema.top1", -1.0) > best["val.top1"] else "val"
+        best, last = best_validation(lines), lines[-1]
+        prefix = better_weights(best)
         averaged = ", averaged weights" if prefix == "val_ema" else ""
         for name, label in (("top1", "best top-1"), ("top5", "its top-5")):
+            if name == "top5" and is_trivial(classes):
+                continue
             yield Tile(label, f"{_number(best, f'{prefix}.{name}', 2)} %", f"epoch {best['epoch']}{averaged}")
         yield Tile("last top-1", f"{last['val.top1']:.2f} %", f"epoch {last['epoch']}")
     speeds = [speed for speed in history.series("train.total_ips").values() if speed > 0]
@@ -133,7 +140,7 @@ def _shares(history: History) -> Iterator[LegendItem]:
         yield LegendItem(phase, _PHASE_COLORS[phase], f"{value:.1f} s, {value / wall:.1%}", value / wall)
 
 
-def _epochs(history: History) -> Table | None:
+def _epochs(history: History, classes: int | None) -> Table | None:
     lines = history.validations()
     if not lines:
         return None
@@ -141,20 +148,23 @@ def _epochs(history: History) -> Table | None:
     names = ["val.top1", "val.top5", "val.loss"] + ["val_ema.top1", "val_ema.top5", "val_ema.loss"] * averaged
     header = ["epoch", "training loss", "training top-1 %", "learning rate", "images/s"]
     header += ["top-1 %", "top-5 %", "loss"] + ["averaged top-1 %", "top-5 %", "loss"] * averaged
-    best = max(lines, key=score)
+    best = best_validation(lines)
     trained = {line["epoch"]: line for line in history.lines if "epoch" in line and "train.loss" in line}
     rows = []
     for line in lines:
         last = trained.get(line["epoch"], {})
         cells = [str(line["epoch"]), _number(last, "train.loss", 4), _number(last, "train.top1", 2)]
         cells += [_number(last, "lr", 5), _number(last, "train.total_ips", 0)]
-        rows.append(cells + [_number(line, name, 4 if name.endswith("loss") else 2) for name in names])
+        for name in names:
+            hidden = name.endswith("top5") and is_trivial(classes)
+            cells.append("-" if hidden else _number(line, name, 4 if name.endswith("loss") else 2))
+        rows.append(cells)
     return Table(header, rows, range(len(header)), next(i for i, line in enumerate(lines) if line is best))
 
 
 def _number(line: Mapping[str, Any], name: str, digits: int) -> str:
     value = line.get(name)
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else decimal(value, digits)
 
 
 def _configuration(keys: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Table | None]:
@@ -183,7 +193,7 @@ def _hardware(facts: Mapping[str, Any]) -> dict[str, Any]:
     ]
     return {
         "facts": bool(facts),
-        "command": " ".join(map(str, command)) if isinstance(command, list) else "",
+        "command": shell(command) if isinstance(command, list) else "",
         "hardware": Table(["hardware", ""], [[name, str(value)] for name, value in rows]),
         "versions": Table(["package", "version"], [[name, str(version)] for name, version in versions.items()]),
     }

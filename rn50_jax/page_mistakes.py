@@ -10,6 +10,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from rn50_jax.analysis import BINS, Predictions
+from rn50_jax.console import is_trivial, top5_text
 from rn50_jax.curves import look
 from rn50_jax.data.names import human_names
 from rn50_jax.evaluate import examine_stored
@@ -17,6 +18,7 @@ from rn50_jax.mistakes import thumbnail
 from rn50_jax.page_parts import Table, inline_svg
 from rn50_jax.sheets import draw_reliability
 from rn50_jax.stored import StoredModel
+from rn50_jax.text import counted
 
 SAMPLES = 12  # images of each kind
 CLASSES = 12  # of the confusion matrix
@@ -33,7 +35,10 @@ class Confused(NamedTuple):
 
 
 class Card(NamedTuple):
-    """An image and what the model says of it. picture: its URL, which holds it; empty if it cannot be shown."""
+    """An image and what the model says of it.
+
+    picture: its URL, which holds it; empty if it cannot be shown. file: its path from the data's folder.
+    """
 
     picture: str
     alt: str
@@ -41,6 +46,7 @@ class Card(NamedTuple):
     told: str
     truth: str
     others: str
+    file: str
 
 
 class Mistakes(NamedTuple):
@@ -62,6 +68,7 @@ def look_at_mistakes(stored: StoredModel) -> Mistakes:
       UserError: the model or its data cannot be read.
     """
     result, predictions = examine_stored(stored)
+    top5 = "" if is_trivial(len(predictions.class_names)) else f"top-5 {result['val.top5']:.2f} %, "
     wrong = int((~predictions.right()).sum())
     count = min(SAMPLES, len(predictions.labels))
     sample = np.sort(np.random.default_rng(0).choice(len(predictions.labels), count, replace=False))
@@ -70,8 +77,8 @@ def look_at_mistakes(stored: StoredModel) -> Mistakes:
         "The most confident mistakes": list(_cards(predictions, predictions.confident_mistakes()[:SAMPLES])),
     }
     return Mistakes(
-        about=f"{stored.name}, on {result['val.images']:,} validation images: top-1 {result['val.top1']:.2f} %, "
-        f"top-5 {result['val.top5']:.2f} %, {wrong:,} mistakes.",
+        about=f"{stored.name}, on {counted(result['val.images'], 'validation image')}: "
+        f"top-1 {result['val.top1']:.2f} %, {top5}{counted(wrong, 'mistake')}.",
         classes=len(predictions.per_class()),
         worst=_worst(predictions),
         calibration=_calibration(predictions),
@@ -88,7 +95,7 @@ def _worst(predictions: Predictions) -> Table:
             names[result.name],
             str(result.images),
             f"{100 * result.top1:.1f}",
-            f"{100 * result.top5:.1f}",
+            top5_text(100 * result.top5, 1, len(names)),
             f"{names[result.mistaken_for]} ({result.mistakes})" if result.mistaken_for else "-",
         ]
         for result in predictions.per_class()[:CLASSES]
@@ -129,7 +136,7 @@ def _cut(name: str) -> str:
 def _cards(predictions: Predictions, rows: Sequence[int] | np.ndarray) -> Iterator[Card]:
     if not predictions.images.files:
         return
-    names = human_names(predictions.class_names)
+    names, files = human_names(predictions.class_names), predictions.names()
     for row in map(int, rows):
         label, guess = predictions.labels[row], predictions.classes[row, 0]
         told = [
@@ -143,6 +150,7 @@ def _cards(predictions: Predictions, rows: Sequence[int] | np.ndarray) -> Iterat
             told=told[0],
             truth=_cut(names[label]),
             others=", ".join(told[1:]),
+            file=files[predictions.places[row]],
         )
 
 

@@ -10,15 +10,24 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, warn
+from rn50_jax.runtime import HOW_TO_GPU, unused_gpu
 
 AXIS = "batch"
 
 
 def find_devices(*, backend: str, precision: str) -> list[jax.Device]:
-    """All devices of all processes, refused early if they cannot do what the config asks for."""
-    devices = jax.devices()
+    """All devices of all processes, refused early if they cannot do what the config asks for.
+
+    Warns of a GPU that is not used.
+    """
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        raise UserError(f"JAX cannot start: {str(error).splitlines()[0]}; for GPUs: {HOW_TO_GPU}") from error
     platform = devices[0].platform
+    if told := unused_gpu(platform, jax.config.jax_platforms or ""):
+        warn(told)
     if backend == "dali-gpu" and platform != "gpu":
         raise UserError(f"config.data.backend='dali-gpu' needs a GPU, and JAX found only {platform}; use dali-cpu")
     capability = float(getattr(devices[0], "compute_capability", None) or "99")
@@ -124,9 +133,10 @@ def find_divergence(mesh: Mesh, *, mode: str) -> Callable[[Any], str | None]:
         names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
         places = [f"{i} (process {mesh.devices.flat[i].process_index})" for i in np.flatnonzero(different.any(axis=1))]
         wrong = np.flatnonzero(different.any(axis=0))
+        called = "device" if len(places) == 1 else "devices"
         return (
-            f"device(s) {', '.join(places)} differ from device 0 in {len(wrong)} of {len(names)} arrays of the state, "
-            f"{names[wrong[0]]} the first"
+            f"{called} {', '.join(places)} with other values than device 0 in {len(wrong)} of {len(names)} arrays of "
+            f"the state, {names[wrong[0]]} the first"
         )
 
     return check

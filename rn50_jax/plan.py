@@ -5,6 +5,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from rn50_jax.errors import UserError
+from rn50_jax.text import counted
 
 
 class Plan(NamedTuple):
@@ -29,29 +30,31 @@ def make_plan(config: ConfigDict, *, num_images: int, num_devices: int) -> Plan:
     if num_images < max(target, forward_batch):
         largest = num_images // num_devices
         if not largest:
-            fix = f"use at most {num_images} device(s)"
+            fix = f"use at most {counted(num_images, 'device')}"
         elif num_images >= forward_batch:
             fix = f"use --config.recipe.optimizer_batch_size={forward_batch}, or 0 for no accumulation"
         else:
             fix = f"use --config.batch_size={largest} or less"
             fix += " and --config.recipe.optimizer_batch_size=0" if config.recipe.optimizer_batch_size else ""
         too_many = max(target, forward_batch)
-        raise UserError(f"{num_images} training images are too few for one global batch of {too_many}; {fix}")
+        raise UserError(f"{counted(num_images, 'training image')} cannot fill one global batch of {too_many}; {fix}")
     if target % forward_batch:
         below = target // forward_batch * forward_batch
         options = f"{below} or {below + forward_batch}" if below else f"{forward_batch}"
         raise UserError(
             f"config.recipe.optimizer_batch_size={target} is not a multiple of batch_size {config.batch_size} x "
-            f"{num_devices} device(s) = {forward_batch}; use {options}, or 0 for no accumulation"
+            f"{counted(num_devices, 'device')} = {forward_batch}; use {options}, or 0 for no accumulation"
         )
     group = config.recipe.bn_group
     if group and num_devices % group:
-        raise UserError(f"config.recipe.bn_group={group} does not divide {num_devices} device(s); use 1 or 0 (all)")
+        raise UserError(
+            f"config.recipe.bn_group={group} does not divide {counted(num_devices, 'device')}; use 1 or 0 (all)"
+        )
     steps_per_epoch = min(num_images // target, config.run.prof or num_images)
     if steps_per_epoch * config.epochs >= 2**31:
         raise UserError(
-            f"config.epochs={config.epochs} of {steps_per_epoch} steps are more than the 2**31 steps that are counted; "
-            "use fewer epochs"
+            f"config.epochs={config.epochs} of {counted(steps_per_epoch, 'step')} are more than the 2**31 "
+            "steps that are counted; use fewer epochs"
         )
     scale = target / config.recipe.lr_batch_size if config.recipe.lr_batch_size else 1.0
     return Plan(

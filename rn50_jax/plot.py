@@ -11,6 +11,7 @@ from rn50_jax.curves import SUFFIXES, VALIDATION_FIGURES, Run, look, overview, s
 from rn50_jax.errors import UserError, say, warn
 from rn50_jax.files import written_whole
 from rn50_jax.history import History, metrics_file, read_history, write_csv
+from rn50_jax.text import counted
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,7 +64,7 @@ def _read(run: Path) -> History:
     if history.unread and not history.lines and not run.is_dir():
         raise UserError(f"{path} holds no line of metrics; name the work folder of a run, or its metrics.jsonl")
     if history.unread:
-        warn(f"{path} has {history.unread} line(s) that are none of metrics, which are passed over")
+        warn(f"{path} has {counted(history.unread, 'line')} without metrics, passed over")
     return history
 
 
@@ -98,7 +99,9 @@ def _labels(runs: Sequence[Path], given: str | None) -> list[str]:
     if given is not None:
         labels = given.split(",")
         if len(labels) != len(runs):
-            raise UserError(f"--labels has {len(labels)} names for {len(runs)} run(s); separate them by commas")
+            raise UserError(
+                f"--labels has {counted(len(labels), 'name')} for {counted(len(runs), 'run')}; separate them by commas"
+            )
         return labels
     folders = [run.resolve() if run.is_dir() else run.resolve().parent for run in runs]
     names = [folder.name for folder in folders]

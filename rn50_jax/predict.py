@@ -14,13 +14,16 @@ import numpy as np
 from rn50_jax import config as configs
 from rn50_jax import errors, parallel
 from rn50_jax.answers import FOR_PEOPLE, FORMATS, Answer
+from rn50_jax.build import build_normalisation
 from rn50_jax.data.names import human_names, likely_names
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, tell_end
 from rn50_jax.files import written_whole
 from rn50_jax.inputs import Decoded, Found, batched, decode_files, find_images
 from rn50_jax.progress import progress
 from rn50_jax.step import predict_step
-from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model
+from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model, warn_assumed
+from rn50_jax.text import counted, printable
+from rn50_jax.workdir import describe_devices
 
 BATCH_SIZES = {"cpu": 32, "gpu": 256}  # images per device: enough to fill one
 
@@ -36,7 +39,8 @@ def make_classifier(stored: StoredModel, *, batch_size: int, devices: Sequence[j
     """
     mesh = parallel.make_mesh(devices)
     model, loaded = load_for_inference(stored)
-    step = partial(predict_step, model=model, axis_name=parallel.AXIS)
+    normalisation = build_normalisation(stored.config)
+    step = partial(predict_step, model=model, axis_name=parallel.AXIS, normalisation=normalisation)
     compiled = parallel.spread(step, mesh, mode=stored.config.parallel, stacked=True)
     variables = parallel.replicate(loaded, mesh)
     size = stored.config.data.image_size
@@ -131,22 +135,27 @@ def main(argv: Sequence[str]) -> int:
     # Files are decoded on the CPU, also for a run that was trained with dali-gpu, and here all its cores are free.
     cores = len(os.sched_getaffinity(0))
     stored = load_model(args, [("data.backend", "dali-cpu"), ("data.workers", str(cores)), *overrides])
+    if sys.stderr.isatty():  # a script gets the answers alone
+        print(printable(f"{stored.name}, on {describe_devices(stored.devices)}"), file=sys.stderr, flush=True)
     batch_size = args.batch_size or BATCH_SIZES.get(stored.devices[0].platform, 32)
-    files = find_images(args.images, null=args.null)
+    files = find_images(args.images, null=args.null, tell=True)
     by_pillow = args.resize == "pillow"
     result = answers(stored, files, top_k=args.top_k, batch_size=batch_size, by_pillow=by_pillow)
-    return _write(result, args.images, args.out, args.format)
+    code = _write(result, args.images, args.out, args.format)
+    warn_assumed(stored)
+    return code
 
 
 def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, form: str | None) -> int:
     suffix = out.suffix.lower().removeprefix(".") if out else ""
     form = form or (suffix if suffix in FORMATS else "table")
-    failures = 0
+    done, failures = 0, 0
     total = None if "-" in words else (lambda: sum(1 for _ in find_images(words)))
 
-    def counted(answers: Iterator[Answer], advance: Callable[[int], None]) -> Iterator[Answer]:
-        nonlocal failures
+    def counting(answers: Iterator[Answer], advance: Callable[[int], None]) -> Iterator[Answer]:
+        nonlocal done, failures
         for answer in answers:
+            done += 1
             failures += "error" in answer
             advance(1)
             yield answer
@@ -163,11 +172,16 @@ def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, for
             else open(target, "w", encoding="utf-8", errors="surrogateescape", newline="", closefd=bool(out)) as file,
             progress("classified", total, unit="img") if shown else nullcontext(lambda _: None) as advance,
         ):
-            FORMATS[form](counted(result, advance), file)
+            FORMATS[form](counting(result, advance), file)
     except OSError as error:
         if isinstance(error, BrokenPipeError) or error.filename not in (None, str(out)):
             raise
         raise UserError(f"cannot write {out or 'standard output'}: {error.strerror}") from error
+    # JSON in a terminal may be copied from there.
+    if out or (done > 1 and not (sys.stdout.isatty() and form in ("json", "jsonl"))):
+        failed = f", {failures:,} failed" if failures else ""
+        where = f"; the answers are in {out}" if out else ""
+        tell_end(f"{counted(done - failures, 'image')} classified{failed}{where}")
     return 1 if failures else 0
 
 

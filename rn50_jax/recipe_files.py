@@ -25,6 +25,8 @@ def find_config(name: str) -> Path:
     path = Path(name)
     if os.path.isfile(name):  # noqa: PTH113, False for names that no file can have
         return path
+    if os.path.isfile(path / "config.json"):  # noqa: PTH113
+        raise UserError(f"--config {name} is the folder of a run; give its config: --config {path / 'config.json'}")
     ready = FOLDER / f"{path.stem}.py"
     if str(path.parent) in (".", "configs") and path.suffix in ("", ".py") and path.stem in recipe_names():
         return ready

@@ -12,6 +12,7 @@ from threading import Event, Thread
 from typing import NamedTuple, Protocol
 
 from rn50_jax.errors import warn
+from rn50_jax.text import counted
 
 
 class Record(NamedTuple):
@@ -91,7 +92,7 @@ class Persistent:
         self._catch_up()
         self._logger.close()
         if lost := self._lost + len(self._missing):
-            warn(f"{self._name} lacks {lost} report(s) that could not be written")
+            warn(f"{self._name} lacks {counted(lost, 'report')} that could not be written")
 
     def _catch_up(self) -> None:
         try:

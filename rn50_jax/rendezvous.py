@@ -125,7 +125,9 @@ class _Host:
         here = {hello["number"] for hello in self._here.values()}
         numbers = [str(number) for number in range(1, self._me["count"]) if number not in here]
         more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
-        return f"process(es) {', '.join(numbers[:8])}{more} of {self._me['count']}"
+        return (
+            f"{'process' if len(numbers) == 1 else 'processes'} {', '.join(numbers[:8])}{more} of {self._me['count']}"
+        )
 
     def _hear(self, source: object) -> None:
         if source is self._server:

@@ -15,13 +15,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax.build import build_schedule
-from rn50_jax.console import Screen, clock, print_rows, time_of_day, train_line, validation_text
-from rn50_jax.data.folder import Dataset
+from rn50_jax.checkpoint_folder import CheckpointFolder
+from rn50_jax.console import Screen, clock, print_rows, time_of_day, top5_text, train_line, validation_parts
+from rn50_jax.data.folder import Dataset, count_suffixes, suffixes_text
 from rn50_jax.dle import dle_parameters, open_dle
 from rn50_jax.errors import UserError, say, warn
 from rn50_jax.goodput import goodput_text
 from rn50_jax.history import read_history, set_aside_unreadable
-from rn50_jax.integrity import score
+from rn50_jax.integrity import best_validation, better_weights
 from rn50_jax.loggers import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
 from rn50_jax.memory import estimate_memory, memory_text, peak_text
 from rn50_jax.models.resnet import ResNet
@@ -29,7 +30,7 @@ from rn50_jax.plan import Plan
 from rn50_jax.records import Background, Guarded, Logger, Persistent, Record
 from rn50_jax.state import TrainState
 from rn50_jax.step_folders import find_steps
-from rn50_jax.text import shell
+from rn50_jax.text import counted, decimal, shell
 from rn50_jax.workdir import describe_devices, write_run_files
 
 CURVES = "curves.png"
@@ -42,6 +43,7 @@ class Report:
       loggers: get every record; what they raise ends the training, so they are to be `Guarded`.
       eval_batches: of one validation.
       validations: lines of `metrics.jsonl` of the run's earlier processes.
+      classes: of the data.
     """
 
     def __init__(
@@ -52,7 +54,10 @@ class Report:
         first_step: int,
         eval_batches: int = 0,
         validations: Sequence[dict[str, Any]] = (),
+        *,
+        classes: int,
     ) -> None:
+        self._classes = classes
         self._eval_batches = eval_batches
         self._plan, self._epochs = plan, epochs
         self._reported = first_step
@@ -120,17 +125,20 @@ class Report:
             return
         self._validations[epoch + 1] = {"epoch": epoch + 1} | metrics
         self._validation_seconds = metrics["val.images"] / metrics["val.total_ips"]
+        is_best = best_validation(list(self._validations.values()))["epoch"] == epoch + 1
         for prefix in ("val", "val_ema"):
             if f"{prefix}.top1" in metrics:
                 place = f"epoch {epoch + 1:>{len(str(self._epochs))}}/{self._epochs}"
-                self.line(f"{place}  {validation_text(metrics, prefix)}")
+                parts = [(9, place), *validation_parts(metrics, prefix, classes=self._classes)]
+                mark = [(6, "best so far")] if is_best and prefix == better_weights(metrics) else []
+                self._screen.line([*parts, *mark])
 
     def end(self, step: int, epoch: int, goodput: dict[str, float], *, finished: bool) -> None:
         """Reports the end of the run, or of this process's part of it: the results, and where the time went."""
         seconds = {f"goodput.{phase}": round(value, 3) for phase, value in goodput.items()}
         self._log("end", step, epoch, seconds, finished=finished)
         if finished:
-            for text in result_table(list(self._validations.values())):
+            for text in result_table(list(self._validations.values()), classes=self._classes):
                 self.line(text)
         self.line(goodput_text(goodput))
 
@@ -140,20 +148,20 @@ class Report:
             logger.write(record)
 
 
-def result_table(validations: Sequence[dict[str, Any]]) -> list[str]:
+def result_table(validations: Sequence[dict[str, Any]], *, classes: int) -> list[str]:
     """The best and the last validation, aligned; nothing if there was none."""
     if not validations:
         return []
     last = max(validations, key=lambda line: line["epoch"])
-    best = max(validations, key=lambda line: (score(line), -line["epoch"]))
+    best = best_validation(validations)
     rows = [f"{'result':<10} {'epoch':>6} {'top-1 %':>9} {'top-5 %':>9} {'loss':>9}"]
     for name, line in (("best", best), ("last", last)):
         for prefix, kind in (("val", ""), ("val_ema", " averaged")):
             if f"{prefix}.top1" in line:
-                values = [
-                    (line.get(f"{prefix}.{key}"), digits) for key, digits in (("top1", 3), ("top5", 3), ("loss", 5))
-                ]
-                told = " ".join(f"{'-':>9}" if value is None else f"{value:9.{digits}f}" for value, digits in values)
+                top1, top5, loss = (line.get(f"{prefix}.{key}") for key in ("top1", "top5", "loss"))
+                texts = [f"{top1:.3f}", "-" if top5 is None else top5_text(top5, 3, classes)]
+                texts += ["-" if loss is None else decimal(loss, 5)]
+                told = " ".join(f"{text:>9}" for text in texts)
                 rows.append(f"  {name:<8} {line['epoch']:>6} {told}{kind}")
     return rows
 
@@ -169,7 +177,7 @@ def open_report(
     eval_batches = -(-len(dataset.val.labels) // (config.batch_size * plan.num_devices))
     eval_batches = min(eval_batches, config.run.prof or eval_batches)
     if jax.process_index() > 0:
-        return Report([], plan, config.epochs, first_step)
+        return Report([], plan, config.epochs, first_step, classes=len(dataset.class_names))
     devices = list(mesh.devices.flat)
     write_run_files(workdir, config, devices, argv)
     report, file = config.report, workdir / config.report.file
@@ -194,7 +202,7 @@ def open_report(
             add("mlflow", Background("MLflow", lambda: Mlflow(workdir, config)))
         opened.pop_all()
     earlier = read_history(file).validations() if first_step else []
-    return Report(loggers, plan, config.epochs, first_step, eval_batches, earlier)
+    return Report(loggers, plan, config.epochs, first_step, eval_batches, earlier, classes=len(dataset.class_names))
 
 
 def _open_metrics(file: Path) -> Logger:
@@ -228,19 +236,27 @@ def print_summary(
         {
             "run": f"{workdir}, seed {config.seed}",
             "devices": f"{describe_devices(list(mesh.devices.flat))}, {config.parallel}",
-            "data": f"{source}: {len(dataset.train.labels)} training and {len(dataset.val.labels)} validation images"
-            f"{share}, {len(dataset.class_names)} classes",
+            "data": f"{source}: {len(dataset.train.labels):,} training and "
+            f"{counted(len(dataset.val.labels), 'validation image')}{share}, "
+            f"{counted(len(dataset.class_names), 'class')}{_not_read(dataset)}",
             "model": f"{config.model.arch}, {parameters:,} parameters, {size} px",
             "precision": f"{config.precision}{scaling}, {model.lowering} convolutions",
-            "batch": f"{config.batch_size} per device x {plan.num_devices} device(s) x {plan.accumulation} pass(es) = "
-            f"{plan.global_batch} per update",
-            "schedule": f"{config.epochs} epochs x {plan.steps_per_epoch} steps = {plan.total_steps} steps, "
-            f"{config.recipe.warmup_epochs} epoch(s) of warm-up, peak learning rate {plan.peak_lr:g}"
+            "batch": f"{config.batch_size} per device x {counted(plan.num_devices, 'device')} x "
+            f"{counted(plan.accumulation, 'pass')} = {plan.global_batch} per update",
+            "schedule": f"{counted(config.epochs, 'epoch')} x {counted(plan.steps_per_epoch, 'step')} = "
+            f"{counted(plan.total_steps, 'step')}, {counted(config.recipe.warmup_epochs, 'epoch')} of warm-up, "
+            f"peak learning rate {plan.peak_lr:g}"
             f"{_unreached(config, plan)}",
             "memory": memory_text(estimate_memory(config, model, plan, state)),
             "logs": ", ".join(filter(None, logs)),
         }
     )
+
+
+def _not_read(dataset: Dataset) -> str:
+    # Both splits of an unsplit folder name the same ones.
+    counts = count_suffixes(dict.fromkeys(dataset.train.not_read + dataset.val.not_read))
+    return f"; not read: {suffixes_text(counts)}" if counts else ""
 
 
 def _unreached(config: ConfigDict, plan: Plan) -> str:
@@ -249,6 +265,22 @@ def _unreached(config: ConfigDict, plan: Plan) -> str:
         return ""
     last = float(build_schedule(config, plan)(jnp.asarray(plan.total_steps - 1)))
     return f", not reached: the run ends within the warm-up, at {last:g}"
+
+
+def _saved_text(folder: Path, validations: Sequence[dict[str, Any]]) -> str:
+    """Names the checkpoints by step and marks the best; says where it is not the best validation; "" without any."""
+    steps = find_steps(folder)
+    if not steps:
+        return ""
+    found = CheckpointFolder(folder).readable()
+    best = found.best()
+    names = ", ".join(f"{step} (best)" if step == best else str(step) for step in steps)
+    text = f"{folder} (of {'step' if len(steps) == 1 else 'steps'} {names})"
+    if best is not None and validations:
+        epoch, wanted = found.metas[best]["epoch"], best_validation(validations)["epoch"]
+        if epoch != wanted:
+            text += f"; epoch {wanted}, which validated best, is not among them: the best of these is of epoch {epoch}"
+    return text
 
 
 def tell_where(config: ConfigDict, workdir: Path) -> None:
@@ -261,9 +293,9 @@ def tell_where(config: ConfigDict, workdir: Path) -> None:
     except (OSError, UserError) as error:
         warn(f"{curves} cannot be written: {getattr(error, 'strerror', None) or error}")
     rows = {"metrics": str(workdir / config.report.file), "curves": str(curves)}
-    if steps := find_steps(workdir / "checkpoints"):
-        rows = {"saved": f"{workdir / 'checkpoints'} (of steps {', '.join(map(str, steps))})"} | rows
+    if saved := _saved_text(workdir / "checkpoints", read_history(workdir / config.report.file).validations()):
+        rows = {"saved": saved} | rows
     page = shell(["python", "-m", "rn50_jax.plot", workdir, "--html", workdir / "report.html"])
     print_rows(rows)
-    say(f"{'report':<10} {page}")  # to be copied, so it is one line however narrow the terminal
+    say(f"{'report':<10} {page}")
     say("done")

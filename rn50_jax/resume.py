@@ -17,21 +17,24 @@ from rn50_jax.description import Meta, RunDescription, check_description, saved_
 from rn50_jax.errors import UserError, say, warn
 from rn50_jax.history import last_line
 from rn50_jax.integrity import score
+from rn50_jax.pretrained import ARCHITECTURE, read_pretrained, tell_differences
 from rn50_jax.setup import Setup
 from rn50_jax.state import TrainState
+from rn50_jax.text import counted, shell
 from rn50_jax.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
-from rn50_jax.weight_files import read_weights
 from rn50_jax.weights import start_from
 from rn50_jax.workdir import versions
 
 # What decides which arrays a state has.
 _FIXED = (
-    *(f"model.{key}" for key in ("arch", "stages", "width", "widths", "se_units")),
+    *ARCHITECTURE,
     "recipe.optimizer",
     "tune.freeze",
 )
 # Files that only a new run starts from.
 _SOURCES = ("model.pretrained_weights", "run.resume")
+_NEW_RUN = "for a new run give another --workdir"
+_WAYS_ON = f"to train longer give a larger {{}}; {_NEW_RUN}"
 
 
 class Start(NamedTuple):
@@ -50,9 +53,12 @@ class Start(NamedTuple):
     def finished(self, config: ConfigDict) -> str | None:
         """Why the run has nothing left to do, if so."""
         if self.position.epoch >= config.epochs:
-            return f"{self.position.epoch} of {config.epochs} epochs are done"
+            done = f"{self.position.epoch} of {counted(config.epochs, 'epoch')} done"
+            return f"{done}; {_WAYS_ON.format('--config.epochs')}"
         if 0 < config.run.target_top1 <= self.top1:
-            return f"epoch {self.position.epoch} reached {self.top1:.3f} % top-1 ({config.run.target_top1:g} wanted)"
+            wanted = f"{config.run.target_top1:g} wanted"
+            told = f"epoch {self.position.epoch} reached {self.top1:.3f} % top-1 ({wanted})"
+            return f"{told}; {_WAYS_ON.format('--target_top1')}"
         return None
 
 
@@ -66,12 +72,12 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
       UserError: checkpoints or weight file cannot be read, are of another model or other classes, or of the middle of
         an epoch that cannot go on in the same way.
     """
-    config, workdir, dataset, model = setup.config, setup.workdir, setup.dataset, setup.model
+    config, workdir, model = setup.config, setup.workdir, setup.model
 
     def check(meta: Meta) -> None:
         place = checkpoints.directory / str(meta["step"])
         check_description(meta, RunDescription, place)
-        check_class_names(dataset.class_names, tuple(meta["class_names"]), config.data.dir)
+        _check_classes(setup, tuple(meta["class_names"]), saved_config(meta, place))
         _check_model(config, saved_config(meta, place), workdir)
         _check_split(config, saved_config(meta, place), workdir)
 
@@ -92,12 +98,39 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
     lost = max(last["time"] - meta["time"], 0.0) if "time" in last and last["step"] > meta["step"] else 0.0
     before, now = (configs.flatten(c) for c in (saved_config(meta, checkpoints.directory), config))
     for key, value in now.items():
-        if key in _SOURCES:
-            if value and value != before.get(key):
-                warn(f"{workdir} goes on from its own checkpoints and not from {value}; for that give a new --workdir")
-        elif before.get(key) != value:
-            warn(f"this run was started with another config.{key}: {before.get(key)!r} became {value!r}")
-    return Start(state, position, meta["goodput"], lost, score(meta["metrics"]))
+        if key in _SOURCES and value and value != before.get(key):
+            warn(f"{workdir} goes on from its own checkpoints and not from {value}; for that give a new --workdir")
+    start = Start(state, position, meta["goodput"], lost, score(meta["metrics"]))
+    if changed := _changes(before, now, meta["stream"], stream):
+        ending = "" if start.finished(config) else f"; {_NEW_RUN}"  # or the next line says so
+        warn(f"the run in {workdir} was started with other settings: {', '.join(changed)}{ending}")
+    return start
+
+
+def _changes(
+    before: dict[str, Any], now: dict[str, Any], stream_before: dict[str, Any], stream_now: dict[str, Any]
+) -> list[str]:
+    """What is another now than when a run was saved: keys, and the training set where versions can compare it."""
+    changed = [
+        f"config.{key} {before.get(key)!r} became {value!r}"
+        for key, value in now.items()
+        if key not in _SOURCES and before.get(key) != value
+    ]
+    images = [facts.get("the training set") for facts in (stream_before, stream_now)]
+    if stream_before.get(FORM) == stream_now.get(FORM) and None not in images and images[0] != images[1]:
+        changed.append(f"the training set of {images[0]} became one of {images[1]}")
+    return changed
+
+
+def _check_classes(setup: Setup, trained: tuple[str, ...], saved: ConfigDict) -> None:
+    found, config = setup.dataset.class_names, setup.config
+    try:
+        check_class_names(found, trained, config.data.dir)
+    except UserError as error:
+        raise UserError(
+            f"{error}; the run in {setup.workdir} is on {saved.data.dir} with {len(trained)} classes, and "
+            f"{config.data.dir} has {len(found)}: {_NEW_RUN}, or --config.data.dir={saved.data.dir} to resume this one"
+        ) from None
 
 
 def _check_model(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
@@ -137,14 +170,14 @@ def _position(
                 changed = "this version of rn50-jax takes the images in another order; use the one that saved it"
             raise UserError(
                 f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
-                f"{changed} until the epoch has ended, or remove that folder to go on from the one before"
+                f"{changed} until the epoch has ended, or remove that folder to go on from the one before; {_NEW_RUN}"
             )
         try:
             kept = [base64.b64decode(text, validate=True) for text in meta["position"]["pipelines"]]
         except ValueError as error:
             raise UserError(f"checkpoint {place} has no place in the stream of images: {error}") from None
         if len(kept) != (0 if setup.config.data.backend == "synthetic" else plan.num_devices):
-            raise UserError(f"checkpoint {place} has places in the stream of images of {len(kept)} devices")
+            raise UserError(f"checkpoint {place} has places in the stream of images of {counted(len(kept), 'device')}")
         if meta["step"] != epoch * plan.steps_per_epoch + step:
             raise UserError(f"checkpoint {place} cannot be of step {step} of epoch {epoch + 1}")
         mine = tuple(kept[device] for device in parallel.local_indices(setup.mesh)) if kept else ()
@@ -186,9 +219,10 @@ def _foreign_start(setup: Setup) -> Start:
     checkpoint = read_checkpoint(Path(source))
     done = checkpoint.epoch
     if done >= config.epochs:
+        command = ["python", "-m", "rn50_jax.evaluate", "--weights", Path(source)]
         raise UserError(
-            f"{source} has {done} epochs done, and config.epochs={config.epochs} leaves none to train; give a larger "
-            f"--config.epochs, or use its weights: python -m rn50_jax.evaluate --weights {source}"
+            f"{source} has {counted(done, 'epoch')} done, and config.epochs={config.epochs} leaves none to train; give "
+            f"a larger --config.epochs, or use its weights: {shell(command)}"
         )
     state = go_on_from(build_state(config, setup.model), checkpoint, setup.model, source)
     for told in differing_settings(checkpoint, config.recipe):
@@ -198,7 +232,7 @@ def _foreign_start(setup: Setup) -> Start:
     if checkpoint.ema and not config.recipe.ema_decay:
         warn(f"{source} has averaged weights, which config.recipe.ema_decay=0 does without")
     momentum = "with its momentum" if checkpoint.momentum else "without momentum: the file has none"
-    say(f"resuming from {source}: {done} of {config.epochs} epochs done, {momentum}")
+    say(f"resuming from {source}: {done} of {counted(config.epochs, 'epoch')} done, {momentum}")
     step = jnp.asarray(done * setup.plan.steps_per_epoch, jnp.int32)
     return Start(state._replace(step=step), Position(done, 0), {}, 0.0)
 
@@ -213,7 +247,9 @@ def _fresh_state(setup: Setup) -> TrainState:
                 f"config.tune.freeze={config.tune.freeze} would hold random weights; give --pretrained_weights FILE"
             )
         return build_state(config, model)
-    file = read_weights(Path(source))
+    source, file = read_pretrained(Path(source))
+    for told in tell_differences(file, config, setup.dataset.class_names, source):
+        warn(told)
     classes = tuple(file.meta.get("class_names", setup.dataset.class_names))
     new_head = config.tune.new_head or classes != setup.dataset.class_names
     if new_head and "fc" in config.tune.freeze:

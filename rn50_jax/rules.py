@@ -94,6 +94,7 @@ def is_own_name(path: str) -> bool:
 
 DAMAGED = ".damaged"  # what is unreadable in a log is moved to a file whose name ends so
 _OWN = {"", "config.json", "run.json", "lock", "checkpoints", "quarantine.json", "quarantine.lock", "left_out.jsonl"}
+_OWN |= {"console.log"}
 _OWN |= {"tensorboard", "wandb", "wandb.json", "mlflow.json", "curves.png", "curves.svg", "report.html", "evaluation"}
 _OWN |= {"val_images.tsv"}
 _PIXELS = 2**14  # on a side of an image
@@ -120,7 +121,7 @@ RULES: dict[str, Rule] = {
     "model.num_classes": _integer(0, 10**6),
     "model.init": _choice(*INITS),
     "model.zero_init_last_gamma": _BOOLEAN,
-    "model.pretrained_weights": _text("a weight file, or empty"),
+    "model.pretrained_weights": _text("a weight file, the folder of a run, or empty"),
     "model.conv_lowering": _choice("auto", *LOWERINGS),
     "model.stem": _choice("auto", *STEMS),
     "model.max_pool": _choice(*POOLS),

@@ -139,7 +139,9 @@ class Run:
             with self.goodput.during("checkpoint"):
                 self.checkpoints.wait()
             name = signal.Signals(request.stop).name
-            kept = "everything is saved" if saves(self.setup.config) else "nothing is saved in such a run"
+            kept = "nothing is saved in such a run"
+            if saves(self.setup.config):
+                kept = "everything is saved, and the same command goes on from there"
             self.report.end(self.step, self.position.epoch, self.goodput.totals(), finished=False)
             raise Interrupted(request.stop, f"ended by {name} after step {self.step}; {kept}")
 

@@ -132,10 +132,51 @@ def cpu_kind() -> str:
 
 def signs_of_gpu() -> list[str]:
     """What lets one expect that JAX computes on a GPU here."""
-    signs = [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)]
-    if shutil.which("nvidia-smi"):
-        signs.append("nvidia-smi")
-    return signs + (["/dev/nvidia0"] if Path("/dev/nvidia0").exists() else [])
+    return _cuda_plugins() + nvidia_hardware()
+
+
+def _cuda_plugins() -> list[str]:
+    return [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)]
+
+
+def nvidia_hardware(root: Path = Path("/")) -> list[str]:
+    """Returns what shows that this machine has an NVIDIA GPU; [] if nothing does. Nothing of CUDA is loaded.
+
+    Args:
+      root: of the file system whose devices are looked for.
+    """
+    signs = ["nvidia-smi"] if shutil.which("nvidia-smi") else []
+    with suppress(OSError):
+        signs += ["/dev/nvidia0"] if (root / "dev/nvidia0").exists() else []
+        signs += ["/proc/driver/nvidia/gpus"] if any((root / "proc/driver/nvidia/gpus").iterdir()) else []
+    return signs
+
+
+HOW_TO_GPU = (
+    "bash scripts/setup.sh requirements-cuda13.txt (requirements-cuda12.txt for an older driver), or with pip: "
+    "pip install 'jax[cuda13]' (or 'jax[cuda12]')"
+)
+
+
+def unused_gpu(platform: str, platforms: str = "", root: Path = Path("/")) -> str | None:
+    """Returns a warning if this process computes on the CPU of a machine with an NVIDIA GPU, and nobody asked for that.
+
+    Args:
+      platform: of the devices that JAX found.
+      platforms: what JAX was told to use, such as its option jax_platforms; "" if nothing.
+      root: as in `nvidia_hardware`.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")
+    if platform != "cpu" or platforms.split(",")[0] == "cpu" or hidden:
+        return None
+    signs = nvidia_hardware(root)
+    if not signs:
+        return None
+    found = f"this machine has an NVIDIA GPU ({', '.join(signs)}), but everything runs on the CPU, which is slow"
+    silence = "JAX_PLATFORMS=cpu asks for the CPU and silences this"
+    if plugins := _cuda_plugins():
+        return f"{found}: {', '.join(plugins)} is installed, but JAX cannot use the GPU; check nvidia-smi; {silence}"
+    return f"{found}: JAX is installed for the CPU only; install it for CUDA: {HOW_TO_GPU}; {silence}"
 
 
 _HUGE_PAGES = "glibc.malloc.hugetlb"

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from rn50_jax.analysis import Calibration, Predictions
 from rn50_jax.curves import COLORS, GRID, INK, as_text, look, save
 from rn50_jax.data.names import human_names
-from rn50_jax.mistakes import thumbnail
+from rn50_jax.mistakes import short_names, thumbnail
 
 COLUMNS, PIXELS = 6, 224
 
 
 def draw_sheet(predictions: Predictions, rows: np.ndarray, path: Path) -> None:
-    """Draws the images of some rows with their class, the best guess and its probability.
+    """Draws the images of some rows with their class, the best guess and its probability, and their files' names.
 
     Raises:
       OSError: the file cannot be written.
@@ -27,7 +27,9 @@ def draw_sheet(predictions: Predictions, rows: np.ndarray, path: Path) -> None:
         grid = figure.subplots(height, COLUMNS, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
-        for axes, row in zip(grid.flat, rows, strict=False):
+        paths = predictions.names()
+        files = short_names([paths[predictions.places[row]] for row in rows], 26)
+        for axes, row, file in zip(grid.flat, rows, files, strict=False):
             picture = thumbnail(predictions, int(row), PIXELS)
             if picture is None:
                 axes.text(0.5, 0.5, "no preview", ha="center", va="center")
@@ -36,7 +38,11 @@ def draw_sheet(predictions: Predictions, rows: np.ndarray, path: Path) -> None:
             guess, label = names[predictions.classes[row, 0]], names[predictions.labels[row]]
             told = f"{_cut(guess)}  {100 * predictions.probabilities[row, 0]:.1f} %"
             axes.set_title(as_text(told) + "\nis " + as_text(_cut(label)), fontsize=8, loc="left")
-        figure.suptitle("The most confident mistakes: best guess, its probability, and what it is", fontsize=9)
+            axes.text(0, -0.02, as_text(file), fontsize=5.5, va="top", transform=axes.transAxes)
+        figure.suptitle(
+            "The most confident mistakes: best guess, its probability, what it is, and its file (see mistakes.csv)",
+            fontsize=9,
+        )
         save(figure, path, own=True)
 
 

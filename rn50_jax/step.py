@@ -4,7 +4,6 @@ A batch is {"image": uint8 [B, H, W, 3], "label": int32 [B], "weight": float32 [
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from rn50_jax.augment import draw_boxes, draw_mixing, erase, mix, normalise
+from rn50_jax.augment import IMAGENET, Normalisation, draw_boxes, draw_mixing, erase, mix, normalise
 from rn50_jax.losses import binary_cross_entropy, cross_entropy, top_k_hits
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.optim import Schedule, moving_average
@@ -29,7 +28,7 @@ class TrainOptions(NamedTuple):
 
     mixup_draw: "device", each device and pass draws its own mixing, or "global", all devices the same.
     mixup, cutmix, cutmix_share: see `augment.draw_mixing`. random_erasing: probability for an image.
-    loss: one of `losses.LOSSES`. bce_threshold: see `losses.binary_cross_entropy`.
+    normalisation: of pixels. loss: one of `losses.LOSSES`. bce_threshold: see `losses.binary_cross_entropy`.
     running_average: "mean" averages BatchNorm's running statistics over the devices, "first" keeps device 0's.
     all_reduce: how gradients are averaged over the devices: "fp32"; "bf16", rounded, at half the traffic; "ordered", in
     the order of the devices, at D times the traffic, for the same bits on any division of the devices into processes.
@@ -51,6 +50,7 @@ class TrainOptions(NamedTuple):
     random_erasing: float = 0.0
     loss: str = "cross_entropy"
     bce_threshold: float = 0.0
+    normalisation: Normalisation = IMAGENET
 
 
 def mixup_key(seed: int, step: jax.Array | int, device: jax.Array | int) -> jax.Array:
@@ -209,7 +209,7 @@ def _augment(
 ) -> tuple[jax.Array, jax.Array]:
     """The images as the model is to see them, and their targets: class indices, or probabilities if mixed."""
     mixing_key, erasing_key = keys
-    images, targets = normalise(part["image"]), part["label"]
+    images, targets = normalise(part["image"], options.normalisation), part["label"]
     if options.random_erasing > 0:
         images = erase(images, draw_boxes(erasing_key, options.random_erasing, images.shape[:3]))
     if options.mixup > 0 or options.cutmix > 0:
@@ -237,18 +237,20 @@ def eval_step(
     axis_name: str,
     label_smoothing: float = 0.0,
     flip_tta: bool = False,
+    normalisation: Normalisation = IMAGENET,
 ) -> Metrics:
     """Sums over the real images of all devices' batches, with the running BatchNorm statistics.
 
     Args:
       variables: {"params", "batch_stats"}, live or averaged.
       flip_tta: test-time augmentation, the mean of the logits of each image and its mirror image.
+      normalisation: of pixels.
 
     Returns:
       {"loss", "top1", "top5", "images"}: float32 [], weighted sums; loss is plain cross-entropy. With
       `label_smoothing` also "loss_smoothed".
     """
-    logits = _logits(variables, batch["image"], model, flip_tta)
+    logits = _logits(variables, batch["image"], model, normalisation, flip_tta)
     top1, top5 = top_k_hits(logits, batch["label"], 5)
     weight = batch["weight"]
 
@@ -268,10 +270,12 @@ def eval_step(
     return total
 
 
-def predict_step(variables: Variables, batch: Batch, *, model: ResNet, axis_name: str) -> jax.Array:
+def predict_step(
+    variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, normalisation: Normalisation = IMAGENET
+) -> jax.Array:
     """Class probabilities, float32 [B, K]."""
     del axis_name  # every device answers for its own images
-    return jax.nn.softmax(_logits(variables, batch["image"], model))
+    return jax.nn.softmax(_logits(variables, batch["image"], model, normalisation))
 
 
 def examine_step(
@@ -282,6 +286,7 @@ def examine_step(
     axis_name: str,
     label_smoothing: float = 0.0,
     flip_tta: bool = False,
+    normalisation: Normalisation = IMAGENET,
     top: int = 5,
 ) -> tuple[Metrics, Metrics]:
     """The sums of `eval_step`, and what it ranked best for each image.
@@ -290,17 +295,19 @@ def examine_step(
       The sums, and {"class": int32 [D, B, top], "probability": float32 [D, B, top]}, best first, ties to the lower
       index, with {"weight": float32 [D, B]}, gathered from all devices. A model of fewer classes than `top` has fewer.
     """
-    step = partial(eval_step, model=model, axis_name=axis_name, label_smoothing=label_smoothing, flip_tta=flip_tta)
-    sums = step(variables, batch)
-    logits = _logits(variables, batch["image"], model, flip_tta)  # the compiler computes them once
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "flip_tta": flip_tta, "normalisation": normalisation}
+    sums = eval_step(variables, batch, model=model, axis_name=axis_name, **options)
+    logits = _logits(variables, batch["image"], model, normalisation, flip_tta)  # the compiler computes them once
     _, best = lax.top_k(logits, min(top, model.num_classes))
     probabilities = jnp.take_along_axis(jax.nn.softmax(logits), best, axis=1)
     ranked = {"class": best, "probability": probabilities, "weight": batch["weight"]}
     return sums, lax.all_gather(ranked, axis_name)
 
 
-def _logits(variables: Variables, images: jax.Array, model: ResNet, flip_tta: bool = False) -> jax.Array:
-    logits: jax.Array = model.apply(variables, normalise(images), train=False)
+def _logits(
+    variables: Variables, images: jax.Array, model: ResNet, normalisation: Normalisation, flip_tta: bool = False
+) -> jax.Array:
+    logits: jax.Array = model.apply(variables, normalise(images, normalisation), train=False)
     if flip_tta:
-        logits = (logits + model.apply(variables, normalise(images[:, :, ::-1]), train=False)) / 2
+        logits = (logits + model.apply(variables, normalise(images[:, :, ::-1], normalisation), train=False)) / 2
     return logits

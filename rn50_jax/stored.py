@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
 from rn50_jax import parallel, runtime
-from rn50_jax.augment import MEAN, STD
 from rn50_jax.build import build_model, build_state
 from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.checkpoint_folder import look
@@ -21,11 +20,13 @@ from rn50_jax.data.names import likely_names
 from rn50_jax.data.transform import eval_resize
 from rn50_jax.data.val_share import read_val_images
 from rn50_jax.description import RunDescription, check_description, saved_config
-from rn50_jax.errors import UserError
+from rn50_jax.errors import UserError, warn
+from rn50_jax.files import no_such_run
 from rn50_jax.integrity import ema_is_better, not_finite
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import Variables, variables_of
+from rn50_jax.weight_facts import PREPARATION, config_values, to_pixels
 from rn50_jax.weight_files import WeightFile, read_weights
 from rn50_jax.weights import fit, infer_architecture
 from rn50_jax.workdir import check_path, versions
@@ -43,6 +44,8 @@ class StoredModel(NamedTuple):
     name: what it came from, for messages. class_names: empty where a weight file does not tell. facts: step, epoch,
     checkpoint and whether the weights are the averaged ones, of a run. load: {"params", "batch_stats"} on the host,
     verified; of a run, as they were when it was looked at. val_images: that a run recorded, see `val_share`, if any.
+    assumed: of `class_names` and the keys of `weight_facts.PREPARATION`, those that neither a weight file nor the
+    command line tells.
     """
 
     name: str
@@ -53,6 +56,7 @@ class StoredModel(NamedTuple):
     model: ResNet
     load: Callable[[], Variables]
     val_images: frozenset[str] | None = None
+    assumed: tuple[str, ...] = ()
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,8 +117,10 @@ def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "aut
     """
     check_path(workdir)
     directory = workdir / "checkpoints"
+    if not os.path.lexists(workdir):
+        raise UserError(no_such_run(workdir))
     if not os.path.lexists(directory):
-        raise UserError(f"{workdir} has no checkpoints; give the --workdir of a training run")
+        raise UserError(f"{workdir} is no run, or an unfinished one: it has no checkpoints; give another --workdir")
     with Checkpoints(directory, read_only=True) as checkpoints:
         # A run beside may remove a checkpoint while it is read. What has been read stays, whatever becomes of it.
         return look(lambda: _read_run(checkpoints, workdir, which, overrides, ema))
@@ -137,7 +143,7 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     if ema == "on" and not has_ema:
         raise UserError(f"{workdir} was trained without recipe.ema_decay; leave out --ema on")
     averaged = has_ema and (ema == "on" or (ema == "auto" and ema_is_better(meta["metrics"])))
-    devices = _prepare(config)
+    devices = prepare_devices(config)
     class_names = tuple(meta["class_names"])
     model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
     state = checkpoints.restore(meta, build_state(config, model, abstract=True))
@@ -158,50 +164,60 @@ def _machine_defaults() -> Overrides:
 def load_weights(path: Path, overrides: Overrides) -> StoredModel:
     """Reads a weight file, whose architecture its tensors tell.
 
-    The rest is that of configs/default.py, in float32, with the image sizes and transform that the file names, if any.
+    The rest is that of configs/default.py, in float32, with the preparation of images and the split of the data that
+    the file tells, if any.
 
     Raises:
       UserError: the file cannot be read, is no ResNet, or an override is wrong.
     """
     file = read_weights(path)
     architecture = infer_architecture(file.arrays, str(path))
-    known = {f"data.{key}": file.meta[key] for key in ("image_size", "resize", "transform") if key in file.meta}
+    known = config_values(file.meta)
+    size, resize = known.get("data.image_size"), known.get("data.resize")
+    if size and resize == eval_resize(size, 0):
+        known["data.resize"] = 0  # so it follows an image size of the command line
     values = {"precision": "fp32", **known, **architecture.keys}
     config, _ = configs.load(str(configs.DEFAULT))
     config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
-    devices = _prepare(config)
+    config = at_another_place(config, given=frozenset(dict(overrides)), val_images=None)
+    devices = prepare_devices(config)
     model = build_model(config, num_classes=architecture.num_classes, platform=devices[0].platform)
     class_names = tuple(file.meta.get("class_names", ()))
-    load = partial(_variables_of, file, model, str(path))
+    load = partial(variables_of_file, file, model, str(path))
     facts = {"weights": str(path)} | {key: file.meta[key] for key in ("step",) if key in file.meta}
-    return StoredModel(str(path), config, class_names, facts, devices, model, load)
+    told = known.keys() | dict(overrides).keys() | ({"data.class_names"} if class_names else set())
+    assumed = tuple(key for key in (*PREPARATION, "class_names") if f"data.{key}" not in told)
+    return StoredModel(str(path), config, class_names, facts, devices, model, load, assumed=assumed)
 
 
-def load_start(config: ConfigDict, class_names: tuple[str, ...]) -> StoredModel:
-    """Returns the model that a new run of the config starts with: pretrained weights if it names some, or random ones.
-
-    Args:
-      class_names: of the data.
-
-    Raises:
-      UserError: the weights cannot be read or are of another model.
-    """
-    devices = _prepare(config)
-    model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
-    if source := config.run.resume or config.model.pretrained_weights:
-        file = read_weights(Path(source))
-        names = tuple(file.meta.get("class_names", class_names))
-        return StoredModel(source, config, names, {}, devices, model, partial(_variables_of, file, model, source))
-    name = f"random weights of seed {config.seed}"
-    return StoredModel(name, config, class_names, {}, devices, model, lambda: _random_variables(config, model))
+def warn_assumed(stored: StoredModel) -> None:
+    """Tells what was assumed of a weight file because nothing says it: sizes, normalisation, class names."""
+    data, parts, keys = stored.config.data, [], []
+    if "image_size" in stored.assumed:
+        parts.append(f"image_size={data.image_size}")
+        keys.append("image_size")
+    if "image_size" in stored.assumed or "resize" in stored.assumed:
+        parts.append(f"resize={eval_resize(data.image_size, data.resize)}")
+        keys.append("resize")
+    if normalisation := [key for key in ("mean", "std") if key in stored.assumed]:
+        parts.append(f"{' and '.join(normalisation)} of ImageNet")
+        keys += normalisation
+    if "class_names" in stored.assumed:
+        classes = stored.model.num_classes
+        imagenet = likely_names(classes)[0] != "0"
+        parts.append(f"ImageNet's {classes:,} classes" if imagenet else f"{classes:,} classes without names")
+    hint = f"; to change: {', '.join(f'--config.data.{key}' for key in keys)}" if keys else ""
+    if parts:
+        warn(f"assuming {', '.join(parts)}, as {stored.name} does not say{hint}")
 
 
 def describe_model(stored: StoredModel) -> dict[str, Any]:
     """What a file with a model's weights should say about it, in plain values.
 
     Returns:
-      source (checkpoint or weight file) and its facts, such as the step; arch; class_names; image_size, resize and
-      transform of the evaluation; mean and std, by which pixels from 0 to 255 are normalised; versions.
+      source (checkpoint or weight file) and its facts, such as the step; arch; class_names; what is done to images in
+      evaluation: `weight_facts.PREPARATION`, with mean and std, by which pixels from 0 to 255 are normalised; the split
+      of the data, val_share and seed, if the validation images were a share of it; versions.
     """
     data = stored.config.data
     return {
@@ -213,23 +229,32 @@ def describe_model(stored: StoredModel) -> dict[str, Any]:
         "resize": eval_resize(data.image_size, data.resize),
         "transform": data.transform,
         "channels": "RGB",
-        "mean": MEAN,
-        "std": STD,
+        "mean": to_pixels(data.mean),
+        "std": to_pixels(data.std),
+        "exif_rotation": data.exif_rotation,
+        "background": list(data.background),
+        **({"val_share": data.val_share, "seed": stored.config.seed} if data.val_share > 0 else {}),
         "versions": versions(),
     }
 
 
-def _prepare(config: ConfigDict) -> list[jax.Device]:
+def prepare_devices(config: ConfigDict) -> list[jax.Device]:
+    """Checks a config and makes the process ready for it; returns the devices.
+
+    Raises:
+      UserError: the config is wrong, or the devices cannot do what it asks for.
+    """
     configs.validate(config)
     runtime.prepare_runtime(config.data.backend, config.run.xla_flags)
     runtime.use_compile_cache(config.run.compile_cache)
     return parallel.find_devices(backend=config.data.backend, precision=config.precision)
 
 
-def _variables_of(file: WeightFile, model: ResNet, source: str) -> Variables:
+def variables_of_file(file: WeightFile, model: ResNet, source: str) -> Variables:
+    """Returns the weights of a file as the model's variables.
+
+    Raises:
+      UserError: see `weights.fit`.
+    """
     params, batch_stats = fit(file.arrays, model, source)
     return {"params": params, "batch_stats": batch_stats}
-
-
-def _random_variables(config: ConfigDict, model: ResNet) -> Variables:
-    return variables_of(build_state(config, model))["val"]

@@ -5,7 +5,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from threading import Lock
 from typing import Any, TextIO, cast
+
+from rn50_jax.native_errors import Filter
 
 _HOW = {0: os.O_RDONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}  # writing to a closed standard output still fails
 
@@ -51,6 +54,42 @@ class _Stream:
         return getattr(self._stream, name)
 
 
+class _Errors(_Stream):
+    """Standard error, to which C libraries may write past Python."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._before = stream
+        self._filter: Filter | None = None
+        self._lock = Lock()
+
+    def keep_decoders_out(self) -> None:
+        """Does what `without_decoders` says."""
+        with self._lock:
+            if self._filter is not None or _number(self._stream) != 2:
+                return
+            self.flush()
+            self._filter = Filter.start()
+            if self._filter is not None:
+                self._stream = open(  # noqa: SIM115, it stays open
+                    self._filter.direct, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
+                )
+
+    def settle(self) -> None:
+        super().settle()
+        if self._filter is not None:
+            self._stream = self._before
+            self._filter.end()
+            self._filter = None
+
+
+def _number(stream: TextIO) -> int:
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):  # none, or closed
+        return -1
+
+
 class _Output(_Stream):
     """Standard output. enduring: whether what cannot be written is left out, and told once, instead of raised."""
 
@@ -71,6 +110,18 @@ class _Output(_Stream):
             )
 
 
+_guarded: list[_Errors] = []  # `sys.stderr` itself may be that of a progress bar
+
+
+def without_decoders() -> None:
+    """Keeps what image decoders write to standard error by themselves off it, until `guarded` ends; see `Filter`.
+
+    Does nothing outside of `guarded`: a program that calls this package has its own standard error.
+    """
+    if _guarded:
+        _guarded[-1].keep_decoders_out()
+
+
 @contextmanager
 def guarded() -> Iterator[None]:
     """Sees to it that, within, writing to standard error never fails and every text can be written.
@@ -82,11 +133,13 @@ def guarded() -> Iterator[None]:
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):  # a name may hold what the terminal's encoding has not
             stream.reconfigure(errors="backslashreplace")
-    output, errors = _Output(before[0]), _Stream(before[1])
+    output, errors = _Output(before[0]), _Errors(before[1])
     sys.stdout, sys.stderr = cast(TextIO, output), cast(TextIO, errors)
+    _guarded.append(errors)
     try:
         yield
     finally:
+        _guarded.remove(errors)
         output.settle()
         errors.settle()
         sys.stdout, sys.stderr = before

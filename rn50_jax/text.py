@@ -50,6 +50,21 @@ def _quote(word: object) -> str:
     return "$'" + printable(text.replace("\\", "\\\\").replace("'", "\\'")) + "'"
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns how many there are: "1 epoch", "2,000 epochs"."""
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """Returns the plural of a noun: "epochs", "passes", "classes"."""
+    return noun + ("es" if noun.endswith(("s", "sh", "tch", "x")) else "s")
+
+
+def decimal(value: float, digits: int) -> str:
+    """Returns a number with so many digits behind the point, or a large one as 8.73e+13."""
+    return f"{value:.2e}" if 1e4 <= abs(value) < float("inf") else f"{value:.{digits}f}"
+
+
 def csv_cell(text: str) -> str:
     """Returns a name as a cell that no spreadsheet takes for a formula.
 

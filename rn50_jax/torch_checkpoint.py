@@ -15,6 +15,7 @@ from rn50_jax.files import check_shape
 from rn50_jax.integrity import not_finite
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.state import TrainState
+from rn50_jax.text import shell
 from rn50_jax.tune import split
 from rn50_jax.weight_files import load_torch, to_arrays
 from rn50_jax.weights import Arrays, fit, to_common
@@ -61,10 +62,10 @@ def read_checkpoint(path: Path) -> TorchCheckpoint:
     if os.path.isdir(path):  # noqa: PTH112, Path.is_dir raises where this says no
         raise UserError(
             f"{path} is a folder, and --resume takes a checkpoint.pth.tar of NVIDIA's code; a run of this program "
-            f"goes on by its own command, with --workdir {path}"
+            f"goes on by its own command, with {shell(['--workdir', path])}"
         )
     content = load_torch(path)
-    instead = f"start from its weights alone with --pretrained_weights {path}"
+    instead = f"start from its weights alone with {shell(['--pretrained_weights', path])}"
     for key in ("state_dict", "optimizer", "epoch"):
         kind = int if key == "epoch" else Mapping
         value = content.get(key) if isinstance(content, Mapping) else None
@@ -181,7 +182,7 @@ def go_on_from(state: TrainState, checkpoint: TorchCheckpoint, model: ResNet, so
     if classes and classes[0] != model.num_classes:
         raise UserError(
             f"{source} has a classifier of {classes[0]} classes and the data {model.num_classes}, and a run keeps "
-            f"those it began with; start from its weights alone with --pretrained_weights {source}"
+            f"those it began with; start from its weights alone with {shell(['--pretrained_weights', source])}"
         )
     params, batch_stats = fit(checkpoint.arrays, model, source)
     ema, opt_state = state.ema, state.opt_state

@@ -17,6 +17,7 @@ from rn50_jax import config as configs
 from rn50_jax import errors, hosts, parallel, runtime, streams
 from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule
 from rn50_jax.checkpoint import Checkpoints
+from rn50_jax.console_log import open_log
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import make_quarantine, stream_facts, train_batches
 from rn50_jax.diagnosis import telling_of_memory
@@ -29,6 +30,7 @@ from rn50_jax.loggers import check_loggers
 from rn50_jax.models.norm import norm_sync
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan, make_plan
+from rn50_jax.pretrained import take_architecture
 from rn50_jax.report import open_report, print_summary, tell_where
 from rn50_jax.resume import find_start
 from rn50_jax.running import Run, TrainStep, saves
@@ -49,7 +51,9 @@ def main(argv: Sequence[str]) -> int:
         "--config", required=True, metavar="FILE[:VARIANT]", help="a recipe by name or file, or a run's config.json"
     )
     parser.add_argument("--workdir", type=Path, help="folder of the run (default: runs/<config name>)")
-    parser.add_argument("--pretrained_weights", metavar="FILE", help="weight file that a new run starts from")
+    parser.add_argument(
+        "--pretrained_weights", metavar="FILE", help="weight file, or the folder of a run, that a new run starts from"
+    )
     parser.add_argument(
         "--resume", metavar="FILE", help="checkpoint.pth.tar of NVIDIA's code that a new run goes on from"
     )
@@ -71,6 +75,10 @@ def main(argv: Sequence[str]) -> int:
     if config.run.evaluate:
         validate_only(config, workdir, overrides)
     else:
+        config, told = take_architecture(config, overrides, workdir)
+        configs.validate(config)
+        if told and hosts.is_first():
+            say(told)
         try:
             with streams.enduring():
                 train(prepare(config, workdir), argv)
@@ -115,6 +123,8 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config.run.hang_timeout))
         stack.enter_context(locked(workdir))
+        if hosts.is_first() and (error := open_log(workdir, ["python", "-m", "rn50_jax.train", *argv])):
+            errors.warn_of_log(error)
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, gather=config.checkpoint.gather)
         )
@@ -132,7 +142,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
         record_val_images(setup)
         step = start.position.epoch * plan.steps_per_epoch + start.position.step
         if step:
-            print(f"resuming after epoch {start.position.epoch}, step {step}", flush=True)
+            say(f"resuming after epoch {start.position.epoch}, step {step}")
 
         train_fn, eval_fn = compile_steps(config, model, plan, mesh)
         quarantine = make_quarantine(config, workdir / "quarantine.json")

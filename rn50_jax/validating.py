@@ -13,8 +13,10 @@ from rn50_jax.data.dataset import open_dataset
 from rn50_jax.dle import dle_parameters, open_dle
 from rn50_jax.errors import UserError, say
 from rn50_jax.evaluate import evaluate_stored
-from rn50_jax.stored import MACHINE, StoredModel, load_run, load_start
-from rn50_jax.workdir import make_workdir
+from rn50_jax.files import no_such_run
+from rn50_jax.pretrained import load_start, take_architecture
+from rn50_jax.stored import MACHINE, StoredModel, load_run
+from rn50_jax.workdir import describe_devices, make_workdir
 
 
 def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str, str]]) -> None:
@@ -38,8 +40,8 @@ def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[s
             log = stack.enter_context(closing(open_dle(config, workdir, parameters, steps_per_epoch=1)))
         result = evaluate_stored(stored)
         if hosts.is_first():
-            say(stored.name)
-            say(validation_text(result))
+            say(f"{stored.name}, on {describe_devices(stored.devices)}")
+            say(validation_text(result, classes=stored.model.num_classes))
         if log:
             log.epoch(max(stored.facts.get("epoch", 1) - 1, 0), result)
             log.summary()
@@ -52,10 +54,15 @@ def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str
         machine = [(key, configs.flatten(config)[key]) for key in MACHINE]
         return load_run(workdir, "latest", [*overrides, *machine])
     if not (config.run.resume or config.model.pretrained_weights or config.run.prof):
+        if not workdir.exists() and "did you mean" in (told := no_such_run(workdir)):
+            raise UserError(told)
         raise UserError(
             f"{workdir} has no checkpoints to validate; give the --workdir of a training run, --pretrained_weights "
             "FILE, or --config.run.prof=N to time N batches with random weights"
         )
+    config, told = take_architecture(config, overrides)
+    if told and hosts.is_first():
+        say(told)
     return load_start(config, open_dataset(config, need_train=False).class_names)
 
 

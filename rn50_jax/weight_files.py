@@ -12,19 +12,18 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 import safetensors
 import safetensors.numpy
-from typing_extensions import TypedDict
 
 from rn50_jax.data.headers import sniff
 from rn50_jax.errors import UserError
-from rn50_jax.files import open_regular, parse_json, to_json, write_whole
+from rn50_jax.files import open_regular, to_json, write_whole
 from rn50_jax.pickles import check_pickles
-from rn50_jax.rules import RULES
+from rn50_jax.weight_facts import has_facts, parse_facts, read_beside, refuse_foreign, write_beside
 from rn50_jax.weights import Arrays, to_common
 
 _TORCH = (".pth", ".pth.tar", ".pt")
+_GRAPHS = (".onnx", ".stablehlo")
 SUFFIXES = (*_TORCH, ".safetensors", ".npz")
 _META = "rn50_jax"  # where our own files keep what they know besides the weights
-_LARGEST = 10_000  # pixels of a side that images are made to
 _MOST = 2**34  # bytes that a file may unpack to
 _SMALL, _RATIO = 2**30, 20  # beyond this size, it may unpack to so many times its own
 # What files are by the bytes at an offset, besides what `sniff` knows.
@@ -44,39 +43,38 @@ T = TypeVar("T")
 class WeightFile(NamedTuple):
     """A file's weights in the common form, and what it says about them; foreign files say nothing.
 
-    meta: class_names (list of str), image_size, resize (int), transform (str), step (int); any may be missing.
+    meta: class_names (list of str), image_size, resize, step (int), transform (str), mean, std (list of 3 float, on the
+    0-255 scale), exif_rotation (bool), background (list of 3 int, or empty), and of runs with `data.val_share` also
+    val_share (float) and seed (int); any may be missing.
     """
 
     arrays: Arrays
     meta: dict[str, Any]
 
 
-class _Meta(TypedDict, total=False):
-    """What is relied upon of `WeightFile.meta`."""
-
-    class_names: list[str]
-    image_size: int
-    resize: int
-    transform: str
-    step: int
-
-
 def read_weights(path: Path) -> WeightFile:
     """Reads a weight file of torchvision, timm, NVIDIA or this project.
 
-    Training checkpoints of PyTorch are looked into for "state_dict" or "model". Reading `.pth` needs PyTorch.
+    Training checkpoints of PyTorch are looked into for "state_dict" or "model". Reading `.pth` needs PyTorch. What the
+    file says about itself is inside it, or in `FILE.json` beside it.
 
     Raises:
       UserError: no such file, unknown suffix, damaged, something else by its content, holding more than tensors and
-        plain values, or saying of itself what cannot be.
+        plain values, or saying of itself what cannot be, or a `FILE.json` that is damaged or of another file.
     """
+    if path.name.lower().endswith(_GRAPHS):
+        raise UserError(
+            f"{path} is an exported function, whose weights are not read back; give the run or weight file that it was "
+            "exported from, or call it as docs/export.md shows"
+        )
     suffix = _suffix(path)
     reader = {".npz": _read_npz, ".safetensors": _read_safetensors}.get(suffix, _read_torch)
     tensors, meta = _read(path, suffix, reader)
     if not tensors:
         raise UserError(f"weight file {path} holds no tensors")
     arrays = to_common(tensors, str(path))
-    return WeightFile(arrays, _check_meta(path, meta, arrays))
+    classes = (*arrays["fc.weight"].shape, 0)[0] if "fc.weight" in arrays else None
+    return WeightFile(arrays, read_beside(path, classes) if meta is None else parse_facts(meta, classes, path))
 
 
 def load_torch(path: Path) -> Any:
@@ -106,36 +104,21 @@ def _read(path: Path, suffix: str, reader: Callable[[Path, BinaryIO], T]) -> T:
         raise UserError(f"weight file {path} cannot be read: {text.splitlines()[0][:160]}") from error
 
 
-def _check_meta(path: Path, text: str, arrays: Arrays) -> dict[str, Any]:
-    """What a file says about itself, if that can be so."""
-    try:
-        meta = parse_json(text, _Meta)
-        for key in ("image_size", "resize", "transform"):
-            _, valid, test = RULES[f"data.{key}"]
-            value: Any = meta.get(key)
-            if value is not None and (not test(value) or (isinstance(value, int) and value > _LARGEST)):
-                raise ValueError(f"{key}={value!r:.80} must be {valid}")
-        if not 0 <= meta.get("step", 0) < 2**63:
-            raise ValueError(f"step={meta['step']}")
-        classes = arrays["fc.weight"].shape[:1] if "fc.weight" in arrays else ()
-        if classes and len(meta.get("class_names", ())) not in (0, classes[0]):
-            raise ValueError(f"it names {len(meta['class_names'])} classes, and its classifier has {classes[0]}")
-    except ValueError as error:
-        raise UserError(f"weight file {path}: what it says about itself cannot be right: {error}") from None
-    return dict(meta)
-
-
 def write_weights(path: Path, weights: WeightFile) -> None:
     """Writes a weight file in the format of its suffix, whole or not at all.
 
-    `.pth` holds a bare state_dict, `.safetensors` and `.npz` also the `meta`; all have torchvision's names, torch's
-    layout and the BatchNorms' `num_batches_tracked`, which strict loaders want.
+    `.safetensors` and `.npz` hold the `meta` too; `.pth` is a bare state_dict, with the `meta` in `FILE.json` beside
+    it. All have torchvision's names, torch's layout and the BatchNorms' `num_batches_tracked`, which strict loaders
+    want.
 
     Raises:
-      UserError: unknown suffix, or the file cannot be written.
+      UserError: unknown suffix, the file cannot be written, or `FILE.json` is another program's.
     """
     writers: dict[str, Callable[[Arrays, str], bytes]] = {".npz": _to_npz, ".safetensors": _to_safetensors}
-    to_bytes = writers.get(_suffix(path), _to_torch)
+    suffix = _suffix(path)
+    to_bytes = writers.get(suffix, _to_torch)
+    if bare := suffix in _TORCH and bool(weights.meta):
+        refuse_foreign(path)
     tensors: Arrays = {}
     for name, array in weights.arrays.items():
         tensors[name] = array
@@ -146,6 +129,8 @@ def write_weights(path: Path, weights: WeightFile) -> None:
         write_whole(path, to_bytes(tensors, to_json(weights.meta)))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    if bare or has_facts(path):
+        write_beside(path, weights.meta)
 
 
 def _suffix(path: Path) -> str:
@@ -188,7 +173,7 @@ def _find_magic(head: bytes) -> tuple[int, bytes] | None:
     return next((magic for magic in _KINDS if head[magic[0] : magic[0] + len(magic[1])] == magic[1]), None)
 
 
-def _read_npz(path: Path, file: BinaryIO) -> tuple[Arrays, str]:
+def _read_npz(path: Path, file: BinaryIO) -> tuple[Arrays, str | None]:
     del path
     with np.load(file, allow_pickle=False) as stored:
         tensors = {name: stored[name] for name in stored.files}
@@ -196,7 +181,7 @@ def _read_npz(path: Path, file: BinaryIO) -> tuple[Arrays, str]:
         if not isinstance(tensor, np.ndarray):
             raise ValueError(f"{name} in it is no array")
     meta = tensors.pop(_META, None)
-    return tensors, "{}" if meta is None else str(meta)
+    return tensors, None if meta is None else str(meta)
 
 
 def _to_npz(tensors: Arrays, meta: str) -> bytes:
@@ -205,10 +190,10 @@ def _to_npz(tensors: Arrays, meta: str) -> bytes:
     return data.getvalue()
 
 
-def _read_safetensors(path: Path, file: BinaryIO) -> tuple[Arrays, str]:
+def _read_safetensors(path: Path, file: BinaryIO) -> tuple[Arrays, str | None]:
     del file
     with safetensors.safe_open(path, framework="numpy") as stored:
-        meta = (stored.metadata() or {}).get(_META, "{}")
+        meta = (stored.metadata() or {}).get(_META)
         return {name: stored.get_tensor(name) for name in stored.keys()}, meta  # noqa: SIM118
 
 
@@ -270,14 +255,14 @@ def _load_torch(path: Path, file: BinaryIO) -> Any:
         ) from error
 
 
-def _read_torch(path: Path, file: BinaryIO) -> tuple[Arrays, str]:
+def _read_torch(path: Path, file: BinaryIO) -> tuple[Arrays, str | None]:
     content = _load_torch(path, file)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
         raise UserError(f"weight file {path} holds a {type(content).__name__}, not a state_dict")
-    return _to_numpy(content, path.stat().st_size), "{}"
+    return _to_numpy(content, path.stat().st_size), None
 
 
 def to_arrays(content: Mapping[Any, Any], path: Path) -> Arrays:

@@ -17,6 +17,7 @@ from rn50_jax.data.names import MOST_CLASSES
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.state import TrainState
+from rn50_jax.text import counted
 
 Arrays = dict[str, np.ndarray]
 
@@ -209,7 +210,7 @@ def start_from(
     params, batch_stats = fit(arrays, model, source, any_head=True)
     told = f"starting from the weights of {source}"
     if new_head or "fc" not in params:
-        told += f"; its classifier of {arrays['fc.weight'].shape[0]} classes is replaced by a new one"
+        told += f"; its classifier of {counted(arrays['fc.weight'].shape[0], 'class')} is replaced by a new one"
         told += f" of {model.num_classes}"
         params = params | {"fc": state.params["fc"]}
     ema = {"params": params, "batch_stats": batch_stats} if state.ema else {}

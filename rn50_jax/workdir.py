@@ -6,6 +6,7 @@ import platform
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,8 +36,9 @@ def versions() -> dict[str, str]:
 
 
 def describe_devices(devices: Sequence[jax.Device]) -> str:
-    """For example "8 x NVIDIA H100 80GB HBM3"."""
-    return f"{len(devices)} x {devices[0].device_kind}"
+    """Returns how many of which, for example "8 x NVIDIA H100 80GB HBM3" or "1 x CPU"; kinds that differ one by one."""
+    kinds = Counter("CPU" if device.platform == "cpu" else device.device_kind for device in devices)
+    return ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
 
 
 def describe_host() -> dict[str, Any]:

@@ -44,7 +44,7 @@ def main() -> int:
         parser.error("several machines need --coordinator HOST:PORT")
     gpus = visible_gpus(args.gpus)
     if len(gpus) % args.processes:
-        parser.error(f"{len(gpus)} GPU(s) cannot be shared equally by --processes {args.processes}")
+        parser.error(f"{len(gpus)} GPUs cannot be shared equally by --processes {args.processes}")
 
     numbers = {*STOPS, signal.SIGUSR1}
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup

@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from rn50_jax.analysis import Predictions, calibration
 from rn50_jax.data.folder import ImageSet
-from rn50_jax.mistakes import tell_mistakes, thumbnail
+from rn50_jax.mistakes import short_names, tell_mistakes, thumbnail
 
 
 def make_predictions(num_images: int = 500, num_classes: int = 7, seed: int = 0) -> tuple[Predictions, np.ndarray]:
@@ -96,7 +96,9 @@ def test_thumbnails_of_all_sizes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_looks_at_every_image_once(trained: tuple[Path, str], call: Run, tmp_path: Path) -> None:
+def test_the_command_looks_at_every_image_once(
+    trained: tuple[Path, str], call: Run, digits: Path, tmp_path: Path
+) -> None:
     import pyarrow.parquet
 
     workdir, _ = trained
@@ -135,9 +137,29 @@ def test_the_command_looks_at_every_image_once(trained: tuple[Path, str], call: 
         assert sum(int(row["images"]) for row in csv.DictReader(file)) == 297
     with (folder / "confusion.csv").open() as file:
         assert sum(int(row["images"]) for row in csv.DictReader(file)) == (~right).sum()
+    with (folder / "mistakes.csv").open() as file:
+        mistakes = list(csv.DictReader(file))
+    by_file = {row["file"]: row for row, is_right in zip(rows, right, strict=True) if not is_right}
+    found = {str(digits / row["file"]): row for row in mistakes}
+    assert by_file.keys() == found.keys()
+    for name, row in found.items():
+        assert row["file"].startswith("val/")
+        assert (row["class"], row["taken_for"]) == (by_file[name]["label"], by_file[name]["class_1"])
+        assert row["probability"] == by_file[name]["probability_1"]
+    confidence = [float(row["probability"]) for row in mistakes]
+    assert confidence == sorted(confidence, reverse=True)
     for name in ("mistakes.png", "calibration.png"):
         with Image.open(folder / name) as image:
             assert image.width > 500
+
+
+def test_short_names_tell_files_apart() -> None:
+    files = ["val/ant/IMG_20190101_123456789_HDR.jpg", "val/bee/IMG_20190101_123456789_HDR.jpg", "val/bee/x.jpg"]
+    assert short_names(files, 26) == ["val/ant/…123456789_HDR.jpg", "val/bee/…123456789_HDR.jpg", "val/bee/x.jpg"]
+    assert short_names(["val/ant/1.jpg", "val/bee/2.jpg"], 26) == ["1.jpg", "2.jpg"]
+    alike = [f"val/{'a' * 30}{i}{'b' * 30}/x.jpg" for i in range(10)]
+    assert len(set(short_names(alike, 20))) == 10
+    assert short_names([], 20) == []
 
 
 def test_mistakes_of_the_call(trained: tuple[Path, str], call: Run, tmp_path: Path) -> None:

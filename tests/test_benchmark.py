@@ -25,7 +25,7 @@ def test_result(call: Run, tmp_path: Path, mode: str) -> None:
     document = json.loads(path.read_text())
     result = document["results"][0]
     assert document | result == document  # of a single point, its keys stand at the top too
-    assert (result["mode"], result["devices"], result["images_per_step"], result["steps"]) == (mode, "2 x cpu", 8, 7)
+    assert (result["mode"], result["devices"], result["images_per_step"], result["steps"]) == (mode, "2 x CPU", 8, 7)
     assert (result["arch"], result["image_size"], result["precision"]) == ("resnet18", 32, "fp32")
     times = result["step_seconds"]
     assert set(times) == {"median", "mean", "min", "max", "p25", "p75", "p90", "p95", "p99"}

@@ -65,7 +65,7 @@ ODD = {
     "1x1": "tiny",
     "very wide": "tiny",
     "trailing garbage": "bytes after its end",
-    "EXIF rotated": "EXIF rotation",
+    "EXIF rotated": "on its side",
     "corrupt EXIF": "corrupt EXIF",
     "two frames": "several frames",
 }
@@ -89,7 +89,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("Ant", "empty", ".git", "cat/below", "cat/.cache"):
         (train / name).mkdir()
     shutil.copy(train / "ant/3.jpg", train / "cat/below/3.jpg")
-    shutil.copy(train / "ant/4.jpg", train / "cat/4.jfif")
+    shutil.copy(train / "ant/4.jpg", train / "cat/4.image")
     shutil.copy(train / "ant/4.jpg", train / "loose.jpg")
     (train / "cat/Thumbs.db").write_bytes(b"\0\1")
     (train / "notes.txt").write_text("notes")
@@ -128,7 +128,7 @@ def test_every_kind_of_damage_is_found_by_both_modes(damaged: Path, checked: Che
             ("class names alike", ["ant"]),
             ("image in no class", ["loose.jpg"]),
             ("image in a subfolder", ["below"]),
-            ("image of unknown suffix", ["4.jfif"]),
+            ("image of unknown suffix", ["4.image"]),
             ("name not UTF-8", ["latin\udcfc.jpg"]),
             ("in train and val", ["0.jpg"]),
             ("in several classes", ["1.jpg"]),
@@ -384,3 +384,44 @@ def test_files_and_members_of_more_bytes_than_memory_holds(tree: Path) -> None:
     assert seen.problems == {0: ("too large", "more than 600 MB")}
     with pytest.raises(ImageProblem, match="more than 600 MB"):
         read_part(str(file), 0, size)
+
+
+def test_pictures_that_are_not_read_and_those_on_their_side(call: Run, tmp_path: Path) -> None:
+    photo = make_photo(1)
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for i, suffix in enumerate(("jpg", "jfif", "jpe")):
+            (tmp_path / name / f"{i}.{suffix}").write_bytes(encode(make_photo(10 * len(list(tmp_path.rglob("*.j*"))))))
+    for orientation in range(9):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        data = encode(make_photo(200 + orientation), exif=exif)
+        (tmp_path / ("ant" if orientation < 8 else "bee") / f"{orientation}.turned.jpg").write_bytes(data)
+    heic, tiff = b"\0\0\0\x1cftypheic" + bytes(90), encode(photo, "TIFF")
+    files = {"ant/a.heic": heic, "ant/b.HEIC": heic, "bee/c.heif": heic, "bee/d.gif": encode(photo, "GIF")}
+    files |= {"bee/e.nef": tiff, "bee/f.dng": tiff, "bee/notes.txt": b"notes"}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    done = call("check_data", tmp_path, "--json", tmp_path.parent / "report.json")
+    assert done.returncode == 1
+    assert "not read         2 .heic, 1 .heif, 1 .gif, 1 .nef, 1 .dng; convert them to JPEG" in done.stdout
+    turned = "on their side    4 of 15 images (ant 3, bee 1), unless --config.data.exif_rotation=true"
+    assert turned in done.stdout
+
+    report = json.loads((tmp_path.parent / "report.json").read_text())
+    (facts,) = report["splits"].values()
+    assert facts["not_read"] == {".heic": 2, ".heif": 1, ".gif": 1, ".nef": 1, ".dng": 1}
+    assert facts["on_their_side"] == {"images": 4, "images_per_class": {"ant": 3, "bee": 1}}
+    assert set(report["problems"]) == {"unknown format"}
+    details = {entry["file"]: entry["detail"] for entry in report["problems"]["unknown format"]["files"]}
+    raw = "it is a raw photograph"
+    wanted = {
+        "ant/a.heic": "it is HEIC",
+        "ant/b.HEIC": "it is HEIC",
+        "bee/c.heif": "it is HEIC",
+        "bee/d.gif": "it is GIF",
+    }
+    assert details == wanted | {"bee/e.nef": raw, "bee/f.dng": raw}
+    assert files_of(report["notes"], "on its side") == ["5.turned.jpg", "6.turned.jpg", "7.turned.jpg", "8.turned.jpg"]
+    assert files_of(report["notes"], "EXIF rotation") == ["2.turned.jpg", "3.turned.jpg", "4.turned.jpg"]
+    assert "other suffix" not in report["notes"] and set(facts["formats"]) == {"JPEG"}

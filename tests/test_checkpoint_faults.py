@@ -191,19 +191,19 @@ def test_a_best_that_cannot_be_judged_at_a_prune_stays(
         with monkeypatch.context() as patch:
             fail_at(patch, "/1/meta", errno.EMFILE)
             save(checkpoints, state, 3, 20.0)
-            save(checkpoints, state, 4, 20.0)
+            save(checkpoints, state, 4, 21.0)
             checkpoints.wait()
         assert names(folder) == ["1", "4"]
         err = capfd.readouterr().err
         assert re.fullmatch(r"note: checkpoint .*/1 cannot be read: Too many open files; it was left as it is\n", err)
         (folder / "1/meta/metadata").write_text("{")
-        save(checkpoints, state, 5, 20.0)
+        save(checkpoints, state, 5, 22.0)
     assert names(folder) == ["1.damaged", "5"]
     assert "it is set aside as 1.damaged" in capfd.readouterr().err
 
 
 def test_only_plain_numbers_are_names_of_checkpoints(tmp_path: Path, state: TrainState) -> None:
-    folder = make(tmp_path / "c", state, {2: 1.0, 3: 1.0})
+    folder = make(tmp_path / "c", state, {2: 1.0, 3: 2.0})
     others = [
         "007",
         "+5",
@@ -227,7 +227,7 @@ def test_only_plain_numbers_are_names_of_checkpoints(tmp_path: Path, state: Trai
     for name in ("007", "5", "\N{FULLWIDTH DIGIT FIVE}", "+3", "3 ", "03"):
         with pytest.raises(UserError, match=r"no checkpoint .*; use best, latest or one of \[2, 3\]"):
             read(folder, name)
-    make(folder, state, {7: 1.0}, keep=1)
+    make(folder, state, {7: 3.0}, keep=1)
     assert names(folder) == sorted([*others, "99", "98", "7"])
 
 

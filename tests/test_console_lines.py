@@ -24,11 +24,11 @@ from rn50_jax.console import print_rows
 from rn50_jax.plan import Plan
 from rn50_jax.report import Report
 
-print_rows({"batch": "32 per device x 1 device(s) x 1 pass(es) = 32 per update, and so on, and so on, and so on"})
+print_rows({"batch": "32 per device x 1 device x 1 pass = 32 per update, and so on, and so on, and so on"})
 plan = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=20, peak_lr=0.1)
 window = {"train.loss": 2.5, "train.top1": 12.5, "lr": 0.1, "train.data_time": 0.1, "train.compute_time": 0.3,
           "train.total_ips": 80.0, "train.skipped_steps": 0, "train.skipped_in_a_row": 0}
-with Report([], plan, epochs=2, first_step=0, eval_batches=4) as report:
+with Report([], plan, epochs=2, first_step=0, eval_batches=4, classes=10) as report:
     report._screen._progress.refresh()
     report.advance(5)
     report.train(5, 0, window)
@@ -79,7 +79,7 @@ def test_colours_narrow_terminals_and_none(process_env: dict[str, str]) -> None:
     narrow = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", in_a_terminal(process_env, 50))
     assert "━" not in narrow and re.search(r"run +5/20 ETA", narrow)
     assert "epoch 1/2  loss  2.5000  top-1  12.50\r\n" in narrow  # the rest has no room
-    assert "x 1\r\n           pass(es) = 32 per update, " in narrow  # wrapped below its beginning
+    assert "x 1 pass = 32\r\n           per update, " in narrow  # wrapped below its beginning
     dumb = in_a_terminal(process_env, 120, TERM="dumb")
     assert "\x1b" not in dumb and "compiling" not in dumb and "epoch 1/2  step  5/20" in dumb
 
@@ -94,7 +94,8 @@ def test_a_file_gets_the_lines_alone(process_env: dict[str, str], more: dict[str
     assert lines[0].endswith("and so on") and lines[1].startswith("epoch 1/2  step  5/20  loss  2.5000")
     assert lines[1].endswith("data  25%  ETA 0:00:06")
     assert lines[2].startswith("expected   about 0:00:06 of training to go, until ")
-    assert lines[3] == "epoch 1/2  validation  top-1 50.000 %  top-5 90.000 %  loss 1.50000  9 images  9.0 img/s"
+    validation = "epoch 1/2  validation  top-1 50.000 %  top-5 90.000 %  loss 1.50000  9 images  9.0 img/s"
+    assert lines[3] == f"{validation}  best so far"
     assert lines[-2:] == ["time       4 s in all: startup 25%, train 75%", "goodput    75% of it was training"]
 
 
@@ -110,13 +111,13 @@ def test_results_name_the_best_and_the_last() -> None:
     second = {"epoch": 2, "val.top1": 70.0, "val.top5": 90.0, "val.loss": 0.9, "val_ema.top1": 71.0}
     second |= {"val_ema.top5": 91.0, "val_ema.loss": None}
     third = {"epoch": 3, "val.top1": 65.0, "val.top5": 85.0, "val.loss": 0.5}
-    assert result_table([third, first, second]) == [
+    assert result_table([third, first, second], classes=10) == [
         "result      epoch   top-1 %   top-5 %      loss",
         "  best          2    70.000    90.000   0.90000",
         "  best          2    71.000    91.000         - averaged",
         "  last          3    65.000    85.000   0.50000",
     ]
-    assert result_table([]) == []
+    assert result_table([], classes=10) == []
 
 
 def test_small_words() -> None:

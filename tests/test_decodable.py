@@ -164,7 +164,7 @@ REFUSED = {
     "BMP of negative width": (bmp(24, 0, bytes(4), width=-1, height=1), "damaged (a BMP of -1 x 1 pixels)"),
     "BMP of huge size": (bmp(24, 0, bytes(4), width=2**31 - 1, height=-(2**31) + 1), "too large"),
     "TIFF of floats": (encode(photo("F"), "TIFF"), "unknown format (it is a TIFF of an unusual kind, F)"),
-    "TIFF cut off": (encode(photo(), "TIFF")[:200], "damaged"),
+    "TIFF cut off": (encode(photo(), "TIFF")[:200], "the file is cut short"),
     "PNG of a strip": (encode(Image.new("L", (3001, 1)), "PNG"), "too large (3001 x 1)"),
     "PNG that is too high": (encode(Image.new("1", (64, 40_001)), "PNG"), "too large (64 x 40001)"),
     "PNM of huge size": (b"P6 99999 99999 255\n" + bytes(9), "too large (99999 x 99999)"),

@@ -94,7 +94,7 @@ def test_a_step_that_compiled_has_no_times(tmp_path: Path) -> None:
 def test_parameters_say_what_an_iteration_is(tmp_path: Path) -> None:
     config, _ = configs.load("configs/dgx1_90e.py:fp32")
     found = dle_parameters(config, tmp_path, lr=2.048, num_devices=8, accumulation=2)
-    assert found["iteration"] == "one update of 2 forward pass(es) on each device"
+    assert found["iteration"] == "one update of 2 forward passes on each device"
     assert (found["lr"], found["optimizer_batch_size"], found["batch_size"], found["world_size"]) == (
         2.048,
         2048,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def test_class_folder_may_be_a_link(tree: Path, tmp_path_factory: pytest.TempPat
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda t: (t / "val").rename(t / "validation"), "val does not exist"),
+        (lambda t: (t / "val").rename(t / "validation"), "has train/, but no val/"),
         (lambda t: [p.unlink() for p in (t / "train/bee").iterdir()], "train/bee has no images"),
         (lambda t: (t / "val/bee").rename(t / "val/wasp"), "class 'bee' is in train/ but not in val/"),
         (lambda t: (t / "train").rename(t / "t") and (t / "train").mkdir(), "train has no class folders"),
@@ -206,3 +207,20 @@ def test_folders_that_cannot_be_read_are_named(tree: Path, name: str) -> None:
     finally:
         os.seteuid(user)
         denied.chmod(0o755)
+
+
+def test_names_of_jpeg_and_pictures_that_are_not_read(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.jfif", "b.JPE", "c.heic", "d.HEIC", "e.gif", "f.cr2", "notes.txt"):
+        shutil.copy(tree / "train/ant/0.png", tree / "train/ant" / name)
+    _, images = scan_split(tree / "train")
+    names = [Path(file).name for file in images.files[:9]]
+    assert names == [*(f"{i}.png" for i in range(7)), "a.jfif", "b.JPE"]
+    assert [Path(file).name for file in images.not_read] == ["c.heic", "d.HEIC", "e.gif", "f.cr2"]
+    assert capsys.readouterr().err == (
+        f"note: {tree}/train: 4 pictures are not read (2 .heic, 1 .gif, 1 .cr2); convert them to JPEG, for example "
+        f"with ImageMagick: mogrify -format jpg *.heic *.HEIC *.gif *.cr2; the first is {tree}/train/ant/c.heic\n"
+    )
+    for file in images.files[:9]:
+        Path(file).unlink()
+    with pytest.raises(UserError, match=r"ant has no images that are read: 4 pictures are not read \(2 \.heic, "):
+        scan_split(tree / "train")

@@ -232,7 +232,7 @@ def test_our_lines_run_in_several_processes(
     (tmp_path / "scripts").symlink_to(REPO / "scripts")
     done = bash(shlex.join([*words[:3], "2", *words[4:]]), tmp_path, process_env)
     assert done.returncode == 0, (done.stdout, done.stderr)
-    assert "devices    2 x cpu, pmap" in done.stdout
+    assert "devices    2 x CPU, pmap" in done.stdout
     workdir = tmp_path / words[words.index("--workdir") + 1]
     if "--config.run.prof=100" in words:
         check_training_report(workdir, world=2, scale=256 if "16" in workdir.name else 1)

@@ -70,14 +70,14 @@ def test_what_is_unreadable_is_set_aside_and_told(tmp_path: Path, capsys: pytest
     assert path.read_bytes() == good + spaced
     aside = tmp_path / "m.jsonl.damaged"
     assert aside.read_bytes() == b'\xff\xfe\n5\n{"step": 1\n'
-    told = f"note: {path}: 2 line(s) that are none of metrics were moved to {aside}\n"
+    told = f"note: {path}: moved 2 lines without metrics to {aside}\n"
     assert capsys.readouterr().err == told
     set_aside_unreadable(path)
     set_aside_unreadable(tmp_path / "none")
     path.write_bytes(path.read_bytes() + b"7\n")
     set_aside_unreadable(path)
     assert aside.read_bytes() == b'\xff\xfe\n5\n{"step": 1\n7\n'
-    assert "1 line(s)" in capsys.readouterr().err
+    assert "1 line " in capsys.readouterr().err
     path.write_bytes(good + b'{"step": 1')  # as a killed run leaves it
     set_aside_unreadable(path)
     assert path.read_bytes() == good and capsys.readouterr().err == ""
@@ -90,11 +90,11 @@ def test_a_damaged_file_ends_no_run_and_no_page(
     before = metrics.read_bytes()
     metrics.write_bytes(before + b"\n".join((*BAD, b"")))
     page = call("plot", own_copy, "--html", tmp_path / "x.html")
-    assert page.returncode == 0 and "line(s) that are none of metrics, which are passed over" in page.stderr
+    assert page.returncode == 0 and "lines without metrics, passed over" in page.stderr
     assert metrics.read_bytes().startswith(before + BAD[0])  # whoever only reads changes nothing
     done = call_train(own_copy, "--config.epochs=3")
     assert done.returncode == 0, done.stderr
-    assert f"line(s) that are none of metrics were moved to {metrics}.damaged" in done.stderr
+    assert f"lines without metrics to {metrics}.damaged" in done.stderr
     assert metrics.read_bytes().startswith(before)
     assert [line["epoch"] for line in read_lines(own_copy) if "val.top1" in line] == [1, 2, 3]
     assert "  best " in done.stdout and (own_copy / "metrics.jsonl.damaged").read_bytes().startswith(BAD[0])

@@ -135,9 +135,9 @@ def test_bad_files_do_not_spoil_the_others(tmp_path: Path, monkeypatch: pytest.M
     assert [item.file for item in decoded] == [found.file for found in files]
     problems = {i: item.problem for i, item in enumerate(decoded) if item.image is None}
     assert problems == {
-        5: "no image (it is text): it holds something else; remove it",
-        50: "its end is missing; get it again",
-        51: "it has zero bytes; get it again",
+        5: "no image (it is text): it is not an image; remove it",
+        50: "the file is cut short: its end is missing; get it again",
+        51: "the file is empty (zero bytes); get it again",
         52: "cannot be read: No such file or directory",
         53: f"too large (50 x 50): {PROBLEMS['too large']}",
         54: f"too large (more than 6 MB): {PROBLEMS['too large']}",
@@ -217,4 +217,4 @@ def test_links_to_nothing_and_pipes_that_nobody_writes_to(tmp_path: Path) -> Non
     ]
     named = [str(images / name) for name in ("pipe.jpg", "zero.jpg")]
     problems = [item.problem for item in decode_files(make_config(tmp_path), find_images(named))]
-    assert problems == ["it has zero bytes; get it again", "cannot be read: it is no plain file"]
+    assert problems == ["the file is empty (zero bytes); get it again", "cannot be read: it is no plain file"]

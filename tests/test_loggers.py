@@ -122,7 +122,7 @@ def test_what_never_fitted_is_counted_and_validations_go_last(
     with files_of_at_most(10):
         log.write(record(10, train_loss=1.0))
         log.close()
-    assert capsys.readouterr().err.splitlines()[1] == "note: the log lacks 7 report(s) that could not be written"
+    assert capsys.readouterr().err.splitlines()[1] == "note: the log lacks 7 reports that could not be written"
 
 
 def test_events_of_a_disk_that_was_full_for_a_while(tmp_path: Path) -> None:

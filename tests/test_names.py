@@ -29,7 +29,7 @@ from rn50_jax.errors import UserError, say, warn
 from rn50_jax.mistakes import tell_mistakes, write_analysis, write_predictions
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.precision import PRECISIONS
-from rn50_jax.text import csv_cell, csv_row, in_utf8, printable, shell
+from rn50_jax.text import counted, csv_cell, csv_row, in_utf8, printable, shell
 from rn50_jax.weight_files import WeightFile, read_weights, write_weights
 from rn50_jax.weights import to_torch
 from rn50_jax.workdir import check_path
@@ -82,7 +82,13 @@ def odd_weights(shared: Shared) -> Path:
         (folder / "caf\udce9").mkdir()
         variant = FAMILY["resnet18"]._replace(stages=(1,))
         variables = random_variables(ResNet(variant, len(NAMES), PRECISIONS["fp32"], width=8))
-        facts = {"image_size": 32, "resize": 32, "class_names": list(NAMES)}
+        facts = {
+            "image_size": 32,
+            "resize": 32,
+            "class_names": list(NAMES),
+            "mean": [124, 116, 104],
+            "std": [58, 57, 57],
+        }
         write_weights(folder / "caf\udce9/x.npz", WeightFile(to_torch(**variables), facts))
 
     return shared("odd weights", make) / "caf\udce9/x.npz"
@@ -168,7 +174,11 @@ def test_predict(odd: Path, odd_weights: Path, call: Run, tmp_path: Path, form: 
     files = [odd / "val" / name / f"{name}.png" for name in NAMES]
     options = ("--weights", odd_weights, "--top_k", 1, "--format", form, "--out", out)
     done = call("predict", *options, *files, tmp_path / "-none\n.png")
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        1,
+        "",
+        f"{counted(len(NAMES), 'image')} classified, 1 failed; the answers are in {printable(str(out))}\n",
+    )
     data = out.read_bytes()
     if form == "jsonl":
         answers = [json.loads(line) for line in data.splitlines()]
@@ -195,7 +205,7 @@ def test_names_on_the_command_line_and_on_standard_input(
     done = subprocess.run(
         command, input=b"\n".join(listed), cwd=folder, env=env, capture_output=True, timeout=PATIENCE, check=False
     )
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode, done.stderr) == (1, b"3 images classified, 5 failed\n")
     answers = json.loads(done.stdout)
     assert [answer["file"] for answer in answers] == ["-dash.png", "", "n" * 5000, *map(os.fsdecode, listed)]
     assert ["error" in answer for answer in answers] == [False, True, True, False, True, True, True, False]

@@ -50,7 +50,9 @@ def assert_alone(text: str, page: Element) -> None:
     assert used <= set(names)
 
 
-def test_a_page_tells_everything_about_a_run(trained: tuple[Path, str], call: Run, tmp_path: Path) -> None:
+def test_a_page_tells_everything_about_a_run(
+    trained: tuple[Path, str], call: Run, digits: Path, tmp_path: Path
+) -> None:
     workdir, _ = trained
     target = tmp_path / "report.html"
     done = call("plot", workdir, "--html", target)
@@ -72,10 +74,14 @@ def test_a_page_tells_everything_about_a_run(trained: tuple[Path, str], call: Ru
     assert len(list(page.iter(SVG + "svg"))) == 6  # five panels and the calibration
     for line in validations:
         assert f"{line['val.loss']:.4f}" in told
-    assert "model.width" in told and "jax" in told and "1 x cpu" in told and "--config.epochs=2" in told
+    assert "model.width" in told and "jax" in told and "1 x CPU" in told and "--config.epochs=2" in told
     assert f"on 297 validation images: top-1 {best['val.top1']:.2f} %" in told
     pictures = list(page.iter(HTML + "img"))
     assert 12 <= len(pictures) <= 24 and all(picture.attrib["alt"] for picture in pictures)
+    files = [span for span in page.iter(HTML + "span") if span.attrib.get("class") == "file"]
+    assert len(files) == len(pictures) and len({words(file) for file in files[-12:]}) == len(files[-12:])
+    for file, picture in zip(files, pictures, strict=True):
+        assert words(file) == file.attrib["title"] == picture.attrib["title"] and (digits / words(file)).is_file()
     with Image.open(io.BytesIO(base64.b64decode(pictures[0].attrib["src"].partition(",")[2]))) as image:
         assert image.format == "WEBP" and max(image.size) <= 160
     assert target.stat().st_size < 1_000_000
@@ -88,7 +94,7 @@ def test_a_run_whose_data_are_gone_has_the_rest(tmp_path: Path) -> None:
     text, page = parse(tmp_path / "x.html")
     assert_alone(text, page)
     told = words(page)
-    assert told.count("a <run> & more") >= 2 and "python <script>" in told and "8 x GPU" in told
+    assert told.count("a <run> & more") >= 2 and "python '<script>'" in told and "8 x GPU" in told
     assert "Single images could not be looked at" in told and "has no checkpoints" in told
     assert "best top-160.00 %epoch 3" in told
     with pytest.raises(UserError, match="has no key 'data\\.dri'"):

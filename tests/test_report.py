@@ -71,7 +71,7 @@ def test_loggers_get_every_record(capsys: pytest.CaptureFixture[str]) -> None:
     window |= {"train.data_time": 0.1, "train.compute_time": 0.3}
     validation = {"val.top1": 1.0, "val.top5": 2.0, "val.loss": 3.0, "val.images": 4, "val.total_ips": 5.0}
     earlier = [{"epoch": 1, "val.top1": 9.0, "val.top5": 9.0, "val.loss": 9.0}]
-    with Report([kept], PLAN, epochs=4, first_step=12, validations=earlier) as report:
+    with Report([kept], PLAN, epochs=4, first_step=12, validations=earlier, classes=10) as report:
         report.train(15, 1, window)
         report.train(20, 1, window)
         report.epoch(20, 1, validation)
@@ -106,5 +106,5 @@ def test_every_key_of_the_metrics_file_is_documented(trained: tuple[Path, str]) 
 
 def test_run_json_tells_the_hardware(trained: tuple[Path, str]) -> None:
     facts = json.loads((trained[0] / "run.json").read_text())
-    assert facts["devices"] == "1 x cpu" and facts["host"]["system"].startswith("Linux")
+    assert facts["devices"] == "1 x CPU" and facts["host"]["system"].startswith("Linux")
     assert facts["host"]["cores"] >= 1 and facts["host"]["memory_gb"] > 0

@@ -8,14 +8,14 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import pytest
 from conftest import REPO, TINY
 from trees import make_config
 
-from rn50_jax import runtime
+from rn50_jax import parallel, runtime, workdir
 from rn50_jax.bench.jpegs import generated_folder
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.errors import UserError
@@ -157,3 +157,89 @@ def test_a_command_starts_anew_as_it_was_called(process_env: dict[str, str], tmp
     environment = json.loads(result.read_text())["environment"]
     wanted = "glibc.malloc.hugetlb=1" if runtime._huge_pages_on_request() else None
     assert environment.get("GLIBC_TUNABLES") == wanted
+
+
+def make_machine(root: Path, *, device: bool = False, driver: bool = False) -> Path:
+    """What Linux shows of a GPU: its device file, and the driver's folder of GPUs."""
+    (root / "dev").mkdir(parents=True)
+    (root / "proc/driver/nvidia/gpus").mkdir(parents=True)
+    if device:
+        (root / "dev/nvidia0").touch()
+    if driver:
+        (root / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir()
+    return root
+
+
+def test_a_gpu_is_found_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert runtime.nvidia_hardware(tmp_path / "none") == []
+    assert runtime.nvidia_hardware(make_machine(tmp_path / "a")) == []
+    assert runtime.nvidia_hardware(make_machine(tmp_path / "b", device=True)) == ["/dev/nvidia0"]
+    assert runtime.nvidia_hardware(make_machine(tmp_path / "c", driver=True)) == ["/proc/driver/nvidia/gpus"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "bin/nvidia-smi").chmod(0o755)
+    assert runtime.nvidia_hardware(tmp_path / "a") == ["nvidia-smi"]
+
+
+def test_a_gpu_that_is_not_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(runtime, "_cuda_plugins", lambda: [])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    gpu, none = make_machine(tmp_path / "gpu", device=True), make_machine(tmp_path / "none")
+    told = runtime.unused_gpu("cpu", root=gpu)
+    assert told and told.startswith("this machine has an NVIDIA GPU (/dev/nvidia0), but everything runs on the CPU")
+    for part in (
+        "scripts/setup.sh requirements-cuda13.txt",
+        "requirements-cuda12.txt",
+        "'jax[cuda13]'",
+        "JAX_PLATFORMS",
+    ):
+        assert part in told
+    assert runtime.unused_gpu("gpu", root=gpu) is None
+    assert runtime.unused_gpu("cpu", root=none) is None
+    assert runtime.unused_gpu("cpu", "cpu", root=gpu) is None
+    for hidden in ("", "-1", " "):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert runtime.unused_gpu("cpu", root=gpu) is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert runtime.unused_gpu("cpu", root=gpu) == told
+    monkeypatch.setattr(runtime, "_cuda_plugins", lambda: ["jax_cuda13_plugin"])
+    told = runtime.unused_gpu("cpu", root=gpu)
+    assert told and "jax_cuda13_plugin is installed, but JAX cannot use the GPU; check nvidia-smi" in told
+
+
+def test_commands_warn_of_a_gpu_that_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runtime, "nvidia_hardware", lambda root: ["/dev/nvidia0"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    parallel.find_devices(backend="synthetic", precision="fp32")
+    assert capfd.readouterr().err == ""  # the tests' JAX_PLATFORMS=cpu asks for the CPU
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "unused_gpu", lambda platform, platforms: runtime.unused_gpu(platform, ""))
+        parallel.find_devices(backend="synthetic", precision="fp32")
+    assert capfd.readouterr().err.startswith("note: this machine has an NVIDIA GPU (/dev/nvidia0), but")
+
+
+def test_jax_that_cannot_start_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("Unknown backend: 'cuda'\nmore")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(UserError, match=r"^JAX cannot start: Unknown backend: 'cuda'; for GPUs: bash scripts/setup.sh"):
+        parallel.find_devices(backend="synthetic", precision="fp32")
+
+
+def test_devices_are_counted_by_kind() -> None:
+    class Device(NamedTuple):
+        platform: str
+        device_kind: str
+
+    def describe(*devices: Device) -> str:
+        return workdir.describe_devices(cast(Any, devices))
+
+    a, b = Device("gpu", "NVIDIA A100"), Device("gpu", "NVIDIA H100")
+    assert describe(a) == "1 x NVIDIA A100" and describe(a, a) == "2 x NVIDIA A100"
+    assert describe(a, b, a) == "2 x NVIDIA A100, 1 x NVIDIA H100"
+    assert describe(Device("cpu", "cpu")) == "1 x CPU"

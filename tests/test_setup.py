@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,13 @@ def test_one_environment_has_one_dali(tmp_path: Path, made_of: str, asked: str) 
     done = subprocess.run(line, env={"PATH": SYSTEM}, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert f".venv holds requirements{made_of}.txt, whose DALI cannot live beside that of" in done.stderr
+
+
+def test_the_extras_for_cuda_are_those_of_the_requirements() -> None:
+    extras = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for cuda in ("cuda12", "cuda13"):
+        lines = (REPO / f"requirements-{cuda}.txt").read_text().splitlines()
+        assert extras[cuda] == [line for line in lines if line.startswith(f"jax[{cuda}]")]
 
 
 def test_what_is_no_requirements_file_is_told_before_anything_is_made(tmp_path: Path) -> None:

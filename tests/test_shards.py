@@ -18,7 +18,7 @@ from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.filelist import read_list, write_list
 from rn50_jax.data.folder import ImageSet
 from rn50_jax.data.packing import plan_split
-from rn50_jax.data.shards import ShardedImages, has_shards, read_description, scan_shards, write_index
+from rn50_jax.data.shards import ShardedImages, has_shards, index_tar, read_description, scan_shards, write_index
 from rn50_jax.data.tars import read_idx, read_members, split_name
 from rn50_jax.errors import UserError
 
@@ -246,6 +246,7 @@ def test_members_are_those_that_tarfile_finds(tmp_path: Path, tar_format: int) -
         (lambda d: (d / "b.tar").write_bytes(gzip.compress((d / "a.tar").read_bytes())), "b.tar is compressed (gzip)"),
         (lambda d: write_tar(d / "b.tar", [("x.jpg", b"")]), "sample 'x' has no label (.cls)"),
         (lambda d: write_tar(d / "b.tar", [("x.cls", b"1")]), "sample 'x' has no image"),
+        (lambda d: write_tar(d / "b.tar", [("x.HEIC", b""), ("x.cls", b"1")]), "x.HEIC is none; convert it to JPEG"),
         (lambda d: write_tar(d / "b.tar", [("x.jpg", b""), ("x.cls", b"one")]), "x.cls holds b'one'"),
         (lambda d: write_tar(d / "b.tar", [("x.jpg", b""), ("x.cls", b"2147483646")]), "no number of a class"),
         (lambda d: write_tar(d / "b.tar", [("x.jpg", b""), ("x.cls", b"1000000")]), "those are 0 to 999,999"),
@@ -384,3 +385,9 @@ def test_pipes_devices_and_folders_are_neither_waited_for_nor_read(tree: Path) -
             folder.read_image(images, index)
     with pytest.raises(UserError, match=r"pipe\.png is a folder, pipe or device"):
         plan_split(tree, ["pipe.png"], np.zeros(1, np.int32), max_bytes=1, max_images=1, seed=None)
+
+
+def test_other_names_of_jpeg_in_tars(tmp_path: Path) -> None:
+    names = ["0.jfif", "0.cls", "1.JPE", "1.cls", "2.seg.jpe", "2.cls"]
+    write_tar(tmp_path / "a.tar", [(name, b"1" if name.endswith("cls") else b"x") for name in names])
+    assert index_tar(tmp_path / "a.tar")[1] == ["0.jfif", "1.JPE", "2.seg.jpe"]

@@ -42,16 +42,16 @@ VAL_METRICS = {
 def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], digits: Path) -> None:
     workdir, printed = trained
     for text in (
-        "1 x cpu, pmap",
-        "1500 training and 297 validation images, 10 classes",
+        "1 x CPU, pmap",
+        "1,500 training and 297 validation images, 10 classes",
         "resnet18, 6,226 parameters, 32 px",
         "fp32, matmul convolutions",
-        "32 per device x 1 device(s) x 1 pass(es) = 32 per update",
-        "2 epochs x 46 steps = 92 steps, 1 epoch(s) of warm-up, peak learning rate 0.2",
+        "32 per device x 1 device x 1 pass = 32 per update",
+        "2 epochs x 46 steps = 92 steps, 1 epoch of warm-up, peak learning rate 0.2",
         "about 1.5 MB per device (0.1 MB state, 0.0 MB gradients, ",
         "metrics.jsonl, tensorboard/",
         "expected   about 0:",
-        f"saved      {workdir}/checkpoints (of steps 46, 92)",
+        f"saved      {workdir}/checkpoints (of steps 46, 92 (best))",
         f"report     python -m rn50_jax.plot {workdir} --html {workdir}/report.html",
     ):
         assert text in printed, text
@@ -88,14 +88,22 @@ def test_a_finished_run_says_so(own_copy: Path, call_train: Run) -> None:
     before = (workdir / "metrics.jsonl").read_text()
     done = call_train(workdir)
     assert done.returncode == 0
-    assert "is finished: 2 of 2 epochs are done" in done.stdout
+    told = "is finished: 2 of 2 epochs done; to train longer give a larger --config.epochs; for a new run give another"
+    assert f"{workdir} {told} --workdir\n" in done.stdout and done.stderr == ""
+    done = call_train(workdir, "--config.recipe.lr=0.3", "--config.data.flip=0.25")
+    changed = "config.data.flip 0.0 became 0.25, config.recipe.lr 0.2 became 0.3"
+    assert done.stderr == f"note: the run in {workdir} was started with other settings: {changed}\n"
+    assert done.stdout.count("another --workdir") == 1
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
 def test_a_run_can_be_prolonged(own_copy: Path, call_train: Run) -> None:
     done = call_train(own_copy, "--config.epochs=3")
     assert done.returncode == 0, done.stderr
-    assert "note: this run was started with another config.epochs: 2 became 3" in done.stderr
+    changed = (
+        f"note: the run in {own_copy} was started with other settings: config.epochs 2 became 3; for a new run give"
+    )
+    assert f"{changed} another --workdir\n" in done.stderr
     assert "resuming after epoch 2, step 92" in done.stdout
     assert [line["step"] for line in read_lines(own_copy) if "val.top1" in line] == [46, 92, 138]
 
@@ -116,7 +124,7 @@ def test_another_number_of_devices_may_go_on(own_copy: Path, call_train: Run) ->
     done = call_train(own_copy, "--config.epochs=3", devices=2)
     assert done.returncode == 0, done.stderr
     assert "note: an epoch has another number of steps now: step 92 became 46" in done.stderr
-    assert "32 per device x 2 device(s) x 1 pass(es) = 64 per update" in done.stdout
+    assert "32 per device x 2 devices x 1 pass = 64 per update" in done.stdout
     assert read_lines(own_copy)[-1]["step"] == 69
 
 
@@ -133,7 +141,7 @@ def test_another_number_of_devices_may_go_on(own_copy: Path, call_train: Run) ->
 def test_short_measuring_runs(call_train: Run, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     done = call_train(tmp_path / "run", "--config.run.prof=3", "--config.report.file=benchmark.json", *overrides)
     assert done.returncode == 0, done.stderr
-    assert "schedule   2 epochs x 3 steps = 6 steps, 1 epoch(s) of warm-up" in done.stdout
+    assert "schedule   2 epochs x 3 steps = 6 steps, 1 epoch of warm-up" in done.stdout
     lines = read_lines(tmp_path / "run", "benchmark.json")
     assert [(line["step"], line["epoch"]) for line in lines] == [(3, 1), (3, 1), (6, 2), (6, 2), (6, 2)]
     for train, val in (lines[:2], lines[2:4]):
@@ -165,7 +173,7 @@ def test_a_run_shorter_than_its_warm_up_says_where_it_ends(call_train: Run, tmp_
     options = ("--config.epochs=2", "--config.recipe.warmup_epochs=8", "--config.run.training_only=true")
     done = call_train(tmp_path / "run", *options, "--config.run.prof=2", "--config.report.print_every=1")
     assert done.returncode == 0, done.stderr
-    told = "8 epoch(s) of warm-up, peak learning rate 0.2, not reached: the run ends within the warm-up, at 0.05\n"
+    told = "8 epochs of warm-up, peak learning rate 0.2, not reached: the run ends within the warm-up, at 0.05\n"
     assert told in done.stdout
     rates = [line["lr"] for line in read_lines(tmp_path / "run") if "lr" in line]
     assert rates == pytest.approx([0.2 * (step + 1) / 16 for step in range(4)])
@@ -192,7 +200,7 @@ def test_evaluate_only_without_a_checkpoint(
     done = call_train(tmp_path / "random", *only, "--config.run.prof=3")
     assert done.returncode == 0, done.stderr
     name, told, logs = done.stdout.splitlines()
-    assert (name, logs) == ("random weights of seed 0", f"logs       {tmp_path}/random/r.json")
+    assert (name, logs) == ("random weights of seed 0, on 1 x CPU", f"logs       {tmp_path}/random/r.json")
     assert " 96 images" in told
     (top1,) = re.findall(r"top-1 (\S+) %", told)
     assert float(top1) < 50
@@ -208,9 +216,9 @@ def test_evaluate_only_without_a_checkpoint(
 
     # A folder without a checkpoint in it is none of a run; a file that is named goes before those that are there.
     (tmp_path / "random/checkpoints").mkdir()
-    assert call_train(tmp_path / "random", *only, "--config.run.prof=3").stdout.startswith("random weights of seed 0\n")
+    assert call_train(tmp_path / "random", *only, "--config.run.prof=3").stdout.startswith("random weights of seed 0, ")
     done = call_train(trained[0], "--config.run.evaluate=true", "--pretrained_weights", weights)
-    assert done.returncode == 0 and done.stdout.startswith(f"{weights}\n"), done.stderr
+    assert done.returncode == 0 and done.stdout.startswith(f"{weights}, on 1 x CPU\n"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -220,7 +228,10 @@ def test_evaluate_only_without_a_checkpoint(
         (["--config", "configs/dgx1_90e.py:int8"], ["no variant 'int8'", "fp16, fp32"]),
         (["--config", "configs/quickstart.py", "--config.batchsize=3"], ["no key 'batchsize'", "batch_size"]),
         (["--config", "configs/quickstart.py", "--config.epochs=two"], ["config.epochs=two", "an integer >= 1"]),
-        (["--config", "configs/quickstart.py", "--confg=3"], ["unknown argument '--confg=3'", "see --help"]),
+        (
+            ["--config", "configs/quickstart.py", "--confg=3"],
+            ["unknown argument '--confg=3'", "did you mean --config?"],
+        ),
         (
             ["--config", "configs/quickstart.py", "--label-smoothing", "0.1"],
             ["unknown argument '--label-smoothing'", "did you mean --config.recipe.label_smoothing=VALUE?"],
@@ -231,7 +242,7 @@ def test_evaluate_only_without_a_checkpoint(
         (["--config", "configs/dgx2_90e.py"], ["dali-gpu", "needs a GPU", "dali-cpu"]),
         (
             ["--config", "configs/quickstart.py", "--config.batch_size=2000"],
-            ["1500 training images", "batch_size=1500"],
+            ["1,500 training images", "batch_size=1500"],
         ),
         (["--config", "configs/quickstart.py", "--config.recipe.optimizer_batch_size=50"], ["use 32 or 64"]),
         (["--config", "configs/quickstart.py", "--workdir", "LICENSE"], ["LICENSE", "it is a file", "--workdir"]),
@@ -291,6 +302,8 @@ def test_checkpoints_of_another_run_are_refused(own_copy: Path, call_train: Run,
             (tmp_path / split / name).symlink_to(source / split / name)
     done = call_train(workdir, f"--config.data.dir={tmp_path}")
     assert_user_error(done, "are not those that the checkpoint was trained on", "class '2' is missing")
+    assert f"the run in {workdir} is on {source} with 10 classes" in done.stderr
+    assert f"{tmp_path} has 2: for a new run give another --workdir, or --config.data.dir={source} to" in done.stderr
 
 
 def test_help_is_short(call: Run) -> None:

@@ -19,7 +19,7 @@ from rn50_jax.bench.cpu_time import TreeClock
 from rn50_jax.bench.device import sheet
 from rn50_jax.bench.flops import count_flops
 from rn50_jax.bench.profile import profile
-from rn50_jax.build import build_model, build_state
+from rn50_jax.build import build_model, build_normalisation, build_state
 from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
 from rn50_jax.diagnosis import telling_of_memory
 from rn50_jax.errors import RunStopped, UserError
@@ -101,7 +101,8 @@ def _infer_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
     variables = variables_of(build_state(config, model))["val"]
     platform = mesh.devices.flat[0].platform
     model, variables = inference_form(model, variables, config.model.fold_batch_norm, platform=platform)
-    one_step = partial(predict_step, model=model, axis_name=parallel.AXIS)
+    normalisation = build_normalisation(config)
+    one_step = partial(predict_step, model=model, axis_name=parallel.AXIS, normalisation=normalisation)
     step = parallel.spread(one_step, mesh, mode=config.parallel, stacked=True)
     batch = synthetic_batch(config, config.batch_size, mesh)
     variables = parallel.replicate(variables, mesh)

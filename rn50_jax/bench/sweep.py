@@ -13,6 +13,7 @@ from rn50_jax.bench.points import Point, measure, point_config
 from rn50_jax.errors import UserError
 from rn50_jax.plan import make_plan
 from rn50_jax.precision import PRECISIONS
+from rn50_jax.text import counted
 
 
 def parse_batch_sizes(text: str) -> list[int]:
@@ -102,7 +103,10 @@ def run_sweep(
     """Measures every point; one for which the memory does not suffice is written down, and the sweep goes on."""
     results = []
     for point, config in sweep:
-        tell(f"{point.mode}, {point.precision}, {point.batch_size} images on each of {point.devices} device(s)")
+        tell(
+            f"{point.mode}, {point.precision}, {counted(point.batch_size, 'image')} on each of "
+            f"{counted(point.devices, 'device')}"
+        )
         ceiling = ceilings.get(point.precision)
         results.append(measure(config, point, steps=steps, warmup=warmup, ceiling=ceiling, trace=trace))
         if "error" in results[-1]:

@@ -1,5 +1,6 @@
 """DALI pipelines: encoded images in, uint8 images [B, S, S, 3] as JAX arrays out."""
 
+import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +12,10 @@ import numpy as np
 from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.plugin.jax import DALIGenericIterator
 
-from rn50_jax.data.decodable import quiet_pillow, to_decodable
+from rn50_jax.data.decodable import quiet_decoders, to_decodable
 from rn50_jax.data.folder import ImageSet, read_image
 from rn50_jax.data.headers import ImageProblem
+from rn50_jax.data.transform import AS_STORED, Rendering
 from rn50_jax.errors import UserError
 
 
@@ -25,16 +27,17 @@ class Decoding(NamedTuple):
     """How files become pixels.
 
     transform: a key of `_TRANSFORMS`. on_gpu: decode there, `hw_decoder_load` of it by the hardware's JPEG engine,
-    where there is one.
+    where there is one. rendering: of the files.
     """
 
     transform: str
     on_gpu: bool = False
     hw_decoder_load: float = 0.65
+    rendering: Rendering = AS_STORED
 
     def arguments(self) -> dict[str, Any]:
-        """Of all decoders. Images are not rotated by their EXIF tag, as torchvision and the reference do not."""
-        common = {"output_type": types.RGB, "adjust_orientation": False}
+        """Of all decoders, of files as `to_decodable` gives them."""
+        common = {"output_type": types.RGB, "adjust_orientation": self.rendering.exif_rotation}
         if not self.on_gpu:
             return common | {"device": "cpu"}
         # Room for ImageNet's largest image at once, so that no batch waits for its buffers to grow.
@@ -77,7 +80,7 @@ def train_pipeline(
 
     @pipeline_def(enable_conditionals=crops.augment != "none", **pipeline_args)
     def pipeline() -> Any:
-        encoded, places = _read(images, indices, pipeline_args["batch_size"])
+        encoded, places = _read(images, indices, pipeline_args["batch_size"], decoding.rendering)
         pixels = fn.decoders.image_random_crop(
             encoded,
             random_area=list(crops.area),
@@ -104,7 +107,7 @@ def eval_pipeline(
 
     @pipeline_def(**pipeline_args)
     def pipeline() -> Any:
-        encoded, places = _read(images, indices, pipeline_args["batch_size"])
+        encoded, places = _read(images, indices, pipeline_args["batch_size"], decoding.rendering)
         return _eval_transform(encoded, decoding, image_size, resize), places
 
     return pipeline()
@@ -123,10 +126,10 @@ _TRANSFORMS = {
 }
 
 
-def _read(images: ImageSet, indices: np.ndarray, batch_size: int) -> tuple[Any, Any]:
+def _read(images: ImageSet, indices: np.ndarray, batch_size: int, rendering: Rendering) -> tuple[Any, Any]:
     """Encoded images and their places in `indices`."""
     encoded, places = fn.external_source(
-        source=_Reader(images, indices, batch_size),
+        source=_Reader(images, indices, batch_size, rendering),
         num_outputs=2,
         batch=True,
         batch_info=True,
@@ -148,12 +151,12 @@ class _Reader:
     CHUNK = 16  # images that a thread reads at a time
     IN_USE = 6  # batches that the pipeline may still be looking at: it gets no copies
 
-    def __init__(self, images: ImageSet, indices: np.ndarray, batch_size: int) -> None:
-        self._images, self._indices, self._batch_size = images, indices, batch_size
+    def __init__(self, images: ImageSet, indices: np.ndarray, batch_size: int, rendering: Rendering) -> None:
+        self._images, self._indices, self._batch_size, self._rendering = images, indices, batch_size, rendering
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="read")
         self._reading: dict[int, list[Future[list[np.ndarray]]]] = {}
         self._in_use: deque[list[np.ndarray]] = deque(maxlen=self.IN_USE)
-        quiet_pillow()
+        quiet_decoders()
 
     def __call__(self, info: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
         last = len(self._indices) // self._batch_size
@@ -171,7 +174,8 @@ class _Reader:
 
     def _read(self, indices: np.ndarray) -> list[np.ndarray]:
         try:
-            return [np.frombuffer(to_decodable(read_image(self._images, index)), np.uint8) for index in indices]
+            files = (read_image(self._images, index) for index in indices)
+            return [np.frombuffer(to_decodable(file, self._rendering), np.uint8) for file in files]
         except (OSError, ImageProblem) as error:
             raise DecodeError(str(error)) from error
 
@@ -253,10 +257,24 @@ def deliver(pipeline: Any, *, remember: bool) -> Iterator[Delivery]:
             position = batches.checkpoints()[0] if remember else b""
             yield Delivery(batch["image"], np.asarray(batch["place"]), position)
     except RuntimeError as error:
-        raise DecodeError(str(error)) from error
+        raise DecodeError(in_words(str(error))) from error
 
 
-def make_decoder(*, transform: str, image_size: int, resize: int, workers: int) -> Callable[[bytes], np.ndarray]:
+def in_words(said: str) -> str:
+    """Returns what a message of DALI's says, in one line: without places in its source, stacks and numbers of errors.
+
+    A failure of a decoder is no more than that; what the image is like, `diagnose` tells.
+    """
+    said = re.split(r"Stacktrace|Current pipeline object", said.split("encountered:")[-1])[0]
+    said = re.sub(r"[^\n]*nvImageCodec failure[^\n]*|Failed to decode sample #\d+ *:?", " a decoder failed ", said)
+    said = re.sub(r"\[/opt/[^]]*\]|Critical error in pipeline:|Error in thread \d+:", " ", said)
+    said = re.sub(r'Assert on "[^\n]*" failed:?', " ", said)
+    return " ".join(said.split())[:300] or "a decoder failed"
+
+
+def make_decoder(
+    *, transform: str, image_size: int, resize: int, workers: int, rendering: Rendering = AS_STORED
+) -> Callable[[bytes], np.ndarray]:
     """The evaluation transform for single encoded images, on the CPU.
 
     Returns:
@@ -264,12 +282,12 @@ def make_decoder(*, transform: str, image_size: int, resize: int, workers: int) 
       for what cannot be decoded.
     """
     sizes = {"image_size": image_size, "resize": resize}
-    decode = make_batch_decoder(transform=transform, **sizes, workers=workers, batch_size=1)
+    decode = make_batch_decoder(transform=transform, **sizes, workers=workers, rendering=rendering, batch_size=1)
     return lambda encoded: decode([encoded])[0]
 
 
 def make_batch_decoder(
-    *, transform: str, image_size: int, resize: int, workers: int, batch_size: int
+    *, transform: str, image_size: int, resize: int, workers: int, batch_size: int, rendering: Rendering = AS_STORED
 ) -> Callable[[Sequence[bytes]], np.ndarray]:
     """The evaluation transform for batches of encoded images, on the CPU: an image a thread at a time.
 
@@ -277,17 +295,17 @@ def make_batch_decoder(
       A function from the bytes of up to `batch_size` files to uint8 [N, image_size, image_size, 3]; it raises
       ImageProblem, a ValueError, if one of them cannot be decoded.
     """
-    quiet_pillow()
+    quiet_decoders()
 
     @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None, prefetch_queue_depth=1)
     def pipeline() -> Any:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        return _eval_transform(encoded, Decoding(transform), image_size, resize)
+        return _eval_transform(encoded, Decoding(transform, rendering=rendering), image_size, resize)
 
     live: list[Any] = []
 
     def decode(encoded: Sequence[bytes]) -> np.ndarray:
-        decodable = [np.frombuffer(to_decodable(file), np.uint8) for file in encoded]
+        decodable = [np.frombuffer(to_decodable(file, rendering), np.uint8) for file in encoded]
         if not live:
             live.append(pipeline())
         try:

@@ -24,6 +24,7 @@ from rn50_jax.data.shards import has_shards, scan_shards
 from rn50_jax.data.synthetic import synthetic_dataset
 from rn50_jax.data.val_share import set_apart
 from rn50_jax.errors import UserError, say, warn
+from rn50_jax.text import counted
 
 _SAME = 0.9  # share of a run's validation images by which a folder is known as the same data, moved or copied
 _NOTHING: tuple[tuple[str, ...], ImageSet] = ((), ImageSet((), np.zeros(0, np.int32)))
@@ -69,8 +70,8 @@ def open_dataset(
     class_names = dataset.class_names
     if need_train and config.model.num_classes not in (0, len(class_names)):
         raise UserError(
-            f"config.model.num_classes={config.model.num_classes}, but {root} has {len(class_names)} classes; "
-            "use 0 to take their number"
+            f"config.model.num_classes={config.model.num_classes}, but {root} has "
+            f"{counted(len(class_names), 'class')}; use 0 to take their number"
         )
     for note in imagenet_notes(class_names):
         warn(note)

@@ -2,8 +2,8 @@
 
 JPEG, PNG and WebP whose headers are plain are decoded by DALI. TIFF, BMP, PNM, JPEG 2000, the few JPEGs of four
 components without Adobe's mark and what DALI cannot take apart are decoded by Pillow, and reach DALI as bare pixels
-(PPM), so that whatever follows is the same. Everything else is refused by name. `to_rgb` has Pillow decode whatever is
-decoded at all.
+(PPM), so that whatever follows is the same; so are transparent images that get a background, and rotated PNG and WebP
+that are turned upright. Everything else is refused by name. `to_rgb` has Pillow decode whatever is decoded at all.
 """
 
 import io
@@ -25,6 +25,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from rn50_jax import streams
 from rn50_jax.data.headers import (
     DECODABLE,
     MAX_PIXELS,
@@ -42,7 +43,10 @@ from rn50_jax.data.headers import (
     sniff,
     unusual,
 )
+from rn50_jax.data.orientation import read_orientation, turn_upright, with_plain_tag
 from rn50_jax.data.parsable import parsable
+from rn50_jax.data.transform import AS_STORED, Rendering
+from rn50_jax.data.transparency import is_transparent, lay_over, may_be_transparent, with_transparent_gray
 
 
 def read_header(data: bytes) -> Header:
@@ -72,28 +76,35 @@ def read_header(data: bytes) -> Header:
     return header
 
 
-def to_decodable(data: bytes) -> bytes:
+def to_decodable(data: bytes, rendering: Rendering = AS_STORED) -> bytes:
     """Returns what DALI is given for a file: its own bytes, or the pixels that Pillow decodes, as PPM.
+
+    With `rendering.exif_rotation` DALI is to obey the tag of what it is given (`adjust_orientation`).
 
     Raises:
       ImageProblem: it is not to be decoded, or Pillow cannot.
     """
     header = read_header(data)
-    if header.by_dali and parsable(data, header.format):
-        return data
-    if header.format == "PNG" and parsable(data, "PNG"):
-        return _without_animation(data)
-    image = _decode(data, header.format)
+    found = header.format
+    orientation = read_orientation(data, found) if rendering.exif_rotation else 1
+    rotated = orientation != 1 and found != "JPEG"
+    transparent = rendering.background and may_be_transparent(data, found)
+    if (header.by_dali or found == "PNG") and not (rotated or transparent) and parsable(data, found):
+        plain = data if header.by_dali else _without_animation(data)
+        return with_plain_tag(plain, found, orientation) if rendering.exif_rotation else plain
+    image = _decode(data, found, rendering.background, orientation)
     return b"P6\n%d %d\n255\n" % image.size + image.tobytes()
 
 
-def to_rgb(data: bytes) -> Image.Image:
-    """Returns what Pillow decodes of a file, also where DALI could: RGB, without alpha, 16 bits of grey rounded to 8.
+def to_rgb(data: bytes, rendering: Rendering = AS_STORED) -> Image.Image:
+    """Returns what Pillow decodes of a file, also where DALI could: RGB, 16 bits of grey rounded to 8.
 
     Raises:
       ImageProblem: it is not to be decoded, or Pillow cannot.
     """
-    return _decode(data, read_header(data).format)
+    found = read_header(data).format
+    orientation = read_orientation(data, found) if rendering.exif_rotation else 1
+    return _decode(data, found, rendering.background, orientation)
 
 
 def diagnose(problem: ImageProblem, data: bytes) -> ImageProblem:
@@ -120,8 +131,9 @@ def ends_well(found: str, head: bytes, tail: bytes, size: int) -> bool:
     return found == "WebP" and int.from_bytes(head[4:8], "little") + 8 <= size
 
 
-def quiet_pillow() -> None:
-    """Keeps Pillow's remarks on odd files off the console; for all threads, as filters cannot be changed in one."""
+def quiet_decoders() -> None:
+    """Keeps decoders' remarks on odd files off the console; for all threads, as filters cannot be changed in one."""
+    streams.without_decoders()
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
@@ -135,13 +147,13 @@ def _without_animation(data: bytes) -> bytes:
     return b"".join(kept) + data[end:]  # frames behind the default image have chunks that no decoder needs to know
 
 
-def _critical(data: bytes) -> bytes:
+def _critical(data: bytes, *, transparency: bool) -> bytes:
     """A PNG of what decides its pixels; texts, profiles and animations may be of kinds that Pillow refuses."""
     kept, at = [data[:8]], 8
     while len(data) >= at + 8:
         length, name = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
-        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or (name == b"tRNS" and transparency):
             kept.append(data[at:end])
         at = end
     return b"".join(kept)
@@ -181,12 +193,13 @@ _READERS: dict[str, Any] = {
 }
 
 
-def _decode(data: bytes, found: str) -> Image.Image:
+def _decode(data: bytes, found: str, background: tuple[int, ...], orientation: int) -> Image.Image:
+    source = _critical(data, transparency=bool(background)) if found == "PNG" else data
     try:
-        with _PILLOW[found](io.BytesIO(_critical(data) if found == "PNG" else data)) as image:
+        with _PILLOW[found](io.BytesIO(source)) as image:
             if image.width * image.height > MAX_PIXELS:  # a second header may say otherwise than the first
                 raise ImageProblem("too large", f"{image.width} x {image.height}")
-            return _to_rgb(image, found)
+            return turn_upright(_to_rgb(image, found, background), orientation)
     except ImageProblem:
         raise
     except Exception as error:
@@ -195,8 +208,8 @@ def _decode(data: bytes, found: str) -> Image.Image:
         raise _as_problem(error, found) from None
 
 
-def _to_rgb(image: Image.Image, found: str) -> Image.Image:
-    """RGB as DALI makes it of PNGs: without alpha, 16 bits rounded to 8."""
+def _to_rgb(image: Image.Image, found: str, background: tuple[int, ...]) -> Image.Image:
+    """RGB as DALI makes it of PNGs, 16 bits rounded to 8; over the background, or else without alpha."""
     image.load()
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and found == "PNM"):
@@ -205,15 +218,32 @@ def _to_rgb(image: Image.Image, found: str) -> Image.Image:
         deep = np.asarray(image).astype(np.uint32).clip(max=most)
         if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 0:  # white is zero
             deep = most - deep
-        return Image.fromarray(((deep * 255 + most // 2) // most).astype(np.uint8)).convert("RGB")
+        rgb = Image.fromarray(((deep * 255 + most // 2) // most).astype(np.uint8)).convert("RGB")
+        if background and "transparency" in image.info:
+            return lay_over(with_transparent_gray(rgb, deep, image.info["transparency"]), background)
+        return rgb
     if mode in ("I", "F", "LAB", "HSV"):
         raise unusual(f"it is a {found} of an unusual kind, {mode}")
-    return image.convert("RGB")
+    return lay_over(image, background) if background and is_transparent(image) else image.convert("RGB")
+
+
+# What Pillow says of pixels that end early, or that make no sense to a decoder.
+_EARLY = re.compile("truncat|not enough image data|unexpected end|premature end|buffer (overrun|is not large)", re.I)
+_SENSELESS = re.compile(
+    r"decoder error|(broken|unrecognized) data stream|failed to (read|decode)|cannot identify", re.I
+)
 
 
 def _as_problem(error: Exception, found: str) -> ImageProblem:
+    """Says in words what a library's error means."""
     lines = str(error).strip().splitlines()
     said = re.sub(r"<_io\.\S+ object at \w+>", "it", lines[0][:160]) if lines else type(error).__name__
     if re.match("unsupported|unknown|unable to determine|invalid value for samples", said, re.IGNORECASE):
         return ImageProblem("unknown format", f"it is a {found} of an unusual kind, {said}")
+    if _EARLY.search(said):
+        if found in ("JPEG", "PNG", "WebP"):  # whose end is there
+            return ImageProblem("damaged", f"a {found} of fewer pixels than its header says")
+        return ImageProblem("cut off")
+    if _SENSELESS.search(said):
+        return ImageProblem("damaged", f"a {found} whose pixel data is broken")
     return ImageProblem("damaged", f"{found}: {said}")

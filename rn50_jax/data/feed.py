@@ -22,7 +22,7 @@ from rn50_jax.data.folder import ImageSet, fingerprint
 from rn50_jax.data.order import crop_seed, eval_order, train_order
 from rn50_jax.data.quarantine import Quarantine
 from rn50_jax.data.synthetic import synthetic_batch
-from rn50_jax.data.transform import eval_resize
+from rn50_jax.data.transform import eval_resize, rendering_of
 from rn50_jax.files import to_json
 from rn50_jax.plan import Plan
 from rn50_jax.step import Batch
@@ -96,6 +96,9 @@ def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, 
     if config.data.backend != "synthetic":
         facts[FORM] = 3
         facts["the version of DALI"] = next(v for name, v in versions().items() if "dali" in name)
+        # Only where they are not the defaults: checkpoints of runs before these keys stay those of this stream.
+        changed = {key: value for key, value in rendering_of(config)._asdict().items() if value}
+        facts |= {f"config.data.{key}": value for key, value in changed.items()}
     return facts
 
 
@@ -242,7 +245,7 @@ def _pipeline_args(config: ConfigDict, mesh: Mesh, device: int, batch_size: int)
     on_gpu = config.data.backend == "dali-gpu"
     ordinal = mesh.devices.flat[device].local_hardware_id if on_gpu else None
     return {
-        "decoding": Decoding(config.data.transform, on_gpu, config.data.hw_decoder_load),
+        "decoding": Decoding(config.data.transform, on_gpu, config.data.hw_decoder_load, rendering_of(config)),
         "batch_size": batch_size,
         "num_threads": config.data.workers,
         "device_id": ordinal,

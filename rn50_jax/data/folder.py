@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -12,14 +13,16 @@ import numpy as np
 from rn50_jax.data.headers import MAX_BYTES, ImageProblem
 from rn50_jax.errors import UserError, warn
 from rn50_jax.files import open_regular
+from rn50_jax.text import counted
 
 # What DALI or Pillow decodes, by the names that people give such files.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2")
+_READ = "jpg jpeg jfif jpe png webp bmp tif tiff ppm pgm pnm jp2"
+SUFFIXES = tuple(f".{suffix}" for suffix in _READ.split())
 # Pictures too, but not read, or not looked for under this name.
-_OTHERS = (
-    "gif avif heic heif jxl svg psd tga ico jfif jpe j2k j2c jpf jpx pbm apng dib pcx dds eps exr hdr dng cr2 nef arw"
-)
-OTHER_PICTURES = tuple(f".{suffix}" for suffix in _OTHERS.split())
+_RAW = "3fr arw cr2 cr3 crw dng iiq nef nrw orf pef raf rw2 rwl sr2 srf srw x3f"
+RAW = tuple(f".{suffix}" for suffix in _RAW.split())
+_OTHERS = "gif avif heic heics heif hif jxl svg psd tga ico j2k j2c jpf jpx pbm apng dib pcx dds eps exr hdr"
+OTHER_PICTURES = (*(f".{suffix}" for suffix in _OTHERS.split()), *RAW)
 
 
 class Members(NamedTuple):
@@ -38,13 +41,15 @@ class ImageSet(NamedTuple):
     """Images of one split, sorted by class and name.
 
     files: N paths, or names inside tars (none for synthetic data). labels: int32 [N]. members: None for plain files.
-    root: of plain files, the data's folder, as the paths begin with it.
+    root: of plain files, the data's folder, as the paths begin with it. not_read: pictures beside them whose format is
+    not read.
     """
 
     files: tuple[str, ...]
     labels: np.ndarray
     members: Members | None = None
     root: str = ""
+    not_read: tuple[str, ...] = ()
 
 
 def root_of(images: ImageSet) -> str:
@@ -123,19 +128,18 @@ def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
     with ThreadPoolExecutor(16) as pool:
         listed = list(pool.map(_list_images, [split_dir / name for name in class_names]))
     per_class = [files for files, _ in listed]
-    if others := [file for _, files in listed for file in files]:
-        kinds = " ".join(sorted({os.path.splitext(file)[1].lower() for file in others}))  # noqa: PTH122
-        warn(
-            f"{split_dir}: {len(others)} picture(s) ({kinds}) are left out: their format is not read; convert them to "
-            f"JPEG or PNG (.jfif and .jpe: rename them to .jpg). The first is {others[0]}"
-        )
-    empty = [name for name, files in zip(class_names, per_class, strict=True) if not files]
-    if empty:
-        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-        raise UserError(f"class folder {split_dir / empty[0]}{more} has no images; add some or remove the folder")
+    not_read = tuple(file for _, files in listed for file in files)
+    for name, (found, unread) in zip(class_names, listed, strict=True):
+        if not found:
+            count = per_class.count([]) - 1
+            more = f" (and {count} more)" if count else ""
+            why = f" that are read: {not_read_text(unread)}" if unread else "; add some or remove the folder"
+            raise UserError(f"class folder {split_dir / name}{more} has no images{why}")
+    if not_read:
+        warn(f"{split_dir}: {not_read_text(not_read)}; the first is {not_read[0]}")
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(files) for files in per_class])
     files = tuple(file for files in per_class for file in files)
-    return tuple(class_names), ImageSet(files, labels, root=str(split_dir.parent))
+    return tuple(class_names), ImageSet(files, labels, root=str(split_dir.parent), not_read=not_read)
 
 
 def _list_images(folder: Path) -> tuple[list[str], list[str]]:
@@ -143,6 +147,28 @@ def _list_images(folder: Path) -> tuple[list[str], list[str]]:
     found = sorted((entry.path, entry.name.lower(), kind_of(entry) == "file") for entry in visible_entries(folder))
     images = [path for path, name, is_file in found if is_file and name.endswith(SUFFIXES)]
     return images, [path for path, name, is_file in found if is_file and name.endswith(OTHER_PICTURES)]
+
+
+def count_suffixes(files: Iterable[str]) -> dict[str, int]:
+    """Counts names by their suffix in small letters, the most frequent first."""
+    return dict(Counter(os.path.splitext(file)[1].lower() for file in files).most_common())  # noqa: PTH122
+
+
+def suffixes_text(counts: Mapping[str, int]) -> str:
+    """Returns counts by suffix to read, such as "12 .heic, 3 .gif"."""
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.items())
+
+
+def not_read_text(files: Collection[str]) -> str:
+    """Says of pictures that are not read how many there are, by suffix, and what to do."""
+    counts = count_suffixes(files)
+    pictures, them = ("1 picture is", "it") if len(files) == 1 else (f"{len(files):,} pictures are", "them")
+    # As they are written: a shell's patterns tell .heic from .HEIC.
+    patterns = " ".join(dict.fromkeys(f"*{os.path.splitext(file)[1]}" for file in files))  # noqa: PTH122
+    return (
+        f"{pictures} not read ({suffixes_text(counts)}); convert {them} to JPEG, for example with ImageMagick: "
+        f"mogrify -format jpg {patterns}"
+    )
 
 
 def is_folder(path: Path) -> bool:
@@ -194,7 +220,7 @@ def check_class_names(found: tuple[str, ...], trained: tuple[str, ...], data_dir
     """Refuses data whose class folders are not those that a checkpoint was trained on."""
     if found == trained:
         return
-    detail = f"{len(found)} classes instead of {len(trained)}"
+    detail = f"{counted(len(found), 'class')} instead of {len(trained)}"
     for name in sorted(set(found) ^ set(trained)):
         detail = f"class {name!r} is " + ("new" if name in found else "missing")
         break

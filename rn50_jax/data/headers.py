@@ -11,10 +11,10 @@ MAX_RATIO = 3000  # of the longer side to the shorter: one that is scaled up to 
 
 # What keeps an image from being decoded, and what to do.
 PROBLEMS = {
-    "empty": "it has zero bytes; get it again",
-    "no image": "it holds something else; remove it",
-    "unknown format": "such images are not read; convert it to JPEG or PNG",
-    "cut off": "its end is missing; get it again",
+    "empty": "the file is empty (zero bytes); get it again",
+    "no image": "it is not an image; remove it",
+    "unknown format": "images of this kind are not read; save it as an ordinary JPEG or PNG",
+    "cut off": "the file is cut short: its end is missing; get it again",
     "damaged": "it cannot be decoded; get it again",
     "too large": f"more than {MAX_PIXELS:,} pixels, {MAX_SIDE:,} on a side or {MAX_BYTES // 10**6} MB, "
     f"or {MAX_RATIO:,} times as long as wide; make it smaller",
@@ -22,7 +22,7 @@ PROBLEMS = {
     "crashes": "ends the process that decodes it; remove it",
 }
 DECODABLE = ("JPEG", "PNG", "WebP", "BMP", "TIFF", "PNM", "JPEG 2000")
-PICTURES = ("GIF", "Photoshop", "icon", "AVIF", "HEIC", "SVG", "JPEG XL")  # but not for us
+PICTURES = ("GIF", "Photoshop", "icon", "AVIF", "HEIC", "SVG", "JPEG XL", "a raw photograph")  # but not for us
 _MAGIC = (
     (b"\xff\xd8", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -41,7 +41,12 @@ _MAGIC = (
     (b"%PDF", "PDF"),
     (b"PK\x03\x04", "ZIP"),
     (b"\x1f\x8b", "gzip"),
+    (b"\x1aE\xdf\xa3", "video"),
+    (b"FUJIFILMCCD-RAW", "a raw photograph"),
+    (b"IIRO", "a raw photograph"),
+    (b"IIU\0", "a raw photograph"),
 )
+_BRANDS = {b"avi": "AVIF", b"hei": "HEIC", b"hev": "HEIC", b"mif": "HEIC", b"msf": "HEIC", b"crx": "a raw photograph"}
 
 
 class ImageProblem(ValueError):
@@ -78,10 +83,12 @@ def sniff(head: bytes) -> str:
             return name
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
+    if head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"WAVE"):
+        return "video" if head[8:12] == b"AVI " else "sound"
     if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
         return "PNM"
     if head[4:8] == b"ftyp":
-        return "AVIF" if head[8:12] in (b"avif", b"avis") else "HEIC" if head[8:11] in (b"hei", b"mif") else "video"
+        return _BRANDS.get(head[8:11], "video")
     text = head[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "HTML"

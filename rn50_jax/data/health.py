@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from rn50_jax.data import headers, image_file, listing
+from rn50_jax.data.folder import count_suffixes
+from rn50_jax.data.image_file import ON_ITS_SIDE
 from rn50_jax.data.listing import Finding, Split
 from rn50_jax.data.names import IMAGENET_IMAGES, imagenet_notes
 from rn50_jax.data.scan import Looked
@@ -48,6 +50,9 @@ def split_facts(split: Split, seen: Looked) -> dict[str, Any]:
         facts["width"], facts["height"] = _quantiles(width), _quantiles(height)
         facts["aspect"] = _quantiles(width / height)
     facts["bad_images"] = len(seen.problems)
+    facts["not_read"] = count_suffixes(split.not_read)
+    on_side = Counter(split.class_names[split.labels[i]] for i, note, _ in seen.notes if note == ON_ITS_SIDE)
+    facts["on_their_side"] = {"images": on_side.total(), "images_per_class": dict(on_side.most_common())}
     return facts
 
 

@@ -13,13 +13,17 @@ from rn50_jax.data.headers import MAX_BYTES, Header, ImageProblem, IncompleteErr
 
 _WINDOW = 4096  # bytes at both ends that the quick look reads
 
+ON_ITS_SIDE = "on its side"
+
 # What is odd, and what training does with it.
 NOTES = {
     "other suffix": "format is not what the suffix says: no harm, the content decides",
     "CMYK": "converted to RGB",
     "more than 8 bits": "scaled to 8 bits",
-    "transparent": "the alpha channel is dropped",
-    "EXIF rotation": "the tag is ignored, as by torchvision: the image is seen as it is stored",
+    "transparent": "the alpha channel is dropped; data.background=(255,255,255) lays such images over white instead",
+    "EXIF rotation": "the tag is ignored, as by torchvision, unless data.exif_rotation=True turns images upright",
+    ON_ITS_SIDE: "a phone's photograph that is stored turned by 90 degrees (EXIF orientation 5 to 8), and seen so; to "
+    "have it upright, train with --config.data.exif_rotation=true",
     "TIFF rotation": "the tag is obeyed, as by torchvision",
     "corrupt EXIF": "ignored",
     "bytes after its end": "ignored",
@@ -29,7 +33,7 @@ NOTES = {
     "decoder complains": "decoded, but part of it may be grey or shifted",
 }
 _SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg"),
+    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
     "PNG": (".png",),
     "WebP": (".webp",),
     "BMP": (".bmp",),
@@ -152,8 +156,10 @@ def _header_notes(image: Image.Image) -> list[str]:
         notes.append("tiny")
     if "exif" in image.info or image.format == "TIFF":
         try:
-            if image.getexif().get(0x112, 1) not in (0, 1):
-                notes.append("TIFF rotation" if image.format == "TIFF" else "EXIF rotation")
+            orientation = image.getexif().get(0x112, 1)
+            if orientation not in (0, 1):
+                by_exif = ON_ITS_SIDE if orientation in (5, 6, 7, 8) else "EXIF rotation"
+                notes.append("TIFF rotation" if image.format == "TIFF" else by_exif)
         except Exception:
             notes.append("corrupt EXIF")
     return notes

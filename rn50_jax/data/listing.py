@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rn50_jax.data.filelist import FileList, listable, read_list
-from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES, is_folder, kind_of
+from rn50_jax.data.folder import OTHER_PICTURES, RAW, SUFFIXES, is_folder, kind_of
 from rn50_jax.data.headers import DECODABLE, PICTURES, sniff
 from rn50_jax.data.shards import has_shards, index_tar, scan_shards
 from rn50_jax.errors import UserError
@@ -55,13 +55,17 @@ class Source(NamedTuple):
 
 
 class Split(NamedTuple):
-    """N images. kind: how they are stored. names: as told to people. labels: int32 [N], positions in class_names."""
+    """N images, and the names of pictures that are not read.
+
+    kind: how they are stored. names: as told to people. labels: int32 [N], positions in class_names.
+    """
 
     kind: str
     class_names: tuple[str, ...]
     names: tuple[str, ...]
     labels: np.ndarray
     sources: tuple[Source, ...]
+    not_read: tuple[str, ...] = ()
 
 
 def list_dataset(root: Path, lists: Iterable[Path] = ()) -> tuple[dict[str, Split], list[Finding]]:
@@ -155,7 +159,10 @@ def _list_folders(root: Path, split_dir: Path, findings: list[Finding]) -> Split
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(files) for files, _ in per_class])
     names = tuple(_relative(root, path) for path in paths)
     findings.extend(Finding("name not UTF-8", name) for name in names if not listable(name))
-    return Split("class folders", tuple(class_names), names, labels, tuple(map(Source, paths, map(_suffix, paths))))
+    sources = tuple(map(Source, paths, map(_suffix, paths)))
+    strange = [finding.path for _, found in per_class for finding in found if finding.kind == "unknown format"]
+    not_read = tuple(path for path in strange if path.lower().endswith(OTHER_PICTURES))
+    return Split("class folders", tuple(class_names), names, labels, sources, not_read)
 
 
 def _list_class(root: Path, folder: Path, findings: list[Finding]) -> list[str]:
@@ -204,6 +211,8 @@ def _suffix(path: str) -> str:
 def _look_at_stray(path: str, name: str) -> Finding:
     """What a file without an image's suffix is: an image that training could use, one that it could not, or neither."""
     found = _sniff(path)
+    if path.lower().endswith(RAW):  # most are TIFF by their first bytes
+        return Finding("unknown format", name, "it is a raw photograph")
     if found in DECODABLE:
         return Finding("image of unknown suffix", name)
     if found in PICTURES:

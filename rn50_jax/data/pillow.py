@@ -5,14 +5,16 @@ from PIL import Image
 
 from rn50_jax.data.decodable import to_rgb
 from rn50_jax.data.headers import MAX_PIXELS, ImageProblem
+from rn50_jax.data.transform import AS_STORED, Rendering
 
 
-def decode(data: bytes, *, image_size: int, resize: int) -> np.ndarray:
+def decode(data: bytes, *, image_size: int, resize: int, rendering: Rendering = AS_STORED) -> np.ndarray:
     """Decodes an image, scales its shorter side to `resize` pixels and cuts out the middle.
 
     Args:
       data: the file.
       image_size: pixels, at most `resize`.
+      rendering: of the file.
 
     Returns:
       uint8 [image_size, image_size, 3], those of torchvision's Resize(resize), bilinear and antialiased, and
@@ -21,7 +23,7 @@ def decode(data: bytes, *, image_size: int, resize: int) -> np.ndarray:
     Raises:
       ImageProblem: it is not to be decoded, Pillow cannot, or it is too large when resized.
     """
-    image = to_rgb(data)
+    image = to_rgb(data, rendering)
     width, height = (side * resize // min(image.size) for side in image.size)
     if width * height > MAX_PIXELS:  # a strip
         raise ImageProblem("too large", f"{image.width} x {image.height}, as it is resized {width} x {height}")

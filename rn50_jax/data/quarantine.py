@@ -12,6 +12,7 @@ from rn50_jax.data.folder import ImageSet, names_from_root, root_of
 from rn50_jax.errors import RunStopped, UserError, warn
 from rn50_jax.files import read_json, to_json, write_whole
 from rn50_jax.linefile import Appended
+from rn50_jax.text import counted
 
 POLICIES = ("substitute", "error")
 
@@ -85,14 +86,14 @@ class Quarantine:
             where = f" (listed in {self._path})" if self._path else ""
             raise RunStopped(
                 f"more than config.data.max_bad_files={self._limit} images cannot be decoded{where}, the last one is "
-                f"{file}; look at the data with python -m rn50_jax.check_data"
+                f"{file}; look at the data with python -m rn50_jax.check_data DIR"
             )
 
     def tell(self) -> None:
         """Says at the end of a run that images were left out, if some were."""
         if self._entries:
-            where = f"; they are listed in {self._path}" if self._path else ""
-            warn(f"{len(self._entries)} images could not be decoded and were left out{where}")
+            where = f"; listed in {self._path}" if self._path else ""
+            warn(f"{counted(len(self._entries), 'image')} could not be decoded, and so not used{where}")
 
     def _write(self, entry: Entry) -> None:
         if self._path is None:

@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from rn50_jax.data.decodable import quiet_decoders
 from rn50_jax.data.folder import read_part
 from rn50_jax.data.headers import ImageProblem
 from rn50_jax.data.image_file import Examined, Verify, examine
@@ -80,6 +81,7 @@ def _examine_all(sources: Sequence[Source], *, full: bool) -> list[Examined]:
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # in this process; we have a limit of our own
+    quiet_decoders()
     return [_examine_one(source, full) for source in sources]
 
 

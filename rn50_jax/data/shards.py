@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
-from rn50_jax.data.folder import SUFFIXES, is_folder, kind_of, visible_entries
+from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES, is_folder, kind_of, visible_entries
 from rn50_jax.data.names import MOST_CLASSES
 from rn50_jax.data.tars import group_members, read_members
 from rn50_jax.errors import UserError, warn
 from rn50_jax.files import open_regular, read_json, written_whole
+from rn50_jax.text import shell
 
 INDEX_FILE = "index.npz"
 DATASET_FILE = "dataset.json"
@@ -145,9 +146,8 @@ def read_description(split_dir: Path) -> Description:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(
-            f"{file} is damaged ({error}); remove it, and write it again with rn50_jax.pack --index and --class_names"
-        ) from error
+        renew = shell(["python", "-m", "rn50_jax.pack", "--index", file.parent, "--class_names", "NAMES"])
+        raise UserError(f"{file} is damaged ({error}); remove it, and write it again: {renew}") from error
 
 
 def read_index(split_dir: Path, tars: Sequence[Path]) -> ShardedImages | None:
@@ -160,7 +160,7 @@ def read_index(split_dir: Path, tars: Sequence[Path]) -> ShardedImages | None:
       UserError: a tar that had to be looked at is not right.
     """
     file = split_dir / INDEX_FILE
-    renew = f"python -m rn50_jax.pack --index {split_dir.parent} renews it"
+    renew = "renew it: " + shell(["python", "-m", "rn50_jax.pack", "--index", Path(split_dir).parent])
     try:
         images, written_for = _load_index(file, tars)
     except FileNotFoundError:
@@ -292,7 +292,9 @@ def index_tar(tar: Path) -> tuple[np.ndarray, list[str]]:
                 label = next((m for m in sample if m.suffix == "cls"), None)
                 if image is None or label is None:
                     missing = "image" if image is None else "label (.cls)"
-                    raise UserError(f"{tar}: sample {sample[0].key!r} has no {missing}")
+                    others = [m.name for m in sample if m.name.lower().endswith(OTHER_PICTURES)] if not image else []
+                    why = f" that is read: {others[0]} is none; convert it to JPEG" if others else ""
+                    raise UserError(f"{tar}: sample {sample[0].key!r} has no {missing}{why}")
                 text = os.pread(file.fileno(), min(label.size, 32), label.offset).strip()
                 if not text.isdigit() or int(text) >= MOST_CLASSES:
                     raise UserError(

@@ -77,7 +77,8 @@ def set_apart(
                 )
             first = min(chosen.difference(names))
             warn(f"{gone} of {len(chosen)} validation images of this run are gone from {images.root}, such as {first}")
-    return Dataset(select(images, ~mask), select(images, mask), class_names)
+    val = select(images, mask)._replace(not_read=())  # they count once
+    return Dataset(select(images, ~mask), val, class_names)
 
 
 def select(images: ImageSet, mask: np.ndarray) -> ImageSet:

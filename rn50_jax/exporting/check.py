@@ -65,13 +65,14 @@ def check(run: Run, exportable: Exportable, images: np.ndarray, *, tolerance: fl
     Raises:
       RunStopped: the file does something else.
     """
-    form, model = exportable.form, exportable.stored.model
-    logits = jax.jit(lambda variables, x: model.apply(variables, normalise(x), train=False))(exportable.trained, images)
+    form, model, normalisation = exportable.form, exportable.stored.model, exportable.normalisation
+    apply = jax.jit(lambda variables, x: model.apply(variables, normalise(x, normalisation), train=False))
+    logits = apply(exportable.trained, images)
     wanted = np.asarray(jax.nn.softmax(logits) if form.output == "probabilities" else logits)
     largest = np.max(np.abs(wanted))
     difference = 0.0
     for part in (images[:1], images):
-        found = run(form.convert(part))
+        found = run(form.convert(part, normalisation))
         difference = max(difference, float(np.max(np.abs(found - wanted[: len(part)])) / largest))
     if not difference <= tolerance:
         raise RunStopped(

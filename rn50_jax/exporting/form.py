@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rn50_jax.augment import MEAN, STD, normalise
+from rn50_jax.augment import Normalisation, normalise
+from rn50_jax.build import build_normalisation
 from rn50_jax.data.names import human_names
 from rn50_jax.models.fold import fold_model
 from rn50_jax.models.resnet import ResNet
@@ -35,10 +36,11 @@ class Form(NamedTuple):
         """Of one image."""
         return (3, image_size, image_size) if self.layout == "nchw" else (image_size, image_size, 3)
 
-    def convert(self, images: np.ndarray) -> np.ndarray:
+    def convert(self, images: np.ndarray, normalisation: Normalisation) -> np.ndarray:
         """Decoded images, uint8 [N, S, S, 3], as the model takes them."""
         if self.input == "float32":
-            images = (images.astype(np.float32) - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
+            mean, std = (np.asarray(values, np.float32) for values in normalisation)
+            images = (images.astype(np.float32) - mean) / std
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if self.layout == "nchw" else images
 
 
@@ -54,12 +56,17 @@ class Exportable(NamedTuple):
     model: ResNet
     variables: Variables
 
+    @property
+    def normalisation(self) -> Normalisation:
+        """Of the pixels that it was trained with."""
+        return build_normalisation(self.stored.config)
+
     def call(self, images: jax.Array) -> jax.Array:
         """Images as the form says, to float32 [N, K]."""
         if self.form.layout == "nchw":
             images = jnp.transpose(images, (0, 2, 3, 1))
         if self.form.input == "uint8":
-            images = normalise(images)
+            images = normalise(images, self.normalisation)
         logits = self.model.apply(self.variables, images, train=False)
         return jax.nn.softmax(logits) if self.form.output == "probabilities" else logits
 

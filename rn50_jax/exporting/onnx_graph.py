@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from rn50_jax.augment import MEAN, STD
 from rn50_jax.exporting.form import Exportable
 from rn50_jax.files import to_json
 from rn50_jax.models.norm import EPSILON
@@ -104,7 +103,7 @@ def _pixels(graph: _Graph, exportable: Exportable) -> str:
         x = graph.add("Transpose", "image.nchw", x, perm=[0, 3, 1, 2])
     if exportable.form.input == "uint8":
         x = graph.add("Cast", "image.float", x, to=1)
-        mean, std = (np.asarray(values, np.float32).reshape(1, 3, 1, 1) for values in (MEAN, STD))
+        mean, std = (np.asarray(values, np.float32).reshape(1, 3, 1, 1) for values in exportable.normalisation)
         x = graph.add("Sub", "image.centred", x, graph.weight("image.mean", mean))
         x = graph.add("Div", "image.normalised", x, graph.weight("image.std", std))
     return x

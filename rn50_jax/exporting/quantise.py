@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from rn50_jax.build import build_normalisation
 from rn50_jax.data.folder import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.exporting.check import Run, evenly
@@ -68,7 +69,7 @@ def quantise(
         images = (image.image for image in decoded if image.image is not None)
         for batch in batched(images, _BATCH):
             used += len(batch)
-            yield {"image": form.convert(np.stack(batch))}
+            yield {"image": form.convert(np.stack(batch), build_normalisation(config))}
 
     with closing(batches()) as reader:
         # It warns of a preparation that a graph with folded BatchNorm and known shapes does not need.
@@ -114,7 +115,7 @@ def compare(before: Run, after: Run, images: ImageSet, config: ConfigDict, form:
     counts = np.zeros(4, np.int64)  # images, hits before, hits after, same class
     with progress("measuring top-1", len(images.files), unit="img") as advance:
         for batch in batched(good, _BATCH):
-            pixels = form.convert(np.stack([image for image, _ in batch]))
+            pixels = form.convert(np.stack([image for image, _ in batch]), build_normalisation(config))
             labels = np.array([label for _, label in batch])
             first, second = before(pixels).argmax(axis=1), after(pixels).argmax(axis=1)
             counts += [len(batch), np.sum(first == labels), np.sum(second == labels), np.sum(first == second)]
