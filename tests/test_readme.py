@@ -143,7 +143,7 @@ def test_other_commands_are_marked_and_well_formed() -> None:
         line = line.removeprefix("taskset -c 1 ").removeprefix("CUDA_VISIBLE_DEVICES=0 ")
         line = line.removeprefix("REQUIREMENTS=requirements-cuda13.txt ")
         command = re.search(
-            r"(?:^|-- )(?:python -m (rn50_jax\.\w+)|(?:python |bash )?(?:\./)?(scripts/\w+\.\w+)) ", line
+            r"(?:^|-- )(?:python -m (rn50_jax\.\w+)|(?:python |bash )?(?:\./)?(scripts/\w+\.\w+))(?: |$)", line
         )
         assert command, line
         file = command[2] or command[1].replace(".", "/") + ".py"
