@@ -126,7 +126,7 @@ def test_predict(run: Run, trained: tuple[Path, str], tmp_path: Path, decoder: s
     done = run("predict", "--workdir", trained[0], tmp_path, "--json", "--resize", decoder)
     assert done.returncode == 1
     assert done.stderr.startswith(f"note: {tmp_path}: 3 pictures are not read (2 .heic, 1 .gif); convert them to JPEG")
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.splitlines()[1:] == [f"{len(ODD)} image classified, {len(BAD)} failed"]
     answers = {Path(answer["file"]).name: answer for answer in json.loads(done.stdout)}
     assert set(answers) == {*BAD, *ODD} and all("predictions" in answers[name] for name in ODD)
     assert_named({name: answers[name]["error"] for name in BAD})

@@ -17,7 +17,7 @@ from trees import make_config
 
 from rn50_jax.data import dali, pillow
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.decodable import quiet_pillow, to_decodable
+from rn50_jax.data.decodable import quiet_decoders, to_decodable
 from rn50_jax.data.feed import changed_fact, eval_batches, stream_facts
 from rn50_jax.data.folder import ImageSet
 from rn50_jax.data.transform import Rendering, eval_resize
@@ -153,7 +153,7 @@ NO_TAG = {
 
 @pytest.mark.parametrize("case", [*ODD, *NO_TAG])
 def test_odd_tags_mean_what_they_mean_to_pillow(case: str) -> None:
-    quiet_pillow()
+    quiet_decoders()
     data = (ODD | NO_TAG)[case]
     wanted = upright(data)
     assert wanted.size == ((61, 97) if case in ODD else (97, 61))

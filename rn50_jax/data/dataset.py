@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from rn50_jax.data.digits import write_digits
 from rn50_jax.data.filelist import find_odd, read_list
 from rn50_jax.data.folder import (
+    PICTURES,
     Dataset,
     ImageSet,
     Members,
@@ -124,12 +125,13 @@ def _open_unsplit(root: Path, config: ConfigDict, val_images: frozenset[str] | N
 
 
 def _is_split(folder: Path) -> bool:
-    """Whether a folder has class folders or tars; one that is a class called train or val has images alone."""
+    """Whether a folder has folders with pictures, or tars; one that is a class called train or val has pictures."""
     return is_folder(folder) and (has_shards(folder) or _has_classes(folder))
 
 
 def _has_classes(folder: Path) -> bool:
-    return any(kind_of(entry) == "folder" for entry in visible_entries(folder))
+    inside = (entry for entry in visible_entries(folder) if kind_of(entry) == "folder")
+    return any(entry.name.lower().endswith(PICTURES) for place in inside for entry in visible_entries(Path(place.path)))
 
 
 def _open_split(root: Path, split: str, file_list: str, *, alone: bool = False) -> tuple[tuple[str, ...], ImageSet]:

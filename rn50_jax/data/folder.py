@@ -24,6 +24,8 @@ RAW = tuple(f".{suffix}" for suffix in _RAW.split())
 _OTHERS = "gif avif heic heics heif hif jxl svg psd tga ico j2k j2c jpf jpx pbm apng dib pcx dds eps exr hdr"
 OTHER_PICTURES = (*(f".{suffix}" for suffix in _OTHERS.split()), *RAW)
 
+PICTURES = (*SUFFIXES, *OTHER_PICTURES)
+
 
 class Members(NamedTuple):
     """Where N images lie inside tar files.
