@@ -53,7 +53,7 @@ def warn(text: str) -> None:
 
 
 def tell_end(text: str) -> None:
-    """Prints on standard error what a command has done whose results go to standard output."""
+    """Prints on standard error what a command has to say whose results go to standard output."""
     _write(printable(text), sys.stderr)
 
 

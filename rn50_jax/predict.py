@@ -22,7 +22,7 @@ from rn50_jax.inputs import Decoded, Found, batched, decode_files, find_images
 from rn50_jax.progress import progress
 from rn50_jax.step import predict_step
 from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model, warn_assumed
-from rn50_jax.text import counted, printable
+from rn50_jax.text import counted
 from rn50_jax.workdir import describe_devices
 
 BATCH_SIZES = {"cpu": 32, "gpu": 256}  # images per device: enough to fill one
@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
     cores = len(os.sched_getaffinity(0))
     stored = load_model(args, [("data.backend", "dali-cpu"), ("data.workers", str(cores)), *overrides])
     if sys.stderr.isatty():  # a script gets the answers alone
-        print(printable(f"{stored.name}, on {describe_devices(stored.devices)}"), file=sys.stderr, flush=True)
+        tell_end(f"{stored.name}, on {describe_devices(stored.devices)}")
     batch_size = args.batch_size or BATCH_SIZES.get(stored.devices[0].platform, 32)
     files = find_images(args.images, null=args.null, tell=True)
     by_pillow = args.resize == "pillow"

@@ -130,7 +130,7 @@ class Report:
             if f"{prefix}.top1" in metrics:
                 place = f"epoch {epoch + 1:>{len(str(self._epochs))}}/{self._epochs}"
                 parts = [(9, place), *validation_parts(metrics, prefix, classes=self._classes)]
-                mark = [(6, "best so far")] if is_best and prefix == better_weights(metrics) else []
+                mark = [(3, "best so far")] if is_best and prefix == better_weights(metrics) else []
                 self._screen.line([*parts, *mark])
 
     def end(self, step: int, epoch: int, goodput: dict[str, float], *, finished: bool) -> None:

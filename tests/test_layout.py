@@ -81,14 +81,14 @@ def test_training_and_its_mistakes(process_env: dict[str, str], digits: Path, tm
     text = "\n".join(lines)
     (validation,) = (line for line in lines if "  validation  " in line)
     assert re.match(r"epoch 1/1  validation  top-1 \d+\.\d+ %  ", validation)
-    assert ("297 images" in validation) == (width == 80) and "img/s" not in validation
+    assert ("best so far" in validation) == (width == 80) and "img/s" not in validation
     # What is to be copied can be, as it stands.
     command = text[text.index("python -m rn50_jax.plot") : text.index("done")]
     page = ["--html", "my run/report.html"]
     assert as_bash_reads(command) == ["python", "-m", "rn50_jax.plot", "my run", *page]
     # The log has every line whole, and nothing of the bars.
     log = (tmp_path / "my run/console.log").read_text()
-    assert re.search(r"^epoch 1/1  validation  top-1 .*  297 images  \d+\.\d img/s$", log, re.MULTILINE)
+    assert re.search(r"^epoch 1/1  validation  top-1 .*  297 images  \d+\.\d img/s  best so far$", log, re.MULTILINE)
     assert "\x1b" not in log and "━" not in log
     words = ("rn50_jax.evaluate", "--workdir", "my run", "--per_class")
     lines = in_a_terminal(process_env, width, *words, cwd=tmp_path)

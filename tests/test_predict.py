@@ -97,7 +97,7 @@ def test_folders_and_standard_input_to_files(
     listed = b"".join(os.fsencode(line["file"]) + b"\0" for line in lines)
     options = ("-", "-0", "--workdir", workdir, "--top_k", 2, "--batch_size", 5)
     done = predict(process_env, *options, "--format", "csv", input=listed)
-    assert done.returncode == 1 and done.stderr == b""
+    assert done.returncode == 1 and done.stderr == b"29 images classified, 1 failed\n"
     rows = list(csv.DictReader(io.StringIO(done.stdout.decode(errors="surrogateescape"))))
     assert rows[0]["error"].startswith("no image")
     assert len(rows) == 1 + 2 * (len(lines) - 1)
