@@ -134,7 +134,9 @@ def _split_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
             middle = f"nine in ten {span['p5']:g} to {span['p95']:g}, median {span['median']:g}"
             yield key, f"{span['min']:g} to {span['max']:g}{unit}; {middle}"
     if counts := facts["not_read"]:
-        yield "not read", f"{suffixes_text(counts)}; convert them to JPEG, see docs/data.md"
+        patterns = " ".join(f"*{suffix}" for suffix in counts)
+        how = f"convert them to JPEG, for example with ImageMagick: mogrify -format jpg {patterns}"
+        yield "not read", f"{suffixes_text(counts)}; {how}"
     if count := facts["on_their_side"]["images"]:
         per_class = [f"{name} {count:,}" for name, count in facts["on_their_side"]["images_per_class"].items()]
         most = ", ".join(per_class[:_CLASSES]) + (", ..." if len(per_class) > _CLASSES else "")
@@ -242,7 +244,7 @@ def main(argv: Sequence[str]) -> int:
     if args.drop_duplicates and not (args.write_list or args.split):
         raise UserError("--drop_duplicates changes what --write_list FILE and --split SHARE write; give one of them")
     if args.split:
-        check_new(_split_target(args))
+        check_new(_split_target(args), args.dir)
     full = args.mode == "full"
     report, splits, bad, twice = check(args.dir, lists=args.list, full=full, workers=args.workers)
     text = report_text(report)

@@ -157,6 +157,11 @@ def _open_dataset(stored: StoredModel) -> Dataset:
     """The data set of a model's config, whose classes must be the model's."""
     config = stored.config
     dataset = open_dataset(config, need_train=False, val_images=stored.val_images)
+    if config.data.val_share:
+        say(
+            f"on the {config.data.val_share:.3g} of each class of {config.data.dir} that training set apart (for all "
+            "images: --config.data.val_share=0)"
+        )
     if stored.class_names:
         return with_classes(dataset, stored.class_names, config.data.dir)
     if len(dataset.class_names) != stored.model.num_classes:

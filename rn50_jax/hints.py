@@ -153,7 +153,7 @@ def _for_bare(word: str, words: Sequence[str], parser: argparse.ArgumentParser) 
     if path.suffix in _WEIGHTS:
         return meant("--weights") or meant("--pretrained_weights")
     has_words = any(not action.option_strings for action in parser._actions)
-    if _exists(path / "train") or _exists(path / "val"):
+    if _is_folder(path):
         takes_data = not has_words and not given & {"--config.data.dir"}
         return f"did you mean --config.data.dir={shell([word])}?" if takes_data else None
     if path.suffix in (".py", ".json") or ".py:" in word:
@@ -161,6 +161,10 @@ def _for_bare(word: str, words: Sequence[str], parser: argparse.ArgumentParser) 
     if has_words:
         return None
     return (meant("--config") if "/" not in word else None) or meant("--workdir")
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path) if "\0" not in str(path) else False  # noqa: PTH112, of names that no file can have
 
 
 def _exists(path: Path) -> bool:

@@ -43,13 +43,19 @@ def tell(text):
         except OSError:
             return
 
-rest = b""
+# Lines come in pieces. Part of one is passed on only if nothing follows for long, as before a process hangs.
+rest, dropped = b"", False
 while True:
-    if rest and not select.select([0], [], [], 0.2)[0]:
-        tell(rest if not noise.match(rest) else b"")
+    if rest and not dropped and not select.select([0], [], [], 5)[0]:
+        dropped = bool(noise.match(rest))
+        tell(b"" if dropped else rest)
         rest = b""
     data = os.read(0, 65536)
     *lines, rest = (rest + data).split(b"\n")
+    if dropped and lines:  # the rest of a line whose beginning was dropped
+        lines, dropped = lines[1:], False
+    if dropped:
+        rest = b""
     tell(b"".join(line + b"\n" for line in lines if not noise.match(line.rstrip(b"\r"))))
     if not data:
         tell(rest if not noise.match(rest) else b"")
@@ -69,8 +75,11 @@ class Filter:
 
     @classmethod
     def start(cls) -> "Filter | None":
-        """Starts filtering; returns None where the user wants the decoders' lines, or no process can be started."""
-        if _WANTED in os.environ:
+        """Starts filtering; returns None where the user wants the decoders' lines, or no process can be started.
+
+        Nor does it in a container's first process, with which all others end, before they could pass on its last words.
+        """
+        if _WANTED in os.environ or os.getpid() == 1:
             return None
         with suppress(OSError):
             direct = os.dup(2)

@@ -160,7 +160,7 @@ def tell_differences(file: WeightFile, config: ConfigDict, class_names: Sequence
     """
     known, now = config_values(file.meta), configs.flatten(config)
     told = []
-    for key in ("data.mean", "data.std", "data.transform", "data.exif_rotation"):
+    for key in ("data.image_size", "data.mean", "data.std", "data.transform", "data.exif_rotation"):
         if key in known and known[key] != now[key]:
             write = shlex.quote(f"--config.{key}={known[key]}")
             told.append(f"{name} was trained with another config.{key} than {now[key]!r}; to keep it, add {write}")

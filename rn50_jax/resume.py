@@ -13,6 +13,7 @@ from rn50_jax.build import build_state
 from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.data.feed import FORM, Position, changed_fact
 from rn50_jax.data.folder import check_class_names
+from rn50_jax.data.val_share import VAL_IMAGES
 from rn50_jax.description import Meta, RunDescription, check_description, saved_config
 from rn50_jax.errors import UserError, say, warn
 from rn50_jax.history import last_line
@@ -54,6 +55,8 @@ class Start(NamedTuple):
         """Why the run has nothing left to do, if so."""
         if self.position.epoch >= config.epochs:
             done = f"{self.position.epoch} of {counted(config.epochs, 'epoch')} done"
+            if self.position.epoch > config.epochs:
+                done = f"{counted(self.position.epoch, 'epoch')} done, and config.epochs={config.epochs}"
             return f"{done}; {_WAYS_ON.format('--config.epochs')}"
         if 0 < config.run.target_top1 <= self.top1:
             wanted = f"{config.run.target_top1:g} wanted"
@@ -102,7 +105,8 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
             warn(f"{workdir} goes on from its own checkpoints and not from {value}; for that give a new --workdir")
     start = Start(state, position, meta["goodput"], lost, score(meta["metrics"]))
     if changed := _changes(before, now, meta["stream"], stream):
-        ending = "" if start.finished(config) else f"; {_NEW_RUN}"  # or the next line says so
+        finished = "; none of this takes effect, since the run is finished"  # how to go on, the next line says
+        ending = finished if start.finished(config) else f"; {_NEW_RUN}"
         warn(f"the run in {workdir} was started with other settings: {', '.join(changed)}{ending}")
     return start
 
@@ -112,13 +116,13 @@ def _changes(
 ) -> list[str]:
     """What is another now than when a run was saved: keys, and the training set where versions can compare it."""
     changed = [
-        f"config.{key} {before.get(key)!r} became {value!r}"
+        f"config.{key} was {before.get(key)!r} and is {value!r}"
         for key, value in now.items()
         if key not in _SOURCES and before.get(key) != value
     ]
     images = [facts.get("the training set") for facts in (stream_before, stream_now)]
     if stream_before.get(FORM) == stream_now.get(FORM) and None not in images and images[0] != images[1]:
-        changed.append(f"the training set of {images[0]} became one of {images[1]}")
+        changed.append(f"the training set had {images[0]} and has {images[1]}")
     return changed
 
 
@@ -154,6 +158,11 @@ def _check_split(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
                 f"{workdir} chose its validation images with config.{key}={before!r}, which is {now!r} now: it would "
                 "validate on images that it was trained on; set it back, or choose another --workdir"
             )
+    if config.data.val_share and not (workdir / VAL_IMAGES).exists():
+        raise UserError(
+            f"{workdir / VAL_IMAGES} is missing, which says what images the run validates on; put it back, or choose "
+            "another --workdir"
+        )
 
 
 def _position(
@@ -245,6 +254,11 @@ def _fresh_state(setup: Setup) -> TrainState:
         if config.tune.freeze:
             raise UserError(
                 f"config.tune.freeze={config.tune.freeze} would hold random weights; give --pretrained_weights FILE"
+            )
+        if config.tune.lr_decay != 1 or config.tune.lr_scales:
+            warn(
+                "training from scratch: there are no --pretrained_weights, and the rates of config.tune are for "
+                "fine-tuning"
             )
         return build_state(config, model)
     source, file = read_pretrained(Path(source))

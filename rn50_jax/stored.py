@@ -18,7 +18,7 @@ from rn50_jax.checkpoint_folder import look
 from rn50_jax.data.dataset import at_another_place
 from rn50_jax.data.names import likely_names
 from rn50_jax.data.transform import eval_resize
-from rn50_jax.data.val_share import read_val_images
+from rn50_jax.data.val_share import VAL_IMAGES, read_val_images
 from rn50_jax.description import RunDescription, check_description, saved_config
 from rn50_jax.errors import UserError, warn
 from rn50_jax.files import no_such_run
@@ -134,7 +134,9 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     try:
         config = configs.override(saved, [*_machine_defaults(), *overrides])
         val_images = read_val_images(workdir) if config.data.val_share else None
-        if config.data.dir != saved.data.dir:
+        if config.data.val_share and val_images is None:
+            warn(f"{workdir / VAL_IMAGES} is missing: the validation images are drawn again, by config.seed")
+        if os.path.realpath(config.data.dir) != os.path.realpath(saved.data.dir):
             config = at_another_place(config, given=frozenset(dict(overrides)), val_images=val_images)
         configs.validate(config)
         has_ema = saved.recipe.ema_decay > 0
@@ -179,7 +181,8 @@ def load_weights(path: Path, overrides: Overrides) -> StoredModel:
     values = {"precision": "fp32", **known, **architecture.keys}
     config, _ = configs.load(str(configs.DEFAULT))
     config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
-    config = at_another_place(config, given=frozenset(dict(overrides)), val_images=None)
+    val_images = frozenset(file.meta["val_images"]) if "val_images" in file.meta else None
+    config = at_another_place(config, given=frozenset(dict(overrides)), val_images=val_images)
     devices = prepare_devices(config)
     model = build_model(config, num_classes=architecture.num_classes, platform=devices[0].platform)
     class_names = tuple(file.meta.get("class_names", ()))
@@ -187,7 +190,7 @@ def load_weights(path: Path, overrides: Overrides) -> StoredModel:
     facts = {"weights": str(path)} | {key: file.meta[key] for key in ("step",) if key in file.meta}
     told = known.keys() | dict(overrides).keys() | ({"data.class_names"} if class_names else set())
     assumed = tuple(key for key in (*PREPARATION, "class_names") if f"data.{key}" not in told)
-    return StoredModel(str(path), config, class_names, facts, devices, model, load, assumed=assumed)
+    return StoredModel(str(path), config, class_names, facts, devices, model, load, val_images, assumed)
 
 
 def warn_assumed(stored: StoredModel) -> None:
@@ -217,7 +220,7 @@ def describe_model(stored: StoredModel) -> dict[str, Any]:
     Returns:
       source (checkpoint or weight file) and its facts, such as the step; arch; class_names; what is done to images in
       evaluation: `weight_facts.PREPARATION`, with mean and std, by which pixels from 0 to 255 are normalised; the split
-      of the data, val_share and seed, if the validation images were a share of it; versions.
+      of the data, val_share, seed and val_images, if the validation images were a share of it; versions.
     """
     data = stored.config.data
     return {
@@ -234,6 +237,7 @@ def describe_model(stored: StoredModel) -> dict[str, Any]:
         "exif_rotation": data.exif_rotation,
         "background": list(data.background),
         **({"val_share": data.val_share, "seed": stored.config.seed} if data.val_share > 0 else {}),
+        **({"val_images": sorted(stored.val_images)} if stored.val_images else {}),
         "versions": versions(),
     }
 

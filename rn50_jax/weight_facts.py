@@ -32,6 +32,7 @@ class _Facts(TypedDict, total=False):
     exif_rotation: bool
     background: list[int]
     val_share: float
+    val_images: list[str]
     seed: int
     step: int
 

@@ -91,8 +91,9 @@ def test_a_finished_run_says_so(own_copy: Path, call_train: Run) -> None:
     told = "is finished: 2 of 2 epochs done; to train longer give a larger --config.epochs; for a new run give another"
     assert f"{workdir} {told} --workdir\n" in done.stdout and done.stderr == ""
     done = call_train(workdir, "--config.recipe.lr=0.3", "--config.data.flip=0.25")
-    changed = "config.data.flip 0.0 became 0.25, config.recipe.lr 0.2 became 0.3"
-    assert done.stderr == f"note: the run in {workdir} was started with other settings: {changed}\n"
+    changed = "config.data.flip was 0.0 and is 0.25, config.recipe.lr was 0.2 and is 0.3"
+    told = f"note: the run in {workdir} was started with other settings: {changed}; "
+    assert done.stderr == told + "none of this takes effect, since the run is finished\n"
     assert done.stdout.count("another --workdir") == 1
     assert (workdir / "metrics.jsonl").read_text() == before
 
@@ -101,7 +102,7 @@ def test_a_run_can_be_prolonged(own_copy: Path, call_train: Run) -> None:
     done = call_train(own_copy, "--config.epochs=3")
     assert done.returncode == 0, done.stderr
     changed = (
-        f"note: the run in {own_copy} was started with other settings: config.epochs 2 became 3; for a new run give"
+        f"note: the run in {own_copy} was started with other settings: config.epochs was 2 and is 3; for a new run give"
     )
     assert f"{changed} another --workdir\n" in done.stderr
     assert "resuming after epoch 2, step 92" in done.stdout

@@ -82,7 +82,7 @@ def test_what_is_no_split_is_told_how_to_become_one(photos: Path) -> None:
         UserError, match=r"val_share=0.2, or make both folders with: .*check_data \S+ --split 0.2$"
     ) as e:
         open_dataset(make_config(photos))
-    assert "neither train/ nor val/, but class folders" in str(e.value)
+    assert "no split into train/ and val/, but classes" in str(e.value)
     (photos / "train").mkdir()
     for name in COUNTS:
         (photos / name).rename(photos / "train" / name)
@@ -95,12 +95,15 @@ def test_what_is_no_split_is_told_how_to_become_one(photos: Path) -> None:
         open_dataset(make_config(photos, SHARE, ("data.val_list", "x")))
 
 
-def test_classes_may_be_called_train_and_val(tmp_path: Path) -> None:
+def test_classes_may_be_called_train_and_val(tmp_path: Path, call: Run) -> None:
     for name in ("train", "val", "tram"):
         for number in range(3):
             write_image(tmp_path / name / f"{number}.png")
     train, val, classes = open_dataset(make_config(tmp_path, SHARE))
     assert (classes, len(train.labels), len(val.labels)) == (("train", "tram", "val"), 6, 3)
+    with pytest.raises(UserError, match=r"no split into train/ and val/, but classes; .*val_share=0.2"):
+        open_dataset(make_config(tmp_path))
+    assert "9 images of 3 classes" in call("check_data", tmp_path).stdout
 
 
 def test_lists_are_split_too(photos: Path) -> None:
@@ -128,7 +131,7 @@ def test_tar_shards_are_split_too(tree: Path, tmp_path: Path, call: Run) -> None
 def test_only_one_split_wanted_takes_all_of_an_unsplit_folder(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     val = open_dataset(make_config(photos), need_train=False).val
     assert len(val.labels) == sum(COUNTS.values())
-    assert "has no val/: all 45 images of its 3 classes are taken" in capsys.readouterr().out
+    assert "has no val/: all 45 images of its classes are taken" in capsys.readouterr().out
     assert len(open_dataset(make_config(photos), need_val=False).train.labels) == 45
 
 
@@ -144,8 +147,30 @@ def test_what_was_chosen_stays_whatever_is_added(photos: Path, capsys: pytest.Ca
     (photos / sorted(chosen)[0]).unlink()
     assert len(open_dataset(config, val_images=chosen).val.labels) == len(chosen) - 1
     assert f"1 of {len(chosen)} validation images of this run are gone" in capsys.readouterr().err
+    (tmp := photos.parent / "rest").mkdir()
+    for name in chosen:
+        if (photos / name).exists():
+            (tmp / name).parent.mkdir(exist_ok=True)
+            shutil.copy(photos / name, tmp / name)
+    with pytest.raises(UserError, match="has no images to train on beside the run's validation images"):
+        open_dataset(make_config(tmp, SHARE), val_images=chosen)
     with pytest.raises(UserError, match="none of the 1 validation images that the run set apart is in"):
         open_dataset(config, val_images=frozenset(("ant/none.png",)))
+
+
+def test_an_image_that_a_list_names_twice_is_on_one_side(photos: Path) -> None:
+    names = sorted(f"{path.parent.name}/{path.name}" for path in photos.glob("*/*"))
+    (photos / "twice.tsv").write_text("".join(f"{name}\t{name.partition('/')[0]}\n" for name in (*names, *names)))
+    (photos / "twice.tsv").write_text(
+        "".join(f"#class\t{name}\n" for name in COUNTS) + (photos / "twice.tsv").read_text()
+    )
+    config = make_config(photos, SHARE, ("data.train_list", "twice.tsv"))
+    train, val, _ = open_dataset(config)
+    once = open_dataset(make_config(photos, SHARE))
+    assert set(val.files) == set(once.val.files) and len(val.files) == 2 * len(once.val.files)
+    assert not set(train.files) & set(val.files)
+    again = open_dataset(config, val_images=frozenset(names_from_root(val)))
+    assert again.val.files == val.files
 
 
 def test_another_folder_drops_what_does_not_hold_there(photos: Path, tree: Path) -> None:
@@ -193,6 +218,18 @@ def test_a_run_keeps_its_validation_images(photos: Path, tmp_path: Path, call: R
     lines = map(json.loads, (work / "metrics.jsonl").read_text().splitlines())
     trained = [line for line in lines if "val.loss" in line][-1]
 
+    # A weight file knows them too, and takes all images of other data.
+    call("convert", work, tmp_path / "w.pth", "--checkpoint", "latest")
+    words = ("--weights", tmp_path / "w.pth", "--json", tmp_path / "w.json")
+    call("evaluate", *words, f"--config.data.dir={photos}")
+    by_file = json.loads((tmp_path / "w.json").read_text())
+    assert (by_file["val.images"], by_file["val.top1"]) == (12, trained["val.top1"])
+    assert by_file["val.loss"] == pytest.approx(trained["val.loss"], rel=1e-5)
+    shutil.copytree(photos, tmp_path / "new", copy_function=lambda a, b: shutil.copy(a, f"{b}.new.png"))
+    done = call("evaluate", *words, f"--config.data.dir={tmp_path / 'new'}")
+    assert json.loads((tmp_path / "w.json").read_text())["val.images"] == 45
+    assert "all 45 images of its classes are taken" in done.stdout
+
     # Images that come later are trained on, and those of before are what every command evaluates.
     for number in range(100, 140):
         write_image(photos / "ant" / f"{number}.png", (0, 0, 250))
@@ -210,6 +247,15 @@ def test_a_run_keeps_its_validation_images(photos: Path, tmp_path: Path, call: R
     )
     assert json.loads((tmp_path / "others.json").read_text())["val.images"] == 33
     assert "1 of the 3 classes" in done.stderr
+
+    # The same folder by another name, and without the list of what was set apart.
+    done = call("evaluate", "--workdir", work, f"--config.data.dir={photos}/../photos")
+    assert "12 images" in done.stdout and "on the 0.25 of each class" in done.stdout
+    (work / "val_images.tsv").rename(tmp_path / "kept.tsv")
+    done = call("train", *options, "--config.epochs=4")
+    assert done.returncode == 2 and "val_images.tsv is missing" in done.stderr
+    assert "val_images.tsv is missing: the validation images are drawn" in call("evaluate", "--workdir", work).stderr
+    (tmp_path / "kept.tsv").rename(work / "val_images.tsv")
 
     for change in ("--config.data.val_share=0.5", "--config.seed=1"):
         done = call("train", *options, "--config.epochs=4", change)
@@ -249,6 +295,7 @@ def test_check_data_says_what_to_do_without_a_split(photos: Path, tree: Path, ca
     for words, line in (
         (("--split", "1"), "--split 1 must be between 0 and 1"),
         (("--out", "x"), "--out is of use with --split alone"),
+        (("--split", "0.2", "--out", f"{tree}/x"), "and would be a class of it; choose a folder outside"),
         (("--split", "0.2"), "is split already, into train and val; leave out --split"),
     ):
         done = call("check_data", tree, *words)

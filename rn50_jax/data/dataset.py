@@ -10,18 +10,16 @@ from ml_collections import ConfigDict
 from rn50_jax.data.digits import write_digits
 from rn50_jax.data.filelist import find_odd, read_list
 from rn50_jax.data.folder import (
-    PICTURES,
     Dataset,
     ImageSet,
     Members,
     check_same_classes,
     is_folder,
-    kind_of,
     scan_split,
-    visible_entries,
 )
 from rn50_jax.data.names import imagenet_notes
 from rn50_jax.data.shards import has_shards, scan_shards
+from rn50_jax.data.splits import is_split, is_unsplit
 from rn50_jax.data.synthetic import synthetic_dataset
 from rn50_jax.data.val_share import set_apart
 from rn50_jax.errors import UserError, say, warn
@@ -60,15 +58,19 @@ def open_dataset(
     if not is_folder(root):
         raise UserError(f"config.data.dir={config.data.dir!r} is not a folder; pass --config.data.dir=DIR")
     if config.data.val_share:
-        dataset = _open_unsplit(root, config, val_images)
+        dataset = _open_unsplit(root, config, val_images, tell=need_train)
     else:
         alone = not (need_train and need_val)
-        train = _open_split(root, "train", config.data.train_list, alone=alone) if need_train else _NOTHING
-        val = _open_split(root, "val", config.data.val_list, alone=alone) if need_val else _NOTHING
+        train = (
+            _open_split(root, "train", config.data.train_list, alone=alone, tell=need_train) if need_train else _NOTHING
+        )
+        val = _open_split(root, "val", config.data.val_list, alone=alone, tell=need_train) if need_val else _NOTHING
         if need_train and need_val:
             check_same_classes(root, train[0], val[0])
         dataset = Dataset(train[1], val[1], train[0] or val[0])
     class_names = dataset.class_names
+    if need_train and not len(dataset.train.labels):
+        raise UserError(f"{root} has no images to train on beside the run's validation images; give --config.data.dir")
     if need_train and config.model.num_classes not in (0, len(class_names)):
         raise UserError(
             f"config.model.num_classes={config.model.num_classes}, but {root} has "
@@ -96,11 +98,11 @@ def at_another_place(config: ConfigDict, *, given: frozenset[str], val_images: f
         if name and f"data.{key}" not in given and not _lists_images(root, name):
             config.data[key] = ""
     if config.data.val_share and "data.val_share" not in given:
-        there = 1.0 if val_images is None else sum((root / name).exists() for name in val_images) / len(val_images)
-        if there < _SAME or _is_split(root / "val"):
+        # What lies in tars, and what a weight file's run chose, cannot be looked for.
+        known = val_images is not None and not has_shards(root) and not has_shards(root / "train")
+        there = sum((root / name).exists() for name in val_images) / len(val_images) if val_images and known else 1.0
+        if there < _SAME or is_split(root / "val"):
             config.data.val_share = 0.0
-        elif val_images is not None:
-            say(f"{root} has the run's validation images; for all of its images give --config.data.val_share=0")
     return config.lock()
 
 
@@ -109,7 +111,7 @@ def _lists_images(root: Path, name: str) -> bool:
     return file.exists() and (root / read_list(file).files[0]).exists()
 
 
-def _open_unsplit(root: Path, config: ConfigDict, val_images: frozenset[str] | None) -> Dataset:
+def _open_unsplit(root: Path, config: ConfigDict, val_images: frozenset[str] | None, *, tell: bool) -> Dataset:
     """Images that come without a split, of which `data.val_share` of each class is for validation."""
     share = f"config.data.val_share={config.data.val_share:g}"
     if config.data.val_list:
@@ -117,28 +119,21 @@ def _open_unsplit(root: Path, config: ConfigDict, val_images: frozenset[str] | N
     if config.data.train_list:
         class_names, images = _open_split(root, "train", config.data.train_list)
     else:
-        if _is_split(root / "val"):
+        if is_split(root / "val"):
             raise UserError(f"{root / 'val'} has validation images already; leave {share} out, or remove that folder")
-        folder = root / "train" if _is_split(root / "train") else root
-        class_names, images = _scan(folder, root)
+        folder = root / "train" if is_split(root / "train") else root
+        class_names, images = _scan(folder, root, tell=tell)
     return set_apart(images, class_names, share=config.data.val_share, seed=config.seed, chosen=val_images)
 
 
-def _is_split(folder: Path) -> bool:
-    """Whether a folder has folders with pictures, or tars; one that is a class called train or val has pictures."""
-    return is_folder(folder) and (has_shards(folder) or _has_classes(folder))
-
-
-def _has_classes(folder: Path) -> bool:
-    inside = (entry for entry in visible_entries(folder) if kind_of(entry) == "folder")
-    return any(entry.name.lower().endswith(PICTURES) for place in inside for entry in visible_entries(Path(place.path)))
-
-
-def _open_split(root: Path, split: str, file_list: str, *, alone: bool = False) -> tuple[tuple[str, ...], ImageSet]:
+def _open_split(
+    root: Path, split: str, file_list: str, *, alone: bool = False, tell: bool = True
+) -> tuple[tuple[str, ...], ImageSet]:
     """Class names and images of one split: of a file list, of tar shards, or of class folders.
 
     Args:
       alone: no other split is needed, so that the data folder itself may be it.
+      tell: note the pictures that are not read.
     """
     if file_list:
         listed = read_list(root / file_list)
@@ -150,18 +145,18 @@ def _open_split(root: Path, split: str, file_list: str, *, alone: bool = False) 
         if odd := find_odd(files):
             raise UserError(f"{root / file_list} lists {odd}, which is a folder, pipe or device; remove that line")
         return listed.class_names, ImageSet(files, listed.labels, root=str(root))
-    if is_folder(root / split):
-        return _scan(root / split, root)
     other = "val" if split == "train" else "train"
-    if _is_split(root) and not _is_split(root / other):
+    if is_unsplit(root):
         if not alone:
-            raise UserError(_no_split(root, "neither train/ nor val/, but class folders"))
-        names, images = _scan(root, root)
-        say(f"{root} has no {split}/: all {len(images.labels)} images of its {len(names)} classes are taken")
+            raise UserError(_no_split(root, "no split into train/ and val/, but classes"))
+        names, images = _scan(root, root, tell=tell)
+        say(f"{root} has no {split}/: all {counted(len(images.labels), 'image')} of its classes are taken")
         return names, images
-    if split == "val" and _is_split(root / other):
+    if is_folder(root / split):
+        return _scan(root / split, root, tell=tell)
+    if split == "val" and is_split(root / other):
         raise UserError(_no_split(root, "train/, but no val/"))
-    return scan_split(root / split)
+    return scan_split(root / split, tell=tell)
 
 
 def _no_split(root: Path, found: str) -> str:
@@ -171,11 +166,11 @@ def _no_split(root: Path, found: str) -> str:
     )
 
 
-def _scan(folder: Path, root: Path) -> tuple[tuple[str, ...], ImageSet]:
+def _scan(folder: Path, root: Path, *, tell: bool = True) -> tuple[tuple[str, ...], ImageSet]:
     """Class names and images of a folder with class folders or tar shards; `root` is where names begin."""
     if has_shards(folder):
         class_names, shards = scan_shards(folder)
         members = Members(shards.tars, shards.shard, shards.offsets, shards.sizes)
         return class_names, ImageSet(shards.names, shards.labels, members)
-    class_names, images = scan_split(folder)
+    class_names, images = scan_split(folder, tell=tell)
     return class_names, images._replace(root=str(root))

@@ -116,7 +116,7 @@ def fingerprint(images: ImageSet, class_names: Sequence[str] = ()) -> str:
     return f"{len(images.labels)} images with names and labels {digest.hexdigest()[:16]}"
 
 
-def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
+def scan_split(split_dir: Path, *, tell: bool = True) -> tuple[tuple[str, ...], ImageSet]:
     """Lists the class folders of a split and the images directly in them.
 
     Hidden files and folders and files without an image suffix are left out; classes and images are sorted by name.
@@ -137,7 +137,7 @@ def scan_split(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
             more = f" (and {count} more)" if count else ""
             why = f" that are read: {not_read_text(unread)}" if unread else "; add some or remove the folder"
             raise UserError(f"class folder {split_dir / name}{more} has no images{why}")
-    if not_read:
+    if not_read and tell:
         warn(f"{split_dir}: {not_read_text(not_read)}; the first is {not_read[0]}")
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(files) for files in per_class])
     files = tuple(file for files in per_class for file in files)

@@ -22,8 +22,8 @@ NOTES = {
     "more than 8 bits": "scaled to 8 bits",
     "transparent": "the alpha channel is dropped; data.background=(255,255,255) lays such images over white instead",
     "EXIF rotation": "the tag is ignored, as by torchvision, unless data.exif_rotation=True turns images upright",
-    ON_ITS_SIDE: "a phone's photograph that is stored turned by 90 degrees (EXIF orientation 5 to 8), and seen so; to "
-    "have it upright, train with --config.data.exif_rotation=true",
+    ON_ITS_SIDE: "a phone's photograph that is stored turned by 90 degrees (EXIF orientation 5 to 8); training sees it "
+    "on its side; to have it upright, train with --config.data.exif_rotation=true",
     "TIFF rotation": "the tag is obeyed, as by torchvision",
     "corrupt EXIF": "ignored",
     "bytes after its end": "ignored",

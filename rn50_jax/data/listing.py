@@ -15,6 +15,7 @@ from rn50_jax.data.filelist import FileList, listable, read_list
 from rn50_jax.data.folder import OTHER_PICTURES, RAW, SUFFIXES, is_folder, kind_of
 from rn50_jax.data.headers import DECODABLE, PICTURES, sniff
 from rn50_jax.data.shards import has_shards, index_tar, scan_shards
+from rn50_jax.data.splits import SPLITS, is_unsplit
 from rn50_jax.errors import UserError
 
 # What is wrong with the order of a data set, and what to do.
@@ -79,7 +80,8 @@ def list_dataset(root: Path, lists: Iterable[Path] = ()) -> tuple[dict[str, Spli
     findings: list[Finding] = []
     splits = {file.stem: _list_listed(root, read_list(file), findings) for file in lists}
     if not splits:
-        parts = [root / name for name in ("train", "val") if is_folder(root / name)] or [root]
+        split = [] if is_unsplit(root) else [root / name for name in SPLITS if is_folder(root / name)]
+        parts = split or [root]
         splits = {part.name or "data": _list_split(root, part, findings) for part in parts}
     if not any(split.names for split in splits.values()) and not findings:
         raise UserError(

@@ -66,19 +66,30 @@ def set_apart(
     """
     names = names_from_root(images)
     if chosen is None:
-        mask = validation_mask(names, images.labels, class_names, share=share, seed=seed)
+        chosen = _choose(names, images.labels, class_names, share=share, seed=seed)
     else:
-        mask = np.fromiter((name in chosen for name in names), bool, len(names))
-        if gone := len(chosen) - int(mask.sum()):
+        if gone := len(chosen.difference(names)):
             if gone == len(chosen):
                 raise UserError(
                     f"none of the {gone} validation images that the run set apart is in {images.root}; give the data "
-                    "that it was trained on, or for all images of another folder --config.data.val_share=0"
+                    "that it was trained on (rn50_jax.evaluate takes all images of another folder with "
+                    "--config.data.val_share=0)"
                 )
             first = min(chosen.difference(names))
             warn(f"{gone} of {len(chosen)} validation images of this run are gone from {images.root}, such as {first}")
+    mask = np.fromiter((name in chosen for name in names), bool, len(names))
     val = select(images, mask)._replace(not_read=())  # they count once
     return Dataset(select(images, ~mask), val, class_names)
+
+
+def _choose(
+    names: Sequence[str], labels: np.ndarray, class_names: Sequence[str], *, share: float, seed: int
+) -> frozenset[str]:
+    """The names that `validation_mask` chooses; an image that a list names twice is one."""
+    places = list({name: place for place, name in reversed(list(enumerate(names)))}.values())
+    unique = [names[place] for place in places]
+    mask = validation_mask(unique, labels[places], class_names, share=share, seed=seed)
+    return frozenset(unique[place] for place in np.flatnonzero(mask))
 
 
 def select(images: ImageSet, mask: np.ndarray) -> ImageSet:

@@ -53,13 +53,17 @@ def write_split(
         raise UserError(f"cannot write {error.filename or out}: {error.strerror}") from error
 
 
-def check_new(out: Path) -> None:
-    """Refuses a folder to write to that has something in it.
+def check_new(out: Path, root: Path) -> None:
+    """Refuses a folder to write to that has something in it, or lies in the data.
 
     Raises:
       UserError: it does, or it is no folder.
     """
-    if out.suffix == LIST_SUFFIX or not os.path.lexists(out):
+    if out.suffix == LIST_SUFFIX:
+        return
+    if root.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(f"--out {out} lies in {root} and would be a class of it; choose a folder outside")
+    if not os.path.lexists(out):
         return
     if not is_folder(out) or any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty; give another folder with --out, or remove it")
@@ -67,6 +71,7 @@ def check_new(out: Path) -> None:
 
 def _write_lists(split: Split, parts: dict[str, np.ndarray], out: Path) -> dict[Path, int]:
     written = {}
+    out.parent.mkdir(parents=True, exist_ok=True)
     for name, indices in parts.items():
         target = out.with_name(f"{out.stem}.{name}{LIST_SUFFIX}")
         files = [split.names[index] for index in indices]
