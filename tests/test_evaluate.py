@@ -51,6 +51,7 @@ def test_mistakes_are_told_in_one_line(trained: tuple[Path, str], call: Run, tmp
         call("evaluate", "--workdir", workdir, "--checkpoint", "5"), "use best, latest or one of [46, 92]"
     )
     (tmp_path / "train/0").mkdir(parents=True)
+    (tmp_path / "train/0/x.jpg").touch()
     missing = call("evaluate", "--workdir", workdir, f"--config.data.dir={tmp_path}")
     assert_user_error(missing, "has train/, but no val/", "--split 0.2")
     assert_user_error(call("evaluate", "--workdir", workdir, "--config.x=1"), "no key 'x'")

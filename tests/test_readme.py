@@ -85,7 +85,7 @@ def project(shared: Shared, process_env: dict[str, str], tmp_path: Path) -> Path
 
 @pytest.mark.slow
 def test_readme_commands_run(project: Path, process_env: dict[str, str]) -> None:
-    assert len(README) >= 15
+    assert len(README) >= 14
     assert README[:2] == [QUICKSTART, "./scripts/test.sh"]  # the fixture has run the first; the second is this
     run_lines(README[2:], project, process_env)
     final = [line for line in read_lines(project / "runs/quickstart") if "val.top1" in line][-1]
