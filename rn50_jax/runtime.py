@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import logging
 import os
 import platform
 import re
@@ -23,7 +24,9 @@ _COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer"
 
 
 def prepare_runtime(backend: str, xla_flags: str = "") -> None:
-    """Sets what XLA must know before it first touches a device.
+    """Sets what XLA must know before it first touches a device, and silences asyncio.
+
+    Of a checkpoint that cannot be written, asyncio may log the exception once more, whenever garbage is collected.
 
     DALI's GPU buffers are freed with a device synchronisation, which breaks the capture of CUDA graphs
     (command buffers), so these are off when DALI works on the GPU.
@@ -34,6 +37,7 @@ def prepare_runtime(backend: str, xla_flags: str = "") -> None:
     Raises:
       UserError: XLA does not know a flag, or not with this value; it would end the process without a word of Python.
     """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     wanted = xla_flags.split()
     if wanted:
         _check_xla_flags(wanted)

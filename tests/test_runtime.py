@@ -1,5 +1,7 @@
 """What a process sets for itself before JAX touches a device."""
 
+import asyncio
+import gc
 import json
 import os
 import pwd
@@ -243,3 +245,14 @@ def test_devices_are_counted_by_kind() -> None:
     assert describe(a) == "1 x NVIDIA A100" and describe(a, a) == "2 x NVIDIA A100"
     assert describe(a, b, a) == "2 x NVIDIA A100, 1 x NVIDIA H100"
     assert describe(Device("cpu", "cpu")) == "1 x CPU"
+
+
+def test_an_error_that_a_run_reports_itself_is_not_logged_by_asyncio(caplog: pytest.LogCaptureFixture) -> None:
+    runtime.prepare_runtime("dali-cpu")
+    loop = asyncio.new_event_loop()
+    future = loop.create_future()
+    future.set_exception(ValueError("OUT_OF_RANGE: a full disk"))
+    del future
+    gc.collect()
+    loop.close()
+    assert not caplog.records
