@@ -126,7 +126,7 @@ def train_line(metrics: Mapping[str, float], place: str, step: str, left: float 
 
 
 def validation_parts(metrics: Mapping[str, float], prefix: str = "val", *, classes: int) -> list[tuple[int, str]]:
-    """The numbers of a validation as `Screen.line` takes them.
+    """Returns the numbers of a validation as `Screen.line` takes them.
 
     Args:
       classes: of the data; with five or fewer, top-5 says nothing and is "-".
@@ -148,7 +148,7 @@ def validation_text(metrics: Mapping[str, float], prefix: str = "val", *, classe
 
 
 def is_trivial(classes: int | None) -> bool:
-    """Whether there are so few classes that top-5 accuracy is always 100 %; None for an unknown number."""
+    """Returns whether there are so few classes that top-5 accuracy is always 100 %; None for an unknown number."""
     return classes is not None and classes <= 5
 
 

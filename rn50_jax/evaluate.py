@@ -217,16 +217,15 @@ def main(argv: Sequence[str]) -> int:
     if args.predictions:
         check_target(args.predictions)
     stored = load_model(args, overrides)
-    if not (args.per_class or args.predictions):
-        result = evaluate_stored(stored, flip_tta=args.flip_tta)
-        warn_assumed(stored)
-        say(f"{stored.name}, on {describe_devices(stored.devices)}{_TTA if args.flip_tta else ''}")
-        say(validation_text(result, classes=stored.model.num_classes))
-    else:
+    predictions = None
+    if args.per_class or args.predictions:
         result, predictions = examine_stored(stored, flip_tta=args.flip_tta)
-        warn_assumed(stored)
-        say(f"{stored.name}, on {describe_devices(stored.devices)}{_TTA if args.flip_tta else ''}")
-        say(validation_text(result, classes=stored.model.num_classes))
+    else:
+        result = evaluate_stored(stored, flip_tta=args.flip_tta)
+    warn_assumed(stored)
+    say(f"{stored.name}, on {describe_devices(stored.devices)}{_TTA if args.flip_tta else ''}")
+    say(validation_text(result, classes=stored.model.num_classes))
+    if predictions:
         say(f"calibration  {100 * result['val.ece']:.2f} % expected calibration error over {BINS} bins")
         if args.per_class:
             folder = args.out or (args.workdir or Path()) / "evaluation"

@@ -1,7 +1,6 @@
 """The weights that a new run starts from: a weight file, or another run; and what a run takes from them besides."""
 
 import os
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,6 +17,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.state import Variables, variables_of
 from rn50_jax.stored import StoredModel, describe_model, load_run, prepare_devices, variables_of_file
+from rn50_jax.text import shell
 from rn50_jax.weight_facts import config_values
 from rn50_jax.weight_files import WeightFile, read_weights
 from rn50_jax.weights import infer_architecture, to_torch
@@ -109,7 +109,7 @@ def _of_source(source: str, *, resumed: bool) -> dict[str, Any]:
 def _check_given(differing: Sequence[str], keys: dict[str, Any], now: dict[str, Any], source: str) -> None:
     if differing:
         key = differing[0]
-        written = shlex.quote(f"--config.{key}={keys[key]}")
+        written = shell([f"--config.{key}={keys[key]}"])
         raise UserError(
             f"config.{key}={now[key]!r} is not the architecture of {source}, which has {keys[key]!r}; write {written}, "
             "or leave it out"
@@ -162,7 +162,7 @@ def tell_differences(file: WeightFile, config: ConfigDict, class_names: Sequence
     told = []
     for key in ("data.image_size", "data.mean", "data.std", "data.transform", "data.exif_rotation"):
         if key in known and known[key] != now[key]:
-            write = shlex.quote(f"--config.{key}={known[key]}")
+            write = shell([f"--config.{key}={known[key]}"])
             told.append(f"{name} was trained with another config.{key} than {now[key]!r}; to keep it, add {write}")
     same_classes = list(class_names) == list(file.meta.get("class_names", ()))
     split = [(values.get("data.val_share"), values.get("seed")) for values in (known, now)]

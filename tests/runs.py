@@ -1,8 +1,11 @@
 """What tests need of a run in other processes: to wait for what it does, and to read what it has written."""
 
 import json
+import os
+import pty
 import re
 import subprocess
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,3 +57,19 @@ def wait_for_step(workdir: Path, step: int, process: subprocess.Popen[str], *, b
         return any(int(number) >= step for number in re.findall(r'"step": (\d+)', text))
 
     wait_until(reached, process)
+
+
+def in_a_terminal(command: list[str], env: dict[str, str], columns: int, cwd: Path) -> tuple[str, int]:
+    """Runs a command in a terminal of so many columns; returns what it writes there, and its exit code."""
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (30, columns))
+    process = subprocess.Popen(command, env=env, stdout=follower, stderr=follower, stdin=follower, cwd=cwd)
+    os.close(follower)
+    written = b""
+    while True:
+        try:
+            written += os.read(leader, 4096)
+        except OSError:  # the other end is closed
+            break
+    os.close(leader)
+    return written.decode(), process.wait()

@@ -1,15 +1,13 @@
 """What a run looks like: in a terminal, in a narrow one, in one without a cursor, and in a file."""
 
-import os
-import pty
 import re
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
 from conftest import REPO
+from runs import in_a_terminal as run_in_a_terminal
 
 from rn50_jax.console import Screen, clock, train_line
 from rn50_jax.memory import megabytes
@@ -43,21 +41,10 @@ with Report([], plan, epochs=2, first_step=0, eval_batches=4, classes=10) as rep
 
 def in_a_terminal(process_env: dict[str, str], columns: int, **env: str) -> str:
     """What the script writes to a terminal of so many columns."""
-    leader, follower = pty.openpty()
-    termios.tcsetwinsize(follower, (30, columns))
     env = process_env | {"TERM": "xterm-256color"} | env
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], env=env, stdout=follower, stderr=follower, stdin=follower
-    )
-    os.close(follower)
-    written = b""
-    while True:
-        try:
-            written += os.read(leader, 4096)
-        except OSError:  # the other end is closed
-            break
-    assert process.wait() == 0, written
-    return written.decode()
+    written, code = run_in_a_terminal([sys.executable, "-c", SCRIPT], env, columns, REPO)
+    assert code == 0, written
+    return written
 
 
 def test_a_terminal_has_two_live_bars_below_the_lines(process_env: dict[str, str]) -> None:

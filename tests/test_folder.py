@@ -12,10 +12,18 @@ import pytest
 from PIL import Image
 from trees import make_config
 
+from rn50_jax.data import shards, splits
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.digits import write_digits
 from rn50_jax.data.feed import changed_fact, stream_facts
-from rn50_jax.data.folder import ImageSet, check_class_names, fingerprint, names_from_root, scan_split
+from rn50_jax.data.folder import (
+    ImageSet,
+    check_class_names,
+    fingerprint,
+    names_from_root,
+    scan_split,
+    visible_entries,
+)
 from rn50_jax.data.names import human_names
 from rn50_jax.data.order import crop_seed, eval_order, train_order
 from rn50_jax.errors import UserError
@@ -224,3 +232,22 @@ def test_names_of_jpeg_and_pictures_that_are_not_read(tree: Path, capsys: pytest
         Path(file).unlink()
     with pytest.raises(UserError, match=r"ant has no images that are read: 4 pictures are not read \(2 \.heic, "):
         scan_split(tree / "train")
+
+
+def test_a_split_is_known_by_its_first_picture(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class folders may hold a million images on a network: to tell a split, they are not listed."""
+    listed = []
+
+    def visible(folder: Path) -> list[os.DirEntry[str]]:
+        listed.append(folder)
+        return visible_entries(folder)
+
+    monkeypatch.setattr(splits, "visible_entries", visible)
+    monkeypatch.setattr(shards, "visible_entries", visible)
+    assert splits.is_split(tree / "train") and not splits.is_unsplit(tree)
+    assert set(listed) == {tree / "train"}
+    (tree / "train/ant").chmod(0)
+    try:
+        assert splits.is_split(tree / "train")  # by the next class; whoever reads the class says what is wrong
+    finally:
+        (tree / "train/ant").chmod(0o755)

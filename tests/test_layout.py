@@ -1,16 +1,14 @@
 """Lines in narrow terminals: the real commands at 60 and 80 columns, and what is left of their lines in a pipe."""
 
-import os
-import pty
 import re
 import shlex
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
 from conftest import REPO, Run, tiny_args
+from runs import in_a_terminal as run_in_a_terminal
 
 from rn50_jax.console import train_line, validation_text
 from rn50_jax.layout import columns, fit, width_of, wrap
@@ -19,21 +17,9 @@ from rn50_jax.text import counted, decimal, plural
 
 def in_a_terminal(env: dict[str, str], width: int, *words: object, cwd: Path = REPO) -> list[str]:
     """The lines that a command shows in a terminal of so many columns, without what moves its cursor."""
-    leader, follower = pty.openpty()
-    termios.tcsetwinsize(follower, (30, width))
     command = [sys.executable, "-m", *map(str, words)]
-    env = env | {"TERM": "xterm-256color"}
-    process = subprocess.Popen(command, env=env, stdout=follower, stderr=follower, stdin=follower, cwd=cwd)
-    os.close(follower)
-    written = b""
-    while True:
-        try:
-            written += os.read(leader, 4096)
-        except OSError:  # the other end is closed
-            break
-    os.close(leader)
-    process.wait()
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
+    written, _ = run_in_a_terminal(command, env | {"TERM": "xterm-256color"}, width, cwd)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
     return re.split(r"[\r\n]+", text)
 
 

@@ -1,7 +1,6 @@
 """The data set that a config names."""
 
 import os
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from rn50_jax.data.splits import is_split, is_unsplit
 from rn50_jax.data.synthetic import synthetic_dataset
 from rn50_jax.data.val_share import set_apart
 from rn50_jax.errors import UserError, say, warn
-from rn50_jax.text import counted
+from rn50_jax.text import counted, shell
 
 _SAME = 0.9  # share of a run's validation images by which a folder is known as the same data, moved or copied
 _NOTHING: tuple[tuple[str, ...], ImageSet] = ((), ImageSet((), np.zeros(0, np.int32)))
@@ -97,13 +96,16 @@ def at_another_place(config: ConfigDict, *, given: frozenset[str], val_images: f
         name = config.data[key]
         if name and f"data.{key}" not in given and not _lists_images(root, name):
             config.data[key] = ""
-    if config.data.val_share and "data.val_share" not in given:
-        # What lies in tars, and what a weight file's run chose, cannot be looked for.
-        known = val_images is not None and not has_shards(root) and not has_shards(root / "train")
-        there = sum((root / name).exists() for name in val_images) / len(val_images) if val_images and known else 1.0
-        if there < _SAME or is_split(root / "val"):
-            config.data.val_share = 0.0
+    elsewhere = val_images is not None and not _is_same_data(root, val_images)
+    if config.data.val_share and "data.val_share" not in given and (elsewhere or is_split(root / "val")):
+        config.data.val_share = 0.0
     return config.lock()
+
+
+def _is_same_data(root: Path, val_images: frozenset[str]) -> bool:
+    if has_shards(root) or has_shards(root / "train"):  # names inside tars are no paths
+        return True
+    return sum((root / name).exists() for name in val_images) >= _SAME * len(val_images)
 
 
 def _lists_images(root: Path, name: str) -> bool:
@@ -162,7 +164,7 @@ def _open_split(
 def _no_split(root: Path, found: str) -> str:
     return (
         f"{root} has {found}; validate on a fifth of each class with --config.data.val_share=0.2, or make both "
-        f"folders with: python -m rn50_jax.check_data {shlex.quote(str(root))} --split 0.2"
+        f"folders with: {shell(['python', '-m', 'rn50_jax.check_data', root, '--split', 0.2])}"
     )
 
 
