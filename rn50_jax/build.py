@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import optax
 from ml_collections import ConfigDict
 
@@ -13,7 +12,7 @@ from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.optim import Schedule, by_part, clipped, lamb, lars, make_schedule, sgd
 from rn50_jax.plan import Plan
 from rn50_jax.precision import PRECISIONS, Scaling
-from rn50_jax.state import TrainState, init_state
+from rn50_jax.state import abstract_state, init_state
 from rn50_jax.step import TrainOptions
 from rn50_jax.tune import rate_factors
 
@@ -128,16 +127,8 @@ def build_normalisation(config: ConfigDict) -> Normalisation:
 
 def build_state(config: ConfigDict, model: ResNet, *, abstract: bool = False) -> Any:
     """A fresh state; with `abstract`, only its shapes and dtypes, at no cost."""
+    optimizer, ema = build_optimizer(config), config.recipe.ema_decay > 0
     loss_scale = config.loss_scale.init if config.precision == "fp16" else 1.0
-
-    def init() -> TrainState:
-        return init_state(
-            model,
-            build_optimizer(config),
-            seed=config.seed,
-            image_size=config.data.image_size,
-            loss_scale=loss_scale,
-            ema=config.recipe.ema_decay > 0,
-        )
-
-    return jax.eval_shape(init) if abstract else jax.jit(init)()
+    if abstract:
+        return abstract_state(model, optimizer, loss_scale=loss_scale, ema=ema)
+    return init_state(model, optimizer, seed=config.seed, loss_scale=loss_scale, ema=ema)

@@ -26,8 +26,7 @@ from rn50_jax.data.transform import rendering_of
 from rn50_jax.errors import UserError, say
 from rn50_jax.layout import columns
 from rn50_jax.mistakes import check_target, tell_mistakes, write_analysis, write_predictions
-from rn50_jax.models.resnet import ResNet
-from rn50_jax.state import Variables
+from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.step import Batch, Metrics, eval_step, examine_step
 from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model, warn_assumed
 from rn50_jax.text import counted

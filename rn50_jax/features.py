@@ -20,8 +20,7 @@ from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES, ImageSet, not_read_te
 from rn50_jax.data.quarantine import Quarantine
 from rn50_jax.errors import UserError, say, warn
 from rn50_jax.files import written_whole
-from rn50_jax.models.resnet import ResNet
-from rn50_jax.state import Variables
+from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.step import Batch
 from rn50_jax.stored import StoredModel, add_source_arguments, load_model, warn_assumed
 from rn50_jax.text import counted

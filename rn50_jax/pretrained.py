@@ -14,8 +14,8 @@ from rn50_jax.build import build_model, build_state
 from rn50_jax.checkpoint_folder import CheckpointFolder
 from rn50_jax.description import saved_config
 from rn50_jax.errors import UserError
-from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.state import Variables, variables_of
+from rn50_jax.models.resnet import FAMILY, ResNet, Variables
+from rn50_jax.state import variables_of
 from rn50_jax.stored import StoredModel, describe_model, load_run, prepare_devices, variables_of_file
 from rn50_jax.text import shell
 from rn50_jax.weight_facts import config_values

@@ -1,12 +1,14 @@
 """Everything that training changes."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rn50_jax.models.resnet import ResNet
+from rn50_jax.models.initial import initial_variables, variable_shapes
+from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.precision import LossScale, init_loss_scale
 from rn50_jax.tune import split
 
@@ -27,27 +29,39 @@ class TrainState(NamedTuple):
     loss_scale: LossScale
 
 
-Variables = dict[str, Any]
-
-
 def init_state(
     model: ResNet,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
-    image_size: int,
     loss_scale: float,
     ema: bool = False,
 ) -> TrainState:
-    """Fresh state, with or without moving averages. The weights depend on `seed` and the model alone."""
-    image = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    variables = model.init(jax.random.key(seed), image, train=False)
+    """Makes a fresh state on the default device, with or without moving averages.
+
+    The weights depend on `seed` and the model alone.
+    """
+    start = jax.jit(partial(_start, model, optimizer, loss_scale, ema))
+    state: TrainState = start(initial_variables(model, seed))
+    return state
+
+
+def abstract_state(
+    model: ResNet, optimizer: optax.GradientTransformation, *, loss_scale: float, ema: bool = False
+) -> Any:
+    """Returns the shapes and dtypes of `init_state`; nothing is computed."""
+    return jax.eval_shape(partial(_start, model, optimizer, loss_scale, ema), variable_shapes(model))
+
+
+def _start(
+    model: ResNet, optimizer: optax.GradientTransformation, loss_scale: float, ema: bool, variables: Variables
+) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(split(variables["params"], model.frozen)[0]),
-        ema={"params": variables["params"], "batch_stats": variables["batch_stats"]} if ema else {},
+        ema=variables if ema else {},
         loss_scale=init_loss_scale(loss_scale),
     )
 

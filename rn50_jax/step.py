@@ -13,10 +13,10 @@ from jax import lax
 
 from rn50_jax.augment import IMAGENET, Normalisation, draw_boxes, draw_mixing, erase, mix, normalise
 from rn50_jax.losses import binary_cross_entropy, cross_entropy, top_k_hits
-from rn50_jax.models.resnet import ResNet
+from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.optim import Schedule, moving_average
 from rn50_jax.precision import Scaling, all_finite, update_loss_scale
-from rn50_jax.state import TrainState, Variables
+from rn50_jax.state import TrainState
 from rn50_jax.tune import split
 
 Batch = dict[str, jax.Array]

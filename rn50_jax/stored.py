@@ -24,8 +24,8 @@ from rn50_jax.errors import UserError, warn
 from rn50_jax.files import no_such_run
 from rn50_jax.integrity import ema_is_better, not_finite
 from rn50_jax.models.fold import inference_form
-from rn50_jax.models.resnet import ResNet
-from rn50_jax.state import Variables, variables_of
+from rn50_jax.models.resnet import ResNet, Variables
+from rn50_jax.state import variables_of
 from rn50_jax.weight_facts import PREPARATION, config_values, to_pixels
 from rn50_jax.weight_files import WeightFile, read_weights
 from rn50_jax.weights import fit, infer_architecture

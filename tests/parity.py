@@ -16,7 +16,7 @@ from rn50_jax import parallel
 from rn50_jax.augment import draw_mixup
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.optim import make_schedule, sgd
-from rn50_jax.state import TrainState, init_state
+from rn50_jax.state import TrainState, abstract_state
 from rn50_jax.step import mixup_key, train_step
 
 
@@ -49,7 +49,7 @@ class Snapshot(NamedTuple):
 
 
 def make_twins(
-    model: ResNet, recipe: Recipe, *, image_size: int, dtype: type = np.float32, last_gamma: float = 1.0, seed: int = 0
+    model: ResNet, recipe: Recipe, *, dtype: type = np.float32, last_gamma: float = 1.0, seed: int = 0
 ) -> tuple[TrainState, TorchResNet]:
     """A state of `dtype` with weights drawn here, and a torch network with the same.
 
@@ -57,7 +57,6 @@ def make_twins(
       last_gamma: size of the scales of each block's last BatchNorm.
     """
     rng = np.random.default_rng(seed)
-    init = partial(init_state, model, _optimizer(recipe), seed=0, image_size=image_size, loss_scale=1.0)
     last = "bn3" if model.variant.bottleneck else "bn2"
 
     def draw(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -75,7 +74,7 @@ def make_twins(
             value = rng.standard_normal(x.shape) * (2 / np.prod(x.shape[:-1])) ** 0.5
         return value.astype(np.float32).astype(dtype)
 
-    state = jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init))
+    state = jax.tree_util.tree_map_with_path(draw, abstract_state(model, _optimizer(recipe), loss_scale=1.0))
     variant = model.variant
     net = TorchResNet(
         variant.stages,

@@ -24,6 +24,7 @@ from rn50_jax.bench.cpu_time import tree_seconds
 from rn50_jax.bench.document import as_json, as_markdown
 from rn50_jax.bench.flops import count_flops
 from rn50_jax.errors import UserError
+from rn50_jax.models.initial import variable_shapes
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.precision import PRECISIONS
 
@@ -51,7 +52,7 @@ def test_flops_are_the_published_ones(lowering: str) -> None:
 def test_flops_are_those_of_the_traced_program(arch: str) -> None:
     model = make_network(arch, width=32)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+    variables = variable_shapes(model)
     traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, image)
     assert count_flops(model, 64).infer == 2 * multiplications(traced.jaxpr)
 

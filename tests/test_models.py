@@ -13,6 +13,7 @@ from parity import by_torch_name, load
 from torch_reference import ResNet as TorchResNet
 
 from rn50_jax.models.conv import INITS, LOWERINGS, STEMS, conv2d
+from rn50_jax.models.initial import initial_variables
 from rn50_jax.models.norm import BatchNorm
 from rn50_jax.models.resnet import FAMILY, ResNet, Variant
 from rn50_jax.precision import PRECISIONS
@@ -228,7 +229,7 @@ def test_names_of_initialisations() -> None:
 @pytest.mark.parametrize("fan", ["fan_in", "fan_out"])
 def test_initial_weights(fan: str) -> None:
     model = ResNet(Variant((1, 1), True, groups=2, se=True), 1000, PRECISIONS["fp32"], fan=fan)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)["params"]
+    params = initial_variables(model, 0)["params"]
     for name in ("conv2", "downsample_0"):
         kernel = params["layer2_0"][name]["kernel"]
         weight = torch.empty(tuple(kernel.shape[axis] for axis in (3, 2, 0, 1)))
@@ -246,7 +247,7 @@ def test_initial_weights(fan: str) -> None:
 @pytest.mark.parametrize(("bottleneck", "last"), [(False, "bn2"), (True, "bn3")])
 def test_zero_initialised_last_gamma(bottleneck: bool, last: str) -> None:
     model = ResNet(Variant((1, 1), bottleneck), 10, PRECISIONS["fp32"], width=8, zero_init_last_gamma=True)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)["params"]
+    params = initial_variables(model, 0)["params"]
     scales = {path: value for path, value in flatten_dict(params).items() if path[-1] == "scale"}
     assert len(scales) > 5
     for path, value in scales.items():

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from torch_reference import ResNet as TorchResNet
 from torch_reference import decay_groups, epoch_rate, torch_name
 
+from rn50_jax.models.initial import variable_shapes
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.optim import by_part, clipped, decay_mask, lamb, lars, make_schedule, sgd
 from rn50_jax.precision import PRECISIONS
@@ -23,7 +24,7 @@ def test_masks_are_those_of_the_reference(arch: str, rule: str, decayed: int) ->
     # prints 98 tensors without decay and 63 with it.
     variant = FAMILY[arch]
     model = ResNet(variant, 1000, PRECISIONS["fp32"])
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))["params"]
+    params = variable_shapes(model)["params"]
     ours = {torch_name(path) for path, value in flatten_dict(decay_mask(params, rule)).items() if value}
     net = TorchResNet(variant.stages, variant.bottleneck, 1000, se_units=0 if variant.se else None)
     wanted = {id(p) for group in decay_groups(net, rule, 1.0) if group["weight_decay"] for p in group["params"]}
@@ -33,7 +34,7 @@ def test_masks_are_those_of_the_reference(arch: str, rule: str, decayed: int) ->
 
 def test_no_bn_bias_decays_the_kernels_alone() -> None:
     model = ResNet(FAMILY["se-resnet50"], 10, PRECISIONS["fp32"], width=8)
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))["params"]
+    params = variable_shapes(model)["params"]
     mask, flat = flatten_dict(decay_mask(params, "no_bn_bias")), flatten_dict(params)
     assert {path: value for path, value in mask.items() if value} == {p: True for p, x in flat.items() if x.ndim > 1}
     assert sum(mask.values()) == 53 + 1 + 2 * 16

@@ -68,7 +68,7 @@ def float64() -> Iterator[None]:
 )
 def test_fifty_steps_in_float64(variant: Variant, recipe: Recipe, lowering: str) -> None:
     model = ResNet(variant, 5, FLOAT64, width=8, se_units=3, lowering=lowering)
-    state, net = make_twins(model, recipe, image_size=16, dtype=np.float64)
+    state, net = make_twins(model, recipe, dtype=np.float64)
     batches = make_batches(recipe, image_size=16, classes=5, steps=50)
     start = by_torch_name(state.params)
     pairs = zip(train_jax(model, state, recipe, batches), train_torch(net, recipe, batches, torch.float64), strict=True)
@@ -89,7 +89,7 @@ def test_fifty_steps_in_float64(variant: Variant, recipe: Recipe, lowering: str)
 @pytest.mark.slow
 def test_fifty_steps_in_float32(recipe: Recipe) -> None:
     model = ResNet(BOTTLENECK, 5, PRECISIONS["fp32"], width=8)
-    state, net = make_twins(model, recipe, image_size=32)
+    state, net = make_twins(model, recipe)
     batches = make_batches(recipe, image_size=32, classes=5, steps=50)
     ours = list(train_jax(model, state, recipe, batches))
     single = list(train_torch(copy.deepcopy(net), recipe, batches))
@@ -107,7 +107,7 @@ def test_fifty_steps_in_float32(recipe: Recipe) -> None:
 def test_resnet50_in_float64() -> None:
     recipe = Recipe(smoothing=0.1, device_batch=4, weight_decay=1 / 32768)
     model = ResNet(FAMILY["resnet50"], 10, FLOAT64)
-    state, net = make_twins(model, recipe, image_size=64, dtype=np.float64)
+    state, net = make_twins(model, recipe, dtype=np.float64)
     batches = make_batches(recipe, image_size=64, classes=10, steps=3)
     pairs = zip(train_jax(model, state, recipe, batches), train_torch(net, recipe, batches, torch.float64), strict=True)
     for ours, theirs in pairs:
@@ -123,7 +123,7 @@ def test_resnet50_logits_and_gradients_in_float32() -> None:
     # A trained network's blocks have small last scales; in an untrained one, PyTorch's own rounding makes per cents.
     recipe = Recipe(smoothing=0.1, device_batch=4, weight_decay=0.0)
     model = ResNet(FAMILY["resnet50"], 10, PRECISIONS["fp32"])
-    state, net = make_twins(model, recipe, image_size=64, last_gamma=0.1)
+    state, net = make_twins(model, recipe, last_gamma=0.1)
     batches = make_batches(recipe, image_size=64, classes=10, steps=3)
     logits = jax.jit(partial(model.apply, train=False))
     train_logits = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))

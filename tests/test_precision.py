@@ -17,7 +17,7 @@ from rn50_jax.augment import normalise
 from rn50_jax.losses import cross_entropy
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.precision import PRECISIONS
-from rn50_jax.state import init_state
+from rn50_jax.state import abstract_state
 from rn50_jax.step import train_step
 
 BATCH = 6
@@ -128,8 +128,7 @@ def test_memory_is_that_of_the_documentation() -> None:
         total = sum(x.size * x.dtype.itemsize for x in pixels) / 2
         found[f"activations kept, per image of 224 px, {label}"] = total
     model = ResNet(FAMILY["resnet50"], 1000, PRECISIONS["fp32"])
-    init = partial(init_state, model, make_optimizer(), seed=0, image_size=32, loss_scale=1.0, ema=True)
-    state = jax.eval_shape(init)
+    state = abstract_state(model, make_optimizer(), loss_scale=1.0, ema=True)
     trees = {"parameters": state.params, "momentum": state.opt_state, "gradients": state.params}
     trees |= {"running statistics": state.batch_stats, "averaged weights, if any": state.ema}
     found |= {name: sum(x.size * 4 for x in jax.tree.leaves(tree)) for name, tree in trees.items()}

@@ -44,8 +44,7 @@ def make_step(
 
 
 def make_state(model: ResNet, optimizer: optax.GradientTransformation, ema: bool = True) -> TrainState:
-    init = partial(init_state, model, optimizer, seed=0, image_size=32, loss_scale=1.0, ema=ema)
-    state: TrainState = jax.device_get(jax.jit(init)())
+    state: TrainState = jax.device_get(init_state(model, optimizer, seed=0, loss_scale=1.0, ema=ema))
     return state
 
 

@@ -183,7 +183,7 @@ def test_training_goes_on_as_in_plain_pytorch(
 ) -> None:
     recipe = recipe._replace(smoothing=0.1, epochs=6)  # the first of them within the warm-up, of two steps each
     model = ResNet(variant, 5, FLOAT64, width=8, se_units=3, lowering="native")
-    fresh, net = make_twins(model, recipe, image_size=16, dtype=np.float64)
+    fresh, net = make_twins(model, recipe, dtype=np.float64)
     net, batches = net.double(), make_batches(recipe, image_size=16, classes=5, steps=14)
     optimizer = nvidia_sgd(net, recipe)
     for _ in train_plain(net, optimizer, recipe, batches[:8], 0):

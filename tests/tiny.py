@@ -47,8 +47,7 @@ def make_state(model: ResNet, loss_scale: float = 1.0, ema: bool = False) -> Tra
 
 @lru_cache
 def _initial_state(model: ResNet, loss_scale: float, ema: bool) -> TrainState:
-    init = partial(init_state, model, make_optimizer(), seed=0, image_size=32, loss_scale=loss_scale, ema=ema)
-    return jax.device_get(jax.jit(init)())
+    return jax.device_get(init_state(model, make_optimizer(), seed=0, loss_scale=loss_scale, ema=ema))
 
 
 def make_batch(num_devices: int, device_batch: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -11,8 +11,7 @@ from rn50_jax.augment import Normalisation, normalise
 from rn50_jax.build import build_normalisation
 from rn50_jax.data.names import human_names
 from rn50_jax.models.fold import fold_model
-from rn50_jax.models.resnet import ResNet
-from rn50_jax.state import Variables
+from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.stored import StoredModel, describe_model
 
 INPUTS = ("uint8", "float32")

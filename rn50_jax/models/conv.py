@@ -148,9 +148,6 @@ class Conv(nn.Module):
     """Convolution, parameter `kernel` [k, k, C / groups, features] float32, and with `bias` also `bias` [features].
 
     With `packed`, `kernel` is [features, k, k, C / groups], as cuDNN reads it, and both may be in `dtype` already.
-
-    Initialised from the un-truncated normal N(0, 2 / fan) (He et al. 2015; torch `kaiming_normal_`), with
-    fan_in = k * k * C / groups or fan_out = k * k * features, as `fan` says.
     """
 
     features: int
@@ -159,18 +156,20 @@ class Conv(nn.Module):
     groups: int = 1
     bias: bool = False
     packed: bool = False
-    fan: str = "fan_in"
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     precision: lax.Precision = lax.Precision.DEFAULT
     lowering: str = "native"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.initializers.variance_scaling(2.0, self.fan, "normal")
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         if self.packed:
             shape = (shape[3], *shape[:3])
-        kernel = self.param("kernel", init, shape, jnp.float32)
+        kernel = self.param("kernel", nn.initializers.zeros, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.bias else None
+        if self.is_initializing():  # shapes are enough, and tracing the rest would take as long as tracing a step
+            height, width = (-(-pixels // self.stride) for pixels in x.shape[1:3])
+            return jnp.zeros((x.shape[0], height, width, self.features), self.dtype)
         if self.packed:
             kernel = kernel.transpose(1, 2, 3, 0)
         y = conv2d(
@@ -181,7 +180,7 @@ class Conv(nn.Module):
             lowering=self.lowering,
             precision=self.precision,
         )
-        if self.bias:
+        if bias is not None:
             # In the compute type: XLA makes convolution, bias, sum and ReLU one cuDNN call only if all have the same.
-            y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            y += bias.astype(self.dtype)
         return y

@@ -5,8 +5,7 @@ from typing import Any
 import jax
 
 from rn50_jax.models.norm import EPSILON
-from rn50_jax.models.resnet import ResNet
-from rn50_jax.state import Variables
+from rn50_jax.models.resnet import ResNet, Variables
 
 # The BatchNorm that follows each convolution, by name; squeeze and excitation and the classifier have none.
 _NORM_OF = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3", "downsample_0": "downsample_1"}

@@ -229,7 +229,6 @@ class BatchNorm(nn.Module):
 
     use_running_average: bool
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
-    scale_init: nn.initializers.Initializer = nn.initializers.ones
     sync: NormSync | None = None
     fused: bool = True
 
@@ -249,10 +248,13 @@ class BatchNorm(nn.Module):
           [B, H, W, C] in `dtype`, or a quarter of that.
         """
         channels = x.shape[-1]
-        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        if self.is_initializing():  # shapes are enough, see `Conv`
+            y = x.astype(self.dtype)
+            return y if pool is None else y[:, ::2, ::2]
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
             y = ((x - mean) * (lax.rsqrt(var + EPSILON) * scale) + bias).astype(self.dtype)
@@ -267,9 +269,8 @@ class BatchNorm(nn.Module):
             y = add_relu(y, residual, relu)
         if pool not in (None, "fused"):
             y = max_pool(y, lowering=pool)
-        if not self.is_initializing():
-            count = x.size // channels * (self.sync.size if self.sync else 1)
-            unbiased = var * (count / max(count - 1, 1))
-            running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * mean
-            running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * unbiased
+        count = x.size // channels * (self.sync.size if self.sync else 1)
+        unbiased = var * (count / max(count - 1, 1))
+        running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * mean
+        running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * unbiased
         return y

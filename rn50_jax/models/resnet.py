@@ -6,7 +6,7 @@ Submodules carry torchvision's names with dots as underscores inside a block's p
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,22 +52,18 @@ FAMILY: dict[str, Variant] = {
 }
 
 Norm = partial[BatchNorm] | type[FoldedNorm]
+Variables = dict[str, Any]  # {"params", "batch_stats"}: trees of arrays
 
 
 class Linear(nn.Module):
-    """Float32 linear layer with torch's `nn.Linear` initialisation: U(-1, 1) / sqrt(fan_in), bias too."""
+    """Float32 linear layer."""
 
     features: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        bound = x.shape[-1] ** -0.5
-
-        def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        bias = self.param("bias", init, (self.features,))
+        kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return jnp.dot(x, kernel, precision=lax.Precision.HIGHEST) + bias
 
 
@@ -84,17 +80,13 @@ class SqueezeExcitation(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block: convolutions with BatchNorm, a shortcut, ReLU after the sum.
-
-    last_norm: makes the block's last BatchNorm, `norm` all others.
-    """
+    """Residual block: convolutions with BatchNorm, a shortcut, ReLU after the sum."""
 
     variant: Variant
     width: int
     stride: int
     conv: partial[Conv]
     norm: Norm
-    last_norm: Norm
     se_units: int
 
     @nn.compact
@@ -114,7 +106,7 @@ class Block(nn.Module):
         else:
             y = self.norm(name="bn1")(self.conv(inner, 3, self.stride, groups, name="conv1")(x), relu=True)
             y = self.conv(features, 3, 1, groups, name="conv2")(y)
-        last = self.last_norm(name="bn3" if self.variant.bottleneck else "bn2")
+        last = self.norm(name="bn3" if self.variant.bottleneck else "bn2")
         if not self.variant.se:
             return last(y, shortcut, relu=True)
         y = SqueezeExcitation(self.se_units or max(features // 16, 1), name="se")(last(y))
@@ -127,7 +119,8 @@ class ResNet(nn.Module):
     Convolutions and activations are in `precision.compute`; parameters, BatchNorm statistics, pooled features
     and logits are float32.
 
-    width: channels of the stem. widths: of the stages; empty for width * (1, 2, 4, ...). fan: see `Conv`.
+    width: channels of the stem. widths: of the stages; empty for width * (1, 2, 4, ...).
+    fan, zero_init_last_gamma: of the initial values, which `initial.initial_variables` draws; `init` gives zeros.
     se_units: hidden units of squeeze and excitation; 0 for a sixteenth of the block's channels.
     lowering, stem: of the convolutions and of the first one, see `conv2d`. max_pool: see `pool.max_pool`.
     sync: devices that share BatchNorm's statistics in training; None if none do.
@@ -170,18 +163,17 @@ class ResNet(nn.Module):
         dtype, matmul = self.precision.compute, self.precision.matmul
         conv = partial(
             Conv,
-            fan=self.fan,
             dtype=dtype,
             precision=matmul,
             lowering=self.lowering,
             bias=self.folded,
             packed=self.packed,
         )
-        norm, _ = self._norms(train, "stem")
+        norm = self._norm(train, "stem")
         stem = self.lowering if self.stem == "conv" else self.stem
         x = norm(name="bn1")(conv(self.width, 7, 2, lowering=stem, name="conv1")(x), relu=True, pool=self.max_pool)
         for stage, blocks in enumerate(self.variant.stages):
-            norm, last_norm = self._norms(train, f"layer{stage + 1}")
+            norm = self._norm(train, f"layer{stage + 1}")
             for index in range(blocks):
                 x = Block(
                     variant=self.variant,
@@ -189,23 +181,20 @@ class ResNet(nn.Module):
                     stride=2 if stage > 0 and index == 0 else 1,
                     conv=conv,
                     norm=norm,
-                    last_norm=last_norm,
                     se_units=self.se_units,
                     name=f"layer{stage + 1}_{index}",
                 )(x)
         features = mean_pool(x)
         return Linear(self.num_classes, name="fc")(features) if head else features
 
-    def _norms(self, train: bool, part: str) -> tuple[Norm, Norm]:
-        """What makes the BatchNorms of a part of the network, and the last one of a block."""
+    def _norm(self, train: bool, part: str) -> Norm:
+        """What makes the BatchNorms of a part of the network."""
         if self.folded:
-            return FoldedNorm, FoldedNorm
-        norm = partial(
+            return FoldedNorm
+        return partial(
             BatchNorm,
             use_running_average=not train or part in self.frozen,
             dtype=self.precision.compute,
             sync=self.sync,
             fused=self.fused_norm,
         )
-        last = nn.initializers.zeros if self.zero_init_last_gamma else nn.initializers.ones
-        return norm, partial(norm, scale_init=last)
