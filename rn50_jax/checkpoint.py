@@ -5,7 +5,7 @@ A folder `<directory>/<step>` is a checkpoint, see `checkpoint_folder.py`.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -226,26 +226,27 @@ class Checkpoints:
         """
         return look(lambda: self._folder.find(which))
 
-    def restore(self, meta: Meta, like: TrainState) -> TrainState:
-        """The state of the checkpoint that `meta` was read from, verified array by array.
+    def restore(self, meta: Meta, like: TrainState, parts: Sequence[str] = TrainState._fields) -> dict[str, Any]:
+        """Reads parts of the state of the checkpoint that `meta` was read from, and verifies them array by array.
 
         Args:
           like: a state (or its `jax.eval_shape`) of the shapes and dtypes to expect.
+          parts: fields of the state.
 
         Returns:
-          The state, as host arrays.
+          {part: its tree of host arrays}, in the form of `flax.serialization.to_state_dict`.
 
         Raises:
           UserError: the checkpoint is of another model, is damaged or cannot be read.
         """
         try:
-            return self._restore(meta, like)
+            return self._restore(meta, like, parts)
         except DamagedError as error:
             if self._folder.meta(meta["step"]) != meta:
                 raise VanishedError(f"{self._folder.place(meta['step'])} was replaced while it was read") from error
             raise UserError(f"{error}; {NEXT_START}") from error
 
-    def _restore(self, meta: Meta, like: TrainState) -> TrainState:
+    def _restore(self, meta: Meta, like: TrainState, parts: Sequence[str]) -> dict[str, Any]:
         place = self._folder.place(meta["step"])
         expected = flax.serialization.to_state_dict(like)
         saved, wanted = meta["arrays"], describe_shapes(expected)
@@ -256,15 +257,14 @@ class Checkpoints:
                     f"{place} is of another model: {name} is {describe_entry(saved.get(name))} there and "
                     f"{describe_entry(wanted.get(name))} here; give the config that it was trained with"
                 )
-        arrays = self._read_arrays(meta, expected)
+        arrays = self._read_arrays(meta, expected, parts)
         found = describe_arrays(arrays)
-        damaged = [name for name in saved if saved[name] != found[name]]
+        damaged = [name for name, entry in found.items() if saved[name] != entry]
         if damaged:
             raise DamagedError(f"{place} is damaged: {counted(len(damaged), 'array')} not as saved ({damaged[0]})")
-        restored: TrainState = flax.serialization.from_state_dict(like, arrays)
-        return restored
+        return arrays
 
-    def _read_arrays(self, meta: Meta, expected: Any) -> Any:
+    def _read_arrays(self, meta: Meta, expected: dict[str, Any], parts: Sequence[str]) -> dict[str, Any]:
         step, place = meta["step"], self.directory / str(meta["step"])
 
         def read() -> Any:
@@ -272,9 +272,15 @@ class Checkpoints:
                 check_files(place)
                 try:
                     check_headers(place / "state", meta["arrays"])
-                    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), expected)
-                    args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-                    return self._manager.restore(step, args=args)["state"]
+                    wanted = {part: expected[part] for part in parts}
+                    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), wanted)
+                    if wanted.keys() == expected.keys():
+                        args = ocp.args.StandardRestore(target)
+                    else:
+                        form = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+                        args = ocp.args.PyTreeRestore(target, form, partial_restore=True)
+                    arrays: dict[str, Any] = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+                    return arrays
                 except Exception:
                     settle()
                     raise
@@ -284,10 +290,13 @@ class Checkpoints:
                 return read()
         return read()
 
-    def restore_newest(self, like: TrainState, check: Callable[[Meta], None]) -> tuple[TrainState, Meta] | None:
+    def restore_newest(
+        self, make_like: Callable[[], TrainState], check: Callable[[Meta], None]
+    ) -> tuple[TrainState, Meta] | None:
         """The newest checkpoint that is whole; damaged ones are named, set aside, and the next older one is taken.
 
         Args:
+          make_like: makes a state (or its `jax.eval_shape`) of the shapes and dtypes to expect, if there is a checkpoint.
           check: refuses, by a `UserError`, what was saved for another run.
 
         Returns:
@@ -304,7 +313,10 @@ class Checkpoints:
                     raise found.damaged[step]
                 meta = found.metas[step]
                 check(meta)
-                state = self._restore(meta, like)
+                like = make_like()
+                state: TrainState = flax.serialization.from_state_dict(
+                    like, self._restore(meta, like, TrainState._fields)
+                )
             except DamagedError as error:
                 warn(f"{error}; it is set aside as {self.set_aside(step)}, and the checkpoint before it is used")
                 continue

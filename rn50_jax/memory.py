@@ -1,56 +1,40 @@
-"""How much memory a device needs, before and while it needs it."""
+"""How much memory of a device a program needs, and has used."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from ml_collections import ConfigDict
-
-from rn50_jax.models.resnet import ResNet
-from rn50_jax.plan import Plan
-from rn50_jax.state import TrainState
-from rn50_jax.tune import split
 
 
 class Memory(NamedTuple):
-    """Bytes on each device. state: parameters, momentum, statistics, averages. gradients. activations: what one forward
-    pass keeps for its backward pass, an upper limit. images: batches in use and made ready."""
+    """Bytes on each device. workspace: activations, gradients and whatever else lives within a step."""
 
     state: int
-    gradients: int
-    activations: int
     images: int
+    workspace: int
 
 
-def estimate_memory(config: ConfigDict, model: ResNet, plan: Plan, state: TrainState) -> Memory:
-    """What training needs, besides XLA's workspace; nothing is computed or compiled."""
-    size = max([config.data.image_size, *(pixels for _, pixels in config.data.image_sizes)])
-    kept = jax.eval_shape(partial(_backward, model.clone(sync=None)), state, jnp.zeros((1, size, size, 3), jnp.uint8))
-    images = [x for x in jax.tree.leaves(kept) if x.ndim == 4 and x.shape[0] == 1]
-    pixels = size * size * 3 * (config.data.prefetch + 2)
-    return Memory(
-        state=sum(x.nbytes for x in jax.tree.leaves(state)),
-        gradients=sum(x.nbytes for x in jax.tree.leaves(split(state.params, model.frozen)[0])),
-        activations=config.batch_size * sum(x.size * x.dtype.itemsize for x in images),
-        images=plan.device_batch * pixels,
-    )
+def analyse_memory(step: Any, state: Any, batch: Any) -> Memory | None:
+    """Compiles a training step and returns what XLA says it needs; None where XLA does not say.
 
+    The program is kept by JAX: the first call of `step` with such arguments need not trace or compile again.
 
-def _backward(model: ResNet, state: TrainState, images: jax.Array) -> Any:
-    trained, held = split(state.params, model.frozen)
-
-    def forward(trained: Any) -> Any:
-        variables = {"params": trained | held, "batch_stats": state.batch_stats}
-        return model.apply(variables, images.astype(jnp.float32), train=True, mutable=["batch_stats"])
-
-    return jax.vjp(forward, trained)[1]
+    Args:
+      step: of `parallel.spread`, with `donate_state`; state: replicated; batch: sharded over the devices.
+    """
+    analysis = step.lower(state, batch).compile().memory_analysis()
+    if analysis is None:
+        return None
+    arguments, results = analysis.argument_size_in_bytes, analysis.output_size_in_bytes
+    total = arguments + results - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes
+    state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+    image_bytes = sum(x.nbytes for x in jax.tree.leaves(batch)) // max(len(x.devices()) for x in jax.tree.leaves(batch))
+    return Memory(state_bytes, image_bytes, max(total - state_bytes - image_bytes, 0))
 
 
 def memory_text(memory: Memory) -> str:
     """One line for people."""
-    parts = ", ".join(f"{megabytes(value)} {name}" for name, value in memory._asdict().items())
-    return f"about {megabytes(sum(memory))} per device ({parts}) and XLA's workspace"
+    parts = f"{megabytes(memory.state)} state, {megabytes(memory.images)} images, {megabytes(memory.workspace)}"
+    return f"{megabytes(sum(memory))} per device, as XLA plans it: {parts} activations, gradients and workspace"
 
 
 def megabytes(size: float) -> str:

@@ -24,7 +24,7 @@ from rn50_jax.goodput import goodput_text
 from rn50_jax.history import read_history, set_aside_unreadable
 from rn50_jax.integrity import best_validation, better_weights
 from rn50_jax.loggers import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
-from rn50_jax.memory import estimate_memory, memory_text, peak_text
+from rn50_jax.memory import peak_text
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
 from rn50_jax.records import Background, Guarded, Logger, Persistent, Record
@@ -247,7 +247,6 @@ def print_summary(
             f"{counted(plan.total_steps, 'step')}, {counted(config.recipe.warmup_epochs, 'epoch')} of warm-up, "
             f"peak learning rate {plan.peak_lr:g}"
             f"{_unreached(config, plan)}",
-            "memory": memory_text(estimate_memory(config, model, plan, state)),
             "logs": ", ".join(filter(None, logs)),
         }
     )

@@ -19,6 +19,7 @@ from rn50_jax.evaluate import EvalStep, evaluate
 from rn50_jax.goodput import Goodput
 from rn50_jax.guard import Request, Signals, Watchdog
 from rn50_jax.integrity import score
+from rn50_jax.memory import analyse_memory, memory_text
 from rn50_jax.report import Report
 from rn50_jax.resume import describe
 from rn50_jax.setup import Setup
@@ -76,6 +77,8 @@ class Run:
             with self.window.waiting(), self.goodput.during("data"):
                 batch = next(self.batches)
             with self.goodput.during("train" if self.window.compiled else "compile"):
+                if not self.window.compiled and (memory := analyse_memory(self.train_fn, self.state, batch.batch)):
+                    self.report.line(f"{'memory':<10} {memory_text(memory)}")
                 self.state, metrics = self.train_fn(self.state, batch.batch)
                 self.window.add(metrics)
             self.position = Position(epoch, self.position.step + 1, batch.pipelines)

@@ -25,7 +25,6 @@ from rn50_jax.files import no_such_run
 from rn50_jax.integrity import ema_is_better, not_finite
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.resnet import ResNet, Variables
-from rn50_jax.state import variables_of
 from rn50_jax.weight_facts import PREPARATION, config_values, to_pixels
 from rn50_jax.weight_files import WeightFile, read_weights
 from rn50_jax.weights import fit, infer_architecture
@@ -148,8 +147,11 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     devices = prepare_devices(config)
     class_names = tuple(meta["class_names"])
     model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
-    state = checkpoints.restore(meta, build_state(config, model, abstract=True))
-    variables = variables_of(state)["val_ema" if averaged else "val"]
+    like = build_state(config, model, abstract=True)
+    if averaged:
+        variables = checkpoints.restore(meta, like, ("ema",))["ema"]
+    else:
+        variables = checkpoints.restore(meta, like, ("params", "batch_stats"))
     facts = {"checkpoint": which, "step": meta["step"], "epoch": meta["epoch"]}
     name = f"checkpoint {which} of {workdir}: step {meta['step']}, epoch {meta['epoch']}"
     if has_ema:
