@@ -69,7 +69,7 @@ def describe_machine(devices: Sequence[jax.Device]) -> dict[str, Any]:
       host, see `describe_host`; environment, the variables that change results or times, XLA's flags among them;
       versions, those of `versions`, of torch and of JAX's plugin for CUDA; commit of the code, see
       `commit.find_commit`. Where the devices are GPUs, gpus too, see `read_gpus`, the versions of CUDA's libraries, and
-      nvidia_smi, why it tells nothing, where it does not.
+      nvidia_smi, what that complains of, if it does.
     """
     facts: dict[str, Any] = {"host": describe_host()}
     on_gpu = devices[0].platform == "gpu"
@@ -149,7 +149,7 @@ def read_gpus(timeout: float = 20.0) -> tuple[list[dict[str, Any]], str | None]:
 
     Returns:
       For each GPU name and driver; memory in MiB, power limit in W, SM and memory clock as they are at this moment and
-      at most, in MHz; None for what it does not tell. And why there are none, or None.
+      at most, in MHz; None for what it does not tell. And what it complains of, or why there are none; else None.
     """
     fields = [*_TEXTS, *_NUMBERS]
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
@@ -167,12 +167,16 @@ def read_gpus(timeout: float = 20.0) -> tuple[list[dict[str, Any]], str | None]:
         return [], f"no answer within {timeout:g} s"
     except OSError as error:
         return [], error.strerror or type(error).__name__
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
-    gpus = [_gpu(row) for row in rows if len(row) == len(fields)]
-    if done.returncode or not gpus:
-        said = (done.stdout + done.stderr).split("\n")
-        return [], next((line.strip() for line in said if line.strip()), f"exit code {done.returncode}")[:200]
-    return gpus, None
+    gpus, said = [], []
+    for line in (*done.stdout.splitlines(), *done.stderr.splitlines()):
+        row = [cell.strip() for cell in line.split(",")]
+        if len(row) == len(fields):
+            gpus.append(_gpu(row))
+        elif line.strip():
+            said.append(line.strip()[:200])
+    if gpus and not done.returncode:
+        return gpus, None
+    return gpus, said[0] if said else f"exit code {done.returncode}"
 
 
 def _gpu(row: Sequence[str]) -> dict[str, Any]:

@@ -105,6 +105,14 @@ def test_an_nvidia_smi_that_tells_nothing(
     assert gpus == [] and told is not None and told.startswith(problem)
 
 
+def test_one_gpu_that_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, lost = ", ".join(FIRST.values()), "Unable to determine the device handle for GPU0001: Unknown Error"
+    monkeypatch.setenv(
+        "PATH", str(script(tmp_path / "bin", "nvidia-smi", f"#!/bin/sh\necho '{row}\n{lost}'\nexit 15\n"))
+    )
+    assert read_gpus() == ([H200], lost)
+
+
 def test_facts_of_a_gpu_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packages = {"jax-cuda13-plugin": "1.2", "jax-cuda13-pjrt": "1.3", "nvidia-nccl-cu13": "2.9", "torch": "7"}
     for name, version in packages.items():
