@@ -19,6 +19,7 @@ from rn50_jax.bench.jpegs import generated_folder
 from rn50_jax.bench.peers import PEERS, compare, parse_peers
 from rn50_jax.bench.points import Point, point_config
 from rn50_jax.bench.sweep import make_points, make_sweep, parse_batch_sizes, parse_precisions, run_sweep
+from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.errors import UserError
 from rn50_jax.workdir import write_file, write_json
 
@@ -39,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
     real = args.mode in ("input", "end-to-end")
     if real and config.data.backend == "synthetic":
         raise UserError(f"--mode {args.mode} times real files; use config.data.backend dali-cpu or dali-gpu")
+    if real:
+        need_dali("--mode train or infer, which need no files")
     batch_sizes = parse_batch_sizes(args.batch_sizes or str(config.batch_size))
     precisions = parse_precisions(args.precisions or config.precision)
     peers = parse_peers(args.compare) if args.compare else {}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rn50_jax import errors
+from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.filelist import listable, write_list
 from rn50_jax.data.folder import suffixes_text
 from rn50_jax.data.health import (
@@ -246,6 +247,8 @@ def main(argv: Sequence[str]) -> int:
     if args.split:
         check_new(_split_target(args), args.dir)
     full = args.mode == "full"
+    if full:
+        need_dali("--mode quick")
     report, splits, bad, twice = check(args.dir, lists=args.list, full=full, workers=args.workers)
     text = report_text(report)
     if args.json:

@@ -74,5 +74,5 @@ def telling_of_memory(config: ConfigDict) -> Iterator[None]:
             f"out of memory with config.batch_size={config.batch_size} images of {config.data.image_size} px per "
             f"device in {config.precision} ({told}). Use a smaller config.batch_size, with "
             "config.recipe.optimizer_batch_size set to the global batch of now to keep the update; precision bf16; or, "
-            "if other programs share the GPU, the environment variable XLA_PYTHON_CLIENT_MEM_FRACTION"
+            "if other programs share the GPU, or DALI does, the environment variable XLA_PYTHON_CLIENT_MEM_FRACTION"
         ) from error

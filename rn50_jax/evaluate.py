@@ -18,6 +18,7 @@ from rn50_jax import errors, parallel
 from rn50_jax.analysis import BINS, Predictions
 from rn50_jax.build import build_normalisation
 from rn50_jax.console import validation_text
+from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import eval_batches
 from rn50_jax.data.folder import Dataset, with_classes
@@ -155,6 +156,8 @@ def _batches(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Iterator[Batch
 def _open_dataset(stored: StoredModel) -> Dataset:
     """The data set of a model's config, whose classes must be the model's."""
     config = stored.config
+    if config.data.backend != "synthetic":
+        need_dali()
     dataset = open_dataset(config, need_train=False, val_images=stored.val_images)
     if config.data.val_share:
         say(

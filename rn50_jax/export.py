@@ -10,6 +10,7 @@ from typing import Any
 from rn50_jax import config as configs
 from rn50_jax import errors
 from rn50_jax.convert import save_weights, summary
+from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.folder import ImageSet, check_class_names
 from rn50_jax.errors import UserError, say
@@ -44,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
     _check_target(args.out)
     if kind == "onnx":
         onnx_file.need_onnx()
+    if args.quantise:
+        need_dali()
     # Decoded on the CPU, by all its cores; in float32 unless said otherwise, however the model was trained.
     cores = str(len(os.sched_getaffinity(0)))
     defaults = [("precision", "fp32"), ("data.backend", "dali-cpu"), ("data.workers", cores)]

@@ -15,6 +15,7 @@ from rn50_jax import config as configs
 from rn50_jax import errors, parallel
 from rn50_jax.augment import Normalisation, normalise
 from rn50_jax.build import build_normalisation
+from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.feed import eval_batches
 from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES, ImageSet, not_read_text, scan_split
 from rn50_jax.data.quarantine import Quarantine
@@ -128,6 +129,7 @@ def main(argv: Sequence[str]) -> int:
     add_source_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="file to write")
     args, overrides = configs.parse_args(parser, argv)
+    need_dali()
     if args.out.suffix != ".npz":
         raise UserError(f"--out {args.out} must end in .npz")
     if not args.out.parent.is_dir():

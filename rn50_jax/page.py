@@ -16,6 +16,7 @@ from rn50_jax.files import no_such_run, write_whole
 from rn50_jax.goodput import PHASES
 from rn50_jax.history import History, metrics_file, read_config, read_facts, read_history
 from rn50_jax.integrity import best_validation, better_weights
+from rn50_jax.machine import gpu_lines
 from rn50_jax.page_mistakes import look_at_mistakes
 from rn50_jax.page_parts import LegendItem, Table, Tile, inline_svg, render, themed
 from rn50_jax.stored import Overrides, StoredModel, load_run
@@ -183,13 +184,18 @@ def _hardware(facts: Mapping[str, Any]) -> dict[str, Any]:
     host, versions, command = (facts.get(key) for key in ("host", "versions", "command"))
     host = host if isinstance(host, dict) else {}
     versions = versions if isinstance(versions, dict) else {}
+    gpus, environment = facts.get("gpus"), facts.get("environment")
+    environment = environment if isinstance(environment, dict) else {}
     rows = [
         ["devices", facts.get("devices", "-")],
+        *(["GPUs as read", line] for line in gpu_lines(gpus)),
         ["CPU", host.get("cpu", "-")],
         ["cores", host.get("cores", "-")],
         ["memory", f"{host.get('memory_gb', '-')} GB"],
         ["system", host.get("system", "-")],
         ["last process started", facts.get("started", "-")],
+        *([["commit", facts["commit"]]] if facts.get("commit") else []),
+        *environment.items(),
     ]
     return {
         "facts": bool(facts),

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rn50_jax.errors import UserError, warn
-from rn50_jax.runtime import HOW_TO_GPU, unused_gpu
+from rn50_jax.runtime import HOW_TO_GPU, share_beside_dali, unused_gpu
 
 AXIS = "batch"
 
@@ -19,7 +19,7 @@ AXIS = "batch"
 def find_devices(*, backend: str, precision: str) -> list[jax.Device]:
     """All devices of all processes, refused early if they cannot do what the config asks for.
 
-    Warns of a GPU that is not used.
+    Warns of a GPU that is not used, or whose memory JAX and DALI share.
     """
     try:
         devices = jax.devices()
@@ -30,6 +30,8 @@ def find_devices(*, backend: str, precision: str) -> list[jax.Device]:
         warn(told)
     if backend == "dali-gpu" and platform != "gpu":
         raise UserError(f"config.data.backend='dali-gpu' needs a GPU, and JAX found only {platform}; use dali-cpu")
+    if told := share_beside_dali(backend, platform):
+        warn(told)
     capability = float(getattr(devices[0], "compute_capability", None) or "99")
     if platform == "gpu" and precision in ("bf16", "tf32") and capability < 8.0:
         raise UserError(

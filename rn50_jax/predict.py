@@ -15,6 +15,7 @@ from rn50_jax import config as configs
 from rn50_jax import errors, parallel
 from rn50_jax.answers import FOR_PEOPLE, FORMATS, Answer
 from rn50_jax.build import build_normalisation
+from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.names import human_names, likely_names
 from rn50_jax.errors import UserError, tell_end
 from rn50_jax.files import written_whole
@@ -132,6 +133,8 @@ def main(argv: Sequence[str]) -> int:
     for name in ("top_k", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    if args.resize == "dali":
+        need_dali("--resize pillow")
     # Files are decoded on the CPU, also for a run that was trained with dali-gpu, and here all its cores are free.
     cores = len(os.sched_getaffinity(0))
     stored = load_model(args, [("data.backend", "dali-cpu"), ("data.workers", str(cores)), *overrides])

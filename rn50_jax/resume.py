@@ -19,13 +19,13 @@ from rn50_jax.description import Meta, RunDescription, check_description, saved_
 from rn50_jax.errors import UserError, say, warn
 from rn50_jax.history import last_line
 from rn50_jax.integrity import score
+from rn50_jax.machine import versions
 from rn50_jax.pretrained import ARCHITECTURE, read_pretrained, tell_differences
 from rn50_jax.setup import Setup
 from rn50_jax.state import TrainState
 from rn50_jax.text import counted, shell
 from rn50_jax.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
 from rn50_jax.weights import start_from
-from rn50_jax.workdir import versions
 
 # What decides which arrays a state has.
 _FIXED = (

@@ -21,6 +21,8 @@ from rn50_jax.errors import UserError, warn
 from rn50_jax.restart import is_command, restart
 
 _COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer"
+_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+_SHARE_BESIDE_DALI = "0.6"
 
 
 def prepare_runtime(backend: str, xla_flags: str = "") -> None:
@@ -29,7 +31,8 @@ def prepare_runtime(backend: str, xla_flags: str = "") -> None:
     Of a checkpoint that cannot be written, asyncio may log the exception once more, whenever garbage is collected.
 
     DALI's GPU buffers are freed with a device synchronisation, which breaks the capture of CUDA graphs
-    (command buffers), so these are off when DALI works on the GPU.
+    (command buffers), so these are off when DALI works on the GPU. JAX then takes less of the GPU's memory too, which
+    by default is three quarters of it, unless the environment says how much.
 
     Args:
       xla_flags: of the config. What the environment's XLA_FLAGS says goes before, and both before DALI's need.
@@ -43,12 +46,36 @@ def prepare_runtime(backend: str, xla_flags: str = "") -> None:
         _check_xla_flags(wanted)
     if backend == "dali-gpu":
         wanted.append(f"{_COMMAND_BUFFERS}=")
+        if _is_memory_left_to_jax():
+            os.environ[_SHARE] = _SHARE_BESIDE_DALI
     flags = os.environ.get("XLA_FLAGS", "").split()
     for flag in wanted:
         if flag.partition("=")[0] not in {given.partition("=")[0] for given in flags}:
             flags.append(flag)
     if wanted:
         os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+def _is_memory_left_to_jax() -> bool:
+    """Whether nothing in the environment says how much of a GPU's memory JAX takes, and how."""
+    said = (_SHARE, "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_ALLOCATOR")
+    grows = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE") in ("false", "False", "0")
+    return not grows and not any(os.environ.get(name) for name in said)
+
+
+def share_beside_dali(backend: str, platform: str) -> str | None:
+    """Returns what to tell of the part of a GPU's memory that `prepare_runtime` gives to JAX beside DALI, if it does.
+
+    Args:
+      backend: of the config's data.
+      platform: of the devices that JAX found.
+    """
+    if backend != "dali-gpu" or platform != "gpu" or os.environ.get(_SHARE) != _SHARE_BESIDE_DALI:
+        return None
+    return (
+        f"JAX takes {_SHARE_BESIDE_DALI} of the GPU's memory, DALI needs of the rest to decode in; the environment "
+        f"variable {_SHARE} sets another share"
+    )
 
 
 def _check_xla_flags(flags: Sequence[str]) -> None:

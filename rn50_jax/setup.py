@@ -10,10 +10,11 @@ from rn50_jax import hosts
 from rn50_jax.config import flatten
 from rn50_jax.data.folder import Dataset, fingerprint
 from rn50_jax.data.val_share import read_val_images, write_val_images
+from rn50_jax.machine import versions
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.plan import Plan
 from rn50_jax.step_folders import find_steps
-from rn50_jax.workdir import telling_of_writes, versions
+from rn50_jax.workdir import telling_of_writes
 
 
 class Setup(NamedTuple):

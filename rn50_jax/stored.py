@@ -23,12 +23,13 @@ from rn50_jax.description import RunDescription, check_description, saved_config
 from rn50_jax.errors import UserError, warn
 from rn50_jax.files import no_such_run
 from rn50_jax.integrity import ema_is_better, not_finite
+from rn50_jax.machine import versions
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.weight_facts import PREPARATION, config_values, to_pixels
 from rn50_jax.weight_files import WeightFile, read_weights
 from rn50_jax.weights import fit, infer_architecture
-from rn50_jax.workdir import check_path, versions
+from rn50_jax.workdir import check_path
 
 Overrides = Sequence[tuple[str, str]]
 

@@ -18,6 +18,7 @@ from rn50_jax import errors, hosts, parallel, runtime, streams
 from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule
 from rn50_jax.checkpoint import Checkpoints
 from rn50_jax.console_log import open_log
+from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.feed import make_quarantine, stream_facts, train_batches
 from rn50_jax.diagnosis import telling_of_memory
@@ -96,6 +97,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Setup:
       UserError: something is missing or does not fit the validated config, or processes differ in it.
     """
     check_loggers(config)
+    if config.data.backend != "synthetic":
+        need_dali("config.data.backend=synthetic")
     devices = parallel.find_devices(backend=config.data.backend, precision=config.precision)
     dataset = open_dataset(config, need_val=not config.run.training_only, val_images=recorded_val_images(workdir))
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))

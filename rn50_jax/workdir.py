@@ -1,58 +1,29 @@
 """The work folder and the files that describe a run."""
 
-import importlib.metadata
 import os
-import platform
 import re
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from rn50_jax import __version__, files
+from rn50_jax import files
 from rn50_jax.config import to_json
 from rn50_jax.errors import UserError
+from rn50_jax.machine import describe_machine
 from rn50_jax.text import in_utf8
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy")
-_DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that can change a result."""
-    found = {"rn50_jax": __version__, "python": platform.python_version()}
-    for package in (*_PACKAGES, *_DALI):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def describe_devices(devices: Sequence[jax.Device]) -> str:
     """Returns how many of which, for example "8 x NVIDIA H100 80GB HBM3" or "1 x CPU"; kinds that differ one by one."""
     kinds = Counter("CPU" if device.platform == "cpu" else device.device_kind for device in devices)
     return ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
-
-
-def describe_host() -> dict[str, Any]:
-    """This machine: system, CPU, cores that the process may use, GB of memory, as far as it tells."""
-    host: dict[str, Any] = {"system": f"{platform.system()} {platform.release()} {platform.machine()}"}
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        cpu = next(line for line in lines if line.startswith("model name"))
-        host["cpu"] = cpu.partition(":")[2].strip()
-    if hasattr(os, "sched_getaffinity"):
-        host["cores"] = len(os.sched_getaffinity(0))
-    with suppress(ValueError, OSError):
-        host["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    return host
 
 
 # What orbax and tensorstore take for a path of a network, or for another folder.
@@ -93,7 +64,9 @@ def make_workdir(workdir: Path) -> None:
 
 
 def write_run_files(workdir: Path, config: ConfigDict, devices: Sequence[jax.Device], argv: Sequence[str]) -> None:
-    """Writes `config.json` (resolved) and `run.json` (command, start, hardware, versions) to the work folder.
+    """Writes `config.json`, resolved, and `run.json` to the work folder.
+
+    `run.json` tells the command, when it started, its devices, and what `describe_machine` tells.
 
     Raises:
       UserError: they cannot be written.
@@ -102,8 +75,7 @@ def write_run_files(workdir: Path, config: ConfigDict, devices: Sequence[jax.Dev
         "command": ["python", "-m", "rn50_jax.train", *argv],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "devices": describe_devices(devices),
-        "host": describe_host(),
-        "versions": versions(),
+        **describe_machine(devices),
     }
     for name, text in (("config.json", to_json(config)), ("run.json", files.to_json(facts, indent=2) + "\n")):
         with telling_of_writes():

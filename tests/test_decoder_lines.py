@@ -13,7 +13,7 @@ from conftest import REPO, Run, Shared, tiny_args
 from damage import encode, make_photo
 from runs import PATIENCE, SMALL
 
-from rn50_jax.data.dali import in_words
+from rn50_jax.data.dali_errors import in_words
 from rn50_jax.data.decodable import to_rgb
 from rn50_jax.data.headers import PROBLEMS, ImageProblem
 

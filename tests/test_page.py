@@ -91,12 +91,20 @@ def test_a_run_whose_data_are_gone_has_the_rest(tmp_path: Path) -> None:
     workdir = make_run(tmp_path / "a <run> & more")
     (workdir / "run.json").write_text(json.dumps({"command": ["python", "<script>"], "devices": "8 x GPU"}))
     assert plot.main([str(workdir), "--html", str(tmp_path / "x.html")]) == 0
+    assert "GPUs as read" not in (old := words(parse(tmp_path / "x.html")[1])) and "commit" not in old
+    gpu = {"name": "NVIDIA H200", "driver": "580.1", "power_limit_w": 700.0, "sm_clock_mhz": None}
+    more = {"gpus": [gpu], "environment": {"XLA_FLAGS": "--xla_a=1"}, "commit": "abc+changes"}
+    facts = json.loads((workdir / "run.json").read_text()) | more
+    (workdir / "run.json").write_text(json.dumps(facts))
+    assert plot.main([str(workdir), "--html", str(tmp_path / "x.html")]) == 0
     text, page = parse(tmp_path / "x.html")
     assert_alone(text, page)
     told = words(page)
     assert told.count("a <run> & more") >= 2 and "python '<script>'" in told and "8 x GPU" in told
     assert "Single images could not be looked at" in told and "has no checkpoints" in told
     assert "best top-160.00 %epoch 3" in told
+    assert "1 x NVIDIA H200, driver 580.1, 700 W power limit" in told
+    assert "commitabc+changes" in told and "XLA_FLAGS--xla_a=1" in told
     with pytest.raises(UserError, match="has no key 'data\\.dri'"):
         plot.main([str(workdir), "--html", str(tmp_path / "x.html"), "--config.data.dri=x"])
     with pytest.raises(UserError, match="cannot write"):
@@ -151,9 +159,11 @@ def test_no_text_from_anywhere_is_markup(tmp_path: Path) -> None:
             {"model": {"arch": [HOSTILE]}, "data": {"backend": {}, "dir": 1, "image_size": None}, "epochs": []},
         ),
         ("run.json", {"devices": 5, "versions": [1], "host": HOSTILE, "command": 5}),
+        ("run.json", {"gpus": HOSTILE, "environment": [HOSTILE], "commit": {HOSTILE: 1}}),
+        ("run.json", {"gpus": [5, {"name": [HOSTILE], "sm_clock_mhz": HOSTILE}], "environment": {HOSTILE: [HOSTILE]}}),
         ("run.json", {"versions": {HOSTILE: 1}, "host": {"cpu": [HOSTILE]}, "command": [1, HOSTILE]}),
     ],
-    ids=["dotted", "no section", "odd values", "odd facts", "hostile facts"],
+    ids=["dotted", "no section", "odd values", "odd facts", "odd machine", "hostile machine", "hostile facts"],
 )
 def test_descriptions_of_another_shape(tmp_path: Path, name: str, content: object) -> None:
     workdir = make_run(tmp_path / "run")

@@ -1,5 +1,6 @@
 """Windows of metrics, what a report hands on, and the keys that the documentation explains."""
 
+import importlib.metadata
 import json
 import re
 import time
@@ -108,3 +109,6 @@ def test_run_json_tells_the_hardware(trained: tuple[Path, str]) -> None:
     facts = json.loads((trained[0] / "run.json").read_text())
     assert facts["devices"] == "1 x CPU" and facts["host"]["system"].startswith("Linux")
     assert facts["host"]["cores"] >= 1 and facts["host"]["memory_gb"] > 0
+    assert facts["versions"]["torch"] == importlib.metadata.version("torch")
+    assert "--xla_backend_optimization_level=0" in facts["environment"]["XLA_FLAGS"]
+    assert "gpus" not in facts and "commit" in facts

@@ -10,21 +10,24 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import jax
 import pytest
 from conftest import REPO, TINY
+from jaxlib import xla_client
 from trees import make_config
 
 from rn50_jax import parallel, runtime, workdir
+from rn50_jax.bench import feed
 from rn50_jax.bench.jpegs import generated_folder
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.errors import UserError
 
 
 def test_runtime_is_prepared_for_dali_on_the_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XLA_FLAGS", "--a=1")
+    monkeypatch.setattr(os, "environ", os.environ | {"XLA_FLAGS": "--a=1"})
     runtime.prepare_runtime("dali-cpu")
     assert os.environ["XLA_FLAGS"] == "--a=1"
     for _ in range(2):
@@ -32,10 +35,65 @@ def test_runtime_is_prepared_for_dali_on_the_gpu_only(monkeypatch: pytest.Monkey
     assert os.environ["XLA_FLAGS"] == "--a=1 --xla_gpu_enable_command_buffer="
 
 
+@pytest.mark.parametrize(
+    ("backend", "given", "share"),
+    [
+        ("dali-gpu", {}, "0.6"),
+        ("dali-cpu", {}, None),
+        ("synthetic", {}, None),
+        ("dali-gpu", {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}, "0.9"),
+        ("dali-gpu", {"XLA_CLIENT_MEM_FRACTION": "0.9"}, None),
+        ("dali-gpu", {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, None),
+        ("dali-gpu", {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}, "0.6"),
+        ("dali-gpu", {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}, None),
+    ],
+)
+def test_jax_leaves_memory_to_dali(
+    backend: str, given: dict[str, str], share: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = {name: value for name, value in os.environ.items() if "CLIENT" not in name}
+    monkeypatch.setattr(os, "environ", bare | given)
+    runtime.prepare_runtime(backend)
+    assert os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") == share
+    if share and not given:  # JAX itself understands it
+        assert xla_client.generate_pjrt_gpu_plugin_options()["memory_fraction"] == 0.6
+
+
+def test_the_share_beside_dali_is_said_where_there_is_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environ = {name: value for name, value in os.environ.items() if "CLIENT" not in name}
+    monkeypatch.setattr(os, "environ", environ)
+    gpu = SimpleNamespace(platform="gpu", compute_capability="9.0", device_kind="NVIDIA H200", process_index=0)
+    monkeypatch.setattr(jax, "devices", lambda: [gpu, gpu])
+    runtime.prepare_runtime("dali-gpu")
+    parallel.find_devices(backend="dali-gpu", precision="bf16")
+    told = capsys.readouterr().err
+    assert told.startswith("note: JAX takes 0.6 of the GPU's memory") and told.count("\n") == 1
+    parallel.find_devices(backend="synthetic", precision="bf16")
+    environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.9"
+    parallel.find_devices(backend="dali-gpu", precision="bf16")
+    assert capsys.readouterr().err == ""
+    assert runtime.share_beside_dali("dali-gpu", "cpu") is None
+
+
+def test_the_process_that_times_the_feed_leaves_memory_to_dali(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = {name: value for name, value in os.environ.items() if "CLIENT" not in name}
+    monkeypatch.setattr(os, "environ", environ)
+
+    def find(wanted: str) -> list[jax.Device]:
+        raise UserError(f"looked for {wanted}, {os.environ['XLA_PYTHON_CLIENT_MEM_FRACTION']}")
+
+    monkeypatch.setattr(feed, "find_local_devices", find)
+    config = make_config(tmp_path, ("data.backend", "dali-gpu")).to_dict()
+    with pytest.raises(UserError, match=r"looked for gpu, 0\.6"):
+        feed.run({"config": config, "device": "gpu"})
+
+
 @pytest.mark.slow
 def test_flags_for_xla(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = "--xla_gpu_enable_command_buffer=+CONVOLUTION --xla_gpu_autotune_level=2"
-    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(os, "environ", {name: v for name, v in os.environ.items() if name != "XLA_FLAGS"})
     runtime.prepare_runtime("dali-gpu", ours)
     assert os.environ["XLA_FLAGS"] == ours  # said so, also for DALI
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")

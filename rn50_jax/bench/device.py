@@ -1,13 +1,12 @@
 """Which devices are timed, and what is written down about the machine."""
 
 import os
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from rn50_jax.errors import UserError
+from rn50_jax.machine import describe_host
 from rn50_jax.runtime import signs_of_gpu
 
 # Vendors' data sheets, dense, TFLOP/s of (float16 and bfloat16, TF32, float32 without tensor cores) and GB/s of memory.
@@ -55,34 +54,15 @@ _HOW_TO_GPU = "check nvidia-smi, and that requirements-cuda13.txt (or requiremen
 
 
 def describe_hardware(devices: list[jax.Device]) -> dict[str, Any]:
-    """What a reader needs to know of the machine: devices, driver if there is one, processor and its cores."""
-    gpu = devices[0].platform == "gpu"
-    facts = {
+    """What a reader needs to know of the devices that are timed, and of the processor and its cores."""
+    processor = describe_host().get("cpu", "unknown")
+    return {
         "platform": devices[0].platform,
-        "device": devices[0].device_kind if gpu else f"CPU ({_processor()})",
+        "device": devices[0].device_kind if devices[0].platform == "gpu" else f"CPU ({processor})",
         "devices": len(devices),
-        "processor": _processor(),
+        "processor": processor,
         "cores": len(os.sched_getaffinity(0)),
     }
-    driver = _driver() if gpu else None
-    return facts | ({"driver": driver} if driver else {})
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return "unknown"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _driver() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
 
 
 def sheet(device: str, precision: str) -> tuple[float, float] | None:

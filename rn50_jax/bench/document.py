@@ -1,6 +1,5 @@
 """A benchmark's result as one document: JSON for programs, Markdown for people."""
 
-import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -10,26 +9,18 @@ import jax
 
 from rn50_jax.bench import tables
 from rn50_jax.bench.device import describe_hardware
-from rn50_jax.workdir import versions
-
-_ENVIRONMENT = (
-    "XLA_FLAGS",
-    "JAX_PLATFORMS",
-    "CUDA_VISIBLE_DEVICES",
-    "XLA_PYTHON_CLIENT_MEM_FRACTION",
-    "OMP_NUM_THREADS",
-    "GLIBC_TUNABLES",
-)
+from rn50_jax.machine import describe_machine, gpu_lines
 
 
 def make_header(argv: Sequence[str], devices: list[jax.Device]) -> dict[str, Any]:
     """What was run, when and on what."""
+    facts = describe_machine(devices)
+    drivers = dict.fromkeys(gpu["driver"] for gpu in facts.get("gpus", ()) if gpu["driver"])
     return {
         "command": ["python", "-m", "rn50_jax.benchmark", *argv],
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "hardware": describe_hardware(devices),
-        "environment": {name: os.environ[name] for name in _ENVIRONMENT if os.environ.get(name)},
-        "versions": versions(),
+        "hardware": describe_hardware(devices) | ({"driver": ", ".join(drivers)} if drivers else {}),
+        **facts,
     }
 
 
@@ -75,11 +66,14 @@ def _circumstances(document: dict[str, Any]) -> list[str]:
     lines = [
         f"- hardware: {hardware['devices']} x {hardware['device']}; {hardware['cores']} cores, {hardware['processor']}"
     ]
-    if "driver" in hardware:
-        lines.append(f"- driver: {hardware['driver']}")
+    lines += [f"- GPUs as read: {line}" for line in gpu_lines(document.get("gpus"))]
+    if "nvidia_smi" in document:
+        lines.append(f"- nvidia-smi: {document['nvidia_smi']}")
     lines.append(f"- date: {document['date']}")
     lines.append(f"- command: `{shlex.join(document['command'])}`")
     lines += [f"- {name}: `{value}`" for name, value in document["environment"].items()]
+    if document.get("commit"):
+        lines.append(f"- commit: {document['commit']}")
     lines.append("- versions: " + ", ".join(f"{name} {version}" for name, version in document["versions"].items()))
     return lines
 

@@ -6,13 +6,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rn50_jax import parallel
+from rn50_jax import parallel, runtime
 from rn50_jax.bench import stats, timing
 from rn50_jax.bench.feed import open_feed
 from rn50_jax.build import build_model, build_state
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.diagnosis import telling_of_memory
+from rn50_jax.errors import warn
 from rn50_jax.plan import make_plan
 from rn50_jax.train import compile_steps
 
@@ -30,6 +31,8 @@ def measure_end_to_end(
       UserError: the data cannot be used.
       RunStopped: a device's memory is too small.
     """
+    if told := runtime.share_beside_dali(config.data.backend, devices[0].platform):
+        warn(told)
     dataset = open_dataset(config, need_val=False)
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
     mesh = parallel.make_mesh(devices)

@@ -18,8 +18,8 @@ from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.data.dataset import open_dataset, root_of
 from rn50_jax.data.feed import Position, TrainBatch, train_batches
 from rn50_jax.data.folder import ImageSet
+from rn50_jax.machine import dali_version
 from rn50_jax.plan import Plan, make_plan
-from rn50_jax.workdir import versions
 
 OURS, TORCH = "rn50_jax feed", "torch DataLoader"
 
@@ -49,7 +49,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         for _ in range(spec["steps"]):
             _wait(next(batches))
         wall, cpu = clock.stop()
-    dali = next((version for name, version in versions().items() if "dali" in name), "unknown")
+    dali = dali_version() or "unknown"
     return {
         "images": spec["steps"] * plan.global_batch,
         "seconds": wall,

@@ -7,7 +7,7 @@ from rn50_jax import runtime
 from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.bench.points import Point, measure, point_config
 from rn50_jax.errors import UserError
-from rn50_jax.workdir import versions
+from rn50_jax.machine import versions
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:

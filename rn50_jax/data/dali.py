@@ -1,6 +1,5 @@
 """DALI pipelines: encoded images in, uint8 images [B, S, S, 3] as JAX arrays out."""
 
-import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -9,14 +8,22 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from nvidia.dali import fn, math, pipeline_def, types
-from nvidia.dali.plugin.jax import DALIGenericIterator
 
+from rn50_jax.data.dali_errors import PACKAGES, in_words, no_dali
 from rn50_jax.data.decodable import quiet_decoders, to_decodable
 from rn50_jax.data.folder import ImageSet, read_image
 from rn50_jax.data.headers import ImageProblem
 from rn50_jax.data.transform import AS_STORED, Rendering
 from rn50_jax.errors import UserError
+
+try:
+    from nvidia import dali
+    from nvidia.dali import fn, math, pipeline_def, types
+    from nvidia.dali.plugin.jax import DALIGenericIterator
+except Exception as error:  # of many kinds, from those of Python to those of the libraries that it loads
+    raise no_dali(error) from error
+
+VERSION: str = dali.__version__
 
 
 class DecodeError(Exception):
@@ -250,7 +257,12 @@ def deliver(pipeline: Any, *, remember: bool) -> Iterator[Delivery]:
 
     Raises:
       DecodeError: an image of this batch, or of one of the next, cannot be read or decoded.
+      UserError: this DALI does not run pipelines with its dynamic executor, without which each batch would be copied.
     """
+    if not getattr(pipeline, "exec_dynamic", False):
+        raise UserError(
+            f"DALI {VERSION} lacks the dynamic executor, which hands images on uncopied; install {PACKAGES}"
+        )
     try:
         batches = DALIGenericIterator(pipeline, ["image", "place"], prepare_first_batch=False)
         for batch in batches:
@@ -258,18 +270,6 @@ def deliver(pipeline: Any, *, remember: bool) -> Iterator[Delivery]:
             yield Delivery(batch["image"], np.asarray(batch["place"]), position)
     except RuntimeError as error:
         raise DecodeError(in_words(str(error))) from error
-
-
-def in_words(said: str) -> str:
-    """Returns what a message of DALI's says, in one line: without places in its source, stacks and numbers of errors.
-
-    A failure of a decoder is no more than that; what the image is like, `diagnose` tells.
-    """
-    said = re.split(r"Stacktrace|Current pipeline object", said.split("encountered:")[-1])[0]
-    said = re.sub(r"[^\n]*nvImageCodec failure[^\n]*|Failed to decode sample #\d+ *:?", " a decoder failed ", said)
-    said = re.sub(r"\[/opt/[^]]*\]|Critical error in pipeline:|Error in thread \d+:", " ", said)
-    said = re.sub(r'Assert on "[^\n]*" failed:?', " ", said)
-    return " ".join(said.split())[:300] or "a decoder failed"
 
 
 def make_decoder(

@@ -24,9 +24,9 @@ from rn50_jax.data.quarantine import Quarantine
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.data.transform import eval_resize, rendering_of
 from rn50_jax.files import to_json
+from rn50_jax.machine import dali_version
 from rn50_jax.plan import Plan
 from rn50_jax.step import Batch
-from rn50_jax.workdir import versions
 
 if TYPE_CHECKING:
     from rn50_jax.data import dali
@@ -95,11 +95,18 @@ def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, 
     }
     if config.data.backend != "synthetic":
         facts[FORM] = 3
-        facts["the version of DALI"] = next(v for name, v in versions().items() if "dali" in name)
+        facts["the version of DALI"] = dali_version() or _own_version()
         # Only where they are not the defaults: checkpoints of runs before these keys stay those of this stream.
         changed = {key: value for key, value in rendering_of(config)._asdict().items() if value}
         facts |= {f"config.data.{key}": value for key, value in changed.items()}
     return facts
+
+
+def _own_version() -> str:
+    """Of a DALI that was installed without pip, by what it says itself."""
+    from rn50_jax.data import dali
+
+    return dali.VERSION
 
 
 def changed_fact(saved: dict[str, Any], facts: dict[str, Any]) -> str | None:

@@ -7,11 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from nvidia.dali import fn, pipeline_def, types
 
+from rn50_jax.data.dali_errors import no_dali
 from rn50_jax.data.decodable import diagnose, to_decodable
 from rn50_jax.data.headers import ImageProblem
 from rn50_jax.data.image_file import Verify
+
+try:
+    from nvidia.dali import fn, pipeline_def, types
+except Exception as error:  # of many kinds, from those of Python to those of the libraries that it loads
+    raise no_dali(error) from error
 
 
 def make_verify() -> Verify:

@@ -37,17 +37,19 @@ def evenly(number: int, count: int) -> np.ndarray:
 
 
 def check_images(config: ConfigDict, val: ImageSet | None) -> np.ndarray:
-    """Real images, seen through the evaluation transform: uint8 [N, S, S, 3].
+    """Real images, resized and cropped as in evaluation, by Pillow: uint8 [N, S, S, 3].
 
     A few of `val`, drawn evenly; if there are none, scikit-learn's two photographs and their mirror images.
     """
     found = found_in(thin_out(val, _IMAGES)) if val else []
-    images = [decoded.image for decoded in decode_files(config, found) if decoded.image is not None]
+    images = [decoded.image for decoded in decode_files(config, found, by_pillow=True) if decoded.image is not None]
     if images:
         return np.stack(images)
     with as_file(files("sklearn.datasets.images")) as folder:
         photos = [Found(str(folder / name)) for name in ("china.jpg", "flower.jpg")]
-        images = [decoded.image for decoded in decode_files(config, photos) if decoded.image is not None]
+        images = [
+            decoded.image for decoded in decode_files(config, photos, by_pillow=True) if decoded.image is not None
+        ]
     return np.stack([*images, *(image[:, ::-1] for image in images)])
 
 
