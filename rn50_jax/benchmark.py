@@ -30,8 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code: 1 if nothing could be timed for lack of memory or precision."""
     args, overrides = configs.parse_args(_parser(), argv)
     _check(args)
-    if args.mode in ("train", "end-to-end"):  # as train does; the peers' processes, which this one starts, too
-        runtime.use_huge_pages()
+
     config, _ = configs.load(args.config)
     if args.generated:
         overrides.append(("data.dir", str(generated_folder(args.generated))))

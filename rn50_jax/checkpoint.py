@@ -55,6 +55,14 @@ class _Names(ocp.path.step.NameFormat[_Place]):
         return _Place(step=step, path=base_path / str(step))
 
 
+def _restore_args(wanted: Any, *, partial: bool) -> ocp.args.CheckpointArgs:
+    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), wanted)
+    if not partial:
+        return ocp.args.StandardRestore(target)
+    form = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+    return ocp.args.PyTreeRestore(target, form, partial_restore=True)
+
+
 class Checkpoints:
     """The checkpoints of a run; use it in a `with`, whose end waits for the save that is still being written.
 
@@ -226,15 +234,15 @@ class Checkpoints:
         """
         return look(lambda: self._folder.find(which))
 
-    def restore(self, meta: Meta, like: TrainState, parts: Sequence[str] = TrainState._fields) -> dict[str, Any]:
-        """Reads parts of the state of the checkpoint that `meta` was read from, and verifies them array by array.
+    def restore(self, meta: Meta, like: TrainState, parts: Sequence[str] = TrainState._fields) -> TrainState:
+        """The state of the checkpoint that `meta` was read from, verified array by array.
 
         Args:
           like: a state (or its `jax.eval_shape`) of the shapes and dtypes to expect.
-          parts: fields of the state.
+          parts: fields of the state to read; the others stay those of `like`.
 
         Returns:
-          {part: its tree of host arrays}, in the form of `flax.serialization.to_state_dict`.
+          The state, as host arrays.
 
         Raises:
           UserError: the checkpoint is of another model, is damaged or cannot be read.
@@ -246,7 +254,7 @@ class Checkpoints:
                 raise VanishedError(f"{self._folder.place(meta['step'])} was replaced while it was read") from error
             raise UserError(f"{error}; {NEXT_START}") from error
 
-    def _restore(self, meta: Meta, like: TrainState, parts: Sequence[str]) -> dict[str, Any]:
+    def _restore(self, meta: Meta, like: TrainState, parts: Sequence[str] = TrainState._fields) -> TrainState:
         place = self._folder.place(meta["step"])
         expected = flax.serialization.to_state_dict(like)
         saved, wanted = meta["arrays"], describe_shapes(expected)
@@ -262,7 +270,8 @@ class Checkpoints:
         damaged = [name for name, entry in found.items() if saved[name] != entry]
         if damaged:
             raise DamagedError(f"{place} is damaged: {counted(len(damaged), 'array')} not as saved ({damaged[0]})")
-        return arrays
+        restored: TrainState = flax.serialization.from_state_dict(like, expected | arrays)
+        return restored
 
     def _read_arrays(self, meta: Meta, expected: dict[str, Any], parts: Sequence[str]) -> dict[str, Any]:
         step, place = meta["step"], self.directory / str(meta["step"])
@@ -273,13 +282,8 @@ class Checkpoints:
                 try:
                     check_headers(place / "state", meta["arrays"])
                     wanted = {part: expected[part] for part in parts}
-                    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), wanted)
-                    if wanted.keys() == expected.keys():
-                        args = ocp.args.StandardRestore(target)
-                    else:
-                        form = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-                        args = ocp.args.PyTreeRestore(target, form, partial_restore=True)
-                    arrays: dict[str, Any] = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+                    args = ocp.args.Composite(state=_restore_args(wanted, partial=len(wanted) < len(expected)))
+                    arrays: dict[str, Any] = self._manager.restore(step, args=args)["state"]
                     return arrays
                 except Exception:
                     settle()
@@ -290,13 +294,10 @@ class Checkpoints:
                 return read()
         return read()
 
-    def restore_newest(
-        self, make_like: Callable[[], TrainState], check: Callable[[Meta], None]
-    ) -> tuple[TrainState, Meta] | None:
+    def restore_newest(self, like: TrainState, check: Callable[[Meta], None]) -> tuple[TrainState, Meta] | None:
         """The newest checkpoint that is whole; damaged ones are named, set aside, and the next older one is taken.
 
         Args:
-          make_like: makes a state (or its `jax.eval_shape`) of the shapes and dtypes to expect, if there is a checkpoint.
           check: refuses, by a `UserError`, what was saved for another run.
 
         Returns:
@@ -313,10 +314,7 @@ class Checkpoints:
                     raise found.damaged[step]
                 meta = found.metas[step]
                 check(meta)
-                like = make_like()
-                state: TrainState = flax.serialization.from_state_dict(
-                    like, self._restore(meta, like, TrainState._fields)
-                )
+                state = self._restore(meta, like)
             except DamagedError as error:
                 warn(f"{error}; it is set aside as {self.set_aside(step)}, and the checkpoint before it is used")
                 continue

@@ -1,6 +1,7 @@
 """Mistakes that a user can mend, and how every command ends."""
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -156,6 +157,7 @@ def tell(error: BaseException) -> int:
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command's `main(argv) -> exit code` and ends the process, see `tell`."""
     use_utf8()
+    gc.freeze()  # what the imports made stays: garbage collections need not look at it again and again
     with streams.guarded(), console_log.listening():
         try:
             code = _call(main)

@@ -108,7 +108,7 @@ def evaluate_stored(stored: StoredModel, *, flip_tta: bool = False) -> dict[str,
     config, dataset = stored.config, _open_dataset(stored)
     mesh = parallel.make_mesh(stored.devices)
     model, loaded = load_for_inference(stored, exact=True)
-    variables = parallel.replicate(loaded, mesh)
+    variables = parallel.place(loaded, mesh)
     compiled = parallel.spread(make_eval_step(config, model, flip_tta=flip_tta), mesh, mode=config.parallel)
     result = evaluate(compiled, {"val": variables}, _batches(config, dataset, mesh))
     return result | stored.facts | ({"flip_tta": True} if flip_tta else {})
@@ -123,7 +123,7 @@ def examine_stored(stored: StoredModel, *, flip_tta: bool = False) -> tuple[dict
     config, dataset = stored.config, _open_dataset(stored)
     mesh = parallel.make_mesh(stored.devices)
     model, loaded = load_for_inference(stored, exact=True)
-    variables = parallel.replicate(loaded, mesh)
+    variables = parallel.place(loaded, mesh)
     step = partial(examine_step, model=model, axis_name=parallel.AXIS, **_options(config, flip_tta))
     compiled = parallel.spread(step, mesh, mode=config.parallel)
     ranked: list[Metrics] = []

@@ -81,7 +81,7 @@ def extract(stored: StoredModel, images: ImageSet) -> tuple[np.ndarray, np.ndarr
     normalisation = build_normalisation(config)
     step = partial(feature_step, model=stored.model, axis_name=parallel.AXIS, normalisation=normalisation)
     compiled = parallel.spread(step, mesh, mode=config.parallel, stacked=True)
-    variables = parallel.replicate(stored.load(), mesh)
+    variables = parallel.place(stored.load(), mesh)
     result: np.ndarray | None = None
     good = np.zeros(count, np.bool_)
     bad_images = Quarantine(None, policy=config.data.on_bad_file, limit=count)

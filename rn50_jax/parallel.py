@@ -61,6 +61,11 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return copy(tree)
 
 
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Puts host arrays on every device, to be read alone: on a CPU they may stay where they are."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
 def shard(per_device: Iterable[jax.Array | np.ndarray], mesh: Mesh) -> jax.Array:
     """Puts one array on each device of this process, without stacking them on the host.
 

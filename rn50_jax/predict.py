@@ -43,7 +43,7 @@ def make_classifier(stored: StoredModel, *, batch_size: int, devices: Sequence[j
     normalisation = build_normalisation(stored.config)
     step = partial(predict_step, model=model, axis_name=parallel.AXIS, normalisation=normalisation)
     compiled = parallel.spread(step, mesh, mode=stored.config.parallel, stacked=True)
-    variables = parallel.replicate(loaded, mesh)
+    variables = parallel.place(loaded, mesh)
     size = stored.config.data.image_size
     shape = (len(devices), batch_size, size, size, 3)
 

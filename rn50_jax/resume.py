@@ -1,7 +1,6 @@
 """What a run starts from: a fresh state, foreign weights or a foreign checkpoint, or its newest whole checkpoint."""
 
 import base64
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +84,7 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
         _check_model(config, saved_config(meta, place), workdir)
         _check_split(config, saved_config(meta, place), workdir)
 
-    found = checkpoints.restore_newest(partial(build_state, config, model, abstract=True), check)
+    found = checkpoints.restore_newest(build_state(config, model, abstract=True), check)
     last = last_line(workdir / config.report.file)
     if found is None:
         if last and config.run.save_checkpoints:

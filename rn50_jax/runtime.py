@@ -1,12 +1,10 @@
 """What a process sets for itself before JAX first touches a device: XLA's flags, kept programs, pages of memory."""
 
 import hashlib
-import importlib.util
 import logging
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +16,7 @@ from pathlib import Path
 import jax
 
 from rn50_jax.errors import UserError, warn
-from rn50_jax.restart import is_command, restart
+from rn50_jax.hardware import cuda_plugins, nvidia_hardware
 
 _COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer"
 _SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
@@ -161,28 +159,6 @@ def cpu_kind() -> str:
     return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
 
 
-def signs_of_gpu() -> list[str]:
-    """What lets one expect that JAX computes on a GPU here."""
-    return _cuda_plugins() + nvidia_hardware()
-
-
-def _cuda_plugins() -> list[str]:
-    return [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)]
-
-
-def nvidia_hardware(root: Path = Path("/")) -> list[str]:
-    """Returns what shows that this machine has an NVIDIA GPU; [] if nothing does. Nothing of CUDA is loaded.
-
-    Args:
-      root: of the file system whose devices are looked for.
-    """
-    signs = ["nvidia-smi"] if shutil.which("nvidia-smi") else []
-    with suppress(OSError):
-        signs += ["/dev/nvidia0"] if (root / "dev/nvidia0").exists() else []
-        signs += ["/proc/driver/nvidia/gpus"] if any((root / "proc/driver/nvidia/gpus").iterdir()) else []
-    return signs
-
-
 HOW_TO_GPU = (
     "bash scripts/setup.sh requirements-cuda13.txt (requirements-cuda12.txt for an older driver), or with pip: "
     "pip install 'jax[cuda13]' (or 'jax[cuda12]')"
@@ -205,36 +181,6 @@ def unused_gpu(platform: str, platforms: str = "", root: Path = Path("/")) -> st
         return None
     found = f"this machine has an NVIDIA GPU ({', '.join(signs)}), but everything runs on the CPU, which is slow"
     silence = "JAX_PLATFORMS=cpu asks for the CPU and silences this"
-    if plugins := _cuda_plugins():
+    if plugins := cuda_plugins():
         return f"{found}: {', '.join(plugins)} is installed, but JAX cannot use the GPU; check nvidia-smi; {silence}"
     return f"{found}: JAX is installed for the CPU only; install it for CUDA: {HOW_TO_GPU}; {silence}"
-
-
-_HUGE_PAGES = "glibc.malloc.hugetlb"
-_ASKED = "RN50_JAX_HUGE_PAGES"
-
-
-def use_huge_pages() -> None:
-    """Starts this command anew, as the same process, with memory in huge pages; only where JAX computes on the CPU.
-
-    XLA takes the memory of a step's activations from the system at each step and gives it back. Handing it out in
-    pages of 4 kB takes the system a quarter of a step or so, in pages of 2 MB next to nothing. glibc (from 2.35) asks
-    for those if its tunable says so, which it reads when a process starts. Nothing is done where Linux gives no huge
-    pages or gives them unasked, where the tunable has been set, or where the environment has RN50_JAX_HUGE_PAGES.
-    """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if _HUGE_PAGES in tunables or _ASKED in os.environ or not is_command() or not _huge_pages_on_request():
-        return
-    if os.environ.get("JAX_PLATFORMS", "").split(",")[0] != "cpu" and signs_of_gpu():
-        return
-    # The second variable ends it even where the first one does not get through.
-    restart(**{"GLIBC_TUNABLES": ":".join(filter(None, (tunables, f"{_HUGE_PAGES}=1"))), _ASKED: "asked"})
-
-
-def _huge_pages_on_request() -> bool:
-    try:
-        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
-        enough = name == "glibc" and tuple(map(int, version.split(".")[:2])) >= (2, 35)
-        return enough and "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False

@@ -148,11 +148,9 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     devices = prepare_devices(config)
     class_names = tuple(meta["class_names"])
     model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
-    like = build_state(config, model, abstract=True)
-    if averaged:
-        variables = checkpoints.restore(meta, like, ("ema",))["ema"]
-    else:
-        variables = checkpoints.restore(meta, like, ("params", "batch_stats"))
+    parts = ("ema",) if averaged else ("params", "batch_stats")
+    state = checkpoints.restore(meta, build_state(config, model, abstract=True), parts)
+    variables = state.ema if averaged else {"params": state.params, "batch_stats": state.batch_stats}
     facts = {"checkpoint": which, "step": meta["step"], "epoch": meta["epoch"]}
     name = f"checkpoint {which} of {workdir}: step {meta['step']}, epoch {meta['epoch']}"
     if has_ema:

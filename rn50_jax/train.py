@@ -4,6 +4,11 @@ The recipe, top to bottom: read the config, look at devices and data, derive the
 state, then train and validate epoch by epoch.
 """
 
+from rn50_jax.restart import use_huge_pages
+
+if __name__ == "__main__":
+    use_huge_pages()  # starts the command anew: before what takes long to import
+
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -61,7 +66,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--target_top1", metavar="X", help="end the run once validation reaches X per cent top-1")
     hosts.add_arguments(parser)
     args, overrides = configs.parse_args(parser, argv)
-    runtime.use_huge_pages()
     shortcuts = ("model.pretrained_weights", "run.resume", "run.target_top1")
     given = {key: getattr(args, key.partition(".")[2]) for key in shortcuts}
     overrides += [(key, text) for key, text in given.items() if text is not None]

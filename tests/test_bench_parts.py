@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from PIL import Image
 
 from rn50_jax import config as configs
-from rn50_jax import runtime
+from rn50_jax import hardware
 from rn50_jax.bench import device, jpegs, points, stats, sweep, tables, timing
 from rn50_jax.bench.ceiling import Ceiling, measure_ceiling
 from rn50_jax.bench.cpu_time import tree_seconds
@@ -133,7 +133,7 @@ def test_known_cards() -> None:
 
 def test_a_fallback_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "nvidia-smi" not in runtime.signs_of_gpu()
+    assert "nvidia-smi" not in hardware.signs_of_gpu()
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     assert device.find_local_devices("auto")[0].platform == "cpu"  # JAX_PLATFORMS=cpu asks for it

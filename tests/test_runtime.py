@@ -19,7 +19,7 @@ from conftest import REPO, TINY
 from jaxlib import xla_client
 from trees import make_config
 
-from rn50_jax import parallel, runtime, workdir
+from rn50_jax import hardware, parallel, restart, runtime, workdir
 from rn50_jax.bench import feed
 from rn50_jax.bench.jpegs import generated_folder
 from rn50_jax.data.dataset import open_dataset
@@ -170,7 +170,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """As if a command ran where Linux gives huge pages on request; what it would be started anew with."""
     started: dict[str, str] = {}
     monkeypatch.setattr(os, "execve", lambda program, argv, environ: started.update(environ, argv=argv))
-    monkeypatch.setattr(runtime, "_huge_pages_on_request", lambda: True)
+    monkeypatch.setattr(restart, "_huge_pages_on_request", lambda: True)
     monkeypatch.setattr(sys, "argv", [str(REPO / "rn50_jax/train.py"), "--config", "x"])
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
@@ -180,12 +180,12 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def test_huge_pages_on_a_cpu(on_cpu: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=4")
-    runtime.use_huge_pages()
+    restart.use_huge_pages()
     assert on_cpu["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=4:glibc.malloc.hugetlb=1"
     assert on_cpu["argv"] == [sys.executable, *sys.orig_argv[1:]]
     on_cpu.clear()
     monkeypatch.setenv("RN50_JAX_HUGE_PAGES", "asked")  # as in the second start
-    runtime.use_huge_pages()
+    restart.use_huge_pages()
     assert not on_cpu
 
 
@@ -199,10 +199,10 @@ def test_no_second_start(on_cpu: dict[str, str], tmp_path: Path, monkeypatch: py
     elif why_not == "user":
         monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     elif why_not == "kernel":
-        monkeypatch.setattr(runtime, "_huge_pages_on_request", lambda: False)
+        monkeypatch.setattr(restart, "_huge_pages_on_request", lambda: False)
     else:
         monkeypatch.setattr(sys, "argv", ["-c"])
-    runtime.use_huge_pages()
+    restart.use_huge_pages()
     assert not on_cpu
 
 
@@ -215,7 +215,7 @@ def test_a_command_starts_anew_as_it_was_called(process_env: dict[str, str], tmp
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     environment = json.loads(result.read_text())["environment"]
-    wanted = "glibc.malloc.hugetlb=1" if runtime._huge_pages_on_request() else None
+    wanted = "glibc.malloc.hugetlb=1" if restart._huge_pages_on_request() else None
     assert environment.get("GLIBC_TUNABLES") == wanted
 
 
@@ -232,19 +232,19 @@ def make_machine(root: Path, *, device: bool = False, driver: bool = False) -> P
 
 def test_a_gpu_is_found_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert runtime.nvidia_hardware(tmp_path / "none") == []
-    assert runtime.nvidia_hardware(make_machine(tmp_path / "a")) == []
-    assert runtime.nvidia_hardware(make_machine(tmp_path / "b", device=True)) == ["/dev/nvidia0"]
-    assert runtime.nvidia_hardware(make_machine(tmp_path / "c", driver=True)) == ["/proc/driver/nvidia/gpus"]
+    assert hardware.nvidia_hardware(tmp_path / "none") == []
+    assert hardware.nvidia_hardware(make_machine(tmp_path / "a")) == []
+    assert hardware.nvidia_hardware(make_machine(tmp_path / "b", device=True)) == ["/dev/nvidia0"]
+    assert hardware.nvidia_hardware(make_machine(tmp_path / "c", driver=True)) == ["/proc/driver/nvidia/gpus"]
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "bin/nvidia-smi").chmod(0o755)
-    assert runtime.nvidia_hardware(tmp_path / "a") == ["nvidia-smi"]
+    assert hardware.nvidia_hardware(tmp_path / "a") == ["nvidia-smi"]
 
 
 def test_a_gpu_that_is_not_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(runtime, "_cuda_plugins", lambda: [])
+    monkeypatch.setattr(runtime, "cuda_plugins", lambda: [])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     gpu, none = make_machine(tmp_path / "gpu", device=True), make_machine(tmp_path / "none")
     told = runtime.unused_gpu("cpu", root=gpu)
@@ -264,7 +264,7 @@ def test_a_gpu_that_is_not_used_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         assert runtime.unused_gpu("cpu", root=gpu) is None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert runtime.unused_gpu("cpu", root=gpu) == told
-    monkeypatch.setattr(runtime, "_cuda_plugins", lambda: ["jax_cuda13_plugin"])
+    monkeypatch.setattr(runtime, "cuda_plugins", lambda: ["jax_cuda13_plugin"])
     told = runtime.unused_gpu("cpu", root=gpu)
     assert told and "jax_cuda13_plugin is installed, but JAX cannot use the GPU; check nvidia-smi" in told
 

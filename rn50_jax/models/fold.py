@@ -20,7 +20,8 @@ def inference_form(model: ResNet, variables: Variables, setting: str, *, platfor
     """
     if setting == "off":
         return model, variables
-    folded = fold_model(model, variables)
+    # On the host, by NumPy: on a device each of the 300 operations would be a program of its own to compile.
+    folded = fold_model(model, jax.device_get(variables))
     return pack_model(*folded) if platform == "gpu" else folded
 
 
