@@ -11,14 +11,14 @@ import jax
 from rn50_jax import config as configs
 from rn50_jax import errors, runtime
 from rn50_jax.bench import document as documents
+from rn50_jax.bench.cases import Case, case_config
 from rn50_jax.bench.ceiling import Ceiling, measure_ceiling
 from rn50_jax.bench.device import find_local_devices
 from rn50_jax.bench.end_to_end import measure_end_to_end
 from rn50_jax.bench.feed import measure_input
 from rn50_jax.bench.jpegs import generated_folder
 from rn50_jax.bench.peers import PEERS, compare, parse_peers
-from rn50_jax.bench.points import Point, point_config
-from rn50_jax.bench.sweep import make_points, make_sweep, parse_batch_sizes, parse_precisions, run_sweep
+from rn50_jax.bench.sweep import make_cases, make_sweep, parse_batch_sizes, parse_precisions, run_sweep
 from rn50_jax.errors import UserError
 from rn50_jax.workdir import write_file, write_json
 
@@ -52,18 +52,18 @@ def main(argv: Sequence[str]) -> int:
         found["input"] = measure_input(config, device=args.device, tell=_tell, **rounds)
     if peers:
         options = {"device": args.device, "tell": _tell, **rounds}
-        todo = [Point(args.mode, precision, batch, devices=1) for precision in precisions for batch in batch_sizes]
-        found["comparisons"] = [compare(point_config(config, p), args.mode, peers, **options) for p in todo]
+        todo = [Case(args.mode, precision, batch, devices=1) for precision in precisions for batch in batch_sizes]
+        found["comparisons"] = [compare(case_config(config, p), args.mode, peers, **options) for p in todo]
     devices = find_local_devices(args.device)
     if args.devices > len(devices):
         raise UserError(f"--devices {args.devices}, but there are {len(devices)}")
     devices = devices[: args.devices or len(devices)]
     document = documents.make_header(argv, devices)
     if not real:
-        points = make_points(args.mode, precisions, batch_sizes, available=len(devices), scaling=args.scaling)
-        if args.profile and len(points) > 1:
-            raise UserError(f"--profile takes one precision, batch size and number of devices, not {len(points)}")
-        sweep = make_sweep(config, points)
+        cases = make_cases(args.mode, precisions, batch_sizes, available=len(devices), scaling=args.scaling)
+        if args.profile and len(cases) > 1:
+            raise UserError(f"--profile takes one precision, batch size and number of devices, not {len(cases)}")
+        sweep = make_sweep(config, cases)
         ceilings = {precision: _ceiling(devices[0], precision) for precision in precisions}
         document["ceilings"] = {precision: ceiling._asdict() for precision, ceiling in ceilings.items()}
         budget = {"steps": args.steps, "warmup": args.warmup, "trace": args.profile, "tell": _tell}

@@ -18,7 +18,7 @@ from PIL import Image
 
 from rn50_jax import config as configs
 from rn50_jax import runtime
-from rn50_jax.bench import device, jpegs, points, stats, sweep, tables, timing
+from rn50_jax.bench import cases, device, jpegs, stats, sweep, tables, timing
 from rn50_jax.bench.ceiling import Ceiling, measure_ceiling
 from rn50_jax.bench.cpu_time import tree_seconds
 from rn50_jax.bench.document import as_json, as_markdown
@@ -112,14 +112,14 @@ def test_ceiling_of_tiny_sizes() -> None:
 def test_usage_is_arithmetic() -> None:
     result = {"step_seconds": {"median": 0.05}, "images_per_step": 512, "num_devices": 2, "precision": "bf16"}
     ceiling = Ceiling(tflops=800.0, gbytes_per_second=3000.0)
-    used = points.usage(result, 24.3e9, 80e9, ceiling, "NVIDIA H100 80GB HBM3")
+    used = cases.usage(result, 24.3e9, 80e9, ceiling, "NVIDIA H100 80GB HBM3")
     assert used["tflops"] == pytest.approx(256 * 24.3e9 / 0.05 / 1e12)  # of one device
     assert used["gbytes_per_second"] == pytest.approx(1600)
     assert used["megabytes_per_image"] == pytest.approx(312.5)
     assert used["flops_of_ceiling"] == pytest.approx(used["tflops"] / 800)
     assert used["bandwidth_of_ceiling"] == pytest.approx(1600 / 3000)
     assert used["mfu"] == pytest.approx(used["tflops"] / 989.4)
-    assert "mfu" not in points.usage(result, 24.3e9, 80e9, ceiling, "cpu")
+    assert "mfu" not in cases.usage(result, 24.3e9, 80e9, ceiling, "cpu")
 
 
 def test_known_cards() -> None:
@@ -144,10 +144,10 @@ def test_a_fallback_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
         device.find_local_devices("gpu")
 
 
-def test_points_of_a_sweep() -> None:
-    make = sweep.make_points
+def test_cases_of_a_sweep() -> None:
+    make = sweep.make_cases
     plain = make("infer", ["bf16", "fp32"], [8, 1], available=2, scaling=None)
-    assert plain == [points.Point("infer", p, b, 2) for p in ("bf16", "fp32") for b in (1, 8)]
+    assert plain == [cases.Case("infer", p, b, 2) for p in ("bf16", "fp32") for b in (1, 8)]
     both = make("train", ["fp32"], [12], available=6, scaling="both")
     assert [(p.devices, p.batch_size, p.global_batch) for p in both[:4]] == [(n, 12, 0) for n in (1, 2, 4, 6)]
     assert [(p.devices, p.batch_size, p.global_batch) for p in both[4:]] == [(n, 12 // n, 12) for n in (1, 2, 4, 6)]
@@ -161,15 +161,15 @@ def test_points_of_a_sweep() -> None:
 
 
 def test_lack_of_memory_is_told_and_the_sweep_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_program = points.make_program
+    make_program = cases.make_program
 
-    def limited(config: Any, *args: Any) -> points.Program:
+    def limited(config: Any, *args: Any) -> cases.Program:
         if config.batch_size == 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9999 bytes")
         return make_program(config, *args)
 
-    monkeypatch.setattr(points, "make_program", limited)
-    todo = [points.Point("infer", "fp32", batch, 1) for batch in (1, 2, 4)]
+    monkeypatch.setattr(cases, "make_program", limited)
+    todo = [cases.Case("infer", "fp32", batch, 1) for batch in (1, 2, 4)]
     told: list[str] = []
     results = sweep.run_sweep(
         sweep.make_sweep(small_config(), todo), {}, steps=2, warmup=0, trace=None, tell=told.append
@@ -286,6 +286,6 @@ def test_processor_time_of_children_counts() -> None:
 @pytest.mark.parametrize("fold", ["auto", "off"])
 def test_inference_computes_batch_norm_only_unless_folded(fold: str) -> None:
     config = configs.override(small_config(), [("model.fold_batch_norm", fold)])
-    program = points.make_program(config, "infer", jax.devices()[:1])
+    program = cases.make_program(config, "infer", jax.devices()[:1])
     # 2 blocks of ResNet-18, the stem and one shortcut: 6 BatchNorms, each with an inverse root.
     assert (program.compiled.as_text().count(" rsqrt(") > 0) == (fold == "off")

@@ -12,8 +12,8 @@ from conftest import REPO
 from PIL import Image
 
 from rn50_jax import config as configs
-from rn50_jax.bench import feed, peers, rounds, tables, torch_peer
-from rn50_jax.bench.points import Point, point_config
+from rn50_jax.bench import feed, peers, tables, torch_peer, trials
+from rn50_jax.bench.cases import Case, case_config
 from rn50_jax.errors import UserError
 
 # What `compare` drives, in the names of flax's examples/imagenet; a linear classifier of ours.
@@ -96,10 +96,10 @@ def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: 
     # As it is beside the CPU build of PyTorch that is pinned here, for which there is no torchvision.
     (tmp_path / "timm.py").write_text("import torchvision_of_another_world")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    config = point_config(small_config(), Point("train", "fp32", 4, 1))
+    config = case_config(small_config(), Case("train", "fp32", 4, 1))
     named = peers.parse_peers(f"torch,timm,flax-example={flax_example}")
     found = peers.compare(config, "train", named, device="cpu", steps=3, warmup=1, number=1, tell=print)
-    ours, torchs, timms, flaxs = found["contestants"]
+    ours, torchs, timms, flaxs = found["programs"]
     assert "timm cannot be imported" in timms["error"] and "pip install timm" in timms["error"]
     for entry in (ours, torchs, flaxs):
         speeds = entry["images_per_second"]
@@ -115,25 +115,25 @@ def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
-    visits: list[str] = []
+    kinds: list[str] = []
 
-    def visit(spec: dict[str, Any], cache: str, *, timeout: float) -> dict[str, Any]:
-        visits.append(spec["kind"])
-        if spec["kind"] == "b" or visits == list("abcac"):
+    def run_trial(spec: dict[str, Any], cache: str, *, timeout: float) -> dict[str, Any]:
+        kinds.append(spec["kind"])
+        if spec["kind"] == "b" or kinds == list("abcac"):
             raise UserError("broken")
-        return {"number": len(visits)}
+        return {"number": len(kinds)}
 
-    monkeypatch.setattr(rounds, "visit", visit)
-    found = rounds.run_rounds({k: {"kind": k} for k in "abc"}, rounds=3, timeout=1, tell=lambda _: None)
+    monkeypatch.setattr(trials, "run_trial", run_trial)
+    found = trials.run_trials({k: {"kind": k} for k in "abc"}, rounds=3, timeout=1, tell=lambda _: None)
     # One that failed is not tried again.
-    assert visits == ["a", "b", "c", "a", "c", "a"]
+    assert kinds == ["a", "b", "c", "a", "c", "a"]
     assert found == {
-        "a": {"visits": [{"number": 1}, {"number": 4}, {"number": 6}]},
+        "a": {"trials": [{"number": 1}, {"number": 4}, {"number": 6}]},
         "b": {"error": "broken"},
         "c": {"error": "broken"},
     }
     with pytest.raises(UserError, match="broken"):  # without the first there is nothing to compare with
-        rounds.run_rounds({k: {"kind": k} for k in "bc"}, rounds=3, timeout=1, tell=lambda _: None)
+        trials.run_trials({k: {"kind": k} for k in "bc"}, rounds=3, timeout=1, tell=lambda _: None)
 
 
 def test_timm_is_used_as_its_users_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_timm_is_used_as_its_users_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
     config = small_config(("model.arch", "resnet50"), ("model.width", "64"))
     spec = {"kind": "timm", "mode": "infer", "steps": 3, "warmup": 1, "device": "cpu"}
     spec |= {"config": config.to_dict(), "network": peers.network(config)}
-    visit = torch_peer.run(spec)
-    assert (visit["images_per_step"], visit["platform"]) == (4, "cpu")
-    assert "timm 0" in visit["about"]
+    report = torch_peer.run(spec)
+    assert (report["images_per_step"], report["platform"]) == (4, "cpu")
+    assert "timm 0" in report["about"]
     spec["network"] = peers.network(small_config())
     with pytest.raises(UserError, match="unchanged resnet50"):
         torch_peer.run(spec)
@@ -167,9 +167,9 @@ def test_mistakes_in_the_list_of_peers(tmp_path: Path) -> None:
 
 
 def test_ours_and_peers_on_different_kinds_of_device_are_not_compared() -> None:
-    visit = {"device": "x", "precision": "bf16", "about": "", "peak_memory_bytes": 1, "start_seconds": 1.0}
-    visit |= {"images_per_step": 8, "step_seconds": {"median": 2.0}, "cpu_seconds_per_step": 1.0}
-    on = {name: {"visits": [visit | {"platform": where}]} for name, where in ((peers.OURS, "gpu"), ("torch", "cpu"))}
+    report = {"device": "x", "precision": "bf16", "about": "", "peak_memory_bytes": 1, "start_seconds": 1.0}
+    report |= {"images_per_step": 8, "step_seconds": {"median": 2.0}, "cpu_seconds_per_step": 1.0}
+    on = {name: {"trials": [report | {"platform": where}]} for name, where in ((peers.OURS, "gpu"), ("torch", "cpu"))}
     _, theirs = peers.summarise(on)
     assert theirs["error"] == "it ran on a cpu, and ours did not" and "ours_over_it" not in theirs
 
@@ -241,14 +241,14 @@ def test_torchs_boxes_are_drawn_as_torchvision_does() -> None:
 
 
 def test_feeds_are_summed_up() -> None:
-    def visits(*pairs: tuple[float, float]) -> dict[str, Any]:
-        return {"visits": [{"images": 100, "seconds": s, "cpu_seconds": c, "about": "x"} for s, c in pairs]}
+    def found_in(*pairs: tuple[float, float]) -> dict[str, Any]:
+        return {"trials": [{"images": 100, "seconds": s, "cpu_seconds": c, "about": "x"} for s, c in pairs]}
 
-    found = feed.summarise({feed.OURS: visits((1.0, 0.2), (2.0, 0.3)), feed.TORCH: visits((2.0, 0.4), (2.0, 0.3))})
+    found = feed.summarise({feed.OURS: found_in((1.0, 0.2), (2.0, 0.3)), feed.TORCH: found_in((2.0, 0.4), (2.0, 0.3))})
     assert found[0]["images_per_second"] == {"rounds": [100, 50], "median": 75, "min": 50, "max": 100}
     assert found[0]["cpu_ms_per_image"]["rounds"] == pytest.approx([2, 3])
     assert found[1]["ours_over_it_images_per_second"] == {"median": 1.5, "min": 1.0, "max": 2.0}
     assert found[1]["ours_over_it_cpu_ms_per_image"]["median"] == pytest.approx(0.75)
-    failed = feed.summarise({feed.OURS: visits((1.0, 0.2)), feed.TORCH: {"error": "no torch"}})
-    text = tables.input_table({"contestants": failed})
+    failed = feed.summarise({feed.OURS: found_in((1.0, 0.2)), feed.TORCH: {"error": "no torch"}})
+    text = tables.input_table({"programs": failed})
     assert "torch DataLoader: not compared, no torch" in text

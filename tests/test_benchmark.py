@@ -24,7 +24,7 @@ def test_result(call: Run, tmp_path: Path, mode: str) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(path.read_text())
     result = document["results"][0]
-    assert document | result == document  # of a single point, its keys stand at the top too
+    assert document | result == document  # of a single case, its keys stand at the top too
     assert (result["mode"], result["devices"], result["images_per_step"], result["steps"]) == (mode, "2 x CPU", 8, 7)
     assert (result["arch"], result["image_size"], result["precision"]) == ("resnet18", 32, "fp32")
     times = result["step_seconds"]
@@ -59,7 +59,7 @@ def test_sweep_over_devices_and_precisions(run: Run, tmp_path: Path) -> None:
     assert found == [(p, n, 4 // n, 4) for p in ("bf16", "fp32") for n in (1, 2)]
     text = page.read_text()
     assert text.strip() == done.stdout.strip()
-    assert "### Strong scaling" in text and "### Every point" in text and "## Ceilings, measured in this run" in text
+    assert "### Strong scaling" in text and "### Every case" in text and "## Ceilings, measured in this run" in text
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_input_beside_torchs_loader(run: Run, digits: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     result = json.loads(path.read_text())["input"]
     assert result["files"]["images"] == 1500
-    ours, theirs = result["contestants"]
+    ours, theirs = result["programs"]
     for entry in (ours, theirs):
         assert entry["images_per_second"]["median"] > 0 and entry["cpu_ms_per_image"]["median"] > 0
     ratio = ours["cpu_ms_per_image"]["median"] / theirs["cpu_ms_per_image"]["median"]

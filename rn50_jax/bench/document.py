@@ -34,7 +34,7 @@ def make_header(argv: Sequence[str], devices: list[jax.Device]) -> dict[str, Any
 
 
 def as_json(document: dict[str, Any]) -> dict[str, Any]:
-    """The document for a file; of a single point, its keys stand at the top too."""
+    """The document for a file; of a single case, its keys stand at the top too."""
     results = document.get("results", [])
     return document | results[0] if len(results) == 1 else document
 
@@ -105,5 +105,5 @@ def _results(results: list[dict[str, Any]]) -> list[str]:
         for kind, rows in (("Weak", weak), ("Strong", strong)):
             if len({result["num_devices"] for result in rows}) > 1:
                 parts += [f"### {kind} scaling", tables.scaling_table(rows)]
-        parts += ["### Every point", tables.detail_table(of_mode)]
+        parts += ["### Every case", tables.detail_table(of_mode)]
     return parts

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
 from rn50_jax import parallel, runtime
-from rn50_jax.bench import rounds, stats
+from rn50_jax.bench import stats, trials
 from rn50_jax.bench.cpu_time import TreeClock
 from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.data.dataset import open_dataset, root_of
@@ -34,7 +34,7 @@ def open_feed(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, step
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
-    """One visit to our own feed: batches are made and placed on the devices, and dropped."""
+    """One trial to our own feed: batches are made and placed on the devices, and dropped."""
     config = configs.from_tree(spec["config"])
     runtime.prepare_runtime(config.data.backend, config.run.xla_flags)
     devices = find_local_devices(spec["device"])
@@ -66,20 +66,20 @@ def _wait(batch: TrainBatch) -> None:
 def measure_input(
     config: ConfigDict, *, device: str, steps: int, warmup: int, number: int, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Both feeds in interleaved rounds, each visit in a process of its own.
+    """Both feeds in interleaved rounds, each trial in a process of its own.
 
     Both decode the same files to uint8 batches of the config's crop, size and flip; the DataLoader's with Pillow in
     `data.workers` processes, and without placing them on a device.
 
     Returns:
-      The setting, what the files are like, and "contestants": images_per_second and cpu_ms_per_image by round, their
+      The setting, what the files are like, and "programs": images_per_second and cpu_ms_per_image by round, their
       median and extremes, and ours over theirs.
     """
     images = open_dataset(config, need_val=False).train
     shared = {"config": config.to_dict(), "device": device, "steps": steps, "warmup": warmup}
     theirs = shared | {"kind": "torch-loader", "folder": str(root_of(config) / "train")}
-    contestants = {OURS: shared | {"kind": "feed"}, TORCH: theirs | {"workers": config.data.workers}}
-    visits = rounds.run_rounds(contestants, rounds=number, timeout=1800, tell=tell)
+    programs = {OURS: shared | {"kind": "feed"}, TORCH: theirs | {"workers": config.data.workers}}
+    reports = trials.run_trials(programs, rounds=number, timeout=1800, tell=tell)
     return {
         "dir": str(config.data.dir),
         "files": describe_files(images),
@@ -88,7 +88,7 @@ def measure_input(
         "workers": config.data.workers,
         "steps": steps,
         "rounds": number,
-        "contestants": summarise(visits),
+        "programs": summarise(reports),
     }
 
 
@@ -106,21 +106,21 @@ def describe_files(images: ImageSet, sample: int = 2000) -> dict[str, float]:
     }
 
 
-def summarise(visits: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """What `rounds.run_rounds` found, as speeds, processor time and ratios."""
+def summarise(reports: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `trials.run_trials` found, as speeds, processor time and ratios."""
     result = []
     ours: dict[str, list[float]] = {}
-    for name, found in visits.items():
+    for name, found in reports.items():
         entry: dict[str, Any] = {"name": name}
         if "error" in found:
             result.append(entry | {"error": found["error"]})
             continue
         measures = {
-            "images_per_second": [visit["images"] / visit["seconds"] for visit in found["visits"]],
-            "cpu_ms_per_image": [1000 * visit["cpu_seconds"] / visit["images"] for visit in found["visits"]],
+            "images_per_second": [report["images"] / report["seconds"] for report in found["trials"]],
+            "cpu_ms_per_image": [1000 * report["cpu_seconds"] / report["images"] for report in found["trials"]],
         }
         ours = ours or (measures if name == OURS else {})
-        entry["about"] = found["visits"][-1]["about"]
+        entry["about"] = found["trials"][-1]["about"]
         for key, values in measures.items():
             entry[key] = {"rounds": values, **stats.spread_of(values)}
             if ours and name != OURS:

@@ -1,22 +1,22 @@
-"""Our own step as a contestant."""
+"""Our own step as a program."""
 
 from typing import Any
 
 from rn50_jax import config as configs
 from rn50_jax import runtime
+from rn50_jax.bench.cases import Case, case_config, measure
 from rn50_jax.bench.device import describe_hardware, find_local_devices
-from rn50_jax.bench.points import Point, measure, point_config
 from rn50_jax.errors import UserError
 from rn50_jax.workdir import versions
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
-    """One visit, see `bench.peers`."""
+    """One trial, see `bench.peers`."""
     config = configs.from_tree(spec["config"])
     runtime.prepare_runtime("synthetic", config.run.xla_flags)
     devices = find_local_devices(spec["device"])
-    point = Point(spec["mode"], config.precision, config.batch_size, devices=1)
-    result = measure(point_config(config, point), point, steps=spec["steps"], warmup=spec["warmup"], ceiling=None)
+    case = Case(spec["mode"], config.precision, config.batch_size, devices=1)
+    result = measure(case_config(config, case), case, steps=spec["steps"], warmup=spec["warmup"], ceiling=None)
     if "error" in result:
         raise UserError(result["error"])
     found = versions()

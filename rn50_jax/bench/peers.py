@@ -6,8 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rn50_jax.bench import rounds, stats
-from rn50_jax.bench.points import num_classes
+from rn50_jax.bench import stats, trials
+from rn50_jax.bench.cases import num_classes
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY
 
@@ -71,16 +71,16 @@ def compare(
     number: int,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Times ours and the peers on one device, in interleaved rounds, each visit in a process of its own.
+    """Times ours and the peers on one device, in interleaved rounds, each trial in a process of its own.
 
     Args:
-      config: a point's config, see `points.point_config`: everybody gets its batch size, image size, network and
+      config: a case's config, see `cases.case_config`: everybody gets its batch size, image size, network and
         precision, SGD with momentum, label smoothing where the peer has it.
       peers: see `parse_peers`.
       number: of rounds.
 
     Returns:
-      The setting and "contestants", each with its images_per_second by round, their median and extremes, and the
+      The setting and "programs", each with its images_per_second by round, their median and extremes, and the
       ratios ours / peer by round; or with "error".
     """
     shared = {
@@ -94,30 +94,30 @@ def compare(
     }
     specs = {OURS: shared | {"kind": "ours"}}
     specs |= {name: shared | {"kind": name, "folder": folder} for name, folder in peers.items()}
-    visits = rounds.run_rounds(specs, rounds=number, timeout=1800, tell=tell)
+    reports = trials.run_trials(specs, rounds=number, timeout=1800, tell=tell)
     setting = {"mode": mode, "precision": config.precision, "batch_size": config.batch_size}
     setting |= {"image_size": config.data.image_size, "arch": config.model.arch, "steps": steps, "rounds": number}
-    return setting | {"contestants": summarise(visits)}
+    return setting | {"programs": summarise(reports)}
 
 
-def summarise(visits: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """What `rounds.run_rounds` found, as speeds and ratios; a peer on another kind of device is not compared."""
-    ours = visits[OURS]
-    speeds = {name: [_speed(visit) for visit in found.get("visits", [])] for name, found in visits.items()}
+def summarise(reports: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `trials.run_trials` found, as speeds and ratios; a peer on another kind of device is not compared."""
+    ours = reports[OURS]
+    speeds = {name: [_speed(report) for report in found.get("trials", [])] for name, found in reports.items()}
     result = []
-    for name, found in visits.items():
+    for name, found in reports.items():
         entry: dict[str, Any] = {"name": name}
         if "error" in found:
             result.append(entry | {"error": found["error"]})
             continue
-        last = found["visits"][-1]
+        last = found["trials"][-1]
         entry |= {key: last[key] for key in ("platform", "device", "precision", "about", "peak_memory_bytes")}
         entry["images_per_second"] = {"rounds": speeds[name], **stats.spread_of(speeds[name])}
         if last["platform"] == "cpu":
-            entry["cpu_ms_per_image"] = stats.spread_of([_cpu_ms(visit) for visit in found["visits"]])
-        entry["start_seconds"] = found["visits"][0]["start_seconds"]  # later rounds find their programs compiled
+            entry["cpu_ms_per_image"] = stats.spread_of([_cpu_ms(report) for report in found["trials"]])
+        entry["start_seconds"] = found["trials"][0]["start_seconds"]  # later rounds find their programs compiled
         if name != OURS:
-            if last["platform"] != ours["visits"][-1]["platform"]:
+            if last["platform"] != ours["trials"][-1]["platform"]:
                 entry["error"] = f"it ran on a {last['platform']}, and ours did not"
             else:
                 entry["ours_over_it"] = stats.ratios(speeds[OURS], speeds[name])
@@ -125,9 +125,9 @@ def summarise(visits: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
-def _speed(visit: dict[str, Any]) -> float:
-    return float(visit["images_per_step"] / visit["step_seconds"]["median"])
+def _speed(report: dict[str, Any]) -> float:
+    return float(report["images_per_step"] / report["step_seconds"]["median"])
 
 
-def _cpu_ms(visit: dict[str, Any]) -> float:
-    return float(1000 * visit["cpu_seconds_per_step"] / visit["images_per_step"])
+def _cpu_ms(report: dict[str, Any]) -> float:
+    return float(1000 * report["cpu_seconds_per_step"] / report["images_per_step"])

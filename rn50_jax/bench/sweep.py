@@ -1,4 +1,4 @@
-"""The points of a sweep, and their measurement one after the other."""
+"""The cases of a sweep, and their measurement one after the other."""
 
 import gc
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from rn50_jax.bench.cases import Case, case_config, measure
 from rn50_jax.bench.ceiling import Ceiling
-from rn50_jax.bench.points import Point, measure, point_config
 from rn50_jax.errors import UserError
 from rn50_jax.plan import make_plan
 from rn50_jax.precision import PRECISIONS
@@ -50,10 +50,10 @@ def device_counts(available: int) -> list[int]:
     return counts if counts[-1] == available else [*counts, available]
 
 
-def make_points(
+def make_cases(
     mode: str, precisions: list[str], batch_sizes: list[int], *, available: int, scaling: str | None
-) -> list[Point]:
-    """All points of a sweep, small batches before large ones, so that a device's peak memory is that of each.
+) -> list[Case]:
+    """All cases of a sweep, small batches before large ones, so that a device's peak memory is that of each.
 
     Args:
       batch_sizes: per device; in strong scaling, of all devices together.
@@ -63,36 +63,36 @@ def make_points(
     Raises:
       UserError: a batch that cannot be shared equally.
     """
-    points = []
+    cases = []
     for precision in precisions:
         for batch in sorted(batch_sizes):
             if scaling is None:
-                points.append(Point(mode, precision, batch, available))
+                cases.append(Case(mode, precision, batch, available))
             if scaling in ("weak", "both"):
-                points += [Point(mode, precision, batch, count) for count in device_counts(available)]
+                cases += [Case(mode, precision, batch, count) for count in device_counts(available)]
             if scaling in ("strong", "both"):
                 for count in device_counts(available):
                     if batch % count:
                         raise UserError(f"a batch of {batch} cannot be shared by {count} devices; change --batch_sizes")
-                    points.append(Point(mode, precision, batch // count, count, global_batch=batch))
-    return points
+                    cases.append(Case(mode, precision, batch // count, count, global_batch=batch))
+    return cases
 
 
-def make_sweep(config: ConfigDict, points: list[Point]) -> list[tuple[Point, ConfigDict]]:
-    """Each point with its config.
+def make_sweep(config: ConfigDict, cases: list[Case]) -> list[tuple[Case, ConfigDict]]:
+    """Each case with its config.
 
     Raises:
-      UserError: a point does not fit the config.
+      UserError: a case does not fit the config.
     """
-    sweep = [(point, point_config(config, point)) for point in points]
-    for point, one in sweep:
-        if point.mode == "train":
-            make_plan(one, num_images=one.data.synthetic_images[0], num_devices=point.devices)
+    sweep = [(case, case_config(config, case)) for case in cases]
+    for case, one in sweep:
+        if case.mode == "train":
+            make_plan(one, num_images=one.data.synthetic_images[0], num_devices=case.devices)
     return sweep
 
 
 def run_sweep(
-    sweep: list[tuple[Point, ConfigDict]],
+    sweep: list[tuple[Case, ConfigDict]],
     ceilings: dict[str, Ceiling],
     *,
     steps: int,
@@ -100,15 +100,15 @@ def run_sweep(
     trace: Path | None,
     tell: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Measures every point; one for which the memory does not suffice is written down, and the sweep goes on."""
+    """Measures every case; one for which the memory does not suffice is written down, and the sweep goes on."""
     results = []
-    for point, config in sweep:
+    for case, config in sweep:
         tell(
-            f"{point.mode}, {point.precision}, {counted(point.batch_size, 'image')} on each of "
-            f"{counted(point.devices, 'device')}"
+            f"{case.mode}, {case.precision}, {counted(case.batch_size, 'image')} on each of "
+            f"{counted(case.devices, 'device')}"
         )
-        ceiling = ceilings.get(point.precision)
-        results.append(measure(config, point, steps=steps, warmup=warmup, ceiling=ceiling, trace=trace))
+        ceiling = ceilings.get(case.precision)
+        results.append(measure(config, case, steps=steps, warmup=warmup, ceiling=ceiling, trace=trace))
         if "error" in results[-1]:
             tell(results[-1]["error"])
         gc.collect()

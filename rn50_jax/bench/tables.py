@@ -69,7 +69,7 @@ def scaling_table(results: Sequence[Row]) -> str:
 
 
 def detail_table(results: Sequence[Row]) -> str:
-    """Every point: spread, compile time, memory, and how far the device was used."""
+    """Every case: spread, compile time, memory, and how far the device was used."""
     known = any("mfu" in r for r in results)
     header = ["precision", "devices", "batch", "img/s", "step, ms: median (quartiles)", "trace + compile, s"]
     header += [
@@ -112,10 +112,10 @@ def ceiling_table(ceilings: dict[str, dict[str, float]]) -> str:
 def peer_table(comparison: Row) -> str:
     """Ours and the peers: speed over the rounds and ours over each."""
     header = ["program", "img/s: median of rounds (range)", "ours / it (range)", "precision"]
-    cpu = any("cpu_ms_per_image" in entry for entry in comparison["contestants"])
+    cpu = any("cpu_ms_per_image" in entry for entry in comparison["programs"])
     header += (["CPU-ms per image"] if cpu else []) + ["first step, s", "peak memory, MB", "about"]
     rows = []
-    for entry in comparison["contestants"]:
+    for entry in comparison["programs"]:
         if "images_per_second" not in entry:
             continue
         memory = entry["peak_memory_bytes"]
@@ -133,7 +133,7 @@ def input_table(measured: Row) -> str:
     header = ["feed", "img/s: median of rounds (range)", "CPU-ms per image (range)", "ours / it, img/s"]
     header += ["ours / it, CPU-ms", "about"]
     rows = []
-    for entry in measured["contestants"]:
+    for entry in measured["programs"]:
         if "error" in entry:
             continue
         row = [entry["name"]]
@@ -146,9 +146,7 @@ def input_table(measured: Row) -> str:
 
 def _with_errors(text: str, measured: Row) -> str:
     """Those that could not be compared, and why, below the table."""
-    errors = [
-        f"{entry['name']}: not compared, {entry['error']}" for entry in measured["contestants"] if "error" in entry
-    ]
+    errors = [f"{entry['name']}: not compared, {entry['error']}" for entry in measured["programs"] if "error" in entry]
     return "\n\n".join((text, *errors))
 
 

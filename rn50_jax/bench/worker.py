@@ -1,4 +1,4 @@
-"""One visit to one contestant: `python -m rn50_jax.bench.worker SPEC.json RESULT.json`, started by `bench.rounds`."""
+"""One trial to one program: `python -m rn50_jax.bench.worker SPEC.json RESULT.json`, started by `bench.trials`."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(spec: dict[str, Any]) -> dict[str, Any]:
-    # Each contestant has libraries of its own, which the others' processes must not load.
+    # Each program has libraries of its own, which the others' processes must not load.
     kind = spec["kind"]
     if kind == "ours":
         from rn50_jax.bench import ours
@@ -35,7 +35,7 @@ def _run(spec: dict[str, Any]) -> dict[str, Any]:
         from rn50_jax.bench import torch_peer
 
         return torch_peer.run(spec)
-    raise UserError(f"no contestant of kind {kind!r}")
+    raise UserError(f"no program of kind {kind!r}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One point of a benchmark: a mode, a precision, a batch size and a number of devices."""
+"""One case of a benchmark: a mode, a precision, a batch size and a number of devices."""
 
 import time
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from rn50_jax.train import compile_steps
 from rn50_jax.workdir import describe_devices
 
 
-class Point(NamedTuple):
+class Case(NamedTuple):
     """What is timed. batch_size: per device; global_batch: with strong scaling, what the devices share, else 0."""
 
     mode: str
@@ -54,13 +54,13 @@ class Program(NamedTuple):
     lowering: str
 
 
-def point_config(config: ConfigDict, point: Point) -> ConfigDict:
-    """The config of one point, on synthetic data.
+def case_config(config: ConfigDict, case: Case) -> ConfigDict:
+    """The config of one case, on synthetic data.
 
     Raises:
-      UserError: the point's values do not fit the config.
+      UserError: the case's values do not fit the config.
     """
-    changes = [("data.backend", "synthetic"), ("precision", point.precision), ("batch_size", str(point.batch_size))]
+    changes = [("data.backend", "synthetic"), ("precision", case.precision), ("batch_size", str(case.batch_size))]
     changed = configs.override(config, changes)
     configs.validate(changed)
     return changed
@@ -113,7 +113,7 @@ def _infer_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
 
 def measure(
     config: ConfigDict,
-    point: Point,
+    case: Case,
     *,
     steps: int,
     warmup: int,
@@ -123,7 +123,7 @@ def measure(
     """Times `steps` steps after a first call and `warmup` further ones; the batch stays on the devices.
 
     Args:
-      config: as `point_config` makes it.
+      config: as `case_config` makes it.
       trace: a folder for a trace of ten further steps, which "profile" then sums up.
 
     Returns:
@@ -131,19 +131,19 @@ def measure(
       memory; and how far the devices were used, see `usage`. Where the device lacks memory or the precision: what was
       to be timed, and "error".
     """
-    devices = jax.local_devices()[: point.devices]
+    devices = jax.local_devices()[: case.devices]
     result: dict[str, Any] = {
-        "mode": point.mode,
+        "mode": case.mode,
         "arch": config.model.arch,
         "image_size": config.data.image_size,
         "precision": config.precision,
         "parallel": config.parallel,
         "devices": describe_devices(devices),
         "platform": devices[0].platform,
-        "num_devices": point.devices,
+        "num_devices": case.devices,
         "batch_size_per_device": config.batch_size,
-        "batch_norm": "folded" if point.mode == "infer" and config.model.fold_batch_norm != "off" else "computed",
-        "scaling": "strong" if point.global_batch else "weak",
+        "batch_norm": "folded" if case.mode == "infer" and config.model.fold_batch_norm != "off" else "computed",
+        "scaling": "strong" if case.global_batch else "weak",
         "steps": steps,
         "warmup": warmup,
     }
@@ -154,15 +154,15 @@ def measure(
     try:
         with telling_of_memory(config):
             peak_before = _peak(devices[0])
-            program = make_program(config, point.mode, devices)
+            program = make_program(config, case.mode, devices)
             result |= _time(program, steps, warmup) | _memory(devices[0], peak_before, program.compilation)
             if trace:
                 text = program.compiled.as_text()
-                result["profile"] = profile(program.run, text, trace, steps=min(steps, 10), mode=point.mode)
+                result["profile"] = profile(program.run, text, trace, steps=min(steps, 10), mode=case.mode)
     except RunStopped as error:
         return result | {"error": "out of memory", "error_detail": str(error)}
     model = build_model(config, num_classes=num_classes(config), platform=devices[0].platform)
-    flops = count_flops(model, config.data.image_size).of(point.mode)
+    flops = count_flops(model, config.data.image_size).of(case.mode)
     return result | usage(result, flops, program.compilation.bytes_accessed, ceiling, devices[0].device_kind)
 
 
@@ -196,7 +196,7 @@ def _peak(device: jax.Device) -> int:
 
 
 def _memory(device: jax.Device, before: int, compilation: timing.Compilation) -> dict[str, Any]:
-    """Per device: the device's own count, if this point is what it is due to, else XLA's analysis of the program."""
+    """Per device: the device's own count, if this case is what it is due to, else XLA's analysis of the program."""
     after = _peak(device)
     measured = after > before
     return {

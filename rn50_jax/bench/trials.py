@@ -1,7 +1,7 @@
-"""Contestants in turns, each visit in a process of its own: A, B, C, A, B, C, ...
+"""Programs in turns, each trial in a process of its own: A, B, C, A, B, C, ...
 
 Whatever drifts (clocks, temperature, other users of the machine) then drifts for all of them, the spread over rounds
-shows how far single figures can be trusted, and no contestant holds memory while another is timed.
+shows how far single figures can be trusted, and no program holds memory while another is timed.
 """
 
 import json
@@ -18,39 +18,39 @@ from rn50_jax.errors import UserError
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def run_rounds(
-    contestants: dict[str, dict[str, Any]], *, rounds: int, timeout: float, tell: Callable[[str], None]
+def run_trials(
+    programs: dict[str, dict[str, Any]], *, rounds: int, timeout: float, tell: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Visits every contestant `rounds` times.
+    """Runs every program `rounds` times.
 
     Args:
-      contestants: by name, the spec that `bench.worker` takes. One that fails is left out from then on.
-      timeout: seconds after which a visit is ended and counts as failed.
-      tell: called with a line of progress before each visit.
+      programs: by name, the spec that `bench.worker` takes. One that fails is left out from then on.
+      timeout: seconds after which a trial is ended and counts as failed.
+      tell: called with a line of progress before each trial.
 
     Returns:
-      By name, {"visits": list of what the worker reported}, or {"error": why there are none}.
+      By name, {"trials": list of what the worker reported}, or {"error": why there are none}.
 
     Raises:
-      UserError: the first contestant, which the others are compared with, failed.
+      UserError: the first program, which the others are compared with, failed.
     """
-    found: dict[str, dict[str, Any]] = {name: {"visits": []} for name in contestants}
+    found: dict[str, dict[str, Any]] = {name: {"trials": []} for name in programs}
     with tempfile.TemporaryDirectory(prefix="rn50-jax-compiled-") as cache:
         for number in range(1, rounds + 1):
-            for name, spec in contestants.items():
+            for name, spec in programs.items():
                 if "error" in found[name]:
                     continue
                 tell(f"round {number} of {rounds}: {name}")
                 try:
-                    found[name]["visits"].append(visit(spec, cache, timeout=timeout))
+                    found[name]["trials"].append(run_trial(spec, cache, timeout=timeout))
                 except UserError as error:
-                    if name == next(iter(contestants)):
+                    if name == next(iter(programs)):
                         raise
                     found[name] = {"error": str(error)}
     return found
 
 
-def visit(spec: dict[str, Any], cache: str, *, timeout: float) -> dict[str, Any]:
+def run_trial(spec: dict[str, Any], cache: str, *, timeout: float) -> dict[str, Any]:
     """What one worker process reports. Compiled programs are kept in the folder `cache` for the later rounds.
 
     Raises:
