@@ -39,8 +39,8 @@ class Case(NamedTuple):
     variant: str = ""
 
     def __str__(self) -> str:
-        images, devices = counted(self.batch_size, "image"), counted(self.devices, "device")
-        text = f"{self.mode}, {self.precision}, {images} on each of {devices}"
+        devices = "1 device" if self.devices == 1 else f"each of {self.devices} devices"
+        text = f"{self.mode}, {self.precision}, {counted(self.batch_size, 'image')} on {devices}"
         return f"{text}, {self.variant}" if self.variant else text
 
 

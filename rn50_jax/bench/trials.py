@@ -144,7 +144,7 @@ def run_trial(
     with stops.folder("rn50-jax-bench-") as folder:
         request, answer, errors = folder / "spec.json", folder / "result.json", folder / "stderr"
         request.write_text(json.dumps(spec), encoding="utf-8")
-        command = [sys.executable, "-m", "rn50_jax.bench.worker", str(request), str(answer)]
+        command = worker_command(request, answer)
         env = trial_environment(os.environ, cache, one_device=bool(spec.get("one_device")))
         with errors.open("wb") as file:
             # A session of its own: signals of a terminal are ours to answer, and all of it can be ended together.
@@ -171,6 +171,11 @@ def run_trial(
         if answer.is_file():
             return _read(answer) | ({"cut_short": problem} if problem else {})
         raise _Failed(problem or "it reported nothing", "\n".join(lines[-20:]) if len(lines) > 1 else "")
+
+
+def worker_command(request: Path, answer: Path) -> list[str]:
+    """What runs one trial, see `bench.worker`."""
+    return [sys.executable, "-m", "rn50_jax.bench.worker", str(request), str(answer)]
 
 
 def _read(answer: Path) -> dict[str, Any]:
