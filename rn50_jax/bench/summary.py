@@ -61,13 +61,13 @@ def _rows(name: str, document: dict[str, Any]) -> Iterator[Row]:
         yield [name, what, speed, f"{low:.2f}-{high:.2f} ms", ceiling, f"{result['peak_memory_bytes'] / 1e6:,.0f}"]
     for comparison in document.get("comparisons", []):
         what = f"{comparison['mode']} {comparison['precision']}, {comparison['batch_size']} x 1"
-        for entry in comparison["contestants"]:
-            yield _contestant(name, f"{what}, {entry['name']}", entry, "images_per_second", "img/s", "ours_over_it")
-    for entry in document.get("input", {}).get("contestants", []):
-        yield _contestant(name, entry["name"], entry, "images_per_second", "img/s", "ours_over_it_images_per_second")
+        for entry in comparison["programs"]:
+            yield _program(name, f"{what}, {entry['name']}", entry, "images_per_second", "img/s", "ours_over_it")
+    for entry in document.get("input", {}).get("programs", []):
+        yield _program(name, entry["name"], entry, "images_per_second", "img/s", "ours_over_it_images_per_second")
         if "error" not in entry:
             key = "cpu_ms_per_image"
-            yield _contestant(name, f"{entry['name']}, CPU", entry, key, "ms per image", f"ours_over_it_{key}")
+            yield _program(name, f"{entry['name']}, CPU", entry, key, "ms per image", f"ours_over_it_{key}")
     if "end_to_end" in document:
         real, ratio = document["end_to_end"]["images_per_second"], document["end_to_end"]["ratio"]
         what = f"end to end {document['end_to_end']['precision']}, {document['end_to_end']['backend']}"
@@ -78,7 +78,7 @@ def _rows(name: str, document: dict[str, Any]) -> Iterator[Row]:
         yield [name, "killed runs that resumed, to the same bits", what, "", "", ""]
 
 
-def _contestant(name: str, what: str, entry: dict[str, Any], key: str, unit: str, ratio: str) -> Row:
+def _program(name: str, what: str, entry: dict[str, Any], key: str, unit: str, ratio: str) -> Row:
     if "error" in entry:
         return [name, what, f"not compared: {entry['error']}", "", "", ""]
     spread = entry[key]

@@ -1,19 +1,21 @@
-"""The points of a sweep, and their measurement one after the other."""
+"""The cases of a sweep, and their measurement one after the other."""
 
 import gc
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from rn50_jax import config as configs
+from rn50_jax.bench.cases import Case, case_config, measure
 from rn50_jax.bench.ceiling import Ceiling
-from rn50_jax.bench.points import Point, measure, point_config
+from rn50_jax.bench.record import Record
 from rn50_jax.errors import UserError
 from rn50_jax.plan import make_plan
 from rn50_jax.precision import PRECISIONS
-from rn50_jax.text import counted
 
 
 def parse_batch_sizes(text: str) -> list[int]:
@@ -50,10 +52,10 @@ def device_counts(available: int) -> list[int]:
     return counts if counts[-1] == available else [*counts, available]
 
 
-def make_points(
+def make_cases(
     mode: str, precisions: list[str], batch_sizes: list[int], *, available: int, scaling: str | None
-) -> list[Point]:
-    """All points of a sweep, small batches before large ones, so that a device's peak memory is that of each.
+) -> list[Case]:
+    """All cases of a sweep, small batches before large ones, so that a device's peak memory is that of each.
 
     Args:
       batch_sizes: per device; in strong scaling, of all devices together.
@@ -63,54 +65,102 @@ def make_points(
     Raises:
       UserError: a batch that cannot be shared equally.
     """
-    points = []
+    cases = []
     for precision in precisions:
         for batch in sorted(batch_sizes):
             if scaling is None:
-                points.append(Point(mode, precision, batch, available))
+                cases.append(Case(mode, precision, batch, available))
             if scaling in ("weak", "both"):
-                points += [Point(mode, precision, batch, count) for count in device_counts(available)]
+                cases += [Case(mode, precision, batch, count) for count in device_counts(available)]
             if scaling in ("strong", "both"):
                 for count in device_counts(available):
                     if batch % count:
                         raise UserError(f"a batch of {batch} cannot be shared by {count} devices; change --batch_sizes")
-                    points.append(Point(mode, precision, batch // count, count, global_batch=batch))
-    return points
+                    cases.append(Case(mode, precision, batch // count, count, global_batch=batch))
+    return cases
 
 
-def make_sweep(config: ConfigDict, points: list[Point]) -> list[tuple[Point, ConfigDict]]:
-    """Each point with its config.
+def make_sweep(config: ConfigDict, cases: list[Case]) -> list[tuple[Case, ConfigDict]]:
+    """Each case with its config.
 
     Raises:
-      UserError: a point does not fit the config.
+      UserError: a case does not fit the config.
     """
-    sweep = [(point, point_config(config, point)) for point in points]
-    for point, one in sweep:
-        if point.mode == "train":
-            make_plan(one, num_images=one.data.synthetic_images[0], num_devices=point.devices)
+    sweep = [(case, case_config(config, case)) for case in cases]
+    for case, one in sweep:
+        if case.mode == "train":
+            make_plan(one, num_images=one.data.synthetic_images[0], num_devices=case.devices)
     return sweep
 
 
+# Keys that say how to report, save or feed a run, or for how long; nothing of it is in a step on synthetic data.
+_NOT_IN_A_STEP = ("checkpoint.", "report.", "run.", "data.", "epochs", "seed")
+_OPTIONS_FOR = {"precision": "--precisions", "batch_size": "--batch_sizes"}
+
+
+def parse_variants(config: ConfigDict, texts: Sequence[str]) -> list[str]:
+    """Reads each KEY=VALUE of --vary.
+
+    Raises:
+      UserError: no such key or value, or one that changes nothing of the step.
+    """
+    variants = []
+    for text in texts:
+        key, given, value = text.partition("=")
+        key = key.strip().removeprefix("config.")
+        if not given:
+            raise UserError(f"--vary {text!r} must be KEY=VALUE, such as model.max_pool=native")
+        if key in _OPTIONS_FOR:
+            raise UserError(f"--vary {key}: use {_OPTIONS_FOR[key]}, without --vary")
+        changed = configs.override(config, [(key, value)])
+        if key == "run.xla_flags":
+            raise UserError(f"--vary {key} acts on the whole process; use --config.{key} in a call of its own")
+        if key.startswith(_NOT_IN_A_STEP) and key != "data.image_size":
+            raise UserError(f"--vary {key}: it changes nothing of a step on synthetic data; name another key")
+        if changed.to_dict() == config.to_dict():
+            raise UserError(f"--vary {text!r} is what the config says already; name another value")
+        variants.append(f"{key}={value}")
+    return variants
+
+
 def run_sweep(
-    sweep: list[tuple[Point, ConfigDict]],
-    ceilings: dict[str, Ceiling],
+    sweep: list[tuple[Case, ConfigDict]],
+    record: Record,
     *,
+    ceiling_of: Callable[[str], Ceiling],
     steps: int,
     warmup: int,
     trace: Path | None,
     tell: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """Measures every point; one for which the memory does not suffice is written down, and the sweep goes on."""
-    results = []
-    for point, config in sweep:
-        tell(
-            f"{point.mode}, {point.precision}, {counted(point.batch_size, 'image')} on each of "
-            f"{counted(point.devices, 'device')}"
-        )
-        ceiling = ceilings.get(point.precision)
-        results.append(measure(config, point, steps=steps, warmup=warmup, ceiling=ceiling, trace=trace))
+) -> None:
+    """Measures every case for which there is time, into the record's "ceilings" and "results".
+
+    One for which the memory does not suffice is written down, and the sweep goes on.
+
+    Args:
+      record: has the cases, as texts, in its plan.
+      ceiling_of: measures that of a precision; called before the first case in it.
+    """
+    ceilings: dict[str, Ceiling] = {}
+    results: list[dict[str, Any]] = []
+    longest = 0.0
+    for case, config in sweep:
+        if not record.begins(str(case), longest):
+            continue
+        start = time.perf_counter()
+        if case.precision not in ceilings:
+            ceilings[case.precision] = ceiling_of(case.precision)
+            record.put(ceilings={precision: ceiling._asdict() for precision, ceiling in ceilings.items()})
+        tell(str(case))
+
+        def timed(result: dict[str, Any]) -> None:
+            record.put(results=[*results, result])
+
+        ceiling = ceilings[case.precision]
+        results.append(measure(config, case, steps=steps, warmup=warmup, ceiling=ceiling, trace=trace, timed=timed))
+        longest = max(longest, time.perf_counter() - start)
+        record.done(str(case), results=list(results))
         if "error" in results[-1]:
             tell(results[-1]["error"])
         gc.collect()
         jax.clear_caches()
-    return results

@@ -1,0 +1,220 @@
+"""One case of a benchmark: a mode, a precision, a batch size and a number of devices."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rn50_jax import config as configs
+from rn50_jax import parallel
+from rn50_jax.bench import stats, traced
+from rn50_jax.bench.ceiling import Ceiling
+from rn50_jax.bench.compiled import Program, make_program, num_classes
+from rn50_jax.bench.cpu_time import TreeClock
+from rn50_jax.bench.device import sheet
+from rn50_jax.bench.flops import count_flops
+from rn50_jax.build import build_model
+from rn50_jax.diagnosis import telling_of_memory
+from rn50_jax.errors import RunStopped, UserError
+from rn50_jax.text import counted
+from rn50_jax.workdir import describe_devices
+
+
+class Case(NamedTuple):
+    """What is timed.
+
+    batch_size: per device. global_batch: with strong scaling, what the devices share, else 0. variant: KEY=VALUE that
+    differs from the config, "" for the config as it is.
+    """
+
+    mode: str
+    precision: str
+    batch_size: int
+    devices: int
+    global_batch: int = 0
+    variant: str = ""
+
+    def __str__(self) -> str:
+        devices = "1 device" if self.devices == 1 else f"each of {self.devices} devices"
+        text = f"{self.mode}, {self.precision}, {counted(self.batch_size, 'image')} on {devices}"
+        return f"{text}, {self.variant}" if self.variant else text
+
+
+def case_config(config: ConfigDict, case: Case) -> ConfigDict:
+    """The config of one case, on synthetic data.
+
+    Raises:
+      UserError: the case's values do not fit the config.
+    """
+    changes = [("data.backend", "synthetic"), ("precision", case.precision), ("batch_size", str(case.batch_size))]
+    if case.variant:
+        key, _, value = case.variant.partition("=")
+        changes.append((key, value))
+    changed = configs.override(config, changes)
+    configs.validate(changed)
+    return changed
+
+
+def measure(
+    config: ConfigDict,
+    case: Case,
+    *,
+    steps: int,
+    warmup: int,
+    ceiling: Ceiling | None = None,
+    trace: Path | None = None,
+    timed: Callable[[dict[str, Any]], None] = lambda _: None,
+    command_buffers: bool | None = None,
+) -> dict[str, Any]:
+    """Times `steps` steps after a first call and `warmup` further ones; the batch stays on the devices.
+
+    Args:
+      config: as `case_config` makes it.
+      trace: a folder for a trace of ten further steps, which "profile" then sums up, see `traced.trace`.
+      timed: called with the result before it is traced.
+      command_buffers: the program has them; by default what `traced.has_command_buffers` says.
+
+    Returns:
+      What was timed; images_per_second at the median step; step_seconds, see `stats.summarise`; what compiling cost;
+      memory; how far the devices were used, see `usage`; and "seconds" that it all took. Where the device lacks memory
+      or the precision: what was to be timed, and "error"; where it lacks memory for tracing, "profile_error".
+    """
+    start = time.perf_counter()
+    devices = jax.local_devices()[: case.devices]
+    platform = devices[0].platform
+    result: dict[str, Any] = {
+        "mode": case.mode,
+        "arch": config.model.arch,
+        "image_size": config.data.image_size,
+        "precision": config.precision,
+        "parallel": config.parallel,
+        "devices": describe_devices(devices),
+        "platform": platform,
+        "num_devices": case.devices,
+        "batch_size_per_device": config.batch_size,
+        "batch_norm": "folded" if case.mode == "infer" and config.model.fold_batch_norm != "off" else "computed",
+        "scaling": "strong" if case.global_batch else "weak",
+        "variant": case.variant,
+        "steps": steps,
+        "warmup": warmup,
+    }
+
+    def after(**more: Any) -> dict[str, Any]:
+        return result | more | {"seconds": time.perf_counter() - start}
+
+    try:
+        parallel.find_devices(backend="synthetic", precision=config.precision)
+    except UserError as error:
+        return after(error=str(error))
+    try:
+        with telling_of_memory(config):
+            peak_before = _peak(devices[0])
+            program = make_program(config, case.mode, devices)
+            result |= _time(program, steps, warmup, start)
+    except RunStopped as error:
+        return after(error="out of memory", error_detail=str(error))
+    compilation = program.compilation
+    result |= peak_memory(case.mode, platform, peak_before, _peak(devices[0]), compilation.memory_bytes)
+    model = build_model(config, num_classes=num_classes(config), platform=platform)
+    flops = count_flops(model, config.data.image_size).of(case.mode)
+    result |= usage(result, flops, compilation.bytes_accessed, ceiling, devices[0].device_kind)
+    if trace is None:
+        return after()
+    timed(after())
+    if command_buffers is None:
+        command_buffers = traced.has_command_buffers(platform, traced.xla_flags())
+    try:
+        with telling_of_memory(config):
+            found = traced.trace(
+                program,
+                trace,
+                steps=steps,
+                mode=case.mode,
+                images_per_second=result["images_per_second"],
+                copy_gbytes_per_second=ceiling.gbytes_per_second if ceiling else None,
+                command_buffers=command_buffers,
+            )
+    except RunStopped as error:
+        return after(profile_error=str(error))
+    return after(**found)
+
+
+def _time(program: Program, steps: int, warmup: int, began: float) -> dict[str, Any]:
+    start = time.perf_counter()
+    program.run(1)
+    done = time.perf_counter()
+    if warmup:
+        program.run(warmup)
+    clock = TreeClock()
+    seconds = program.run(steps)
+    _, cpu = clock.stop()
+    compilation = program.compilation
+    return {
+        "conv_lowering": program.lowering,
+        "images_per_step": program.images,
+        "trace_seconds": compilation.trace_seconds,
+        "compile_seconds": compilation.compile_seconds,
+        "compiled_from_cache": compilation.cached,
+        "first_call_seconds": compilation.trace_seconds + compilation.compile_seconds + done - start,
+        "first_step_seconds": done - start,
+        "start_seconds": done - began,
+        "images_per_second": program.images / float(np.median(seconds)),
+        "images_per_second_mean": program.images * steps / sum(seconds),
+        "cpu_seconds_per_step": cpu / steps,
+        "step_seconds": stats.summarise(seconds),
+    }
+
+
+def _peak(device: jax.Device) -> int:
+    return int((device.memory_stats() or {}).get("peak_bytes_in_use", 0))
+
+
+def peak_memory(mode: str, platform: str, before: int, after: int, program: int) -> dict[str, Any]:
+    """Bytes of one device, and who counted them.
+
+    On a GPU the device's own count of inference is mostly room that XLA took to try convolutions out in, which it has
+    given back: there, and where the device does not count, the program's own memory counts.
+
+    Args:
+      before, after: the device's peaks before and after the case; a peak that did not rise is another case's.
+      program: bytes that the program needs, see `timing.Compilation`.
+    """
+    measured = after > before and not (mode == "infer" and platform == "gpu")
+    return {
+        "peak_memory_bytes": after if measured else program,
+        "peak_memory_source": "device" if measured else "XLA's analysis of the program",
+        "program_memory_bytes": program,
+    }
+
+
+def usage(
+    result: dict[str, Any], flops: float, bytes_accessed: float, ceiling: Ceiling | None, device_kind: str
+) -> dict[str, Any]:
+    """How far one device was used at the median step.
+
+    Args:
+      flops: of the network, per image. bytes_accessed: in one step by one device, as XLA estimates.
+
+    Returns:
+      tflops and gbytes_per_second achieved; megabytes_per_image; flops_of_ceiling and bandwidth_of_ceiling, shares of
+      what the ceiling's matrix product and copy reached; and for known GPUs mfu, the share of the data sheet's TFLOP/s
+      (model FLOP utilisation, Chowdhery et al. 2022, arXiv:2204.02311).
+    """
+    median = result["step_seconds"]["median"]
+    images = result["images_per_step"] / result["num_devices"]
+    tflops, gbytes = flops * images / median / 1e12, bytes_accessed / median / 1e9
+    used = {
+        "gflop_per_image": flops / 1e9,
+        "tflops": tflops,
+        "megabytes_per_image": bytes_accessed / images / 1e6,
+        "gbytes_per_second": gbytes,
+    }
+    if ceiling:
+        used["flops_of_ceiling"] = tflops / ceiling.tflops
+        used["bandwidth_of_ceiling"] = gbytes / ceiling.gbytes_per_second
+    known = sheet(device_kind, result["precision"])
+    return used | ({"mfu": tflops / known[0]} if known else {})
