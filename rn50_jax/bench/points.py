@@ -158,7 +158,9 @@ def measure(
             result |= _time(program, steps, warmup) | _memory(devices[0], peak_before, program.compilation)
             if trace:
                 text = program.compiled.as_text()
-                result["profile"] = profile(program.run, text, trace, steps=min(steps, 10), mode=point.mode)
+                copy = ceiling.gbytes_per_second if ceiling else None
+                options: dict[str, Any] = {"mode": point.mode, "copy_gbytes_per_second": copy}
+                result["profile"] = profile(program.run, text, trace, steps=min(steps, 10), **options)
     except RunStopped as error:
         return result | {"error": "out of memory", "error_detail": str(error)}
     model = build_model(config, num_classes=num_classes(config), platform=devices[0].platform)
