@@ -79,6 +79,7 @@ def compile_program(argv: Sequence[str]) -> tuple[str, str, int, int]:
     parser = errors.CommandLine(prog="gpu_program.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")
     parser.add_argument("--mode", choices=("train", "infer"), default="train", help="default: train")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="write the program's text to FILE too")
     args, overrides = configs.parse_args(parser, argv)
     config, _ = configs.load(args.config)
     config = configs.override(config, [("data.backend", "synthetic"), ("parallel", "shard_map"), *overrides])
@@ -86,6 +87,8 @@ def compile_program(argv: Sequence[str]) -> tuple[str, str, int, int]:
     compiled = _compile(config, args.mode)
     memory = compiled.memory_analysis().temp_size_in_bytes
     print(f"memory besides inputs and outputs: {memory / config.batch_size / 1e6:.1f} MB per image\n")
+    if args.text:
+        args.text.write_text(compiled.as_text(), encoding="utf-8")
     return compiled.as_text(), args.mode, config.batch_size, config.data.image_size
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from rn50_jax.bench.hlo import Instruction, Program, body_of, shapes
+from rn50_jax.bench.hlo import Instruction, Program, body_of, shapes_of
 
 CONV_FORWARD, CONV_INPUT = "convolution forward", "convolution input gradient"
 CONV_KERNEL, DOT = "convolution kernel gradient", "matrix product"
@@ -22,6 +22,7 @@ CONTAINERS = frozenset(("while", "call", "conditional", "async-start", "async-do
 FREE = frozenset(("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"))
 
 _COLLECTIVES = re.compile(r"all-reduce|all-gather|reduce-scatter|collective|all-to-all", re.IGNORECASE)
+_CALLS = re.compile(r"conv(?!ert)", re.IGNORECASE)
 _PRODUCTS = re.compile(r"cublas|gemm|matmul|dot", re.IGNORECASE)
 _MOVES = frozenset(("copy", "copy-start", "copy-done", "transpose", "slice", "reshape", "convert", "broadcast", "iota"))
 _MOVED = FREE | _MOVES | {"fusion", "reverse", "concatenate", "pad", "dynamic-slice", "dynamic-update-slice"}
@@ -29,13 +30,15 @@ _MOVED = FREE | _MOVES | {"fusion", "reverse", "concatenate", "pad", "dynamic-sl
 # Paths: modules have torch's names, and "augment" and "pool" are scopes that step.py and pool.py open.
 _NETWORK = re.compile(r"\bResNet\b")
 _BACKWARD = "transpose(jvp("
+_BLOCK = re.compile(r"/layer\d+_\d+/")
 _NORM = re.compile(r"/(bn\d|downsample_1)/")
 _LINEAR = re.compile(r"/fc\d?/")
 _CONV = re.compile(r"/(conv\d|downsample_0)/")
 _STEM = re.compile(r"(?<!transpose\(jvp\()\bResNet\)*/conv1/")
 _CAST = re.compile(r"/(convert_element_type|transpose|reshape|pad|slice|optimization_barrier)$")
 _PLANE = re.compile(r"\[\d+,\d")  # of two axes or more
-_POOLED = frozenset(("reduce-window", "select-and-scatter"))
+_IMAGES = re.compile(r"\[\d+(,\d+){3}")
+_PIXELS = re.compile(r"\bu8\[\d+(,\d+){3}")
 
 # Names of GPU kernels, for those that no instruction is known of.
 _KERNELS = (
@@ -67,42 +70,63 @@ def group_of_instruction(instruction: Instruction, program: Program, mode: str) 
     opcodes = {inner.opcode for inner in body}
     if _COLLECTIVES.search(instruction.opcode):
         return COLLECTIVE
-    convolution = next((i for i in body if i.opcode == "convolution" or "conv" in i.target), None)
+    convolution = next((i for i in body if i.opcode == "convolution" or _CALLS.search(i.target)), None)
     if convolution:
         return _direction(convolution, instruction.path or convolution.path)
     if "dot" in opcodes or _PRODUCTS.search(instruction.target):
         return DOT
-    sums = [i.path for i in body if i.opcode == "reduce" and _NORM.search(i.path)]
-    if sums:
-        return SUMS_BACKWARD if _BACKWARD in sums[0] else SUMS_FORWARD
     paths = [i.path for i in body if i.path]
     path = instruction.path or (paths[-1] if paths else "")
+    sums = [i.path or path for i in body if i.opcode == "reduce" and _NORM.search(i.path or path)]
+    if sums:
+        return SUMS_BACKWARD if _BACKWARD in sums[0] else SUMS_FORWARD
     if _LINEAR.search(path):
         return DOT
-    if opcodes & _POOLED or any("/pool/" in path for path in paths):
+    # In a block, the gradient of a mean is fused into that of the last BatchNorm before it.
+    pooled = any("/pool/" in i.path or _pools(i) for i in body)
+    if "/pool/" in path or (pooled and not _BLOCK.search(path)):
         return POOL
-    if "/augment/" in path or _STEM.search(path):
+    shapes = shapes_of(instruction, program)
+    reads_pixels = any(_PIXELS.search(shape) for shape in shapes) and not _NETWORK.search(path)
+    if reads_pixels or "/augment/" in path or _STEM.search(path):
         return INPUT
     if _CONV.search(path) and "reduce" in opcodes:
         return DOT  # the parts of a product that was split
     if opcodes <= _MOVED or (_CONV.search(path) and _CAST.search(path)):
         return COPY
     if "/" not in path:
-        return OTHER
+        # XLA on CPU adds in two stages, and names only the second.
+        users = [program.instructions[name].path for name in program.users.get(instruction.name, ())]
+        path = next((p for p in users if _NORM.search(p) and "reduce-window" in opcodes), "")
+        return OTHER if not path else SUMS_BACKWARD if _BACKWARD in path else SUMS_FORWARD
     if not _NETWORK.search(path):
         return LOSS if "jvp(" in path or mode == "infer" else UPDATE
     # What works on channels alone makes means and factors of the sums.
-    of_channels = _NORM.search(path) and not any(_PLANE.search(shape) for shape in shapes(instruction, program))
+    of_channels = mode == "train" and _NORM.search(path) and not any(_PLANE.search(shape) for shape in shapes)
     if _BACKWARD in path:
         return SUMS_BACKWARD if of_channels else NORM_BACKWARD
     return SUMS_FORWARD if of_channels else NORM_FORWARD
 
 
+def _pools(instruction: Instruction) -> bool:
+    windows = instruction.opcode == "reduce-window" and _IMAGES.search(instruction.shape)
+    return bool(windows) or instruction.opcode == "select-and-scatter"
+
+
 def _direction(convolution: Instruction, path: str) -> str:
     """cuDNN's gradients have targets of their own, except those of inputs that it computes as a convolution forward.
 
-    Without a target, the sum over the images tells the gradient of a kernel: the images take the place of channels.
+    Without a target, the gradient of a kernel is the one whose window, an image, is larger than its result; on CPU, XLA
+    rewrites it and loses its path.
     """
-    if "BackwardFilter" in convolution.target or (not convolution.target and convolution.labels.startswith("f")):
+    if "BackwardFilter" in convolution.target:
+        return CONV_KERNEL
+    if not convolution.target and (_BACKWARD in path or not path) and _reads_an_image(convolution):
         return CONV_KERNEL
     return CONV_INPUT if "BackwardInput" in convolution.target or _BACKWARD in path else CONV_FORWARD
+
+
+def _reads_an_image(convolution: Instruction) -> bool:
+    height, place = re.match(r"\d+", convolution.window), convolution.labels.partition("->")[2].find("0")
+    result = re.findall(r"\d+", convolution.shape.partition("[")[2].partition("]")[0])
+    return height is not None and 0 <= place < len(result) and int(height[0]) > int(result[place])

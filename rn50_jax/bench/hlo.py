@@ -17,8 +17,9 @@ class Instruction(NamedTuple):
     """One line of a computation.
 
     shape: of its result, as text; a tuple's has all its arrays. operands: names, each once. path: where it was traced,
-    JAX's op_name, such as "jit(step)/jvp(ResNet)/bn1/mul"; "" if unknown. target: of a custom call, else "". labels: of
-    a convolution's dimensions, else "". called: the computation of a fusion, else "".
+    JAX's op_name, such as "jit(step)/jvp(ResNet)/bn1/mul"; "" if unknown. target: of a custom call, else "". window and
+    labels: sizes and dimensions of a convolution, such as "3x3" and "b01f_01io->b01f", else "". called: the computation
+    of a fusion, else "".
     """
 
     name: str
@@ -27,17 +28,22 @@ class Instruction(NamedTuple):
     operands: tuple[str, ...]
     path: str
     target: str
+    window: str
     labels: str
     called: str
     root: bool
 
 
 class Program(NamedTuple):
-    """A module. computations: their instructions in order, by name. instructions: all of them, by name."""
+    """A module. computations: their instructions in order, by name. instructions: all of them, by name.
+
+    users: names of the instructions that read what one makes, by its name.
+    """
 
     entry: str
     computations: dict[str, list[Instruction]]
     instructions: dict[str, Instruction]
+    users: dict[str, list[str]]
 
 
 def parse_program(text: str) -> Program:
@@ -50,7 +56,12 @@ def parse_program(text: str) -> Program:
         elif match := _COMPUTATION.match(line):
             current = computations.setdefault(match[2], [])
             entry = match[2] if match[1] else entry
-    return Program(entry, computations, {i.name: i for body in computations.values() for i in body})
+    instructions = {i.name: i for body in computations.values() for i in body}
+    users: dict[str, list[str]] = {}
+    for each in instructions.values():
+        for operand in each.operands:
+            users.setdefault(operand, []).append(each.name)
+    return Program(entry, computations, instructions, users)
 
 
 def _instruction(match: re.Match[str]) -> Instruction:
@@ -68,6 +79,7 @@ def _instruction(match: re.Match[str]) -> Instruction:
         operands=operands,
         path=value(r'op_name="([^"]*)"'),
         target=value(r'custom_call_target="([^"]*)"'),
+        window=value(r"window=\{size=(\w+)"),
         labels=value(r"dim_labels=([^\s,]+)"),
         called=value(r"calls=%?([\w.\-]+)"),
         root=bool(root),
@@ -80,7 +92,7 @@ def arrays(shape: str) -> Iterator[tuple[str, int]]:
         yield dtype, math.prod(int(n) for n in sizes.split(",") if n)
 
 
-def shapes(instruction: Instruction, program: Program) -> list[str]:
+def shapes_of(instruction: Instruction, program: Program) -> list[str]:
     """Of the result and of each operand."""
     operands = (program.instructions[name].shape for name in instruction.operands if name in program.instructions)
     return [instruction.shape, *operands]
@@ -88,7 +100,7 @@ def shapes(instruction: Instruction, program: Program) -> list[str]:
 
 def bytes_of(instruction: Instruction, program: Program) -> int:
     """Bytes of all results and operands, each once, as if no cache held anything of them."""
-    return sum(SIZES[dtype] * count for shape in shapes(instruction, program) for dtype, count in arrays(shape))
+    return sum(SIZES[dtype] * count for shape in shapes_of(instruction, program) for dtype, count in arrays(shape))
 
 
 def body_of(instruction: Instruction, program: Program) -> list[Instruction]:
