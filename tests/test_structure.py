@@ -202,7 +202,7 @@ ENTRY %main (x: bf16[2,7,7,512], k: bf16[512,3,3,512]) -> (f32[512], bf16[2,7,7,
   %conv = (bf16[2,7,7,512]{3,2,1,0}, u8[0]{0}) custom-call(%x, %k), custom_call_target="__cudnn$convForward"
   %y = bf16[2,7,7,512]{3,2,1,0} get-tuple-element(%conv), index=0
   %sum = f32[512]{0} fusion(%y), kind=kInput, calls=%fused_sum, metadata={op_name="jit(f)/jvp(ResNet)/bn1/reduce"}
-  %wide = f32[2,7,7,512]{3,2,1,0} fusion(%y, %y), kind=kLoop, calls=%fused_other, metadata={op_name="jit(f)/jvp(ResNet)/bn1/mul"}
+  %wide = f32[2,7,7,512]{3,2,1,0} fusion(%y, %y), kind=kLoop, calls=%o, metadata={op_name="jit(f)/jvp(ResNet)/bn1/mul"}
   %copy.1 = f32[512]{0} copy(%sum)
   ROOT %t = (f32[512]{0}, bf16[2,7,7,512]{3,2,1,0}) tuple(%copy.1, %y)
 }

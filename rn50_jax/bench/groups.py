@@ -25,7 +25,7 @@ _COLLECTIVES = re.compile(r"all-reduce|all-gather|reduce-scatter|collective|all-
 _CALLS = re.compile(r"conv(?!ert)", re.IGNORECASE)
 _PRODUCTS = re.compile(r"cublas|gemm|matmul|dot", re.IGNORECASE)
 _MOVES = frozenset(("copy", "copy-start", "copy-done", "transpose", "slice", "reshape", "convert", "broadcast", "iota"))
-_MOVED = FREE | _MOVES | {"fusion", "reverse", "concatenate", "pad", "dynamic-slice", "dynamic-update-slice"}
+_MOVED = FREE | _MOVES | {"reverse", "concatenate", "pad", "dynamic-slice", "dynamic-update-slice"}
 
 # Paths: modules have torch's names, and "augment" and "pool" are scopes that step.py and pool.py open.
 _NETWORK = re.compile(r"\bResNet\b")

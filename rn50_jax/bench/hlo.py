@@ -105,4 +105,5 @@ def bytes_of(instruction: Instruction, program: Program) -> int:
 
 def body_of(instruction: Instruction, program: Program) -> list[Instruction]:
     """The instructions that run as one: those inside a fusion, else itself."""
-    return program.computations.get(instruction.called, []) if instruction.opcode == "fusion" else [instruction]
+    inside = program.computations.get(instruction.called) if instruction.opcode == "fusion" else None
+    return inside or [instruction]
