@@ -125,6 +125,7 @@ KINDS = [
     ),
     (groups.DOT, 'custom-call(%a), custom_call_target="__cublas$gemm"', f"{GRADIENT}/conv1/dot_general", ""),
     (groups.DOT, "dot(%a, %a)", f"{NETWORK}/conv1/dot_general", ""),
+    (groups.DOT, "fusion(%a)", f"{GRADIENT}/conv1/transpose", f"reduce|{GRADIENT}/conv1/transpose"),  # was split
     (groups.CONV_FORWARD, 'custom-call(%a), custom_call_target="__cudnn$convBiasActivationForward"', "", ""),
     (groups.CONV_INPUT, 'custom-call(%a), custom_call_target="__cudnn$convForward"', f"{GRADIENT}/conv1/add_any", ""),
     (groups.CONV_INPUT, 'custom-call(%a), custom_call_target="__cudnn$convBackwardInput"', "", ""),
@@ -203,13 +204,14 @@ ENTRY %main (a: bf16[4,8,8,16], u: u8[1,4,8,8,3]) -> f32[16] {
   %stage = f32[8,16]{1,0} reduce-window(%a, %a), window={size=32x1}
   %normalised = f32[4,8,8,3]{3,2,1,0} divide(%u, %a), metadata={op_name="jit(f)/div"}
   %alone = f32[8,16]{1,0} reduce-window(%a, %a), window={size=32x1}
-  ROOT %sum = f32[16]{0} reduce(%stage, %a), metadata={op_name="jit(f)/transpose(jvp(ResNet))/bn1/reduce_sum"}
+  %plain = f32[8,16]{1,0} multiply(%a, %a)
+  ROOT %sum = f32[16]{0} reduce(%stage, %plain), metadata={op_name="jit(f)/transpose(jvp(ResNet))/bn1/reduce_sum"}
 }
 """
     program = hlo.parse_program(text)
-    names = ("pooled", "stage", "sum", "normalised", "alone")
+    names = ("pooled", "stage", "sum", "normalised", "alone", "plain")
     found = [group_of_instruction(program.instructions[name], program, "train") for name in names]
-    assert found == [groups.POOL, groups.SUMS_BACKWARD, groups.SUMS_BACKWARD, groups.INPUT, groups.OTHER]
+    assert found == [groups.POOL, groups.SUMS_BACKWARD, groups.SUMS_BACKWARD, groups.INPUT, groups.OTHER, groups.OTHER]
 
 
 def test_inference_without_folding_has_no_sums() -> None:

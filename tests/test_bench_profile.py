@@ -11,6 +11,7 @@ from test_bench_parts import small_config
 from rn50_jax import config as configs
 from rn50_jax.bench import groups, hlo, points
 from rn50_jax.bench import profile as profiles
+from rn50_jax.bench.ceiling import Ceiling
 from rn50_jax.bench.profile import IDLE, Event, share_out, summarise
 from rn50_jax.bench.tables import kernel_tables
 from rn50_jax.errors import UserError
@@ -22,11 +23,11 @@ COMPUTE, COPIES = "Stream #13(Compute)", "Stream #15(MemcpyD2D,Memset)"
 def test_a_real_training_step(tmp_path: Path) -> None:
     # Seven classes, as in no other test: a kept program may have the names that an older version gave.
     config = configs.override(small_config(), [("model.num_classes", "7")])
-    program = points.make_program(config, "train", jax.devices()[:1])
-    text = program.compiled.as_text()
-    found = profiles.profile(
-        program.run, text, tmp_path / "trace", steps=3, mode="train", copy_gbytes_per_second=1000.0
-    )
+    devices = jax.devices()[:1]
+    text = points.make_program(config, "train", devices).compiled.as_text()
+    point, ceiling = points.Point("train", config.precision, config.batch_size, devices=1), Ceiling(1.0, 1000.0)
+    result = points.measure(config, point, steps=3, warmup=1, ceiling=ceiling, trace=tmp_path / "trace")
+    found = result["profile"]
     assert list(tmp_path.rglob("*.xplane.pb"))
     assert list(found["groups"]) == [*groups.GROUPS, IDLE]
     parts = found["groups"].values()

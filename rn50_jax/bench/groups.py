@@ -35,7 +35,6 @@ _NORM = re.compile(r"/(bn\d|downsample_1)/")
 _LINEAR = re.compile(r"/fc\d?/")
 _CONV = re.compile(r"/(conv\d|downsample_0)/")
 _STEM = re.compile(r"(?<!transpose\(jvp\()\bResNet\)*/conv1/")
-_CAST = re.compile(r"/(convert_element_type|transpose|reshape|pad|slice|optimization_barrier)$")
 _PLANE = re.compile(r"\[\d+,\d")  # of two axes or more
 _IMAGES = re.compile(r"\[\d+(,\d+){3}")
 _PIXELS = re.compile(r"\bu8\[\d+(,\d+){3}")
@@ -92,7 +91,7 @@ def group_of_instruction(instruction: Instruction, program: Program, mode: str) 
         return INPUT
     if _CONV.search(path) and "reduce" in opcodes:
         return DOT  # the parts of a product that was split
-    if opcodes <= _MOVED or (_CONV.search(path) and _CAST.search(path)):
+    if opcodes <= _MOVED:
         return COPY
     if "/" not in path:
         # XLA on CPU adds in two stages, and names only the second.
