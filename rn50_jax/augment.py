@@ -20,6 +20,7 @@ class Normalisation(NamedTuple):
 IMAGENET = Normalisation()
 
 
+@jax.named_scope("augment")
 def normalise(images: jax.Array, constants: Normalisation = IMAGENET) -> jax.Array:
     """(x - mean) / std per channel: uint8 [..., 3] to float32 [..., 3]."""
     return (images.astype(jnp.float32) - jnp.asarray(constants.mean)) / jnp.asarray(constants.std)

@@ -204,6 +204,7 @@ def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1)
 
 
+@jax.named_scope("augment")
 def _augment(
     part: Batch, keys: tuple[jax.Array, jax.Array], model: ResNet, options: TrainOptions
 ) -> tuple[jax.Array, jax.Array]:

@@ -8,11 +8,9 @@ neither a GPU nor its driver. Nothing runs, so nothing is timed, and no algorith
 off). Bytes are those of each kernel's inputs and outputs, as if no kernel found anything in a cache.
 """
 
-import math
 import os
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,88 +31,55 @@ gpu_device_info {
   l2_cache_size: 52428800 device_memory_size: 84929347584 memory_bandwidth: 3352320000000
 }
 """
-SIZES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "u8": 1, "s8": 1, "pred": 1}
-FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}  # start no kernel
-KINDS = ("convolutions", "matrix products", "sums over activations", "other work on activations", "copies", "small")
 
 
 class Kernel(NamedTuple):
-    """One kernel, or one call of cuDNN or cuBLAS: what kind, bytes read and written, where in the model it is from."""
+    """One kernel, or one call of cuDNN or cuBLAS.
+
+    group: what it does, see rn50_jax/bench/groups.py. bytes: read and written. origin: where in the model it is from.
+    float32: whether it writes an activation in float32.
+    """
 
     name: str
-    kind: str
+    group: str
     bytes: int
     origin: str
     float32: bool
 
 
-def shapes(text: str) -> Iterator[tuple[str, int]]:
-    """Type and number of elements of each array in a piece of HLO."""
-    for dtype, sizes in re.findall(rf"\b({'|'.join(SIZES)})\[([\d,]*)\]", text):
-        yield dtype, math.prod(int(n) for n in sizes.split(",") if n)
-
-
-def kernels(program: str, activation: int) -> list[Kernel]:
+def kernels(text: str, activation: int, mode: str) -> list[Kernel]:
     """The kernels of a compiled program, in order.
 
     Args:
-      program: HLO text of an optimised module.
-      activation: elements from which on an array is an activation: what a kernel needs to touch not to be small.
+      text: HLO text of an optimised module.
+      activation: elements from which on an array is an activation.
+      mode: "train" or "infer".
     """
-    bodies, name, entry = dict[str, list[str]](), "", ""
-    for line in program.splitlines():
-        if start := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
-            name = start[2]
-            entry, bodies[name] = (name if start[1] else entry), []
-        elif line.startswith(" "):
-            bodies.get(name, []).append(line)
-    types: dict[str, str] = {}
-    found = []
-    for line in bodies[entry]:
-        parts = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)", line)
-        if not parts:
-            continue
-        name, types[parts[1]], opcode, rest = parts[1], parts[2], parts[3], parts[4]
-        if opcode in FREE:
-            continue
-        inputs = dict.fromkeys(re.findall(r"%([\w.-]+)", rest.split("), ")[0]))
-        touched = [*shapes(types[name]), *(shape for i in inputs for shape in shapes(types.get(i, "")))]
-        called = re.search(r"calls=%?([\w.-]+)", rest)
-        body = "\n".join(bodies.get(called[1], [])) if called else ""
-        origin = re.search(r'op_name="([^"]*)"', rest)
-        large = max((n for _, n in touched), default=0) >= activation
-        found.append(
-            Kernel(
-                name,
-                _kind(opcode, rest, body, large),
-                sum(SIZES[dtype] * n for dtype, n in touched),
-                origin[1] if origin else "",
-                any(dtype == "f32" and n >= activation for dtype, n in shapes(types[name])),
-            )
+    from rn50_jax.bench import groups, hlo
+
+    program = hlo.parse_program(text)
+    return [
+        Kernel(
+            each.name,
+            groups.group_of_instruction(each, program, mode),
+            hlo.bytes_of(each, program),
+            each.path,
+            any(dtype == "f32" and n >= activation for dtype, n in hlo.arrays(each.shape)),
         )
-    return found
+        for each in program.computations[program.entry]
+        if each.opcode not in groups.FREE
+    ]
 
 
-def _kind(opcode: str, rest: str, body: str, large: bool) -> str:
-    if "__cudnn$conv" in rest:
-        return "convolutions"
-    if "__cublas" in rest or " dot(" in body or opcode == "dot":
-        return "matrix products"
-    if opcode in ("copy", "transpose"):
-        return "copies"
-    if not large:
-        return "small"
-    return "sums over activations" if " reduce(" in body or opcode == "reduce" else "other work on activations"
-
-
-def compile_program(argv: Sequence[str]) -> tuple[str, int, int]:
-    """The optimised program, the images of a call and their size in pixels."""
+def compile_program(argv: Sequence[str]) -> tuple[str, str, int, int]:
+    """The optimised program, its mode, the images of a call and their size in pixels."""
     from rn50_jax import config as configs
     from rn50_jax import errors
 
     parser = errors.CommandLine(prog="gpu_program.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")
     parser.add_argument("--mode", choices=("train", "infer"), default="train", help="default: train")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="write the program's text to FILE too")
     args, overrides = configs.parse_args(parser, argv)
     config, _ = configs.load(args.config)
     config = configs.override(config, [("data.backend", "synthetic"), ("parallel", "shard_map"), *overrides])
@@ -122,7 +87,9 @@ def compile_program(argv: Sequence[str]) -> tuple[str, int, int]:
     compiled = _compile(config, args.mode)
     memory = compiled.memory_analysis().temp_size_in_bytes
     print(f"memory besides inputs and outputs: {memory / config.batch_size / 1e6:.1f} MB per image\n")
-    return compiled.as_text(), config.batch_size, config.data.image_size
+    if args.text:
+        args.text.write_text(compiled.as_text(), encoding="utf-8")
+    return compiled.as_text(), args.mode, config.batch_size, config.data.image_size
 
 
 def _compile(config: Any, mode: str) -> Any:
@@ -173,12 +140,15 @@ def main(argv: Sequence[str]) -> int:
     os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    program, images, size = compile_program(argv)
-    found = kernels(program, images * max(size // 32, 1) ** 2 * 512)
+    text, mode, images, size = compile_program(argv)
+    found = kernels(text, images * max(size // 32, 1) ** 2 * 512, mode)
     print("| kernels | number | MB per image |\n|---|---|---|")
-    for kind in KINDS:
-        group = [kernel for kernel in found if kernel.kind == kind]
-        print(f"| {kind} | {len(group)} | {sum(k.bytes for k in group) / images / 1e6:.1f} |")
+    from rn50_jax.bench.groups import GROUPS
+
+    for name in GROUPS:
+        group = [kernel for kernel in found if kernel.group == name]
+        if group:
+            print(f"| {name} | {len(group)} | {sum(k.bytes for k in group) / images / 1e6:.1f} |")
     print(f"| all | {len(found)} | {sum(k.bytes for k in found) / images / 1e6:.1f} |")
     wide = [kernel for kernel in found if kernel.float32]
     print(f"\nactivations written in float32: {len(wide)}")

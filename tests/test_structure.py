@@ -201,8 +201,8 @@ ENTRY %main (x: bf16[2,7,7,512], k: bf16[512,3,3,512]) -> (f32[512], bf16[2,7,7,
   %k = bf16[512,3,3,512]{3,2,1,0} parameter(1)
   %conv = (bf16[2,7,7,512]{3,2,1,0}, u8[0]{0}) custom-call(%x, %k), custom_call_target="__cudnn$convForward"
   %y = bf16[2,7,7,512]{3,2,1,0} get-tuple-element(%conv), index=0
-  %sum = f32[512]{0} fusion(%y), kind=kInput, calls=%fused_sum, metadata={op_name="bn1/reduce"}
-  %wide = f32[2,7,7,512]{3,2,1,0} fusion(%y, %y), kind=kLoop, calls=%fused_other
+  %sum = f32[512]{0} fusion(%y), kind=kInput, calls=%fused_sum, metadata={op_name="jit(f)/jvp(ResNet)/bn1/reduce"}
+  %wide = f32[2,7,7,512]{3,2,1,0} fusion(%y, %y), kind=kLoop, calls=%o, metadata={op_name="jit(f)/jvp(ResNet)/bn1/mul"}
   %copy.1 = f32[512]{0} copy(%sum)
   ROOT %t = (f32[512]{0}, bf16[2,7,7,512]{3,2,1,0}) tuple(%copy.1, %y)
 }
@@ -210,12 +210,12 @@ ENTRY %main (x: bf16[2,7,7,512], k: bf16[512,3,3,512]) -> (f32[512], bf16[2,7,7,
 
 
 def test_kernels_are_counted_from_the_compiled_program() -> None:
-    found = script().kernels(HLO, ACTIVATION)
+    found = script().kernels(HLO, ACTIVATION, "train")
     array, kernel, vector = 2 * ACTIVATION, 2 * 9 * 512 * 512, 4 * 512
-    assert [(k.name, k.kind, k.bytes, k.float32) for k in found] == [
-        ("conv", "convolutions", 2 * array + kernel, False),
-        ("sum", "sums over activations", array + vector, False),
-        ("wide", "other work on activations", 3 * array, True),
-        ("copy.1", "copies", 2 * vector, False),
+    assert [(k.name, k.group, k.bytes, k.float32) for k in found] == [
+        ("conv", "convolution forward", 2 * array + kernel, False),
+        ("sum", "sums for BatchNorm forward", array + vector, False),
+        ("wide", "normalize and ReLU forward", 3 * array, True),
+        ("copy.1", "copies and casts", 2 * vector, False),
     ]
-    assert found[1].origin == "bn1/reduce"
+    assert found[1].origin == "jit(f)/jvp(ResNet)/bn1/reduce"

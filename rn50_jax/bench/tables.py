@@ -191,28 +191,37 @@ def end_to_end_table(result: Row) -> str:
 
 
 def kernel_tables(profile: Row) -> str:
-    """Time by group of kernels, and the kernels that took most of it."""
-    total = profile["kernel_seconds"] or 1.0
+    """Returns the time of a step by group of kernels, and the ten kernels that took most of it."""
+    if "error" in profile:
+        return str(profile["error"])
+    step = profile["step_seconds"]
     groups = [
-        [name, f"{1000 * seconds / profile['steps']:.3f}", f"{seconds / total:.1%}"]
-        for name, seconds in profile["groups"].items()
+        [name, f"{1000 * g['seconds']:.3f}", f"{g['share']:.1%}", f"{g['kernels']:,.4g}"]
+        for name, g in profile["groups"].items()
+        if g["kernels"] or name in ("other", "idle")
     ]
+    number = sum(g["kernels"] for g in profile["groups"].values())
+    groups.append(["step", f"{1000 * step:.3f}", "100.0%", f"{number:,.4g}"])
     kernels = [
         [
-            k["name"][:60],
+            _kernel(k["name"], k["kernel"]),
             k["group"],
-            str(k["count"]),
-            f"{1000 * k['seconds'] / profile['steps']:.3f}",
-            f"{k['seconds'] / total:.1%}",
+            f"{k['count']:,.4g}",
+            f"{1000 * k['seconds']:.3f}",
+            _share(k["seconds"] / step if step else None),
+            "-" if k["gbytes_per_second"] is None else f"{k['gbytes_per_second']:,.1f}",
+            _share(k["of_copy_ceiling"]),
         ]
-        for k in profile["kernels"]
+        for k in profile["kernels"][:10]
     ]
-    return "\n\n".join(
-        (
-            table(["group", "ms per step", "share"], groups),
-            table(["kernel", "group", "calls", "ms per step", "share"], kernels),
-        )
-    )
+    header = ["kernel", "group", "per step", "ms per step", "share", "GB/s read and written", "of copy ceiling"]
+    return "\n\n".join((table(["group", "ms per step", "share", "kernels per step"], groups), table(header, kernels)))
+
+
+def _kernel(name: str, kernel: str) -> str:
+    """An instruction's name, and its kernel's where that is not named after it, such as cuDNN's."""
+    own = kernel.replace("_", ".") == name.replace("-", ".").replace("_", ".")
+    return name[:60] if own else f"{name[:60]}: {kernel[:60]}"
 
 
 def _in_order(items: Any) -> list[Any]:

@@ -14,11 +14,13 @@ _WINDOW = list(itertools.product(range(3), range(3)))  # rows and columns in the
 LOWERINGS = ("fused", "indexed", "native")
 
 
+@jax.named_scope("pool")
 def mean_pool(x: jax.Array) -> jax.Array:
     """Mean over the pixels of [B, H, W, C]: [B, C] in float32 (for float64 input, in that)."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
+@jax.named_scope("pool")
 def max_pool(x: jax.Array, *, lowering: str) -> jax.Array:
     """Maximum over 3x3 windows at stride 2 with a border of one pixel, torch's `MaxPool2d(3, 2, padding=1)`.
 
@@ -40,6 +42,7 @@ def _native_max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
+@jax.named_scope("pool")
 def largest_in_windows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The maximum of each window of [B, H, W, C] and where in it, in reading order, it first stands: uint8, 0 to 8.
 
@@ -58,6 +61,7 @@ def largest_in_windows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return largest, index
 
 
+@jax.named_scope("pool")
 def put_back(values: jax.Array, index: jax.Array, height: int, width: int) -> jax.Array:
     """The sums, [B, height, width, C], of what the windows' places `index` get: `values` [B, H', W', C], float.
 
