@@ -63,7 +63,7 @@ def test_the_same_program_is_traced_without_command_buffers(
     found = result["command_buffers"]
     assert found["images_per_second"] == result["images_per_second"]
     assert found["ratio"] == pytest.approx(found["images_per_second"] / found["images_per_second_without"])
-    assert result["profile"]["steps"] == 3 and result["profile"]["kernel_seconds"] > 0
+    assert result["profile"]["steps"] == 3 and result["profile"]["step_seconds"] > 0
     # What was timed is there before it is traced.
     (before,) = seen
     assert before["images_per_second"] == result["images_per_second"] and before["seconds"] < result["seconds"]
@@ -80,7 +80,7 @@ def test_without_them_it_does_not_compile(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(traced, "_OPTION", "xla_gpu_no_such_flag")
     config, case = make_case("infer", "pmap")
     result = cases.measure(config, case, steps=2, warmup=0, trace=tmp_path, command_buffers=True)
-    assert "xla_gpu_no_such_flag" in result["command_buffers"]["error"] and result["profile"]["kernel_seconds"] > 0
+    assert "xla_gpu_no_such_flag" in result["command_buffers"]["error"] and result["profile"]["step_seconds"] > 0
     header = {"command": [], "date": "", "environment": {}, "versions": {}}
     hardware = {"platform": "gpu", "device": "x", "devices": 1, "processor": "x", "cores": 2}
     text = as_markdown(header | {"hardware": hardware, "results": [result]})
