@@ -47,6 +47,8 @@ wanted=$(cat constraints.txt requirements*.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "installing $1"
   install_requirements "$1"
+  # uv leaves compiling to bytecode to the first start; where Python may not keep that, each start would do it anew.
+  [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || "$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages || true
   echo "$wanted" >"$stamp"
 fi
 # shellcheck disable=SC1091
