@@ -131,18 +131,20 @@ def is_gone(pid: int) -> bool:
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_keeps_its_cases(process_env: dict[str, str], tmp_path: Path) -> None:
     path, page = tmp_path / "a.json", tmp_path / "a.md"
-    options = ("--batch_sizes", "2,3,4", "--steps", 2, "--warmup", 0, "--json", path, "--markdown", page)
-    process = start(process_env, "-m", "rn50_jax.benchmark", *CONFIG, *options, tmp=tmp_path / "tmp")
+    sizes = range(2, 42)  # so many that the signal comes before the last, however busy the machine is
+    options = ("--batch_sizes", ",".join(map(str, sizes)), "--steps", 2, "--warmup", 0)
+    files = ("--json", path, "--markdown", page)
+    process = start(process_env, "-m", "rn50_jax.benchmark", *CONFIG, *options, *files, tmp=tmp_path / "tmp")
     wait_until(holds(path, '"step_seconds"'), process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE)
     found = json.loads(path.read_text())
     done = [result["batch_size_per_device"] for result in found["results"]]
-    assert done and done == [2, 3, 4][: len(done)]
-    rest = [{"case": f"train, fp32, {n} images on 1 device", "why": "stopped"} for n in (2, 3, 4)[len(done) :]]
+    assert done and done == list(sizes)[: len(done)]
+    rest = [{"case": f"train, fp32, {n} images on 1 device", "why": "stopped"} for n in sizes[len(done) :]]
     assert (process.returncode, found["complete"], found["not_run"]) == (143, False, rest), err
-    assert err.splitlines()[-1] == f"stopped by SIGTERM: {len(done)} measured, {3 - len(done)} not"
-    assert "### Every case" in out and "train, fp32, 4 images on 1 device" in out.splitlines()[-1]
+    assert err.splitlines()[-1] == f"stopped by SIGTERM: {len(done)} measured, {len(sizes) - len(done)} not"
+    assert "### Every case" in out and "train, fp32, 41 images on 1 device" in out.splitlines()[-1]
     assert page.read_text() == out
 
 
