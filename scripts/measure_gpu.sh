@@ -43,7 +43,7 @@ if [ -n "${SMALL:-}" ]; then
   device=cpu decoder=dali-cpu gpus=2 least=1 peers=torch common=fp32 batch=4 larger=6 largest=8 latencies=1,2 images=20 workers=2 kills=1
   tiny=(--config.model.arch=resnet18 --config.model.width=8 "--config.model.stages=(1,)")
   recipe=(--config configs/quickstart.py "${tiny[@]}") quick=("${tiny[@]}" --config.epochs=1)
-  steps=(--steps 2 --warmup 1) feed=(--steps 2 --warmup 1) modes=(train)
+  steps=(--steps 2 --warmup 1) feed=(--steps 2 --warmup 1) modes=(infer) beside=4 every=fp32
   variants=(model.fused_norm=false) quickstarts=(fp16-dynamic)
   killed=(--config.epochs=2 --config.precision=fp32 "--config.model.stages=(1,)")
 else
@@ -51,7 +51,7 @@ else
   latencies=1,2,4,8,16,32,64,128,256,512 images=1024 workers=8 kills=3
   gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
   recipe=(--config configs/dgxa100_90e.py) quick=() killed=(--config.precision=bf16 --config.loss_scale.mode=static)
-  steps=(--steps 200 --warmup 20) feed=(--steps 40 --warmup 4) modes=(train infer)
+  steps=(--steps 200 --warmup 20) feed=(--steps 40 --warmup 4) modes=(train infer) beside=256,1 every=bf16,fp16,tf32,fp32
   variants=(model.fused_norm=false model.max_pool=indexed model.max_pool=native model.conv_lowering=dot1x1 model.stem=space_to_depth
     model.stem=conv) quickstarts=(bf16-dali-gpu fp16-static fp16-dynamic tf32 fp32)
 fi
@@ -106,7 +106,7 @@ run() { # SECONDS NAME COMMAND...: in what is left of the part's time; what fail
     code=0
     XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_strict_conv_algorithm_picker=false" attempt "$(left)" "$log" "$@" || code=$?
   fi
-  tail -n 12 "$log"
+  tail -n 5 "$log"
   [ "$code" -ne 0 ] || return 0
   failed=yes
   case $code in
@@ -169,7 +169,7 @@ flags_part() { # read once in a process
   done
 }
 
-peers-infer_part() { one 300 peers-infer --mode infer --precisions "$common" --batch_sizes "1,$batch" --compare "$peers" --rounds 1; }
+peers-infer_part() { one 300 peers-infer --mode infer --precisions "$common" --batch_sizes "$beside" --compare "$peers" --rounds 1; }
 
 timm_part() { one 240 timm --precisions "$common" --batch_sizes "$batch" --compare timm --rounds 1; }
 
@@ -186,7 +186,7 @@ resume_part() {
     --damages 0 --deaths 0 --running --json "$out/resume.json" -- "${killed[@]}"
 }
 
-latencies_part() { one 570 latencies --mode infer --precisions bf16,fp16,tf32,fp32 --batch_sizes "$latencies"; }
+latencies_part() { one 570 latencies --mode infer --precisions "$every" --batch_sizes "$latencies"; }
 
 scaling_part() {
   if [ "$gpus" -lt 2 ]; then
