@@ -4,29 +4,38 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
 from rn50_jax import errors, runtime
 from rn50_jax.bench import document as documents
-from rn50_jax.bench.cases import Case, case_config
+from rn50_jax.bench.cases import Case
 from rn50_jax.bench.ceiling import Ceiling, measure_ceiling
 from rn50_jax.bench.device import find_local_devices
 from rn50_jax.bench.end_to_end import measure_end_to_end
 from rn50_jax.bench.feed import measure_input
 from rn50_jax.bench.jpegs import generated_folder
-from rn50_jax.bench.peers import PEERS, compare, parse_peers
-from rn50_jax.bench.sweep import make_cases, make_sweep, parse_batch_sizes, parse_precisions, run_sweep
+from rn50_jax.bench.peers import OURS, PEERS, compare, parse_peers
+from rn50_jax.bench.record import Record
+from rn50_jax.bench.sweep import (
+    make_cases,
+    make_sweep,
+    parse_batch_sizes,
+    parse_precisions,
+    parse_variants,
+    run_sweep,
+)
+from rn50_jax.bench.trials import Terms, trial_names
 from rn50_jax.errors import UserError
-from rn50_jax.workdir import write_file, write_json
 
-MODES = ("train", "infer", "input", "end-to-end")
+_REAL = ("input", "end-to-end")
+MODES = ("train", "infer", *_REAL)
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code: 1 if nothing could be timed for lack of memory or precision."""
+    """The command; returns its exit code: 1 if nothing could be timed for lack of time, memory or precision."""
     args, overrides = configs.parse_args(_parser(), argv)
     _check(args)
     if args.mode in ("train", "end-to-end"):  # as train does; the peers' processes, which this one starts, too
@@ -36,41 +45,68 @@ def main(argv: Sequence[str]) -> int:
         overrides.append(("data.dir", str(generated_folder(args.generated))))
     config = configs.override(config, overrides)
     configs.validate(config)
-    real = args.mode in ("input", "end-to-end")
-    if real and config.data.backend == "synthetic":
+    if args.mode in _REAL and config.data.backend == "synthetic":
         raise UserError(f"--mode {args.mode} times real files; use config.data.backend dali-cpu or dali-gpu")
     batch_sizes = parse_batch_sizes(args.batch_sizes or str(config.batch_size))
     precisions = parse_precisions(args.precisions or config.precision)
     peers = parse_peers(args.compare) if args.compare else {}
-    rounds = {"steps": args.steps, "warmup": args.warmup, "number": args.rounds}
+    variants = parse_variants(config, args.vary)
+    for option, value in {"--profile": args.profile, "--vary": variants}.items():
+        if value and len(precisions) * len(batch_sizes) > 1:
+            raise UserError(f"{option} takes one precision and one batch size")
     backend = config.data.backend if args.mode == "end-to-end" else "synthetic"
     runtime.prepare_runtime(backend, config.run.xla_flags)
+    if args.profile:
+        _make_folder(args.profile)
+    terms = Terms(tuple(argv), args.device, args.steps, args.warmup, args.rounds)
+    record = Record(json=args.json, markdown=args.markdown, seconds=args.budget, tell=_tell)
+    with record:
+        if args.mode == "input":
+            measure_input(config, record, terms, tell=_tell)
+        elif peers:
+            cases = make_cases(args.mode, precisions, batch_sizes, available=1, scaling=None)
+            _compare(make_sweep(config, cases), peers, record, terms, args.profile)
+        elif args.mode == "end-to-end":
+            measure_end_to_end(config, _devices(args), record, terms, tell=_tell)
+        else:
+            devices = _devices(args)
+            cases = make_cases(args.mode, precisions, batch_sizes, available=len(devices), scaling=args.scaling)
+            cases += [cases[0]._replace(variant=variant) for variant in variants]
+            _sweep(make_sweep(config, cases), devices, record, terms, args.profile)
+    return record.exit_code
 
-    # What runs in processes of its own comes first: until then this one holds no device's memory.
-    found: dict[str, Any] = {}
-    if args.mode == "input":
-        found["input"] = measure_input(config, device=args.device, tell=_tell, **rounds)
-    if peers:
-        options = {"device": args.device, "tell": _tell, **rounds}
-        todo = [Case(args.mode, precision, batch, devices=1) for precision in precisions for batch in batch_sizes]
-        found["comparisons"] = [compare(case_config(config, p), args.mode, peers, **options) for p in todo]
+
+def _devices(args: argparse.Namespace) -> list[jax.Device]:
     devices = find_local_devices(args.device)
     if args.devices > len(devices):
         raise UserError(f"--devices {args.devices}, but there are {len(devices)}")
-    devices = devices[: args.devices or len(devices)]
-    document = documents.make_header(argv, devices)
-    if not real:
-        cases = make_cases(args.mode, precisions, batch_sizes, available=len(devices), scaling=args.scaling)
-        if args.profile and len(cases) > 1:
-            raise UserError(f"--profile takes one precision, batch size and number of devices, not {len(cases)}")
-        sweep = make_sweep(config, cases)
-        ceilings = {precision: _ceiling(devices[0], precision) for precision in precisions}
-        document["ceilings"] = {precision: ceiling._asdict() for precision, ceiling in ceilings.items()}
-        budget = {"steps": args.steps, "warmup": args.warmup, "trace": args.profile, "tell": _tell}
-        document["results"] = run_sweep(sweep, ceilings, **budget)
-    if args.mode == "end-to-end":
-        document["end_to_end"] = measure_end_to_end(config, devices, **rounds)
-    return _report(document | found, args)
+    return devices[: args.devices or len(devices)]
+
+
+def _compare(
+    sweep: list[tuple[Case, ConfigDict]], peers: dict[str, str], record: Record, terms: Terms, trace: Path | None
+) -> None:
+    names = [name for case, _ in sweep for name in trial_names(str(case), [OURS, *peers], terms.rounds)]
+    record.plan(names, single=len(sweep) == 1)
+    before: list[tuple[str, float]] = []
+    for case, config in sweep:
+        compare(config, case, peers, record, terms, trace=trace, tell=_tell, before=before)
+
+
+def _sweep(
+    sweep: list[tuple[Case, ConfigDict]], devices: list[jax.Device], record: Record, terms: Terms, trace: Path | None
+) -> None:
+    if trace and len(sweep) > 1:
+        raise UserError(f"--profile takes one precision, batch size and number of devices, not {len(sweep)}")
+
+    def ceiling_of(precision: str) -> Ceiling:
+        _tell(f"ceilings in {precision}")
+        return measure_ceiling(devices[0], precision)
+
+    header = documents.make_header(terms.command, devices)
+    record.plan([str(case) for case, _ in sweep], single=len(sweep) == 1, **header)
+    steps, warmup = terms.steps, terms.warmup
+    run_sweep(sweep, record, ceiling_of=ceiling_of, steps=steps, warmup=warmup, trace=trace, tell=_tell)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,10 +127,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--scaling", choices=("weak", "strong", "both"), help="over 1, 2, 4, ... of them")
     add("--compare", metavar="PEER,...", help=f"time peers beside it: {', '.join(PEERS)} (flax-example=DIR)")
     add("--rounds", type=int, default=3, help="of --compare and of modes input and end-to-end (default: 3)")
+    add(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="also with this key of the config changed",
+    )
     add("--profile", type=Path, metavar="DIR", help="trace ten steps to DIR and print the kernels by group")
     add("--generated", type=int, default=0, metavar="N", help="real data: N generated JPEGs instead of data.dir")
     add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="what to time (default: what JAX finds)")
-    add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
+    add("--budget", type=float, metavar="SECONDS", help="begin nothing that would not end so long after the start")
+    add("--json", type=Path, metavar="FILE", help="also write the result to FILE, after each case")
     add("--markdown", type=Path, metavar="FILE", help="also write the tables to FILE")
     return parser
 
@@ -102,36 +146,32 @@ def _parser() -> argparse.ArgumentParser:
 def _check(args: argparse.Namespace) -> None:
     if args.steps < 1 or args.warmup < 0 or args.rounds < 1:
         raise UserError("--steps and --rounds must be at least 1 and --warmup at least 0")
-    real = args.mode in ("input", "end-to-end")
-    only = {"--scaling": args.scaling, "--compare": args.compare, "--profile": args.profile}
+    real = args.mode in _REAL
+    only = {"--scaling": args.scaling, "--compare": args.compare, "--profile": args.profile, "--vary": args.vary}
     only |= {"--batch_sizes": args.batch_sizes, "--precisions": args.precisions} if real else {}
     for option, value in only.items():
         if real and value:
             raise UserError(f"{option} is for --mode train and infer")
     if args.generated and not real:
         raise UserError("--generated is for --mode input and end-to-end; the others need no files")
+    if args.compare and (args.scaling or args.devices > 1):
+        raise UserError("--compare times one device; leave out --scaling and --devices")
+    for option, value in {"--compare": args.compare, "--scaling": args.scaling, "--profile": args.profile}.items():
+        if args.vary and value:
+            raise UserError(f"--vary goes without {option}")
+    if args.budget is not None and not args.budget > 0:
+        raise UserError(f"--budget {args.budget:g} must be a number of seconds > 0")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write a trace to {folder}: {error.strerror}") from error
 
 
 def _tell(text: str) -> None:
     print(f"... {text}", file=sys.stderr, flush=True)
-
-
-def _ceiling(device: jax.Device, precision: str) -> Ceiling:
-    _tell(f"ceilings in {precision}")
-    return measure_ceiling(device, precision)
-
-
-def _report(document: dict[str, Any], args: argparse.Namespace) -> int:
-    text = documents.as_markdown(document)
-    print(text)
-    results = document.get("results", [])
-    if len(results) == 1 and "error" not in results[0]:
-        print(f"\n{results[0]['images_per_second']:.1f} images per second at the median step")
-    if args.json:
-        write_json(args.json, documents.as_json(document))
-    if args.markdown:
-        write_file(args.markdown, text + "\n")
-    return 1 if results and all("error" in result for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ from rn50_jax import config as configs
 from rn50_jax import runtime
 from rn50_jax.bench import cases, device, jpegs, stats, sweep, tables, timing
 from rn50_jax.bench.ceiling import Ceiling, measure_ceiling
+from rn50_jax.bench.compiled import Program, make_program
 from rn50_jax.bench.cpu_time import tree_seconds
 from rn50_jax.bench.document import as_json, as_markdown
 from rn50_jax.bench.flops import count_flops
+from rn50_jax.bench.record import Record
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.precision import PRECISIONS
@@ -97,11 +99,13 @@ def test_every_step_is_timed_and_all_are_waited_for() -> None:
 
 def test_compilation_is_described() -> None:
     x = jnp.ones((256, 256), jnp.float32)
-    compilation, compiled = timing.compile_program(jax.jit(lambda x: x @ x + 1), x)
+    compilation, lowered, compiled = timing.compile_program(jax.jit(lambda x: x @ x + 1), x)
     assert compilation.trace_seconds > 0 and compilation.compile_seconds > 0
     assert compilation.memory_bytes >= 2 * x.nbytes  # argument and result
     assert compilation.bytes_accessed >= 2 * x.nbytes
     assert "dot" in compiled.as_text()
+    again = lowered.compile(compiler_options={"xla_gpu_enable_command_buffer": ""})
+    np.testing.assert_array_equal(again(x), compiled(x))
 
 
 def test_ceiling_of_tiny_sizes() -> None:
@@ -161,9 +165,7 @@ def test_cases_of_a_sweep() -> None:
 
 
 def test_lack_of_memory_is_told_and_the_sweep_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_program = cases.make_program
-
-    def limited(config: Any, *args: Any) -> cases.Program:
+    def limited(config: Any, *args: Any) -> Program:
         if config.batch_size == 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9999 bytes")
         return make_program(config, *args)
@@ -171,9 +173,18 @@ def test_lack_of_memory_is_told_and_the_sweep_goes_on(monkeypatch: pytest.Monkey
     monkeypatch.setattr(cases, "make_program", limited)
     todo = [cases.Case("infer", "fp32", batch, 1) for batch in (1, 2, 4)]
     told: list[str] = []
-    results = sweep.run_sweep(
-        sweep.make_sweep(small_config(), todo), {}, steps=2, warmup=0, trace=None, tell=told.append
-    )
+    precisions: list[str] = []
+
+    def ceiling_of(precision: str) -> Ceiling:
+        precisions.append(precision)
+        return Ceiling(1.0, 1.0)
+
+    record = Record(tell=told.append)
+    record.plan([str(case) for case in todo], single=False)
+    with_configs = sweep.make_sweep(small_config(), todo)
+    sweep.run_sweep(with_configs, record, ceiling_of=ceiling_of, steps=2, warmup=0, trace=None, tell=told.append)
+    results = record.get("results", [])
+    assert precisions == ["fp32"] and record.get("ceilings", {}) == {"fp32": Ceiling(1.0, 1.0)._asdict()}
     assert [r.get("error") for r in results] == [None, "out of memory", None]
     assert "smaller config.batch_size" in results[1]["error_detail"]
     rows = tables.latency_table(results).splitlines()
@@ -234,8 +245,9 @@ def test_document_of_a_cpu_says_so() -> None:
     gpu = document | {"hardware": document["hardware"] | {"platform": "gpu", "device": "NVIDIA H100"}}
     assert as_markdown(gpu).startswith("# Benchmark on 1 x NVIDIA H100\n")
     assert "say nothing" not in as_markdown(gpu)
-    assert as_json(document | {"results": [{"mode": "train"}]})["mode"] == "train"
-    assert "mode" not in as_json(document | {"results": [{"mode": "train"}] * 2})
+    assert as_json(document | {"results": [{"mode": "train"}]}, single=True)["mode"] == "train"
+    assert "mode" not in as_json(document | {"results": [{"mode": "train"}]}, single=False)
+    assert as_json(document, single=True) == document
     json.dumps(document)
 
 
@@ -286,6 +298,6 @@ def test_processor_time_of_children_counts() -> None:
 @pytest.mark.parametrize("fold", ["auto", "off"])
 def test_inference_computes_batch_norm_only_unless_folded(fold: str) -> None:
     config = configs.override(small_config(), [("model.fold_batch_norm", fold)])
-    program = cases.make_program(config, "infer", jax.devices()[:1])
+    program = make_program(config, "infer", jax.devices()[:1])
     # 2 blocks of ResNet-18, the stem and one shortcut: 6 BatchNorms, each with an inverse root.
     assert (program.compiled.as_text().count(" rsqrt(") > 0) == (fold == "off")

@@ -14,6 +14,8 @@ from PIL import Image
 from rn50_jax import config as configs
 from rn50_jax.bench import feed, peers, tables, torch_peer, trials
 from rn50_jax.bench.cases import Case, case_config
+from rn50_jax.bench.record import Record
+from rn50_jax.bench.trials import Terms
 from rn50_jax.errors import UserError
 
 # What `compare` drives, in the names of flax's examples/imagenet; a linear classifier of ours.
@@ -91,20 +93,33 @@ def flax_example(tmp_path: Path) -> Path:
     return tmp_path / "imagenet"
 
 
+def recorded(case: str, programs: list[str], rounds: int) -> Record:
+    record = Record(tell=print)
+    record.plan(trials.trial_names(case, programs, rounds), single=False)
+    return record
+
+
 @pytest.mark.slow
 def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As it is beside the CPU build of PyTorch that is pinned here, for which there is no torchvision.
     (tmp_path / "timm.py").write_text("import torchvision_of_another_world")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    config = case_config(small_config(), Case("train", "fp32", 4, 1))
+    # Programs that an earlier call has kept are of no use to a first trial.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
+    case = Case("train", "fp32", 4, 1)
+    config = case_config(small_config(), case)
     named = peers.parse_peers(f"torch,timm,flax-example={flax_example}")
-    found = peers.compare(config, "train", named, device="cpu", steps=3, warmup=1, number=1, tell=print)
+    record, before = recorded(str(case), [peers.OURS, *named], 2), []
+    terms = Terms(("--mode", "train"), "cpu", steps=3, warmup=1, rounds=2)
+    trace = tmp_path / "trace"
+    peers.compare(config, case, named, record, terms, trace=trace, tell=print, before=before)
+    (found,) = record.get("comparisons", [])
     ours, torchs, timms, flaxs = found["programs"]
     assert "timm cannot be imported" in timms["error"] and "pip install timm" in timms["error"]
     for entry in (ours, torchs, flaxs):
         speeds = entry["images_per_second"]
-        assert len(speeds["rounds"]) == 1 and speeds["min"] <= speeds["median"] <= speeds["max"]
-        assert (entry["platform"], entry["precision"]) == ("cpu", "fp32")
+        assert len(speeds["rounds"]) == 2 and speeds["min"] <= speeds["median"] <= speeds["max"]
+        assert (entry["platform"], entry["precision"], entry["start"]) == ("cpu", "fp32", "cold")
         assert entry["cpu_ms_per_image"]["min"] > 0
     for entry in (torchs, flaxs):
         by_round = np.divide(ours["images_per_second"]["rounds"], entry["images_per_second"]["rounds"])
@@ -112,28 +127,75 @@ def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: 
     assert f"torch {torch.__version__}" in torchs["about"]
     text = tables.peer_table(found)
     assert text.count("\n| ") == 3 and "timm: not compared, timm cannot be imported" in text
+    assert "| first step, s (cold) |" in text
+    assert not (tmp_path / "kept").exists()
+    # The first trial of ours is the case's result.
+    (result,) = record.get("results", [])
+    assert result["images_per_second"] == ours["images_per_second"]["rounds"][0]
+    assert result["profile"]["dir"] == str(trace) and result["profile"]["kernel_seconds"] > 0
+    ceiling = record.get("ceilings", {})["fp32"]
+    assert result["flops_of_ceiling"] == pytest.approx(result["tflops"] / ceiling["tflops"])
+    assert record.get("hardware", {})["platform"] == "cpu" and record.get("command", [])[-1] == "train"
+    assert [name for name, _ in before] == [peers.OURS, *named, peers.OURS, "torch", "flax-example"]
 
 
 def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[str] = []
 
-    def run_trial(spec: dict[str, Any], cache: str, *, timeout: float) -> dict[str, Any]:
+    def run_trial(spec: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         kinds.append(spec["kind"])
         if spec["kind"] == "b" or kinds == list("abcac"):
             raise UserError("broken")
-        return {"number": len(kinds)}
+        return {"number": len(kinds), "round": spec["round"]}
+
+    def run(kinds: str) -> trials.Found:
+        programs = {k: {"kind": k} for k in kinds}
+        terms = Terms((), "cpu", steps=1, warmup=0, rounds=3)
+        record = recorded("x", list(kinds), 3)
+        found = trials.run_trials("x", programs, record, terms, parts=lambda found: {"last": str(found)}, tell=print)
+        assert record.get("last", "") == str(found)
+        return found
 
     monkeypatch.setattr(trials, "run_trial", run_trial)
-    found = trials.run_trials({k: {"kind": k} for k in "abc"}, rounds=3, timeout=1, tell=lambda _: None)
-    # One that failed is not tried again.
+    found = run("abc")
+    # One that failed is not tried again; what it did before stays.
     assert kinds == ["a", "b", "c", "a", "c", "a"]
-    assert found == {
-        "a": {"trials": [{"number": 1}, {"number": 4}, {"number": 6}]},
-        "b": {"error": "broken"},
-        "c": {"error": "broken"},
+    reports = {
+        name: [(report["number"], report["round"]) for report in entry["trials"]] for name, entry in found.items()
     }
+    assert reports == {"a": [(1, 1), (4, 2), (6, 3)], "b": [], "c": [(3, 1)]}
+    assert {name: entry.get("error") for name, entry in found.items()} == {"a": None, "b": "broken", "c": "broken"}
     with pytest.raises(UserError, match="broken"):  # without the first there is nothing to compare with
-        trials.run_trials({k: {"kind": k} for k in "bc"}, rounds=3, timeout=1, tell=lambda _: None)
+        run("bc")
+
+
+def test_every_first_trial_starts_cold(tmp_path: Path) -> None:
+    kept = ("JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
+    mine = dict.fromkeys(kept, "/kept") | {"JAX_ENABLE_COMPILATION_CACHE": "false", "HOME": "/root"}
+    flags = {"XLA_FLAGS": "--a --xla_force_host_platform_device_count=2", "CUDA_VISIBLE_DEVICES": "3,4"}
+    env = trials.trial_environment(mine | flags | {"PYTHONPATH": "/x"}, tmp_path, one_device=True)
+    folders = [Path(env[name]) for name in kept]
+    assert len(set(folders)) == 4 and {folder.parent for folder in folders} == {tmp_path}
+    assert (env["JAX_ENABLE_COMPILATION_CACHE"], env["HOME"]) == ("true", "/root")
+    assert (env["XLA_FLAGS"], env["CUDA_VISIBLE_DEVICES"]) == ("--a", "3")
+    assert env["PYTHONPATH"].split(":") == [str(REPO), "/x"]
+    both = trials.trial_environment(flags, tmp_path, one_device=False)
+    assert both["XLA_FLAGS"] == flags["XLA_FLAGS"] and both["CUDA_VISIBLE_DEVICES"] == "3,4"
+    assert both["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+
+
+def test_how_programs_started_is_in_the_table() -> None:
+    def start_of(*starts: str) -> str:
+        report = {"device": "x", "precision": "bf16", "about": "", "peak_memory_bytes": 1, "start_seconds": 1.25}
+        report |= {"images_per_step": 8, "step_seconds": {"median": 2.0}, "cpu_seconds_per_step": 1.0}
+        report |= {"platform": "gpu", "trial_seconds": 2.0}
+        names = (peers.OURS, "torch")
+        found = {name: {"trials": [report | {"start": start}]} for name, start in zip(names, starts, strict=True)}
+        return tables.peer_table({"programs": peers.summarise(found)})
+
+    assert "| first step, s (cold) |" in start_of("cold", "cold")
+    mixed = start_of("warm", "cold")
+    assert "| first step, s |" in mixed and "1.2 (warm)" in mixed and "1.2 (cold)" in mixed
 
 
 def test_timm_is_used_as_its_users_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -145,7 +207,7 @@ def test_timm_is_used_as_its_users_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.syspath_prepend(str(tmp_path))
     config = small_config(("model.arch", "resnet50"), ("model.width", "64"))
     spec = {"kind": "timm", "mode": "infer", "steps": 3, "warmup": 1, "device": "cpu"}
-    spec |= {"config": config.to_dict(), "network": peers.network(config)}
+    spec |= {"round": 1, "config": config.to_dict(), "network": peers.network(config)}
     report = torch_peer.run(spec)
     assert (report["images_per_step"], report["platform"]) == (4, "cpu")
     assert "timm 0" in report["about"]
@@ -169,6 +231,7 @@ def test_mistakes_in_the_list_of_peers(tmp_path: Path) -> None:
 def test_ours_and_peers_on_different_kinds_of_device_are_not_compared() -> None:
     report = {"device": "x", "precision": "bf16", "about": "", "peak_memory_bytes": 1, "start_seconds": 1.0}
     report |= {"images_per_step": 8, "step_seconds": {"median": 2.0}, "cpu_seconds_per_step": 1.0}
+    report |= {"start": "cold", "trial_seconds": 2.0}
     on = {name: {"trials": [report | {"platform": where}]} for name, where in ((peers.OURS, "gpu"), ("torch", "cpu"))}
     _, theirs = peers.summarise(on)
     assert theirs["error"] == "it ran on a cpu, and ours did not" and "ours_over_it" not in theirs
@@ -242,13 +305,14 @@ def test_torchs_boxes_are_drawn_as_torchvision_does() -> None:
 
 def test_feeds_are_summed_up() -> None:
     def found_in(*pairs: tuple[float, float]) -> dict[str, Any]:
-        return {"trials": [{"images": 100, "seconds": s, "cpu_seconds": c, "about": "x"} for s, c in pairs]}
+        same = {"images": 100, "about": "x", "trial_seconds": 9.0}
+        return {"trials": [same | {"seconds": s, "cpu_seconds": c} for s, c in pairs]}
 
     found = feed.summarise({feed.OURS: found_in((1.0, 0.2), (2.0, 0.3)), feed.TORCH: found_in((2.0, 0.4), (2.0, 0.3))})
     assert found[0]["images_per_second"] == {"rounds": [100, 50], "median": 75, "min": 50, "max": 100}
     assert found[0]["cpu_ms_per_image"]["rounds"] == pytest.approx([2, 3])
     assert found[1]["ours_over_it_images_per_second"] == {"median": 1.5, "min": 1.0, "max": 2.0}
     assert found[1]["ours_over_it_cpu_ms_per_image"]["median"] == pytest.approx(0.75)
-    failed = feed.summarise({feed.OURS: found_in((1.0, 0.2)), feed.TORCH: {"error": "no torch"}})
+    failed = feed.summarise({feed.OURS: found_in((1.0, 0.2)), feed.TORCH: {"trials": [], "error": "no torch"}})
     text = tables.input_table({"programs": failed})
     assert "torch DataLoader: not compared, no torch" in text

@@ -43,6 +43,8 @@ def test_result(call: Run, tmp_path: Path, mode: str) -> None:
     assert "mfu" not in result  # no data sheet says what a CPU is capable of
     assert document["hardware"]["platform"] == "cpu" and document["versions"]["jax"]
     assert document["command"][:3] == ["python", "-m", "rn50_jax.benchmark"] and str(path) in document["command"]
+    assert (document["complete"], document["not_run"]) == (True, [])
+    assert result["seconds"] > result["start_seconds"] > result["first_call_seconds"]
     assert done.stdout.startswith("# Benchmark on CPU\n")
     assert "images per second at the median step" in done.stdout
 
@@ -108,6 +110,21 @@ def test_mistakes_are_told_in_one_line(call: Run) -> None:
         (["--mode", "end-to-end", "--config.data.backend=synthetic"], "--mode end-to-end times real files"),
         (["--device", "gpu"], "--device gpu, but JAX found only a CPU"),
         (["--devices", "1", "--batch_sizes", "1,2", "--profile", "x"], "--profile takes one precision"),
+        (["--compare", "torch", "--scaling", "weak"], "--compare times one device"),
+        (["--budget", "0"], "--budget 0 must be"),
+        (["--budget", "nan"], "--budget nan must be"),
+        (["--json", "/proc/none.json"], "cannot write /proc/none.json"),
+        (["--markdown", "/proc"], "cannot write /proc: Is a directory"),
+        (["--mode", "input", "--vary", "model.stem=conv"], "--vary is for --mode train"),
+        (["--compare", "torch", "--vary", "model.stem=conv"], "--vary goes without --compare"),
+        (["--precisions", "fp32,bf16", "--vary", "model.stem=conv"], "--vary takes one precision"),
+        (["--vary", "model.stem"], "--vary 'model.stem' must be KEY=VALUE"),
+        (["--vary", "model.steam=conv"], "config has no key 'model.steam'; did you mean model.stem"),
+        (["--vary", "model.stem=cone"], "config.model.stem='cone' must be one of"),
+        (["--vary", "model.stem=auto"], "--vary 'model.stem=auto' is what the config says already"),
+        (["--vary", "run.xla_flags=--xla_a=1"], "use --config.run.xla_flags in a call of its own"),
+        (["--vary", "data.workers=3"], "--vary data.workers: it changes nothing of a step on synthetic data"),
+        (["--vary", "precision=fp16"], "use --precisions"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_compiled(options: list[str], message: str) -> None:

@@ -2,56 +2,46 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
 from rn50_jax import parallel
-from rn50_jax.bench import stats, timing
+from rn50_jax.bench import stats, traced
 from rn50_jax.bench.ceiling import Ceiling
+from rn50_jax.bench.compiled import Program, make_program, num_classes
 from rn50_jax.bench.cpu_time import TreeClock
 from rn50_jax.bench.device import sheet
 from rn50_jax.bench.flops import count_flops
-from rn50_jax.bench.profile import profile
-from rn50_jax.build import build_model, build_normalisation, build_state
-from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
+from rn50_jax.build import build_model
 from rn50_jax.diagnosis import telling_of_memory
 from rn50_jax.errors import RunStopped, UserError
-from rn50_jax.models.fold import inference_form
-from rn50_jax.plan import make_plan
-from rn50_jax.state import variables_of
-from rn50_jax.step import predict_step
-from rn50_jax.train import compile_steps
+from rn50_jax.text import counted
 from rn50_jax.workdir import describe_devices
 
 
 class Case(NamedTuple):
-    """What is timed. batch_size: per device; global_batch: with strong scaling, what the devices share, else 0."""
+    """What is timed.
+
+    batch_size: per device. global_batch: with strong scaling, what the devices share, else 0. variant: KEY=VALUE that
+    differs from the config, "" for the config as it is.
+    """
 
     mode: str
     precision: str
     batch_size: int
     devices: int
     global_batch: int = 0
+    variant: str = ""
 
-
-class Program(NamedTuple):
-    """A compiled step with its data on the devices.
-
-    run: seconds of each of so many steps. images: per step, over all devices.
-    """
-
-    run: Callable[[int], list[float]]
-    images: int
-    compilation: timing.Compilation
-    compiled: Any
-    lowering: str
+    def __str__(self) -> str:
+        devices = "1 device" if self.devices == 1 else f"each of {self.devices} devices"
+        text = f"{self.mode}, {self.precision}, {counted(self.batch_size, 'image')} on {devices}"
+        return f"{text}, {self.variant}" if self.variant else text
 
 
 def case_config(config: ConfigDict, case: Case) -> ConfigDict:
@@ -61,54 +51,12 @@ def case_config(config: ConfigDict, case: Case) -> ConfigDict:
       UserError: the case's values do not fit the config.
     """
     changes = [("data.backend", "synthetic"), ("precision", case.precision), ("batch_size", str(case.batch_size))]
+    if case.variant:
+        key, _, value = case.variant.partition("=")
+        changes.append((key, value))
     changed = configs.override(config, changes)
     configs.validate(changed)
     return changed
-
-
-def make_program(config: ConfigDict, mode: str, devices: list[jax.Device]) -> Program:
-    """Compiles the step of training ("train", two steps queued) or prediction ("infer", one after the other)."""
-    mesh = parallel.make_mesh(devices)
-    model = build_model(config, num_classes=num_classes(config), platform=devices[0].platform)
-    make = _train_program if mode == "train" else _infer_program
-    return make(config, model, mesh)
-
-
-def num_classes(config: ConfigDict) -> int:
-    """Of synthetic data."""
-    return len(synthetic_dataset(config).class_names)
-
-
-def _train_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
-    plan = make_plan(config, num_images=config.data.synthetic_images[0], num_devices=mesh.devices.size)
-    step, _ = compile_steps(config, model, plan, mesh)
-    batch = synthetic_batch(config, plan.device_batch, mesh)
-    state = parallel.replicate(build_state(config, model), mesh)
-    compilation, compiled = timing.compile_program(step, state, batch)
-
-    def one_step() -> Any:
-        nonlocal state
-        state, metrics = step(state, batch)
-        return metrics
-
-    def run(count: int) -> list[float]:
-        return timing.time_queued(one_step, count)
-
-    return Program(run, plan.global_batch, compilation, compiled, model.lowering)
-
-
-def _infer_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
-    variables = variables_of(build_state(config, model))["val"]
-    platform = mesh.devices.flat[0].platform
-    model, variables = inference_form(model, variables, config.model.fold_batch_norm, platform=platform)
-    normalisation = build_normalisation(config)
-    one_step = partial(predict_step, model=model, axis_name=parallel.AXIS, normalisation=normalisation)
-    step = parallel.spread(one_step, mesh, mode=config.parallel, stacked=True)
-    batch = synthetic_batch(config, config.batch_size, mesh)
-    variables = parallel.replicate(variables, mesh)
-    compilation, compiled = timing.compile_program(step, variables, batch)
-    run = partial(timing.time_single, lambda: step(variables, batch))
-    return Program(run, config.batch_size * mesh.devices.size, compilation, compiled, model.lowering)
 
 
 def measure(
@@ -119,19 +67,25 @@ def measure(
     warmup: int,
     ceiling: Ceiling | None = None,
     trace: Path | None = None,
+    timed: Callable[[dict[str, Any]], None] = lambda _: None,
+    command_buffers: bool | None = None,
 ) -> dict[str, Any]:
     """Times `steps` steps after a first call and `warmup` further ones; the batch stays on the devices.
 
     Args:
       config: as `case_config` makes it.
-      trace: a folder for a trace of ten further steps, which "profile" then sums up.
+      trace: a folder for a trace of ten further steps, which "profile" then sums up, see `traced.trace`.
+      timed: called with the result before it is traced.
+      command_buffers: the program has them; by default what `traced.has_command_buffers` says.
 
     Returns:
       What was timed; images_per_second at the median step; step_seconds, see `stats.summarise`; what compiling cost;
-      memory; and how far the devices were used, see `usage`. Where the device lacks memory or the precision: what was
-      to be timed, and "error".
+      memory; how far the devices were used, see `usage`; and "seconds" that it all took. Where the device lacks memory
+      or the precision: what was to be timed, and "error"; where it lacks memory for tracing, "profile_error".
     """
+    start = time.perf_counter()
     devices = jax.local_devices()[: case.devices]
+    platform = devices[0].platform
     result: dict[str, Any] = {
         "mode": case.mode,
         "arch": config.model.arch,
@@ -139,37 +93,60 @@ def measure(
         "precision": config.precision,
         "parallel": config.parallel,
         "devices": describe_devices(devices),
-        "platform": devices[0].platform,
+        "platform": platform,
         "num_devices": case.devices,
         "batch_size_per_device": config.batch_size,
         "batch_norm": "folded" if case.mode == "infer" and config.model.fold_batch_norm != "off" else "computed",
         "scaling": "strong" if case.global_batch else "weak",
+        "variant": case.variant,
         "steps": steps,
         "warmup": warmup,
     }
+
+    def after(**more: Any) -> dict[str, Any]:
+        return result | more | {"seconds": time.perf_counter() - start}
+
     try:
         parallel.find_devices(backend="synthetic", precision=config.precision)
     except UserError as error:
-        return result | {"error": str(error)}
+        return after(error=str(error))
     try:
         with telling_of_memory(config):
             peak_before = _peak(devices[0])
             program = make_program(config, case.mode, devices)
-            result |= _time(program, steps, warmup) | _memory(devices[0], peak_before, program.compilation)
-            if trace:
-                text = program.compiled.as_text()
-                result["profile"] = profile(program.run, text, trace, steps=min(steps, 10), mode=case.mode)
+            result |= _time(program, steps, warmup, start)
     except RunStopped as error:
-        return result | {"error": "out of memory", "error_detail": str(error)}
-    model = build_model(config, num_classes=num_classes(config), platform=devices[0].platform)
+        return after(error="out of memory", error_detail=str(error))
+    compilation = program.compilation
+    result |= peak_memory(case.mode, platform, peak_before, _peak(devices[0]), compilation.memory_bytes)
+    model = build_model(config, num_classes=num_classes(config), platform=platform)
     flops = count_flops(model, config.data.image_size).of(case.mode)
-    return result | usage(result, flops, program.compilation.bytes_accessed, ceiling, devices[0].device_kind)
+    result |= usage(result, flops, compilation.bytes_accessed, ceiling, devices[0].device_kind)
+    if trace is None:
+        return after()
+    timed(after())
+    if command_buffers is None:
+        command_buffers = traced.has_command_buffers(platform, traced.xla_flags())
+    try:
+        with telling_of_memory(config):
+            found = traced.trace(
+                program,
+                trace,
+                steps=steps,
+                mode=case.mode,
+                images_per_second=result["images_per_second"],
+                copy_gbytes_per_second=ceiling.gbytes_per_second if ceiling else None,
+                command_buffers=command_buffers,
+            )
+    except RunStopped as error:
+        return after(profile_error=str(error))
+    return after(**found)
 
 
-def _time(program: Program, steps: int, warmup: int) -> dict[str, Any]:
+def _time(program: Program, steps: int, warmup: int, began: float) -> dict[str, Any]:
     start = time.perf_counter()
     program.run(1)
-    first_call = time.perf_counter() - start
+    done = time.perf_counter()
     if warmup:
         program.run(warmup)
     clock = TreeClock()
@@ -182,8 +159,9 @@ def _time(program: Program, steps: int, warmup: int) -> dict[str, Any]:
         "trace_seconds": compilation.trace_seconds,
         "compile_seconds": compilation.compile_seconds,
         "compiled_from_cache": compilation.cached,
-        "first_call_seconds": compilation.trace_seconds + compilation.compile_seconds + first_call,
-        "first_step_seconds": first_call,
+        "first_call_seconds": compilation.trace_seconds + compilation.compile_seconds + done - start,
+        "first_step_seconds": done - start,
+        "start_seconds": done - began,
         "images_per_second": program.images / float(np.median(seconds)),
         "images_per_second_mean": program.images * steps / sum(seconds),
         "cpu_seconds_per_step": cpu / steps,
@@ -195,14 +173,21 @@ def _peak(device: jax.Device) -> int:
     return int((device.memory_stats() or {}).get("peak_bytes_in_use", 0))
 
 
-def _memory(device: jax.Device, before: int, compilation: timing.Compilation) -> dict[str, Any]:
-    """Per device: the device's own count, if this case is what it is due to, else XLA's analysis of the program."""
-    after = _peak(device)
-    measured = after > before
+def peak_memory(mode: str, platform: str, before: int, after: int, program: int) -> dict[str, Any]:
+    """Bytes of one device, and who counted them.
+
+    On a GPU the device's own count of inference is mostly room that XLA took to try convolutions out in, which it has
+    given back: there, and where the device does not count, the program's own memory counts.
+
+    Args:
+      before, after: the device's peaks before and after the case; a peak that did not rise is another case's.
+      program: bytes that the program needs, see `timing.Compilation`.
+    """
+    measured = after > before and not (mode == "infer" and platform == "gpu")
     return {
-        "peak_memory_bytes": after if measured else compilation.memory_bytes,
+        "peak_memory_bytes": after if measured else program,
         "peak_memory_source": "device" if measured else "XLA's analysis of the program",
-        "program_memory_bytes": compilation.memory_bytes,
+        "program_memory_bytes": program,
     }
 
 

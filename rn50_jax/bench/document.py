@@ -33,14 +33,16 @@ def make_header(argv: Sequence[str], devices: list[jax.Device]) -> dict[str, Any
     }
 
 
-def as_json(document: dict[str, Any]) -> dict[str, Any]:
-    """The document for a file; of a single case, its keys stand at the top too."""
+def as_json(document: dict[str, Any], *, single: bool) -> dict[str, Any]:
+    """The document for a file; if there is to be a single case, its keys stand at the top too."""
     results = document.get("results", [])
-    return document | results[0] if len(results) == 1 else document
+    return document | results[0] if single and results else document
 
 
 def as_markdown(document: dict[str, Any]) -> str:
-    """Heading, circumstances, and a table for each thing that was measured."""
+    """Heading, circumstances, a table for each thing that was measured, and what was left out."""
+    if "hardware" not in document:
+        return "\n\n".join(["Nothing was measured.", *_not_run(document)])
     hardware = document["hardware"]
     cpu = hardware["platform"] == "cpu"
     title = "CPU" if cpu else f"{hardware['devices']} x {hardware['device']}"
@@ -63,11 +65,23 @@ def as_markdown(document: dict[str, Any]) -> str:
         what = f"{e['arch']}, {e['image_size']} px, {e['backend']}, {e['workers']} threads per device"
         parts += [f"## End to end: {what}, {e['rounds']} rounds of {e['steps']} steps", tables.end_to_end_table(e)]
     for result in document.get("results", []):
+        if "profile_error" in result:
+            parts.append(f"No profile: {result['profile_error']}")
         if "profile" not in result:
             continue
         p = result["profile"]
         parts += [f"## Kernels of {p['steps']} steps, trace in {p['dir']}", tables.kernel_tables(p)]
-    return "\n\n".join(parts)
+        if "command_buffers" in result:
+            parts.append(_command_buffers(result["command_buffers"]))
+    return "\n\n".join(parts + _not_run(document))
+
+
+def _not_run(document: dict[str, Any]) -> list[str]:
+    parts = []
+    for why, text in (("budget", f"left out for --budget {document.get('budget', 0):g}"), ("stopped", "not measured")):
+        if cases := [one["case"] for one in document.get("not_run", []) if one["why"] == why]:
+            parts.append(f"{text}: {'; '.join(cases)}")
+    return parts
 
 
 def _circumstances(document: dict[str, Any]) -> list[str]:
@@ -84,13 +98,24 @@ def _circumstances(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _command_buffers(found: dict[str, Any]) -> str:
+    if "error" in found:
+        return f"Traced with command buffers: XLA does not compile without them ({found['error']})."
+    speed, without = found["images_per_second"], found["images_per_second_without"]
+    return (
+        f"Traced without command buffers: {without:,.1f} img/s; with them, as timed above, {speed:,.1f} img/s, "
+        f"{found['ratio']:.3f} times as many."
+    )
+
+
 def _results(results: list[dict[str, Any]]) -> list[str]:
     parts: list[str] = []
     for mode in dict.fromkeys(result["mode"] for result in results):
-        of_mode = [result for result in results if result["mode"] == mode]
+        every = [result for result in results if result["mode"] == mode]
+        of_mode = [result for result in every if not result["variant"]]
         weak = [result for result in of_mode if result["scaling"] == "weak"]
         strong = [result for result in of_mode if result["scaling"] == "strong"]
-        first = of_mode[0]
+        first = every[0]
         name = "Training" if mode == "train" else "Inference"
         what = f"{first['arch']}, {first['image_size']} px, synthetic data, {first['steps']} steps"
         parts.append(f"## {name}: {what}")
@@ -105,5 +130,7 @@ def _results(results: list[dict[str, Any]]) -> list[str]:
         for kind, rows in (("Weak", weak), ("Strong", strong)):
             if len({result["num_devices"] for result in rows}) > 1:
                 parts += [f"### {kind} scaling", tables.scaling_table(rows)]
-        parts += ["### Every case", tables.detail_table(of_mode)]
+        if len(every) > len(of_mode):
+            parts += ["### Variants", tables.variant_table(every)]
+        parts += ["### Every case", tables.detail_table(every)]
     return parts

@@ -1,6 +1,7 @@
 """Real training steps from real files, beside the same steps on synthetic data."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,10 @@ from ml_collections import ConfigDict
 
 from rn50_jax import parallel
 from rn50_jax.bench import stats, timing
+from rn50_jax.bench.document import make_header
 from rn50_jax.bench.feed import open_feed
+from rn50_jax.bench.record import Record
+from rn50_jax.bench.trials import Terms
 from rn50_jax.build import build_model, build_state
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.synthetic import synthetic_batch
@@ -18,13 +22,18 @@ from rn50_jax.train import compile_steps
 
 
 def measure_end_to_end(
-    config: ConfigDict, devices: list[jax.Device], *, steps: int, warmup: int, number: int
-) -> dict[str, Any]:
+    config: ConfigDict,
+    devices: list[jax.Device],
+    record: Record,
+    terms: Terms,
+    *,
+    tell: Callable[[str], None],
+) -> None:
     """Interleaves rounds of `steps` steps on a synthetic batch and on the feed's; two steps queued, as in training.
 
-    Returns:
-      For each kind images_per_second by round (all images over all time), median and extremes; "ratio", real over
-      synthetic by round; "waiting", the share of the real rounds' time spent waiting for the feed.
+    Into the record's "end_to_end" go, after each round, for each kind images_per_second by round (all images over all
+    time), median and extremes; "ratio", real over synthetic by round; "waiting", the share of the real rounds' time
+    spent waiting for the feed; and the seconds that the rounds took.
 
     Raises:
       UserError: the data cannot be used.
@@ -32,14 +41,16 @@ def measure_end_to_end(
     """
     dataset = open_dataset(config, need_val=False)
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
+    rounds = [f"end to end, round {number} of {terms.rounds}" for number in range(1, terms.rounds + 1)]
+    record.plan(rounds, single=False, **make_header(terms.command, devices))
     mesh = parallel.make_mesh(devices)
     model = build_model(config, num_classes=len(dataset.class_names), platform=devices[0].platform)
     step, _ = compile_steps(config, model, plan, mesh)
     synthetic = synthetic_batch(config, plan.device_batch, mesh)
     synthetic["label"] = synthetic["label"] % len(dataset.class_names)
     state = parallel.replicate(build_state(config, model), mesh)
-    found: dict[str, list[float]] = {"synthetic": [], "real": [], "waiting": []}
-    total = (warmup + steps) * number
+    found: dict[str, list[float]] = {"synthetic": [], "real": [], "waiting": [], "seconds": []}
+    total = (terms.warmup + terms.steps) * terms.rounds
     with open_feed(config, dataset.train, plan, mesh, total) as batches, telling_of_memory(config):
         waited = 0.0
 
@@ -57,28 +68,38 @@ def measure_end_to_end(
             return metrics
 
         timing.time_queued(synthetic_step, 1)
-        for _ in range(number):
+        for text in rounds:
+            if not record.begins(text, max(found["seconds"], default=0.0)):
+                continue
+            tell(text)
+            start = time.perf_counter()
             for name, one_step in (("synthetic", synthetic_step), ("real", real_step)):
                 # The feed has worked ahead while others were timed: the warm-up uses that up.
-                timing.time_queued(one_step, max(warmup, 1))
+                timing.time_queued(one_step, max(terms.warmup, 1))
                 waited = 0.0
-                seconds = sum(timing.time_queued(one_step, steps))
-                found[name].append(plan.global_batch * steps / seconds)
+                seconds = sum(timing.time_queued(one_step, terms.steps))
+                found[name].append(plan.global_batch * terms.steps / seconds)
                 if name == "real":
                     found["waiting"].append(waited / seconds)
+            found["seconds"].append(time.perf_counter() - start)
+            record.done(text, end_to_end=_describe(config, len(devices), terms, found))
+
+
+def _describe(config: ConfigDict, devices: int, terms: Terms, found: dict[str, list[float]]) -> dict[str, Any]:
     return {
         "mode": "end-to-end",
         "arch": config.model.arch,
         "precision": config.precision,
         "image_size": config.data.image_size,
         "batch_size_per_device": config.batch_size,
-        "num_devices": len(devices),
+        "num_devices": devices,
         "backend": config.data.backend,
         "workers": config.data.workers,
-        "steps": steps,
-        "rounds": number,
-        "images_per_second": {"rounds": found["real"], **stats.spread_of(found["real"])},
-        "images_per_second_synthetic": {"rounds": found["synthetic"], **stats.spread_of(found["synthetic"])},
+        "steps": terms.steps,
+        "rounds": terms.rounds,
+        "images_per_second": {"rounds": list(found["real"]), **stats.spread_of(found["real"])},
+        "images_per_second_synthetic": {"rounds": list(found["synthetic"]), **stats.spread_of(found["synthetic"])},
         "ratio": stats.ratios(found["real"], found["synthetic"]),
         "waiting": stats.spread_of(found["waiting"]),
+        "seconds": list(found["seconds"]),
     }

@@ -12,9 +12,12 @@ from ml_collections import ConfigDict
 
 from rn50_jax import config as configs
 from rn50_jax import parallel, runtime
-from rn50_jax.bench import stats, trials
+from rn50_jax.bench import stats
 from rn50_jax.bench.cpu_time import TreeClock
 from rn50_jax.bench.device import describe_hardware, find_local_devices
+from rn50_jax.bench.document import make_header
+from rn50_jax.bench.record import Record
+from rn50_jax.bench.trials import Found, Terms, run_trials, trial_names
 from rn50_jax.data.dataset import open_dataset, root_of
 from rn50_jax.data.feed import Position, TrainBatch, train_batches
 from rn50_jax.data.folder import ImageSet
@@ -54,6 +57,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         "images": spec["steps"] * plan.global_batch,
         "seconds": wall,
         "cpu_seconds": cpu,
+        "header": make_header(spec["command"], devices),
         "about": f"{config.data.backend}, DALI {dali}, {config.data.workers} threads per device, "
         f"{len(devices)} x {describe_hardware(devices)['device']}",
     }
@@ -63,33 +67,38 @@ def _wait(batch: TrainBatch) -> None:
     jax.block_until_ready(batch.batch)
 
 
-def measure_input(
-    config: ConfigDict, *, device: str, steps: int, warmup: int, number: int, tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """Both feeds in interleaved rounds, each trial in a process of its own.
+def measure_input(config: ConfigDict, record: Record, terms: Terms, *, tell: Callable[[str], None]) -> None:
+    """Times both feeds in interleaved rounds, each trial in a process of its own.
 
     Both decode the same files to uint8 batches of the config's crop, size and flip; the DataLoader's with Pillow in
     `data.workers` processes, and without placing them on a device.
 
-    Returns:
-      The setting, what the files are like, and "programs": images_per_second and cpu_ms_per_image by round, their
-      median and extremes, and ours over theirs.
+    Into the record's "input" go the setting, what the files are like, and "programs": images_per_second and
+    cpu_ms_per_image by round, their median and extremes, and ours over theirs.
+
+    Raises:
+      UserError: the data cannot be used, or the first trial of ours failed.
     """
     images = open_dataset(config, need_val=False).train
-    shared = {"config": config.to_dict(), "device": device, "steps": steps, "warmup": warmup}
+    shared = terms.for_a_trial() | {"config": config.to_dict()}
     theirs = shared | {"kind": "torch-loader", "folder": str(root_of(config) / "train")}
     programs = {OURS: shared | {"kind": "feed"}, TORCH: theirs | {"workers": config.data.workers}}
-    reports = trials.run_trials(programs, rounds=number, timeout=1800, tell=tell)
-    return {
+    setting = {
         "dir": str(config.data.dir),
         "files": describe_files(images),
         "batch_size": config.batch_size,
         "image_size": config.data.image_size,
         "workers": config.data.workers,
-        "steps": steps,
-        "rounds": number,
-        "programs": summarise(reports),
+        "steps": terms.steps,
+        "rounds": terms.rounds,
     }
+    record.plan(trial_names("input", list(programs), terms.rounds), single=False)
+
+    def parts(found: Found) -> dict[str, Any]:
+        header = found[OURS]["trials"][0]["header"] if found[OURS]["trials"] else {}
+        return {"input": setting | {"programs": summarise(found)}} | header
+
+    run_trials("input", programs, record, terms, parts=parts, tell=tell)
 
 
 def describe_files(images: ImageSet, sample: int = 2000) -> dict[str, float]:
@@ -106,14 +115,15 @@ def describe_files(images: ImageSet, sample: int = 2000) -> dict[str, float]:
     }
 
 
-def summarise(reports: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def summarise(reports: Found) -> list[dict[str, Any]]:
     """What `trials.run_trials` found, as speeds, processor time and ratios."""
     result = []
     ours: dict[str, list[float]] = {}
     for name, found in reports.items():
         entry: dict[str, Any] = {"name": name}
-        if "error" in found:
-            result.append(entry | {"error": found["error"]})
+        entry |= {key: found[key] for key in ("error", "error_detail") if key in found}
+        if not found["trials"]:
+            result += [entry] if "error" in found else []
             continue
         measures = {
             "images_per_second": [report["images"] / report["seconds"] for report in found["trials"]],
@@ -121,6 +131,7 @@ def summarise(reports: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         }
         ours = ours or (measures if name == OURS else {})
         entry["about"] = found["trials"][-1]["about"]
+        entry["trial_seconds"] = [report["trial_seconds"] for report in found["trials"]]
         for key, values in measures.items():
             entry[key] = {"rounds": values, **stats.spread_of(values)}
             if ours and name != OURS:

@@ -39,6 +39,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         raise UserError("the Flax example is compared in training only")
     devices = find_local_devices(spec["device"])
     folder, precision = Path(spec["folder"]), spec["config"]["precision"]
+    start = time.perf_counter()
     if precision == "fp32":
         jax.config.update("jax_default_matmul_precision", "highest")
     try:
@@ -60,7 +61,6 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         state, metrics = step(state, batch)
         return metrics
 
-    start = time.perf_counter()
     timing.time_queued(one_step, 1)
     first = time.perf_counter() - start
     timing.time_queued(one_step, spec["warmup"] or 1)
@@ -76,6 +76,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         "step_seconds": summarise(seconds),
         "cpu_seconds_per_step": cpu / spec["steps"],
         "start_seconds": first,
+        "start": "cold" if spec["round"] == 1 else "warm",
         "peak_memory_bytes": stats.get("peak_bytes_in_use"),
         "about": f"its own train_step and models.py, jax {jax.__version__}",
     }

@@ -1,33 +1,56 @@
 """Our own step as a program."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rn50_jax import config as configs
 from rn50_jax import runtime
 from rn50_jax.bench.cases import Case, case_config, measure
+from rn50_jax.bench.ceiling import Ceiling, measure_ceiling
 from rn50_jax.bench.device import describe_hardware, find_local_devices
-from rn50_jax.errors import UserError
+from rn50_jax.bench.document import make_header
 from rn50_jax.workdir import versions
 
 
-def run(spec: dict[str, Any]) -> dict[str, Any]:
-    """One trial, see `bench.peers`."""
+def run(spec: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """One trial, see `bench.peers`; the first one reports the whole result of the case, the ceiling and the header.
+
+    Args:
+      keep: called with what there is before the profile is made.
+    """
     config = configs.from_tree(spec["config"])
     runtime.prepare_runtime("synthetic", config.run.xla_flags)
     devices = find_local_devices(spec["device"])
     case = Case(spec["mode"], config.precision, config.batch_size, devices=1)
-    result = measure(case_config(config, case), case, steps=spec["steps"], warmup=spec["warmup"], ceiling=None)
+    options: dict[str, Any] = {"steps": spec["steps"], "warmup": spec["warmup"]}
+    if spec["round"] > 1:
+        return _report(measure(case_config(config, case), case, **options), devices)
+    ceiling = Ceiling(**spec["ceiling"]) if spec["ceiling"] else measure_ceiling(devices[0], config.precision)
+    whole = {"ceiling": ceiling._asdict(), "header": make_header(spec["command"], devices)}
+
+    def timed(result: dict[str, Any]) -> None:
+        keep(_report(result, devices) | whole)
+
+    trace = Path(spec["profile"]) if spec["profile"] else None
+    result = measure(case_config(config, case), case, ceiling=ceiling, trace=trace, timed=timed, **options)
+    return _report(result, devices) | whole
+
+
+def _report(result: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
     if "error" in result:
-        raise UserError(result["error"])
+        return {"error": result["error"], "result": result}
     found = versions()
     return {
         "platform": devices[0].platform,
         "device": describe_hardware(devices)["device"],
-        "precision": config.precision,
+        "precision": result["precision"],
         "images_per_step": result["images_per_step"],
         "step_seconds": result["step_seconds"],
         "cpu_seconds_per_step": result["cpu_seconds_per_step"],
-        "start_seconds": result["first_call_seconds"],
+        "start_seconds": result["start_seconds"],
+        "start": "warm" if result["compiled_from_cache"] else "cold",
         "peak_memory_bytes": result["peak_memory_bytes"],
         "about": f"jax {found['jax']}, flax {found['flax']}",
+        "result": result,
     }

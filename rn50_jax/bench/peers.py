@@ -6,8 +6,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rn50_jax.bench import stats, trials
-from rn50_jax.bench.cases import num_classes
+from rn50_jax.bench import stats
+from rn50_jax.bench.cases import Case
+from rn50_jax.bench.compiled import num_classes
+from rn50_jax.bench.record import Record
+from rn50_jax.bench.trials import Found, Terms, run_trials
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY
 
@@ -62,62 +65,79 @@ def network(config: ConfigDict) -> dict[str, Any]:
 
 def compare(
     config: ConfigDict,
-    mode: str,
+    case: Case,
     peers: dict[str, str],
+    record: Record,
+    terms: Terms,
     *,
-    device: str,
-    steps: int,
-    warmup: int,
-    number: int,
+    trace: Path | None,
     tell: Callable[[str], None],
-) -> dict[str, Any]:
+    before: list[tuple[str, float]],
+) -> None:
     """Times ours and the peers on one device, in interleaved rounds, each trial in a process of its own.
+
+    Into the record go "comparisons": the setting and "programs", each with its images_per_second by round, their
+    median and extremes, and the ratios ours / peer by round; and from the first trial of ours "results", "ceilings"
+    and what its process knows of the machine. This process touches no device.
 
     Args:
       config: a case's config, see `cases.case_config`: everybody gets its batch size, image size, network and
         precision, SGD with momentum, label smoothing where the peer has it.
       peers: see `parse_peers`.
-      number: of rounds.
+      record: has the trials in its plan, see `trials.trial_names`.
+      trace: a folder for a trace of ours, which is made after its first trial's timing.
+      before: programs and seconds of earlier trials; those of these trials are added.
 
-    Returns:
-      The setting and "programs", each with its images_per_second by round, their median and extremes, and the
-      ratios ours / peer by round; or with "error".
+    Raises:
+      UserError: the first trial of ours failed.
     """
-    shared = {
-        "mode": mode,
+    ceilings = record.get("ceilings", {})
+    comparisons, results = record.get("comparisons", []), record.get("results", [])
+    shared = terms.for_a_trial() | {
+        "mode": case.mode,
         "config": config.to_dict(),
         "network": network(config),
-        "device": device,
-        "steps": steps,
-        "warmup": warmup,
         "one_device": True,
     }
-    specs = {OURS: shared | {"kind": "ours"}}
+    first = {"ceiling": ceilings.get(config.precision), "profile": str(trace.resolve()) if trace else ""}
+    specs = {OURS: shared | {"kind": "ours"} | first}
     specs |= {name: shared | {"kind": name, "folder": folder} for name, folder in peers.items()}
-    reports = trials.run_trials(specs, rounds=number, timeout=1800, tell=tell)
-    setting = {"mode": mode, "precision": config.precision, "batch_size": config.batch_size}
-    setting |= {"image_size": config.data.image_size, "arch": config.model.arch, "steps": steps, "rounds": number}
-    return setting | {"programs": summarise(reports)}
+    setting = {"mode": case.mode, "precision": config.precision, "batch_size": config.batch_size}
+    setting |= {"image_size": config.data.image_size, "arch": config.model.arch}
+    setting |= {"steps": terms.steps, "rounds": terms.rounds}
+
+    def parts(found: Found) -> dict[str, Any]:
+        made: dict[str, Any] = {"comparisons": [*comparisons, setting | {"programs": summarise(found)}]}
+        report = next(iter(found[OURS]["trials"]), found[OURS])
+        if "result" in report:
+            cut_short = {"profile_error": report["cut_short"]} if "cut_short" in report else {}
+            made["results"] = [*results, report["result"] | cut_short]
+            made["ceilings"] = ceilings | {config.precision: report["ceiling"]}
+            made |= report["header"]
+        return made
+
+    run_trials(str(case), specs, record, terms, parts=parts, tell=tell, before=before)
 
 
-def summarise(reports: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def summarise(reports: Found) -> list[dict[str, Any]]:
     """What `trials.run_trials` found, as speeds and ratios; a peer on another kind of device is not compared."""
-    ours = reports[OURS]
-    speeds = {name: [_speed(report) for report in found.get("trials", [])] for name, found in reports.items()}
+    speeds = {name: [_speed(report) for report in found["trials"]] for name, found in reports.items()}
     result = []
     for name, found in reports.items():
         entry: dict[str, Any] = {"name": name}
-        if "error" in found:
-            result.append(entry | {"error": found["error"]})
+        entry |= {key: found[key] for key in ("error", "error_detail") if key in found}
+        if not found["trials"]:
+            result += [entry] if "error" in found else []
             continue
-        last = found["trials"][-1]
+        first, last = found["trials"][0], found["trials"][-1]
         entry |= {key: last[key] for key in ("platform", "device", "precision", "about", "peak_memory_bytes")}
         entry["images_per_second"] = {"rounds": speeds[name], **stats.spread_of(speeds[name])}
         if last["platform"] == "cpu":
             entry["cpu_ms_per_image"] = stats.spread_of([_cpu_ms(report) for report in found["trials"]])
-        entry["start_seconds"] = found["trials"][0]["start_seconds"]  # later rounds find their programs compiled
-        if name != OURS:
-            if last["platform"] != ours["trials"][-1]["platform"]:
+        entry |= {key: first[key] for key in ("start_seconds", "start")}  # later rounds find their programs compiled
+        entry["trial_seconds"] = [report["trial_seconds"] for report in found["trials"]]
+        if name != OURS and speeds[OURS]:
+            if last["platform"] != reports[OURS]["trials"][-1]["platform"]:
                 entry["error"] = f"it ran on a {last['platform']}, and ours did not"
             else:
                 entry["ours_over_it"] = stats.ratios(speeds[OURS], speeds[name])

@@ -49,7 +49,15 @@ class Instruction(NamedTuple):
     text: str
 
 
-def profile(run: Callable[[int], Any], program_text: str, folder: Path, *, steps: int, mode: str) -> dict[str, Any]:
+def profile(
+    run: Callable[[int], Any],
+    program_text: str,
+    folder: Path,
+    *,
+    steps: int,
+    mode: str,
+    copy_gbytes_per_second: float | None = None,
+) -> dict[str, Any]:
     """Runs `steps` steps under the profiler; the trace in `folder` opens in XProf, TensorBoard or Perfetto.
 
     Args:

@@ -1,19 +1,21 @@
 """The cases of a sweep, and their measurement one after the other."""
 
 import gc
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from rn50_jax import config as configs
 from rn50_jax.bench.cases import Case, case_config, measure
 from rn50_jax.bench.ceiling import Ceiling
+from rn50_jax.bench.record import Record
 from rn50_jax.errors import UserError
 from rn50_jax.plan import make_plan
 from rn50_jax.precision import PRECISIONS
-from rn50_jax.text import counted
 
 
 def parse_batch_sizes(text: str) -> list[int]:
@@ -91,26 +93,74 @@ def make_sweep(config: ConfigDict, cases: list[Case]) -> list[tuple[Case, Config
     return sweep
 
 
+# Keys that say how to report, save or feed a run, or for how long; nothing of it is in a step on synthetic data.
+_NOT_IN_A_STEP = ("checkpoint.", "report.", "run.", "data.", "epochs", "seed")
+_OPTIONS_FOR = {"precision": "--precisions", "batch_size": "--batch_sizes"}
+
+
+def parse_variants(config: ConfigDict, texts: Sequence[str]) -> list[str]:
+    """Reads each KEY=VALUE of --vary.
+
+    Raises:
+      UserError: no such key or value, or one that changes nothing of the step.
+    """
+    variants = []
+    for text in texts:
+        key, given, value = text.partition("=")
+        key = key.strip().removeprefix("config.")
+        if not given:
+            raise UserError(f"--vary {text!r} must be KEY=VALUE, such as model.max_pool=native")
+        if key in _OPTIONS_FOR:
+            raise UserError(f"--vary {key}: use {_OPTIONS_FOR[key]}, without --vary")
+        changed = configs.override(config, [(key, value)])
+        if key == "run.xla_flags":
+            raise UserError(f"--vary {key} acts on the whole process; use --config.{key} in a call of its own")
+        if key.startswith(_NOT_IN_A_STEP) and key != "data.image_size":
+            raise UserError(f"--vary {key}: it changes nothing of a step on synthetic data; name another key")
+        if changed.to_dict() == config.to_dict():
+            raise UserError(f"--vary {text!r} is what the config says already; name another value")
+        variants.append(f"{key}={value}")
+    return variants
+
+
 def run_sweep(
     sweep: list[tuple[Case, ConfigDict]],
-    ceilings: dict[str, Ceiling],
+    record: Record,
     *,
+    ceiling_of: Callable[[str], Ceiling],
     steps: int,
     warmup: int,
     trace: Path | None,
     tell: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """Measures every case; one for which the memory does not suffice is written down, and the sweep goes on."""
-    results = []
+) -> None:
+    """Measures every case for which there is time, into the record's "ceilings" and "results".
+
+    One for which the memory does not suffice is written down, and the sweep goes on.
+
+    Args:
+      record: has the cases, as texts, in its plan.
+      ceiling_of: measures that of a precision; called before the first case in it.
+    """
+    ceilings: dict[str, Ceiling] = {}
+    results: list[dict[str, Any]] = []
+    longest = 0.0
     for case, config in sweep:
-        tell(
-            f"{case.mode}, {case.precision}, {counted(case.batch_size, 'image')} on each of "
-            f"{counted(case.devices, 'device')}"
-        )
-        ceiling = ceilings.get(case.precision)
-        results.append(measure(config, case, steps=steps, warmup=warmup, ceiling=ceiling, trace=trace))
+        if not record.begins(str(case), longest):
+            continue
+        start = time.perf_counter()
+        if case.precision not in ceilings:
+            ceilings[case.precision] = ceiling_of(case.precision)
+            record.put(ceilings={precision: ceiling._asdict() for precision, ceiling in ceilings.items()})
+        tell(str(case))
+
+        def timed(result: dict[str, Any]) -> None:
+            record.put(results=[*results, result])
+
+        ceiling = ceilings[case.precision]
+        results.append(measure(config, case, steps=steps, warmup=warmup, ceiling=ceiling, trace=trace, timed=timed))
+        longest = max(longest, time.perf_counter() - start)
+        record.done(str(case), results=list(results))
         if "error" in results[-1]:
             tell(results[-1]["error"])
         gc.collect()
         jax.clear_caches()
-    return results

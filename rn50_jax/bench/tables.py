@@ -68,10 +68,21 @@ def scaling_table(results: Sequence[Row]) -> str:
     return table(header, rows)
 
 
+def variant_table(results: Sequence[Row]) -> str:
+    """Speed of each variant, over the config as it is."""
+    plain = next((r for r in results if not r["variant"]), None)
+    rows = [
+        [r["variant"] or "the config as it is", _speed(r), _ratio(r, plain), "-" if "error" in r else _median(r)]
+        for r in results
+    ]
+    return table(["variant", "img/s", "over the config as it is", "step, ms: median (quartiles)"], rows)
+
+
 def detail_table(results: Sequence[Row]) -> str:
     """Every case: spread, compile time, memory, and how far the device was used."""
-    known = any("mfu" in r for r in results)
-    header = ["precision", "devices", "batch", "img/s", "step, ms: median (quartiles)", "trace + compile, s"]
+    known, varied = any("mfu" in r for r in results), any(r.get("variant") for r in results)
+    header = ["variant"] if varied else []
+    header += ["precision", "devices", "batch", "img/s", "step, ms: median (quartiles)", "trace + compile, s"]
     header += [
         "peak memory, MB",
         "TFLOP/s",
@@ -83,14 +94,14 @@ def detail_table(results: Sequence[Row]) -> str:
     header += ["MFU (data sheet)"] if known else []
     rows = []
     for r in results:
-        row = [r["precision"], str(r["num_devices"]), str(r["batch_size_per_device"]), _speed(r)]
+        row = [r["variant"] or "-"] if varied else []
+        row += [r["precision"], str(r["num_devices"]), str(r["batch_size_per_device"]), _speed(r)]
         if "error" in r:
             rows.append(row + ["-"] * (len(header) - len(row)))
             continue
-        median, low, high = (1000 * r["step_seconds"][key] for key in ("median", "p25", "p75"))
         source = "" if r["peak_memory_source"] == "device" else " (XLA)"
         row += [
-            f"{median:.2f} ({low:.2f}-{high:.2f})",
+            _median(r),
             f"{r['trace_seconds']:.1f} + {r['compile_seconds']:.1f}{' (cached)' if r['compiled_from_cache'] else ''}",
             f"{r['peak_memory_bytes'] / 1e6:,.0f}{source}",
             f"{r['tflops']:.3g}",
@@ -113,7 +124,9 @@ def peer_table(comparison: Row) -> str:
     """Ours and the peers: speed over the rounds and ours over each."""
     header = ["program", "img/s: median of rounds (range)", "ours / it (range)", "precision"]
     cpu = any("cpu_ms_per_image" in entry for entry in comparison["programs"])
-    header += (["CPU-ms per image"] if cpu else []) + ["first step, s", "peak memory, MB", "about"]
+    starts = _in_order(entry["start"] for entry in comparison["programs"] if "start" in entry)
+    first_step = f"first step, s ({starts[0]})" if len(starts) == 1 else "first step, s"
+    header += (["CPU-ms per image"] if cpu else []) + [first_step, "peak memory, MB", "about"]
     rows = []
     for entry in comparison["programs"]:
         if "images_per_second" not in entry:
@@ -123,7 +136,8 @@ def peer_table(comparison: Row) -> str:
         row.append(_range(entry["ours_over_it"], ".2f") if "ours_over_it" in entry else "-")
         row.append(entry["precision"])
         row += [_range(entry["cpu_ms_per_image"], ".1f") if "cpu_ms_per_image" in entry else "-"] if cpu else []
-        row += [f"{entry['start_seconds']:.1f}", f"{memory / 1e6:,.0f}" if memory else "-", entry["about"]]
+        start = f"{entry['start_seconds']:.1f}" + (f" ({entry['start']})" if len(starts) > 1 else "")
+        row += [start, f"{memory / 1e6:,.0f}" if memory else "-", entry["about"]]
         rows.append(row)
     return _with_errors(table(header, rows), comparison)
 
@@ -134,7 +148,7 @@ def input_table(measured: Row) -> str:
     header += ["ours / it, CPU-ms", "about"]
     rows = []
     for entry in measured["programs"]:
-        if "error" in entry:
+        if "images_per_second" not in entry:
             continue
         row = [entry["name"]]
         row += [_range(entry["images_per_second"], ",.1f"), _range(entry["cpu_ms_per_image"], ".2f")]
@@ -146,7 +160,11 @@ def input_table(measured: Row) -> str:
 
 def _with_errors(text: str, measured: Row) -> str:
     """Those that could not be compared, and why, below the table."""
-    errors = [f"{entry['name']}: not compared, {entry['error']}" for entry in measured["programs"] if "error" in entry]
+    errors = []
+    for index, entry in enumerate(measured["programs"]):
+        if "error" in entry:
+            counts = "images_per_second" in entry and (not index or any(key.startswith("ours_over") for key in entry))
+            errors.append(f"{entry['name']}: {'ended early' if counts else 'not compared'}, {entry['error']}")
     return "\n\n".join((text, *errors))
 
 
@@ -208,9 +226,19 @@ def _speed(result: Row | None) -> str:
 
 
 def _over(result: Row | None, base: Row | None) -> str:
+    text = _ratio(result, base, ".2f")
+    return text if text == "-" else f"{text}x"
+
+
+def _ratio(result: Row | None, base: Row | None, form: str = ".3f") -> str:
     if result is None or base is None or "error" in result or "error" in base:
         return "-"
-    return f"{result['images_per_second'] / base['images_per_second']:.2f}x"
+    return f"{result['images_per_second'] / base['images_per_second']:{form}}"
+
+
+def _median(result: Row) -> str:
+    median, low, high = (1000 * result["step_seconds"][key] for key in ("median", "p25", "p75"))
+    return f"{median:.2f} ({low:.2f}-{high:.2f})"
 
 
 def _share(value: float | None) -> str:

@@ -79,6 +79,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     torch.backends.cudnn.benchmark = True
     precision = spec["config"]["precision"]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.zeros(1, device=device)  # CUDA starts, as it has for JAX when its start is timed
     start = time.perf_counter()
     net: nn.Module = _make_net(spec).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     step = _train_step(spec, net, device) if spec["mode"] == "train" else _infer_step(spec, net, device)
@@ -99,6 +100,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         "step_seconds": summarise(seconds),
         "cpu_seconds_per_step": cpu / spec["steps"],
         "start_seconds": first,
+        "start": "cold" if spec["round"] == 1 else "warm",
         "peak_memory_bytes": torch.cuda.max_memory_reserved() if cuda else None,
         "about": f"torch {torch.__version__}{_timm_version(spec)}{threads}",
     }

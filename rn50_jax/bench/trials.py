@@ -6,78 +6,214 @@ shows how far single figures can be trusted, and no program holds memory while a
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from rn50_jax.bench.budget import expect_trial
+from rn50_jax.bench.record import Record
+from rn50_jax.bench.stops import Stops
 from rn50_jax.errors import UserError
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
+Found = dict[str, dict[str, Any]]
+
+
+class Terms(NamedTuple):
+    """What every trial is asked for. command: the benchmark's own words. timeout: seconds that a trial may take."""
+
+    command: tuple[str, ...]
+    device: str
+    steps: int
+    warmup: int
+    rounds: int
+    timeout: float = 1800.0
+
+    def for_a_trial(self) -> dict[str, Any]:
+        """What of it a trial's process needs."""
+        return {name: getattr(self, name) for name in ("command", "device", "steps", "warmup")}
+
+
+class _Failed(UserError):
+    """A trial that reported nothing. detail: the end of what it wrote to standard error."""
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+def trial_names(case: str, programs: list[str], rounds: int) -> list[str]:
+    """Every trial of a case, in the order in which they are run, as a record's plan has them."""
+    return [trial_name(case, name, number, rounds) for number in range(1, rounds + 1) for name in programs]
+
+
+def trial_name(case: str, program: str, number: int, rounds: int) -> str:
+    """One of them."""
+    return f"{case}, {program}, round {number} of {rounds}"
+
 
 def run_trials(
-    programs: dict[str, dict[str, Any]], *, rounds: int, timeout: float, tell: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
-    """Runs every program `rounds` times.
+    case: str,
+    programs: dict[str, dict[str, Any]],
+    record: Record,
+    terms: Terms,
+    *,
+    parts: Callable[[Found], dict[str, Any]],
+    tell: Callable[[str], None],
+    before: list[tuple[str, float]] | None = None,
+) -> Found:
+    """Runs every program once in each round, as far as there is time.
 
     Args:
+      case: what is compared.
       programs: by name, the spec that `bench.worker` takes. One that fails is left out from then on.
-      timeout: seconds after which a trial is ended and counts as failed.
+      record: has the trials in its plan, see `trial_names`.
+      parts: makes parts of the record's document of what was found; called after each trial.
       tell: called with a line of progress before each trial.
+      before: programs and seconds of earlier trials in this call; those of these trials are added.
 
     Returns:
-      By name, {"trials": list of what the worker reported}, or {"error": why there are none}.
+      By name, "trials": list of what the worker reported, with "trial_seconds"; and if one failed, "error", why, and
+      where there is more to say "error_detail" or "result".
 
     Raises:
-      UserError: the first program, which the others are compared with, failed.
+      UserError: the first trial of the first program, which the others are compared with, failed.
     """
-    found: dict[str, dict[str, Any]] = {name: {"trials": []} for name in programs}
-    with tempfile.TemporaryDirectory(prefix="rn50-jax-compiled-") as cache:
-        for number in range(1, rounds + 1):
+    found: Found = {name: {"trials": []} for name in programs}
+    before = [] if before is None else before
+    here: list[tuple[str, float]] = []
+    with record.stops.folder("rn50-jax-compiled-") as cache:
+        for number in range(1, terms.rounds + 1):
             for name, spec in programs.items():
-                if "error" in found[name]:
+                text = trial_name(case, name, number, terms.rounds)
+                if "error" in found[name] or not record.begins(text, expect_trial(name, here, before)):
                     continue
-                tell(f"round {number} of {rounds}: {name}")
+                tell(text)
+                start = time.perf_counter()
+
+                def keep(report: dict[str, Any], name: str = name, text: str = text, start: float = start) -> None:
+                    if "error" in report:
+                        found[name] |= report
+                    else:
+                        found[name]["trials"].append(report | {"trial_seconds": time.perf_counter() - start})
+                    record.done(text, **parts(found))
+
                 try:
-                    found[name]["trials"].append(run_trial(spec, cache, timeout=timeout))
+                    report = run_trial(spec | {"round": number}, cache, terms.timeout, record.stops, salvage=keep)
                 except UserError as error:
-                    if name == next(iter(programs)):
+                    if name == next(iter(programs)) and not found[name]["trials"]:
                         raise
-                    found[name] = {"error": str(error)}
+                    report = {"error": str(error)}
+                    if isinstance(error, _Failed) and error.detail:
+                        report["error_detail"] = error.detail
+                here.append((name, time.perf_counter() - start))
+                keep(report)
+                if "error" in report:
+                    tell(f"{name}: {report['error']}")
+                    record.drop(
+                        [trial_name(case, name, later, terms.rounds) for later in range(number, terms.rounds + 1)]
+                    )
+    before += here
     return found
 
 
-def run_trial(spec: dict[str, Any], cache: str, *, timeout: float) -> dict[str, Any]:
+def run_trial(
+    spec: dict[str, Any],
+    cache: Path,
+    timeout: float,
+    stops: Stops,
+    *,
+    salvage: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
     """What one worker process reports. Compiled programs are kept in the folder `cache` for the later rounds.
 
+    What it reported before it failed counts, with the failure as "cut_short".
+
+    Args:
+      salvage: given what it has reported so far if a signal ends the benchmark meanwhile.
+
     Raises:
-      UserError: it failed; the message is its last line.
+      UserError: it failed and reported nothing; the message is its last line.
     """
-    with tempfile.TemporaryDirectory(prefix="rn50-jax-bench-") as folder:
-        request, answer = Path(folder) / "spec.json", Path(folder) / "result.json"
+    with stops.folder("rn50-jax-bench-") as folder:
+        request, answer, errors = folder / "spec.json", folder / "result.json", folder / "stderr"
         request.write_text(json.dumps(spec), encoding="utf-8")
-        command = [sys.executable, "-m", "rn50_jax.bench.worker", str(request), str(answer)]
-        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-        # JAX would take most of the memory at once, which its own time does not depend on, but a reader of it does.
-        env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_COMPILATION_CACHE_DIR": cache} | os.environ
-        env |= {"PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(Path(cache) / "torch")}
-        if spec.get("one_device"):
-            env["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-            env["XLA_FLAGS"] = _without_fake_devices(env.get("XLA_FLAGS", ""))
-        try:
-            done = subprocess.run(
-                command, env=env, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout, check=False
+        command = worker_command(request, answer)
+        env = trial_environment(os.environ, cache, one_device=bool(spec.get("one_device")))
+        with errors.open("wb") as file:
+            # A session of its own: signals of a terminal are ours to answer, and all of it can be ended together.
+            process = subprocess.Popen(
+                command, env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True
             )
-        except subprocess.TimeoutExpired:
-            raise UserError(f"not finished after {timeout:.0f} s") from None
-        if done.returncode or not answer.is_file():
-            lines = done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"]
-            raise UserError(lines[-1].removeprefix("error: ")[:300])
-        report: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-        return report
+
+        def stop() -> None:
+            _end(process)
+            if answer.is_file():
+                salvage(_read(answer) | {"cut_short": "stopped"})
+
+        problem = ""
+        with process, stops.undoing(stop):
+            try:
+                if process.wait(timeout):
+                    problem = f"ended with exit code {process.returncode}"
+            except subprocess.TimeoutExpired:
+                problem = f"not finished after {timeout:.0f} s"
+            _end(process)
+        lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if process.returncode > 0:
+            problem = (lines or [problem])[-1].removeprefix("error: ")[:300]
+        if answer.is_file():
+            return _read(answer) | ({"cut_short": problem} if problem else {})
+        raise _Failed(problem or "it reported nothing", "\n".join(lines[-20:]) if len(lines) > 1 else "")
+
+
+def worker_command(request: Path, answer: Path) -> list[str]:
+    """What runs one trial, see `bench.worker`."""
+    return [sys.executable, "-m", "rn50_jax.bench.worker", str(request), str(answer)]
+
+
+def _read(answer: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    return report
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ends a process and those that it started, some of which may outlive it."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+
+
+def trial_environment(env: Mapping[str, str], cache: Path, *, one_device: bool) -> dict[str, str]:
+    """The environment of a trial.
+
+    Args:
+      env: of the benchmark. Compiled programs that it has kept elsewhere would make the first trial of one program
+        start warm beside the others' cold ones: everybody's are kept in `cache`.
+      one_device: only the first of the devices is to be seen.
+    """
+    path = os.pathsep.join(filter(None, [str(_ROOT), env.get("PYTHONPATH", "")]))
+    # JAX would take most of the memory at once, which its own time does not depend on, but a reader of it does.
+    found = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **env, "PYTHONPATH": path}
+    found |= {
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "CUDA_CACHE_PATH": str(cache / "cuda"),
+    }
+    if one_device:
+        found["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        found["XLA_FLAGS"] = _without_fake_devices(env.get("XLA_FLAGS", ""))
+    return found
 
 
 def _without_fake_devices(flags: str) -> str:

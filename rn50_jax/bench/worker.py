@@ -1,28 +1,48 @@
-"""One trial to one program: `python -m rn50_jax.bench.worker SPEC.json RESULT.json`, started by `bench.trials`."""
+"""One trial of one program: `python -m rn50_jax.bench.worker SPEC.json RESULT.json`, started by `bench.trials`."""
 
 import json
-from collections.abc import Sequence
+import os
+import signal
+import stat
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rn50_jax import errors
 from rn50_jax.errors import UserError
 
+Keep = Callable[[dict[str, Any]], None]
+
 
 def main(argv: Sequence[str]) -> int:
     """Reads the spec, runs what its "kind" names, writes the result."""
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     spec = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
-    Path(argv[1]).write_text(json.dumps(_run(spec)), encoding="utf-8")
+    answer = Path(argv[1])
+
+    def keep(report: dict[str, Any]) -> None:
+        unfinished = answer.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(report), encoding="utf-8")
+        unfinished.replace(answer)
+
+    keep(_run(spec, keep))
     return 0
 
 
-def _run(spec: dict[str, Any]) -> dict[str, Any]:
+def _end_with_the_parent() -> None:
+    """Standard input is a pipe that the benchmark holds open, and that ends with it even if it is killed."""
+    if stat.S_ISFIFO(os.fstat(0).st_mode) and not os.read(0, 1) and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+
+
+def _run(spec: dict[str, Any], keep: Keep) -> dict[str, Any]:
     # Each program has libraries of its own, which the others' processes must not load.
     kind = spec["kind"]
     if kind == "ours":
         from rn50_jax.bench import ours
 
-        return ours.run(spec)
+        return ours.run(spec, keep)
     if kind == "feed":
         from rn50_jax.bench import feed
 

@@ -1,0 +1,93 @@
+"""The steps that are timed, compiled, with their data on the devices."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rn50_jax import parallel
+from rn50_jax.bench import timing
+from rn50_jax.build import build_model, build_normalisation, build_state
+from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
+from rn50_jax.models.fold import inference_form
+from rn50_jax.plan import make_plan
+from rn50_jax.state import variables_of
+from rn50_jax.step import predict_step
+from rn50_jax.train import compile_steps
+
+Run = Callable[[int], list[float]]  # seconds of each of so many steps
+
+
+class Program(NamedTuple):
+    """A compiled step with its data on the devices.
+
+    images: per step, over all devices. again: compiles the same step with XLA's options, by name, and returns how it
+    is run, on the same data, and the compiled program.
+    """
+
+    run: Run
+    images: int
+    compilation: timing.Compilation
+    compiled: Any
+    lowering: str
+    again: Callable[[dict[str, str]], tuple[Run, Any]]
+
+
+def make_program(config: ConfigDict, mode: str, devices: list[jax.Device]) -> Program:
+    """Compiles the step of training ("train", two steps queued) or prediction ("infer", one after the other)."""
+    mesh = parallel.make_mesh(devices)
+    model = build_model(config, num_classes=num_classes(config), platform=devices[0].platform)
+    make = _train_program if mode == "train" else _infer_program
+    return make(config, model, mesh)
+
+
+def num_classes(config: ConfigDict) -> int:
+    """Of synthetic data."""
+    return len(synthetic_dataset(config).class_names)
+
+
+def _train_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
+    plan = make_plan(config, num_images=config.data.synthetic_images[0], num_devices=mesh.devices.size)
+    step, _ = compile_steps(config, model, plan, mesh)
+    batch = synthetic_batch(config, plan.device_batch, mesh)
+    state = parallel.replicate(build_state(config, model), mesh)
+    compilation, lowered, compiled = timing.compile_program(step, state, batch)
+
+    def runs(call: Any) -> Run:
+        def one_step() -> Any:
+            nonlocal state  # each step uses up the state that it is given
+            state, metrics = call(state, batch)
+            return metrics
+
+        return partial(timing.time_queued, one_step)
+
+    def again(options: dict[str, str]) -> tuple[Run, Any]:
+        other = lowered.compile(compiler_options=options)
+        return runs(other), other
+
+    return Program(runs(step), plan.global_batch, compilation, compiled, model.lowering, again)
+
+
+def _infer_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
+    variables = variables_of(build_state(config, model))["val"]
+    platform = mesh.devices.flat[0].platform
+    model, variables = inference_form(model, variables, config.model.fold_batch_norm, platform=platform)
+    normalisation = build_normalisation(config)
+    one_step = partial(predict_step, model=model, axis_name=parallel.AXIS, normalisation=normalisation)
+    step = parallel.spread(one_step, mesh, mode=config.parallel, stacked=True)
+    batch = synthetic_batch(config, config.batch_size, mesh)
+    variables = parallel.replicate(variables, mesh)
+    compilation, lowered, compiled = timing.compile_program(step, variables, batch)
+
+    def runs(call: Any) -> Run:
+        return partial(timing.time_single, lambda: call(variables, batch))
+
+    def again(options: dict[str, str]) -> tuple[Run, Any]:
+        other = lowered.compile(compiler_options=options)
+        return runs(other), other
+
+    images = config.batch_size * mesh.devices.size
+    return Program(runs(step), images, compilation, compiled, model.lowering, again)
