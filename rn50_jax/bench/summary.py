@@ -84,7 +84,9 @@ def _measured(results: Sequence[Result], mode: str) -> Iterator[tuple[Result, Ro
 def _plain(results: Sequence[Result], mode: str) -> list[tuple[Result, Row]]:
     """What was timed with the config as it is and no flags of XLA's, by devices, batch size and precision."""
     found = [pair for pair in _measured(results, mode) if not _flags(pair[0]) and not pair[1].get("variant")]
-    return sorted(found, key=lambda pair: (pair[1]["num_devices"], pair[1]["batch_size_per_device"]))
+    return sorted(
+        found, key=lambda pair: [pair[1][key] for key in ("num_devices", "batch_size_per_device", "precision")]
+    )
 
 
 def _train_table(results: Sequence[Result]) -> str:
@@ -119,7 +121,7 @@ def _infer_table(results: Sequence[Result]) -> str:
 def _variant_table(results: Sequence[Result]) -> str:
     """Each key changed alone, over the config as it is in the same process."""
     return _changed(
-        (result, row, str(row["variant"]), _find(_rows(result), row, variant=None))
+        (result, row, str(row["variant"]), _find(_rows(result), row, variant=""))
         for mode in ("train", "infer")
         for result, row in _measured(results, mode)
         if row.get("variant")
@@ -131,7 +133,7 @@ def _flag_table(results: Sequence[Result]) -> str:
     part = [result for result in results if result.name.startswith("flags-") or _flags(result)]
     without = [row for result in part if not _flags(result) for row in _rows(result)]
     return _changed(
-        (result, row, f"`{_flags(result)}`", _find(without, row, variant=row.get("variant")))
+        (result, row, f"`{_flags(result)}`", _find(without, row))
         for mode in ("train", "infer")
         for result, row in _measured(part, mode)
         if _flags(result)
@@ -220,7 +222,7 @@ def _killed_table(results: Sequence[Result]) -> str:
         if killed := result.document.get("killed"):
             problems = "; ".join(killed["problems"]) or "none"
             rows.append([str(killed["kills"]), str(killed["survived"]), str(killed["runs"]), problems, result.name])
-    return _table(["kills", "survived", "runs that ended in the same bits", "problems", "from"], rows)
+    return _table(["kills", "survived", "runs", "ended otherwise than an undisturbed run", "from"], rows)
 
 
 def _commands(results: Sequence[Result]) -> str:
@@ -262,16 +264,16 @@ def _rows(result: Result) -> list[Row]:
 
 
 def _flags(result: Result) -> str:
-    """The flags of XLA's that its command gives; "" if none, " " if it gives none instead of the config's."""
+    """The flags of XLA's that its command gives; "" if it does not speak of them."""
     given = [word.removeprefix(_FLAGS) for word in result.document.get("command", []) if word.startswith(_FLAGS)]
-    return given[-1] or " " if given else ""
+    return given[-1] or "none" if given else ""
 
 
 def _find(rows: Sequence[Row], like: Row, **changed: Any) -> Row | None:
     """The row of the same case, but for what is changed, if it was timed."""
     keys = ("mode", "precision", "batch_size_per_device", "num_devices", "variant")
-    wanted = {key: like.get(key) or None for key in keys} | changed
-    found = (row for row in rows if {key: row.get(key) or None for key in keys} == wanted)
+    wanted = {key: like.get(key) for key in keys} | changed
+    found = (row for row in rows if all((row.get(key) or "") == (value or "") for key, value in wanted.items()))
     return next((row for row in found if "error" not in row), None)
 
 
