@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 from conftest import QUICK_COMPILE, REPO
 from runs import PATIENCE, wait_until
+from test_bench_peers import STANDIN
+from test_readme import copy_project
 
 SCRIPT = str(REPO / "scripts/measure_gpu.sh")
 ENV = {"SMALL": "1", "XLA_FLAGS": QUICK_COMPILE}
@@ -143,3 +146,59 @@ def test_a_signal_reaches_what_runs_whose_result_is_kept(number: int, tmp_path: 
     assert script.returncode == 130, told
     assert missed(tmp_path) == ["batches: exit code 5, see batches.log", "timm: not begun, a signal came"]
     assert "(late)" in (tmp_path / "out/summary.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_is_stopped_is_in_the_summary(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = subprocess.Popen(
+        [SCRIPT, out, "batches", "timm"],
+        env=os.environ | ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def timed() -> list[int]:
+        document = json.loads((out / "batches.json").read_text()) if (out / "batches.json").exists() else {}
+        return [result["batch_size_per_device"] for result in document.get("results", [])]
+
+    wait_until(lambda: timed() != [], script)
+    script.send_signal(signal.SIGINT)
+    told, _ = script.communicate(timeout=PATIENCE)
+    assert script.returncode == 130, told
+    assert timed()[0] == 6
+    assert missed(tmp_path)[-1] == "timm: not begun, a signal came"
+    assert ["bf16", "1", "6"] in [
+        [cell.strip() for cell in line.split("|")[1:4]] for line in (out / "summary.md").read_text().splitlines()
+    ]
+
+
+@pytest.mark.slow
+def test_every_part_in_small(tmp_path: Path) -> None:
+    copy_project(tmp_path / "project")
+    for name, text in STANDIN.items():
+        path = tmp_path / "imagenet" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    out = tmp_path / "out"
+    env = os.environ | ENV | {"FLAX_EXAMPLE": str(tmp_path / "imagenet"), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["scripts/measure_gpu.sh", out],
+        env=env,
+        cwd=tmp_path / "project",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[2].strip(",") for line in done.stdout.splitlines() if line.startswith("=== part")][
+        ::2
+    ] == PARTS.split()
+    text = (out / "summary.md").read_text()
+    assert text.count("\n## ") == 2 and text.endswith("Nothing failed or was left out.\n")
+    assert "\nNot measured:" not in text  # there is a table of each kind
+    for log in out.glob("*.log"):
+        assert log.with_suffix(".json").exists() or (out / log.stem / "run.json").exists(), log
+        assert log.stem in text or log.stem.startswith("quickstart-")
+    assert list(out.rglob("*.xplane.pb"))
