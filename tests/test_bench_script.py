@@ -14,6 +14,8 @@ from runs import PATIENCE, wait_until
 from test_bench_peers import STANDIN
 from test_readme import copy_project
 
+from rn50_jax import benchmark, config
+
 SCRIPT = str(REPO / "scripts/measure_gpu.sh")
 ENV = {"SMALL": "1", "XLA_FLAGS": QUICK_COMPILE}
 PARTS = (
@@ -77,6 +79,29 @@ def test_parts_run_in_order_within_their_seconds(tmp_path: Path, standin: Path) 
     assert names[:6] == ["train", "infer", "train-largest", "train", "feed", "end-to-end"]
     assert all(int(call.partition("--budget=")[2].split()[0]) <= 570 for call in calls if ".benchmark" in call)
     assert [line.partition(":")[0] for line in missed(tmp_path)] == ["flax-example"]
+
+
+def test_the_commands_for_a_gpu_are_accepted(tmp_path: Path, standin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "bin/nvidia-smi", "#!/bin/sh\necho GPU 0\necho GPU 1\n")
+    (tmp_path / "train.py").touch()
+    done = measure(tmp_path / "out", SMALL="", FLAX_EXAMPLE=str(tmp_path))
+    assert done.returncode == 0 and missed(tmp_path) == []
+    begun: list[str] = []
+    for name in ("_sweep", "_compare", "measure_input", "measure_end_to_end"):
+        monkeypatch.setattr(benchmark, name, lambda *_, name=name, **__: begun.append(name))
+    monkeypatch.setattr(benchmark, "_devices", lambda args: [None] * (args.devices or 2))
+    monkeypatch.setattr(benchmark, "generated_folder", lambda count: tmp_path)
+    monkeypatch.setattr(benchmark.runtime, "prepare_runtime", lambda *_: None)
+    for call in standin.read_text().splitlines():
+        words = call.split()
+        if words[1] == "rn50_jax.benchmark":
+            benchmark.main(words[2:])
+        else:  # the quick start, also the one that is killed
+            given = [word.removeprefix("--config.").split("=", 1) for word in words if word.startswith("--config.")]
+            loaded, _ = config.load(str(REPO / "configs/quickstart.py"))
+            config.validate(config.override(loaded, [(key, value) for key, value in given]))
+    assert begun[:4] == ["_compare", "_sweep", "_sweep", "measure_input"]
+    assert begun.count("_compare") == 4
 
 
 @pytest.mark.parametrize("env", [{"TOTAL": "0"}, {"BUDGET": "0"}])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rn50_jax.bench import summary
+from rn50_jax.bench import summary, tables
 from rn50_jax.bench.results import card_of
 from rn50_jax.errors import UserError
 
@@ -135,7 +135,8 @@ def test_what_was_changed_stands_apart_as_a_ratio(tmp_path: Path) -> None:
     ]
 
 
-def test_beside_others_real_data_and_profile(tmp_path: Path) -> None:
+def test_beside_others_real_data_and_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "kernel_tables", lambda profile: f"the kernels of {profile['dir']}")
     setting = {"mode": "train", "precision": "bf16", "batch_size": 256, "rounds": 1, "steps": 100}
     entry = {"images_per_second": SPREAD, "precision": "bf16", "start_seconds": 9.0, "peak_memory_bytes": 5e9}
     programs = [entry | {"name": "rn50_jax", "about": "jax"}, {"name": "timm", "error": "no timm"}]
@@ -147,7 +148,7 @@ def test_beside_others_real_data_and_profile(tmp_path: Path) -> None:
     write(tmp_path / "peers.json", comparisons=[setting | {"programs": programs}])
     write(tmp_path / "feed.json", input={"image_size": 224, "workers": 8, "programs": [feed]})
     write(tmp_path / "real.json", end_to_end=real)
-    write(tmp_path / "profile.json", results=[timed(4000, profile=PROFILE, command_buffers=buffers)])
+    write(tmp_path / "profile.json", results=[timed(4000, profile={"dir": "d"}, command_buffers=buffers)])
     parts = sections(summary.summarise(tmp_path), "###")
     beside = parts["Beside others"]
     assert "train, bf16, 256 images, 1 x 100 steps (peers):" in beside and "timm: not compared, no timm" in beside
@@ -155,7 +156,7 @@ def test_beside_others_real_data_and_profile(tmp_path: Path) -> None:
     assert "dali-gpu, 8 threads per device (real):" in parts["Training on real files"]
     assert rows(parts["The feed alone"])[1][:2] == ["rn50_jax feed", "2.0 (1.0-3.0)"]
     profile = parts["Where a step's time goes"]
-    assert "train, bf16, 256 images (profile):" in profile
+    assert "train, bf16, 256 images (profile):\n\nthe kernels of d\n\n" in profile
     assert "3,900 img/s; with them, as timed, 4,000 img/s, 1.026 times as many" in profile
 
 
@@ -216,6 +217,3 @@ def test_nothing_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "summary.md").read_text().endswith("\n\nNothing failed or was left out.\n")
     with pytest.raises(UserError, match="usage"):
         summary.main([str(tmp_path / "none")])
-
-
-PROFILE = {"dir": "d", "steps": 2, "kernel_seconds": 2.0, "groups": {"convolution": 1.5}, "kernels": []}
