@@ -13,7 +13,7 @@
 # The exit code is 1 if something failed or was ended at its limit, 130 after a signal.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-declare -A budgets=([first]=480 [real]=240 [precisions]=420 [batches]=240 [variants]=570 [flags]=480 [peers-infer]=300 [timm]=240
+declare -A budgets=([first]=480 [real]=240 [precisions]=570 [batches]=240 [variants]=570 [flags]=480 [peers-infer]=300 [timm]=240
   [flax-example]=240 [resume]=240 [latencies]=570 [scaling]=570 [quickstarts]=570)
 all=(first real precisions batches variants flags peers-infer timm flax-example resume latencies scaling quickstarts)
 out=${1:?usage: $0 OUT [PART...]}
@@ -34,7 +34,7 @@ if [ "$python" = none ]; then
   exit 2
 fi
 mkdir -p "$out"
-left_out=$out/not_measured.txt failed='' stopped='' child=''
+left_out=$out/not_measured.txt no_algorithm='strict_conv_algorithm_picker|Autotuning failed|No valid config found' failed='' stopped='' child=''
 touch "$left_out"
 # Autotuning's results are kept there too, so that a program is cheaper for those before it.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${TMPDIR:-/tmp}/rn50-jax-compiled} PYTHONUNBUFFERED=1
@@ -47,8 +47,8 @@ if [ -n "${SMALL:-}" ]; then
   variants=(model.fused_norm=false) quickstarts=(fp16-dynamic)
   killed=(--config.epochs=2 --config.precision=fp32 "--config.model.stages=(1,)")
 else
-  device=gpu decoder=dali-gpu least=30 peers=torch-compile,torch common=bf16 batch=256 larger=400 largest=512
-  latencies=1,2,4,8,16,32,64,128,256,512 images=1024 workers=8 kills=3
+  device=gpu decoder=dali-gpu least=60 peers=torch-compile,torch common=bf16 batch=256 larger=400 largest=512
+  latencies=1,2,4,8,16,32,64,128,256,512 images=2048 workers=8 kills=3
   gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
   recipe=(--config configs/dgxa100_90e.py) quick=() killed=(--config.precision=bf16 --config.loss_scale.mode=static)
   steps=(--steps 200 --warmup 20) feed=(--steps 40 --warmup 4) modes=(train infer) beside=256,1 every=bf16,fp16,tf32,fp32
@@ -58,7 +58,7 @@ fi
 data=(--generated "$images")
 [ -z "${DATA:-}" ] || data=("--config.data.dir=$DATA")
 
-left() { echo $((deadline - SECONDS)); }
+left() { echo $((deadline > SECONDS ? deadline - SECONDS : 0)); }
 miss() { # NAME WHY: it is not measured
   forget "$1"
   echo "$1: $2" | tee -a "$left_out"
@@ -100,7 +100,7 @@ run() { # SECONDS NAME COMMAND...: in what is left of the part's time; what fail
   forget "$name"
   echo "== $name, at most $limit s"
   attempt "$limit" "$log" "$@" || code=$?
-  if [ "$code" -ne 0 ] && grep -qE "strict_conv_algorithm_picker|Autotuning failed" "$log" && fits "$(left)" "$name"; then
+  if [ "$code" -ne 0 ] && grep -qsE "$no_algorithm" "$log" "$out/$name.json" && fits "$(left)" "$name"; then
     echo "== $name once more: XLA found no algorithm for a convolution, and may now take one that fails its checks"
     mv "$log" "$out/$name.strict.log"
     code=0
@@ -130,36 +130,38 @@ train() { # SECONDS NAME ARGS...: the quick start
   run "$limit" "$name" "$python" -m rn50_jax.train --config configs/quickstart.py "${quick[@]}" --workdir "$out/$name" "$@"
 }
 
-first_part() {
+needs_dali() { has nvidia.dali || { miss "$part" "DALI is not installed, which reads real files" && false; }; }
+
+first_part() { # training cold, as PyTorch beside it, and profiled in the same call
   one 340 train --precisions "$common" --batch_sizes "$batch" --profile "$out/trace-train" --compare "$peers" --rounds 1
   one 480 infer --mode infer --precisions "$common" --batch_sizes "1,$batch"
   one 480 train-largest --precisions "$common" --batch_sizes "$largest"
 }
 
-real_part() {
+real_part() { # does the quick start reach 96 %; the feed alone; training on real files
   local real=(--rounds 1 "${data[@]}" "--config.batch_size=$batch" "--config.data.workers=$workers" "--config.data.backend=$decoder")
-  if ! has nvidia.dali; then
-    miss real "DALI is not installed, which reads real files"
-    return
-  fi
+  needs_dali || return 0
   train 120 quickstart-bf16 --config.precision=bf16
   bench 100 feed --mode input "${real[@]}" "${feed[@]}"
   bench 240 end-to-end --mode end-to-end "${real[@]}" --config.precision="$common" --devices 1 "${feed[@]}"
 }
 
 precisions_part() {
-  one 420 precisions --precisions bf16,tf32,fp32 --batch_sizes "$batch"
-  one 420 loss-scales --precisions fp16 --batch_sizes "$batch" --vary loss_scale.mode=dynamic
+  one 570 precisions --precisions bf16,tf32,fp32 --batch_sizes "$batch"
+  one 570 loss-scales --precisions fp16 --batch_sizes "$batch" --vary loss_scale.mode=dynamic
 }
 
 batches_part() { one 240 batches --precisions bf16 --batch_sizes "$larger,$largest"; }
+timm_part() { one 240 timm --precisions "$common" --batch_sizes "$batch" --compare timm --rounds 1; }
+peers-infer_part() { one 300 peers-infer --mode infer --precisions "$common" --batch_sizes "$beside" --compare "$peers" --rounds 1; }
+latencies_part() { one 570 latencies --mode infer --precisions "$every" --batch_sizes "$latencies"; }
 
-variants_part() {
+variants_part() { # one key each
   one 570 variants-infer --mode infer --precisions bf16 --batch_sizes "$batch" --vary model.fold_batch_norm=off
   one 570 variants-train --precisions bf16 --batch_sizes "$batch" "${variants[@]/#/--vary=}"
 }
 
-flags_part() { # read once in a process
+flags_part() { # of XLA's command buffers; a process reads them once
   local mode
   for mode in "${modes[@]}"; do
     local sizes=(--mode "$mode" --precisions bf16 --batch_sizes "$([ "$mode" = train ] && echo "$batch" || echo 1)")
@@ -169,10 +171,6 @@ flags_part() { # read once in a process
   done
 }
 
-peers-infer_part() { one 300 peers-infer --mode infer --precisions "$common" --batch_sizes "$beside" --compare "$peers" --rounds 1; }
-
-timm_part() { one 240 timm --precisions "$common" --batch_sizes "$batch" --compare timm --rounds 1; }
-
 flax-example_part() {
   if [ -z "${FLAX_EXAMPLE:-}" ]; then
     miss flax-example "FLAX_EXAMPLE names no checkout of flax's examples/imagenet"
@@ -181,12 +179,11 @@ flax-example_part() {
   fi
 }
 
-resume_part() {
+resume_part() { # do killed runs go on to the same bits
+  needs_dali || return 0
   XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_deterministic_ops=true" run 240 resume "$python" scripts/torture.py --kills "$kills" \
     --damages 0 --deaths 0 --running --json "$out/resume.json" -- "${killed[@]}"
 }
-
-latencies_part() { one 570 latencies --mode infer --precisions "$every" --batch_sizes "$latencies"; }
 
 scaling_part() {
   if [ "$gpus" -lt 2 ]; then
@@ -198,6 +195,7 @@ scaling_part() {
 
 quickstarts_part() {
   local name
+  needs_dali || return 0
   for name in "${quickstarts[@]}"; do
     local args=("--config.precision=${name%%-*}")
     case $name in
