@@ -1,195 +1,223 @@
 #!/usr/bin/env bash
-# Measures on this machine's GPUs what the documents say is not measured yet; one table of it all in OUT/summary.md.
+# Measures on this machine's GPU what the documents say is not measured yet, what is worth most first; tables in OUT/summary.md.
 #
-# Usage: ./scripts/measure_gpu.sh OUT [PART...]     (in an environment with JAX for CUDA, see requirements-cuda13.txt)
-#   PART  train infer infer-more variants flags profile peers peers-infer scaling input end-to-end quickstart resume
-#         (all, in this order)
-# Each part ends within BUDGET seconds (570): what does not fit is written to OUT/failures.txt, like what failed.
-# A part can be repeated, on another day or in another call; the table shows all results that OUT holds.
-#   FLAX_EXAMPLE=DIR  a checkout of flax's examples/imagenet, to be among the peers
-#   DATA=DIR          real images for input and end-to-end, train/<class>/<image>; otherwise JPEGs are generated
+# Usage: [NAME=VALUE...] ./scripts/measure_gpu.sh OUT [PART...]    (with JAX for CUDA, see requirements-cuda13.txt; installs nothing)
+#   PART  first real precisions batches variants flags peers-infer timm flax-example resume latencies scaling quickstarts
+# Without PART all of them, in this order. Each ends within its seconds, `budgets` below; what it had measured by then is kept. A part
+# can be repeated, on another day or card: the tables keep these apart. OUT/not_measured.txt says what failed or was left out.
+#   BUDGET=SECONDS    for each part, instead of its own
+#   TOTAL=SECONDS     for all parts together: those that do not fit are left out
+#   FLAX_EXAMPLE=DIR  a checkout of flax's examples/imagenet
+#   DATA=DIR          real images for part real, train/<class>/<image>; otherwise JPEGs are generated
 #   SMALL=1           tiny networks and few steps, on a CPU too: does everything run?
+# The exit code is 1 if something failed or was ended at its limit, 130 after a signal.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+declare -A budgets=([first]=480 [real]=240 [precisions]=570 [batches]=240 [variants]=570 [flags]=480 [peers-infer]=300 [timm]=240
+  [flax-example]=240 [resume]=240 [latencies]=570 [scaling]=570 [quickstarts]=570)
+all=(first real precisions batches variants flags peers-infer timm flax-example resume latencies scaling quickstarts)
 out=${1:?usage: $0 OUT [PART...]}
 shift
-all=(train infer infer-more variants flags profile peers peers-infer scaling input end-to-end quickstart resume)
 [ $# -gt 0 ] || set -- "${all[@]}"
 for part in "$@"; do
-  if [[ " ${all[*]} " != *" $part "* ]]; then
+  if [ -z "${budgets[$part]:-}" ]; then
     echo "error: no part $part; there are: ${all[*]}" >&2
     exit 2
   fi
 done
+has() { "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec(sys.argv[1]) is None)' "$1" 2>/dev/null; }
+for python in python3 python none; do
+  if has jax; then break; fi
+done
+if [ "$python" = none ]; then
+  echo "error: neither python3 nor python has jax; activate the environment that has it" >&2
+  exit 2
+fi
 mkdir -p "$out"
-rm -f "$out/failures.txt"
-budget=${BUDGET:-570}
-# What one part compiled the others need not; the first result of each program says how long it takes.
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${TMPDIR:-/tmp}/rn50-jax-compiled}
+left_out=$out/not_measured.txt no_algorithm='strict_conv_algorithm_picker|Autotuning failed|No valid config found' failed='' stopped='' child=''
+touch "$left_out"
+# Autotuning's results are kept there too, so that a program is cheaper for those before it.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${TMPDIR:-/tmp}/rn50-jax-compiled} PYTHONUNBUFFERED=1
 
 if [ -n "${SMALL:-}" ]; then
-  device=cpu
-  decoder=dali-cpu
-  gpus=${SMALL_DEVICES:-1}
-  recipe=(--config configs/quickstart.py --config.model.arch=resnet18 --config.model.width=8 "--config.model.stages=(1,1)")
-  quick=(--config.model.arch=resnet18 --config.model.width=8 "--config.model.stages=(1,1)" --config.epochs=1)
-  steps=(--steps 2 --warmup 1)
-  few=()
-  common=fp32
-  rounds=(--rounds 1)
-  batch=4 batches=2,4 latencies=1,2 images=64 workers=2 kills=1
+  device=cpu decoder=dali-cpu gpus=2 least=1 peers=torch common=fp32 batch=4 larger=6 largest=8 latencies=1,2 images=20 workers=2 kills=1
+  tiny=(--config.model.arch=resnet18 --config.model.width=8 "--config.model.stages=(1,)")
+  recipe=(--config configs/quickstart.py "${tiny[@]}") quick=("${tiny[@]}" --config.epochs=1)
+  steps=(--steps 2 --warmup 1) feed=(--steps 2 --warmup 1) modes=(infer) beside=4 every=fp32
+  variants=(model.fused_norm=false) quickstarts=(fp16-dynamic)
+  killed=(--config.epochs=2 --config.precision=fp32 "--config.model.stages=(1,)")
 else
-  device=gpu
-  decoder=dali-gpu
-  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv >"$out/gpus.csv"
-  gpus=$(nvidia-smi --list-gpus | wc -l)
-  recipe=(--config configs/dgxa100_90e.py)
-  quick=()
-  steps=(--steps 200 --warmup 20)
-  few=(--steps 100 --warmup 10)
-  common=bf16
-  rounds=(--rounds 3)
-  batch=256 batches=64,128,256,512 latencies=1,2,4,8,16,32,64,128,256,512 images=8192 workers=8 kills=5
+  device=gpu decoder=dali-gpu least=60 peers=torch-compile,torch common=bf16 batch=256 larger=400 largest=512
+  latencies=1,2,4,8,16,32,64,128,256,512 images=2048 workers=8 kills=3
+  gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+  recipe=(--config configs/dgxa100_90e.py) quick=() killed=(--config.precision=bf16 --config.loss_scale.mode=static)
+  steps=(--steps 200 --warmup 20) feed=(--steps 40 --warmup 4) modes=(train infer) beside=256,1 every=bf16,fp16,tf32,fp32
+  variants=(model.fused_norm=false model.max_pool=indexed model.max_pool=native model.conv_lowering=dot1x1 model.stem=space_to_depth
+    model.stem=conv) quickstarts=(bf16-dali-gpu fp16-static fp16-dynamic tf32 fp32)
 fi
 data=(--generated "$images")
 [ -z "${DATA:-}" ] || data=("--config.data.dir=$DATA")
 
-run() { # NAME COMMAND...: in what is left of the part's time; a failure is written down and does not stop the others
-  local name=$1 left=$((budget - (SECONDS - started)))
-  shift
-  echo "== $name"
-  if [ "$left" -le 0 ]; then
-    echo "$name: not begun, the $budget s of its part were over" | tee -a "$out/failures.txt"
-    return
+left() { echo $((deadline > SECONDS ? deadline - SECONDS : 0)); }
+miss() { # NAME WHY: it is not measured
+  forget "$1"
+  echo "$1: $2" | tee -a "$left_out"
+}
+forget() { sed -i "/^$1: /d" "$left_out"; } # NAME: what an earlier call has missed
+fits() {                                    # SECONDS NAME: whether so many are worth beginning it
+  [ -z "$stopped" ] || miss "$2" "not begun, a signal came"
+  [ -n "$stopped" ] || [ "$1" -ge "$least" ] || miss "$2" "not begun, $1 s were left"
+  [ -z "$stopped" ] && [ "$1" -ge "$least" ]
+}
+
+stop() { # passes the signal on to what runs, whose results are then kept
+  stopped=yes
+  [ -z "$child" ] || kill -INT "$child" 2>/dev/null || true
+}
+trap stop INT TERM HUP
+
+attempt() { # SECONDS LOG COMMAND...: ended with SIGINT at its limit, with SIGKILL 15 s later; "--budget=left" is replaced by the limit
+  local limit=$1 log=$2 code=0
+  shift 2
+  set -m # a process group of its own, in which SIGINT is not ignored
+  timeout -s INT -k 15 "$limit" "${@/#--budget=left/--budget=$limit}" >"$log" 2>&1 </dev/null &
+  child=$!
+  set +m
+  wait "$child" || code=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the command
+    code=0
+    wait "$child" || code=$?
+  done
+  child=''
+  return "$code"
+}
+
+run() { # SECONDS NAME COMMAND...: in what is left of the part's time; what fails is written down and does not stop the others
+  local limit=$1 name=$2 log=$out/$2.log code=0
+  shift 2
+  [ "$limit" -lt "$(left)" ] || limit=$(left)
+  fits "$limit" "$name" || return 0
+  forget "$name"
+  echo "== $name, at most $limit s"
+  attempt "$limit" "$log" "$@" || code=$?
+  if [ "$code" -ne 0 ] && grep -qsE "$no_algorithm" "$log" "$out/$name.json" && fits "$(left)" "$name"; then
+    echo "== $name once more: XLA found no algorithm for a convolution, and may now take one that fails its checks"
+    mv "$log" "$out/$name.strict.log"
+    code=0
+    XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_strict_conv_algorithm_picker=false" attempt "$(left)" "$log" "$@" || code=$?
   fi
-  local code=0
-  timeout "$left" "$@" >"$out/$name.log" 2>&1 || code=$?
-  tail -n 3 "$out/$name.log"
-  [ "$code" -eq 0 ] || echo "$name: exit code $code, see $name.log" | tee -a "$out/failures.txt"
+  tail -n 5 "$log"
+  [ "$code" -ne 0 ] || return 0
+  failed=yes
+  case $code in
+  124 | 137) miss "$name" "ended at its limit of $limit s" ;;
+  *) miss "$name" "exit code $code, see $name.log" ;;
+  esac
 }
 
-bench() { # NAME ARGS...
-  local name=$1
-  shift
-  run "$name" python -m rn50_jax.benchmark "${recipe[@]}" "${steps[@]}" --device "$device" \
-    --json "$out/$name.json" --markdown "$out/$name.md" "$@"
+bench() { # SECONDS NAME ARGS...
+  local limit=$1 name=$2
+  shift 2
+  run "$limit" "$name" "$python" -m rn50_jax.benchmark "${recipe[@]}" --device "$device" --json "$out/$name.json" --budget=left "$@"
 }
 
-step() { # one device, the batch that everything is compared at
-  bench "$@" --devices 1 --batch_sizes "$batch"
+one() { bench "$@" --devices 1 "${steps[@]}"; } # on one device
+
+train() { # SECONDS NAME ARGS...: the quick start
+  local limit=$1 name=$2
+  shift 2
+  rm -rf "${out:?}/$name"
+  run "$limit" "$name" "$python" -m rn50_jax.train --config configs/quickstart.py "${quick[@]}" --workdir "$out/$name" "$@"
 }
 
-train_part() {
-  step train-precisions --precisions bf16,fp16,tf32,fp32
-  bench train-batches --devices 1 --precisions bf16 --batch_sizes "$batches"
+needs_dali() { has nvidia.dali || { miss "$part" "DALI is not installed, which reads real files" && false; }; }
+
+first_part() { # training cold, as PyTorch beside it, and profiled in the same call
+  one 340 train --precisions "$common" --batch_sizes "$batch" --profile "$out/trace-train" --compare "$peers" --rounds 1
+  one 480 infer --mode infer --precisions "$common" --batch_sizes "1,$batch"
+  one 480 train-largest --precisions "$common" --batch_sizes "$largest"
 }
 
-infer_part() {
-  latencies_of bf16
-  latencies_of fp32
+real_part() { # does the quick start reach 96 %; the feed alone; training on real files
+  local real=(--rounds 1 "${data[@]}" "--config.batch_size=$batch" "--config.data.workers=$workers" "--config.data.backend=$decoder")
+  needs_dali || return 0
+  train 120 quickstart-bf16 --config.precision=bf16
+  bench 100 feed --mode input "${real[@]}" "${feed[@]}"
+  bench 240 end-to-end --mode end-to-end "${real[@]}" --config.precision="$common" --devices 1 "${feed[@]}"
 }
 
-infer-more_part() {
-  latencies_of fp16
-  latencies_of tf32
+precisions_part() {
+  one 570 precisions --precisions bf16,tf32,fp32 --batch_sizes "$batch"
+  one 570 loss-scales --precisions fp16 --batch_sizes "$batch" --vary loss_scale.mode=dynamic
 }
 
-latencies_of() { # PRECISION
-  bench "infer-$1" --mode infer --devices 1 --precisions "$1" --batch_sizes "$latencies"
+batches_part() { one 240 batches --precisions bf16 --batch_sizes "$larger,$largest"; }
+timm_part() { one 240 timm --precisions "$common" --batch_sizes "$batch" --compare timm --rounds 1; }
+peers-infer_part() { one 300 peers-infer --mode infer --precisions "$common" --batch_sizes "$beside" --compare "$peers" --rounds 1; }
+latencies_part() { one 570 latencies --mode infer --precisions "$every" --batch_sizes "$latencies"; }
+
+variants_part() { # one key each
+  one 570 variants-infer --mode infer --precisions bf16 --batch_sizes "$batch" --vary model.fold_batch_norm=off
+  one 570 variants-train --precisions bf16 --batch_sizes "$batch" "${variants[@]/#/--vary=}"
 }
 
-variant() { # MODE KEY VALUE: one key other than its default
-  step "variant-$1-${2##*.}-$3" "${few[@]}" --mode "$1" --precisions bf16 "--config.$2=$3"
+flags_part() { # of XLA's command buffers; a process reads them once
+  local mode
+  for mode in "${modes[@]}"; do
+    local sizes=(--mode "$mode" --precisions bf16 --batch_sizes "$([ "$mode" = train ] && echo "$batch" || echo 1)")
+    one 160 "flags-$mode-default" "${sizes[@]}"
+    one 160 "flags-$mode-off" "${sizes[@]}" --config.run.xla_flags=--xla_gpu_enable_command_buffer=
+    one 160 "flags-$mode-convolution" "${sizes[@]}" --config.run.xla_flags=--xla_gpu_enable_command_buffer=+CONVOLUTION
+  done
 }
 
-variants_part() { # each other way of computing the step, alone, beside the default
-  step variant-train-default "${few[@]}" --precisions bf16
-  variant train model.fused_norm false
-  variant train model.max_pool indexed
-  variant train model.max_pool native
-  variant train model.conv_lowering dot1x1
-  variant train model.stem space_to_depth
-  variant train model.stem conv
-  variant train parallel shard_map
-  step variant-infer-default "${few[@]}" --mode infer --precisions bf16
-  variant infer model.fold_batch_norm off
+flax-example_part() {
+  if [ -z "${FLAX_EXAMPLE:-}" ]; then
+    miss flax-example "FLAX_EXAMPLE names no checkout of flax's examples/imagenet"
+  else
+    one 240 flax-example --precisions "$common" --batch_sizes "$batch" --compare "flax-example=$FLAX_EXAMPLE" --rounds 1
+  fi
 }
 
-flags() { # NAME FLAGS: of XLA
-  step "flags-$1" "${few[@]}" --precisions bf16 "--config.run.xla_flags=$2"
-}
-
-flags_part() {
-  step flags-none "${few[@]}" --precisions bf16
-  flags command-buffers-off --xla_gpu_enable_command_buffer=
-  flags latency-hiding --xla_gpu_enable_latency_hiding_scheduler=true
-  flags conv-fusion --xla_gpu_experimental_enable_conv_fusion=true
-  flags runtime-fusion --xla_gpu_use_runtime_fusion=true
-  flags exhaustive-tiling --xla_gpu_exhaustive_tiling_search=true
-}
-
-profile_part() {
-  step profile-train --precisions bf16 --profile "$out/trace-train"
-  step profile-infer --mode infer --precisions bf16 --profile "$out/trace-infer"
-}
-
-beside() { # MODE PEERS
-  [ -z "${SMALL:-}" ] || set -- "$1" torch
-  [ "$1" = infer ] || [ -z "${FLAX_EXAMPLE:-}" ] || set -- "$1" "$2,flax-example=$FLAX_EXAMPLE"
-  step "peers-$1" "${few[@]}" --mode "$1" --precisions "$common" --compare "$2" "${rounds[@]}"
-}
-
-peers_part() {
-  beside train torch,torch-compile,timm
-}
-
-peers-infer_part() {
-  beside infer torch,torch-compile,timm
+resume_part() { # do killed runs go on to the same bits
+  needs_dali || return 0
+  XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_deterministic_ops=true" run 240 resume "$python" scripts/torture.py --kills "$kills" \
+    --damages 0 --deaths 0 --running --json "$out/resume.json" -- "${killed[@]}"
 }
 
 scaling_part() {
   if [ "$gpus" -lt 2 ]; then
-    echo "== scaling: there is one device"
-    return
+    miss scaling "there is one device"
+  else
+    bench 570 scaling --precisions bf16 --batch_sizes "$batch" --scaling both "${steps[@]}"
   fi
-  bench scaling --precisions bf16,fp32 --batch_sizes "$batch" --scaling both
 }
 
-input_part() {
-  local feed=(--mode input "${data[@]}" "${rounds[@]}" "--config.batch_size=$batch" "--config.data.workers=$workers")
-  bench "input-$decoder" "${feed[@]}" --steps 20 --warmup 4 "--config.data.backend=$decoder"
-  [ "$decoder" = dali-cpu ] || bench input-dali-cpu "${feed[@]}" --steps 20 --warmup 4 --config.data.backend=dali-cpu
-}
-
-end-to-end_part() {
-  bench end-to-end --mode end-to-end "${data[@]}" "${rounds[@]}" --devices 1 "--config.batch_size=$batch" \
-    "--config.data.workers=$workers" "--config.data.backend=$decoder"
-}
-
-quickstart_part() { # does the full training reach 96 % in every precision, decoded on the CPU and on the GPU?
+quickstarts_part() {
   local name
-  for name in bf16 bf16-dali-gpu fp16-static fp16-dynamic tf32 fp32; do
+  needs_dali || return 0
+  for name in "${quickstarts[@]}"; do
     local args=("--config.precision=${name%%-*}")
     case $name in
-    bf16) args+=(--config.recipe.ema_decay=0.99) ;;
     bf16-dali-gpu) args+=("--config.data.backend=$decoder") ;;
     fp16-dynamic) args+=(--config.loss_scale.mode=dynamic) ;;
     esac
-    rm -rf "$out/quickstart-$name"
-    run "quickstart-$name" python -m rn50_jax.train --config configs/quickstart.py "${quick[@]}" \
-      --workdir "$out/quickstart-$name" "${args[@]}"
+    train 240 "quickstart-$name" "${args[@]}"
   done
 }
 
-resume_part() { # is resuming exact here too?
-  XLA_FLAGS="${XLA_FLAGS:-} $([ "$device" = cpu ] || echo --xla_gpu_deterministic_ops=true)" \
-    run resume bash -c "python scripts/torture.py --kills $kills --damages 0 --deaths 0 >'$out/resume.json'"
-}
-
+nvidia-smi >"$out/nvidia-smi.txt" 2>&1 || true
 for part in "$@"; do
-  started=$SECONDS
+  started=$SECONDS budget=${BUDGET:-${budgets[$part]}}
+  [ -z "${TOTAL:-}" ] || [ "$budget" -le $((TOTAL - SECONDS)) ] || budget=$((TOTAL - SECONDS))
+  deadline=$((SECONDS + budget))
+  fits "$budget" "$part" || continue
+  forget "$part"
+  echo "=== part $part, at most $budget s"
   "${part}_part"
-  echo "== part $part: $((SECONDS - started)) s"
+  echo "=== part $part took $((SECONDS - started)) s"
 done
-python -m rn50_jax.bench.summary "$out"
-[ ! -e "$out/failures.txt" ]
+trap '' INT TERM HUP
+"$python" -m rn50_jax.bench.summary "$out"
+[ -z "$stopped" ] || exit 130
+[ -z "$failed" ]

@@ -69,18 +69,29 @@ DEATHS = (
 )
 
 
-def command(workdir: Path, data: Path, recipe: Path = REPO / "configs/quickstart.py") -> list[str]:
-    config = ["--config", str(recipe), f"--config.data.dir={data}"]
-    return [sys.executable, "-m", "rn50_jax.train", *config, *SMALL, "--workdir", str(workdir)]
+def command(workdir: Path, options: list[str], recipe: Path = REPO / "configs/quickstart.py") -> list[str]:
+    config = ["--config", str(recipe), *SMALL, *options]
+    return [sys.executable, "-m", "rn50_jax.train", *config, "--workdir", str(workdir)]
 
 
-def train(workdir: Path, data: Path, seconds: float | None, number: int = signal.SIGKILL) -> tuple[int, str]:
-    """Runs the command, to its end or to a signal after so many seconds; returns its exit code and errors."""
+def train(
+    workdir: Path, options: list[str], seconds: float | None, number: int = signal.SIGKILL, *, running: bool = False
+) -> tuple[int, str]:
+    """Runs the command, to its end or to a signal after so many seconds; returns its exit code and errors.
+
+    running: the seconds count from where it has reported steps of its own and written a checkpoint.
+    """
     pipe = subprocess.PIPE
     process = subprocess.Popen(
-        command(workdir, data), cwd=REPO, stdout=subprocess.DEVNULL, stderr=pipe, encoding="utf-8", errors="replace"
+        command(workdir, options), cwd=REPO, stdout=subprocess.DEVNULL, stderr=pipe, encoding="utf-8", errors="replace"
     )
+    metrics, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
+    before = metrics.stat().st_size if metrics.exists() else 0
     try:
+        while running and process.poll() is None:
+            if metrics.exists() and metrics.stat().st_size > before and any(checkpoints.glob("[0-9]*")):
+                break
+            time.sleep(0.02)
         _, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(number)
@@ -119,8 +130,11 @@ def damage(rng: random.Random, checkpoint: Path) -> str:
     return f"{how} in {file.relative_to(checkpoint)}"
 
 
-def kill_all_the_time(kills: int, data: Path, scratch: Path, whole: dict[str, object], rng: random.Random) -> dict:
+def kill_all_the_time(
+    kills: int, options: list[str], scratch: Path, whole: dict[str, object], rng: random.Random, *, running: bool
+) -> dict:
     """Starts runs and kills them again and again, until they finish; the counts."""
+    shortest, longest = (0.0, 1.0) if running else (3.0, 9.0)
     survived = done = runs = 0
     problems: list[str] = []
     while done < kills:
@@ -128,7 +142,8 @@ def kill_all_the_time(kills: int, data: Path, scratch: Path, whole: dict[str, ob
         workdir = scratch / f"killed{runs}"
         while True:
             number = signal.SIGTERM if rng.random() < 0.25 else signal.SIGKILL
-            code, err = train(workdir, data, rng.uniform(3.0, 9.0) if done < kills else None, number)
+            seconds = rng.uniform(shortest, longest) if done < kills else None
+            code, err = train(workdir, options, seconds, number, running=running and seconds is not None)
             if code == 0:
                 break
             done += 1
@@ -187,7 +202,7 @@ def damage_all_the_time(count: int, scratch: Path, reference: Path, rng: random.
     return counts | {"problems": problems}
 
 
-def die_all_the_time(rounds: int, data: Path, scratch: Path) -> dict:
+def die_all_the_time(rounds: int, options: list[str], scratch: Path) -> dict:
     """Lets one of two processes fail in every way; the longest seconds, over the rounds, until both had ended."""
     longest: dict[str, float] = {}
     problems = []
@@ -207,7 +222,7 @@ def die_all_the_time(rounds: int, data: Path, scratch: Path) -> dict:
             for place in range(2):
                 env = {"JAX_COORDINATOR_ADDRESS": meeting, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(place)}
                 env = os.environ | env | {"JAX_PLATFORMS": "cpu"}
-                line, null = [*command(folder / "run", data, recipe), *limits], subprocess.DEVNULL
+                line, null = [*command(folder / "run", options, recipe), *limits], subprocess.DEVNULL
                 processes.append(subprocess.Popen(line, env=env, cwd=REPO, stdout=null, stderr=null))
             codes = [process.wait(timeout=600) for process in processes]
             ended = time.time()
@@ -226,6 +241,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--damages", type=int, default=200)
     parser.add_argument("--deaths", type=int, default=5, help="rounds in which one of two processes fails in every way")
+    parser.add_argument("--running", action="store_true", help="kill within a second of a run's first own steps only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the counts, and on what they were found")
+    parser.add_argument("options", nargs="*", metavar="-- --config.key=value", help="for the training that is killed")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
@@ -236,16 +254,22 @@ def main() -> int:
         from rn50_jax.data.digits import write_digits
 
         write_digits(scratch / "digits")
-        code, err = train(scratch / "whole", scratch / "digits", None)
+        options = [f"--config.data.dir={scratch / 'digits'}", *args.options]
+        code, err = train(scratch / "whole", options, None)
         if code:
             print(err, file=sys.stderr)
             return 1
         whole = result(scratch / "whole")
-        killed = kill_all_the_time(args.kills, scratch / "digits", scratch, whole, rng) if args.kills else {}
+        facts = json.loads((scratch / "whole/run.json").read_text(encoding="utf-8"))
+        kill = (args.kills, options, scratch, whole, rng)
+        killed = kill_all_the_time(*kill, running=args.running) if args.kills else {}
         damaged = damage_all_the_time(args.damages, scratch, scratch / "whole", rng) if args.damages else {}
-        died = die_all_the_time(args.deaths, scratch / "digits", scratch) if args.deaths else {}
+        died = die_all_the_time(args.deaths, options, scratch) if args.deaths else {}
     seconds = round(time.monotonic() - started)
-    print(json.dumps({"killed": killed, "damaged": damaged, "died": died, "seed": args.seed, "seconds": seconds}))
+    counts = {"killed": killed, "damaged": damaged, "died": died, "seed": args.seed, "seconds": seconds}
+    if args.json:
+        args.json.write_text(json.dumps(counts | {"run": facts}), encoding="utf-8")
+    print(json.dumps(counts))
     return int(any(part.get("problems") for part in (killed, damaged, died)))
 
 

@@ -1,83 +1,232 @@
-"""scripts/measure_gpu.sh as it runs on a GPU, with tiny networks on the CPU."""
+"""scripts/measure_gpu.sh: what it starts, in what time, and what is left of it whatever happens."""
 
 import json
 import os
+import signal
 import subprocess
+import sys
+import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import QUICK_COMPILE, REPO
-from runs import PATIENCE
+from runs import PATIENCE, wait_until
+from test_bench_peers import STANDIN
+from test_readme import copy_project
 
-from rn50_jax.bench import summary
-from rn50_jax.errors import UserError
+from rn50_jax import benchmark, config
 
+SCRIPT = str(REPO / "scripts/measure_gpu.sh")
 ENV = {"SMALL": "1", "XLA_FLAGS": QUICK_COMPILE}
+PARTS = (
+    "first real precisions batches variants flags peers-infer timm flax-example resume latencies scaling quickstarts"
+)
+RESULT = {
+    "hardware": {"platform": "cpu", "device": "CPU (a)", "devices": 1, "processor": "a", "cores": 2},
+    "date": "2026-11-28T10:00:00+0000",
+    "versions": {"jax": "1.0"},
+    "input": {"image_size": 32, "workers": 2, "programs": [{"name": "torch DataLoader", "error": "no torch"}]},
+}
+# Stands for Python: answers what the script asks of it, but in place of what is to be measured runs $STANDIN.
+PYTHON = """#!/bin/bash
+case " $* " in
+*" -c "* | *bench.summary*) exec {python} "$@" ;;
+esac
+echo "$@" >>"$CALLS"
+eval "$STANDIN"
+"""
 
 
 def measure(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [str(REPO / "scripts/measure_gpu.sh"), *map(str, args)]
-    return subprocess.run(
-        command, env=os.environ | ENV | env, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE
-    )
+    command, env = [SCRIPT, *map(str, args)], os.environ | ENV | env
+    return subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE)
 
 
-@pytest.mark.slow
-def test_a_part_runs_and_is_summed_up(tmp_path: Path) -> None:
-    done = measure(tmp_path / "out", "profile")
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads((tmp_path / "out/profile-train.json").read_text())
-    assert (result["mode"], result["precision"], result["steps"]) == ("train", "bf16", 2)
-    text = (tmp_path / "out/summary.md").read_text()
-    assert text.strip() in done.stdout
-    assert "profile-train" in text and "profile-infer" in text and "- CPU: 1 x CPU" in text
-    assert text.rstrip().endswith("Nothing failed.")
+@pytest.fixture
+def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Puts `PYTHON` before all others; returns the file of its calls."""
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("STANDIN", "")
+    put(tmp_path / "bin/python3", PYTHON.format(python=sys.executable))
+    return tmp_path / "calls"
 
 
-def test_what_fails_or_does_not_fit_is_told_at_the_end(tmp_path: Path) -> None:
-    done = measure(tmp_path / "out", "profile", BUDGET="0")
-    assert done.returncode == 1
-    failed = (tmp_path / "out/failures.txt").read_text().splitlines()
-    assert failed == [f"profile-{mode}: not begun, the 0 s of its part were over" for mode in ("train", "infer")]
-    assert f"- {failed[0]}" in (tmp_path / "out/summary.md").read_text()
-    done = measure(tmp_path / "out", "end-to-end", DATA=str(tmp_path))
-    assert done.returncode == 1
-    assert (tmp_path / "out/failures.txt").read_text() == "end-to-end: exit code 2, see end-to-end.log\n"
-    assert f"{tmp_path}/train does not exist" in (tmp_path / "out/end-to-end.log").read_text()
+def put(program: Path, text: str) -> None:
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(text)
+    program.chmod(0o755)
+
+
+def missed(tmp_path: Path) -> list[str]:
+    return (tmp_path / "out/not_measured.txt").read_text().splitlines()
 
 
 def test_unknown_part(tmp_path: Path) -> None:
-    done = measure(tmp_path / "out", "trian")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: no part trian; there are: train infer infer-more variants flags")
+    done = measure(tmp_path / "out", "first", "trian")
+    assert (done.returncode, done.stderr) == (2, f"error: no part trian; there are: {PARTS}\n")
     assert not (tmp_path / "out").exists()
 
 
-def test_summary_of_every_kind_of_result(tmp_path: Path) -> None:
-    def write(name: str, **document: Any) -> None:
-        (tmp_path / name).write_text(json.dumps(document))
+def test_parts_run_in_order_within_their_seconds(tmp_path: Path, standin: Path) -> None:
+    done = measure(tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[2].strip(",") for line in done.stdout.splitlines() if line.endswith(" s") and "part" in line][
+        ::2
+    ] == PARTS.split()
+    calls = standin.read_text().splitlines()
+    names = [Path(call.partition("--json ")[2].split()[0]).stem if "--json" in call else "train" for call in calls]
+    assert names[:6] == ["train", "infer", "train-largest", "train", "feed", "end-to-end"]
+    assert all(int(call.partition("--budget=")[2].split()[0]) <= 570 for call in calls if ".benchmark" in call)
+    assert [line.partition(":")[0] for line in missed(tmp_path)] == ["flax-example"]
 
-    spread = {"median": 2.0, "min": 1.0, "max": 3.0}
-    program = {"name": "torch", "images_per_second": spread, "ours_over_it": spread}
-    case = {"mode": "train", "precision": "bf16", "batch_size_per_device": 512, "num_devices": 1}
-    write("a.json", results=[case | {"error": "out of memory"}])
-    setting = {"mode": "train", "precision": "bf16", "batch_size": 256}
-    write("b.json", comparisons=[setting | {"programs": [program, {"name": "timm", "error": "no timm"}]}])
-    killed = {"kills": 5, "survived": 5, "runs": 1, "problems": []}
-    write("c.json", killed=killed, damaged={}, seed=0, seconds=1)
-    (tmp_path / "quickstart-bf16").mkdir()
-    (tmp_path / "quickstart-bf16/metrics.jsonl").write_text(
-        '{"step": 46, "epoch": 1, "val.top1": 90.0}\n{"step": 92, "epoch": 2, "val.top1": 97.25}\n'
+
+def test_the_commands_for_a_gpu_are_accepted(tmp_path: Path, standin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "bin/nvidia-smi", "#!/bin/sh\necho GPU 0\necho GPU 1\n")
+    (tmp_path / "train.py").touch()
+    done = measure(tmp_path / "out", SMALL="", FLAX_EXAMPLE=str(tmp_path))
+    assert done.returncode == 0 and missed(tmp_path) == []
+    begun: list[str] = []
+    for name in ("_sweep", "_compare", "measure_input", "measure_end_to_end"):
+        monkeypatch.setattr(benchmark, name, lambda *_, name=name, **__: begun.append(name))
+    monkeypatch.setattr(benchmark, "_devices", lambda args: [None] * (args.devices or 2))
+    monkeypatch.setattr(benchmark, "generated_folder", lambda count: tmp_path)
+    monkeypatch.setattr(benchmark.runtime, "prepare_runtime", lambda *_: None)
+    for call in standin.read_text().splitlines():
+        words = call.split()
+        if words[1] == "rn50_jax.benchmark":
+            benchmark.main(words[2:])
+        else:  # the quick start, also the one that is killed
+            given = [word.removeprefix("--config.").split("=", 1) for word in words if word.startswith("--config.")]
+            loaded, _ = config.load(str(REPO / "configs/quickstart.py"))
+            config.validate(config.override(loaded, [(key, value) for key, value in given]))
+    assert begun[:4] == ["_compare", "_sweep", "_sweep", "measure_input"]
+    assert begun.count("_compare") == 4
+
+
+@pytest.mark.parametrize("env", [{"TOTAL": "0"}, {"BUDGET": "0"}])
+def test_what_does_not_fit_is_left_out(env: dict[str, str], tmp_path: Path, standin: Path) -> None:
+    done = measure(tmp_path / "out", "first", "batches", **env)
+    assert done.returncode == 0 and not standin.exists()
+    told = [f"{part}: not begun, 0 s were left" for part in ("first", "batches")]
+    assert missed(tmp_path) == told
+    assert all(f"- {line}" in done.stdout for line in told)
+    measure(tmp_path / "out", "batches")  # what is measured later is missing no more
+    assert missed(tmp_path) == told[:1]
+
+
+def test_a_limit_is_told_to_the_command_and_kept(tmp_path: Path, standin: Path) -> None:
+    put(tmp_path / "bin/timeout", '#!/bin/bash\necho "$@" >>"$CALLS"\nexit 124\n')
+    done = measure(tmp_path / "out", "batches", BUDGET="17")
+    given = standin.read_text()
+    assert given.startswith("-s INT -k 15 17 python3 -m rn50_jax.benchmark ") and " --budget=17 " in given
+    assert done.returncode == 1
+    assert missed(tmp_path) == ["batches: ended at its limit of 17 s"]
+
+
+def test_a_failure_does_not_stop_the_others(tmp_path: Path, standin: Path) -> None:
+    done = measure(tmp_path / "out", "batches", "timm", STANDIN='echo of no use; [[ "$*" == *timm* ]] || exit 3')
+    assert done.returncode == 1 and len(standin.read_text().splitlines()) == 2
+    assert missed(tmp_path) == ["batches: exit code 3, see batches.log"]
+    assert (tmp_path / "out/batches.log").read_text() == "of no use\n"
+
+
+def test_once_more_where_no_algorithm_passes_the_checks(tmp_path: Path, standin: Path) -> None:
+    fails = (
+        'echo "$XLA_FLAGS" >>"$CALLS"; [[ $XLA_FLAGS == *strict_conv* ]] || { echo Autotuning failed for HLO; exit 1; }'
     )
-    lines = summary.summarise(tmp_path).splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")][:4] for line in lines if line.startswith("|")][2:]
-    assert rows == [
-        ["a", "train bf16, 512 x 1", "out of memory", ""],
-        ["b", "train bf16, 256 x 1, torch", "2.00 img/s", "1.00-3.00"],
-        ["b", "train bf16, 256 x 1, timm", "not compared: no timm", ""],
-        ["c", "killed runs that resumed, to the same bits", "5 of 5 survived, 0 problems", ""],
-        ["quickstart-bf16", "top-1 after the last epoch", "97.25 %", ""],
+    done = measure(tmp_path / "out", "batches", STANDIN=fails, XLA_FLAGS="--of=mine")
+    assert done.returncode == 0 and missed(tmp_path) == []
+    flags = standin.read_text().splitlines()[1::2]
+    assert flags == ["--of=mine", "--of=mine --xla_gpu_strict_conv_algorithm_picker=false"]
+
+
+def test_without_dali_the_rest_is_measured(tmp_path: Path, standin: Path) -> None:
+    (tmp_path / "nvidia").mkdir()
+    (tmp_path / "nvidia/__init__.py").touch()  # a package of this name with no DALI in it
+    done = measure(tmp_path / "out", "real", "batches", "resume", "quickstarts", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0
+    (call,) = standin.read_text().splitlines()
+    assert "batches.json" in call
+    parts = ("real", "resume", "quickstarts")
+    assert missed(tmp_path) == [f"{part}: DALI is not installed, which reads real files" for part in parts]
+
+
+def test_no_jax(tmp_path: Path) -> None:
+    for name in ("python3", "python"):
+        put(tmp_path / "bin" / name, "#!/bin/sh\nexit 1\n")
+    done = measure(tmp_path / "out", PATH=f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    assert done.returncode == 2 and "neither python3 nor python has jax" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_what_runs_whose_result_is_kept(number: int, tmp_path: Path, standin: Path) -> None:
+    # Stands for a benchmark that has one result, and writes another when it is told to end.
+    works = f"""trap 'trap "" INT; cp "$1" "$2"; exit 5' INT; touch {tmp_path}/running; sleep 1000 & wait"""
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    env = {"STANDIN": f"set -- {tmp_path}/result.json {tmp_path}/out/late.json; {works}"}
+    script = subprocess.Popen(
+        [SCRIPT, f"{tmp_path}/out", "batches", "timm"], env=os.environ | ENV | env, stdout=subprocess.PIPE, text=True
+    )
+    wait_until((tmp_path / "running").exists, script)
+    script.send_signal(number)
+    told, _ = script.communicate(timeout=PATIENCE)
+    assert script.returncode == 130, told
+    assert missed(tmp_path) == ["batches: exit code 5, see batches.log", "timm: not begun, a signal came"]
+    assert "(late)" in (tmp_path / "out/summary.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_is_stopped_is_in_the_summary(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = subprocess.Popen(
+        [SCRIPT, out, "batches", "timm"],
+        env=os.environ | ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def timed() -> list[int]:
+        document = json.loads((out / "batches.json").read_text()) if (out / "batches.json").exists() else {}
+        return [result["batch_size_per_device"] for result in document.get("results", [])]
+
+    wait_until(lambda: timed() != [], script)
+    script.send_signal(signal.SIGINT)
+    told, _ = script.communicate(timeout=PATIENCE)
+    assert script.returncode == 130, told
+    assert timed()[0] == 6
+    assert missed(tmp_path)[-1] == "timm: not begun, a signal came"
+    assert ["bf16", "1", "6"] in [
+        [cell.strip() for cell in line.split("|")[1:4]] for line in (out / "summary.md").read_text().splitlines()
     ]
-    with pytest.raises(UserError, match="usage"):
-        summary.main([str(tmp_path / "none")])
+
+
+@pytest.mark.slow
+def test_every_part_in_small(tmp_path: Path) -> None:
+    copy_project(tmp_path / "project")
+    for name, text in STANDIN.items():
+        path = tmp_path / "imagenet" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    out = tmp_path / "out"
+    env = os.environ | ENV | {"FLAX_EXAMPLE": str(tmp_path / "imagenet"), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["scripts/measure_gpu.sh", out],
+        env=env,
+        cwd=tmp_path / "project",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[2].strip(",") for line in done.stdout.splitlines() if line.startswith("=== part")][
+        ::2
+    ] == PARTS.split()
+    text = (out / "summary.md").read_text()
+    assert text.count("\n## ") == 2 and text.endswith("Nothing failed or was left out.\n")
+    assert "\nNot measured:" not in text  # there is a table of each kind
+    for log in out.glob("*.log"):
+        assert log.with_suffix(".json").exists() or (out / log.stem / "run.json").exists(), log
+        assert log.stem in text or log.stem.startswith("quickstart-")
+    assert list(out.rglob("*.xplane.pb"))
