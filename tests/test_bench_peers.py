@@ -132,7 +132,7 @@ def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: 
     # The first trial of ours is the case's result.
     (result,) = record.get("results", [])
     assert result["images_per_second"] == ours["images_per_second"]["rounds"][0]
-    assert result["profile"]["dir"] == str(trace) and result["profile"]["kernel_seconds"] > 0
+    assert result["profile"]["dir"] == str(trace) and result["profile"]["groups"]
     ceiling = record.get("ceilings", {})["fp32"]
     assert result["flops_of_ceiling"] == pytest.approx(result["tflops"] / ceiling["tflops"])
     assert record.get("hardware", {})["platform"] == "cpu" and record.get("command", [])[-1] == "train"

@@ -81,7 +81,7 @@ def measure(
     Returns:
       What was timed; images_per_second at the median step; step_seconds, see `stats.summarise`; what compiling cost;
       memory; how far the devices were used, see `usage`; and "seconds" that it all took. Where the device lacks memory
-      or the precision: what was to be timed, and "error"; where it lacks memory for tracing, "profile_error".
+      or the precision: what was to be timed, and "error"; where it cannot be traced, "profile_error".
     """
     start = time.perf_counter()
     devices = jax.local_devices()[: case.devices]
@@ -138,7 +138,7 @@ def measure(
                 copy_gbytes_per_second=ceiling.gbytes_per_second if ceiling else None,
                 command_buffers=command_buffers,
             )
-    except RunStopped as error:
+    except (RunStopped, UserError) as error:
         return after(profile_error=str(error))
     return after(**found)
 
