@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TextIO
 
 from rn50_jax import console_log, hints, streams
 from rn50_jax.layout import fit
-from rn50_jax.restart import use_utf8
+from rn50_jax.restart import is_command, use_utf8
 from rn50_jax.text import printable
 
 
@@ -157,7 +157,8 @@ def tell(error: BaseException) -> int:
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command's `main(argv) -> exit code` and ends the process, see `tell`."""
     use_utf8()
-    gc.freeze()  # what the imports made stays: garbage collections need not look at it again and again
+    if is_command():
+        gc.freeze()  # what the imports made stays: garbage collections need not look at it again and again
     with streams.guarded(), console_log.listening():
         try:
             code = _call(main)

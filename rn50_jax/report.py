@@ -1,5 +1,6 @@
 """What a run tells: on the console, in `metrics.jsonl` and to the loggers that the config asks for."""
 
+import importlib.util
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -189,7 +190,9 @@ def open_report(
             loggers.append(Guarded(name, logger if isinstance(logger, Background) else Persistent(name, logger)))
 
         add(str(file), _open_metrics(file))
-        if report.tensorboard:
+        if report.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            warn("no log for TensorBoard is written, as it is not installed: pip install tensorboard")
+        elif report.tensorboard:
             add("the TensorBoard log", _open_tensorboard(workdir, config, first_step))
         if report.dle_json:
             passes = {"num_devices": plan.num_devices, "accumulation": plan.accumulation}
@@ -284,14 +287,17 @@ def _saved_text(folder: Path, validations: Sequence[dict[str, Any]]) -> str:
 
 def tell_where(config: ConfigDict, workdir: Path) -> None:
     """Draws the curves of a finished run, and says where everything lies."""
-    from rn50_jax.curves import draw_run  # takes a second to import
-
     curves = workdir / CURVES
+    rows = {"metrics": str(workdir / config.report.file), "curves": str(curves)}
     try:
+        from rn50_jax.curves import draw_run  # takes a second to import
+
         draw_run(workdir / config.report.file, curves)
+    except ModuleNotFoundError as error:
+        warn(f"{curves} is not drawn, as {error.name} is not installed: pip install matplotlib")
+        del rows["curves"]
     except (OSError, UserError) as error:
         warn(f"{curves} cannot be written: {getattr(error, 'strerror', None) or error}")
-    rows = {"metrics": str(workdir / config.report.file), "curves": str(curves)}
     if saved := _saved_text(workdir / "checkpoints", read_history(workdir / config.report.file).validations()):
         rows = {"saved": saved} | rows
     page = shell(["python", "-m", "rn50_jax.plot", workdir, "--html", workdir / "report.html"])

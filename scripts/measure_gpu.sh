@@ -8,6 +8,7 @@
 #   BUDGET=SECONDS    for each part, instead of its own
 #   TOTAL=SECONDS     for all parts together: those that do not fit are left out
 #   FLAX_EXAMPLE=DIR  a checkout of flax's examples/imagenet
+#   WHEELS=DIR        wheels of what is missing here, for a machine without a package index; they are not installed, but used
 #   DATA=DIR          real images for part real, train/<class>/<image>; otherwise JPEGs are generated
 #   SMALL=1           tiny networks and few steps, on a CPU too: does everything run?
 # The exit code is 1 if something failed or was ended at its limit, 130 after a signal.
@@ -31,6 +32,15 @@ for python in python3 python none; do
 done
 if [ "$python" = none ]; then
   echo "error: neither python3 nor python has jax; activate the environment that has it" >&2
+  exit 2
+fi
+if [ -n "${WHEELS:-}" ]; then
+  site=${TMPDIR:-/tmp}/rn50-jax-wheels
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$site" "$WHEELS"/*.whl
+  export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+fi
+if ! problem=$("$python" -c 'import rn50_jax.benchmark, rn50_jax.train' 2>&1); then
+  echo "error: ${problem##*$'\n'}; install requirements.txt, or give the wheels of what is missing with WHEELS=DIR" >&2
   exit 2
 fi
 mkdir -p "$out"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,35 @@ def test_no_jax(tmp_path: Path) -> None:
         put(tmp_path / "bin" / name, "#!/bin/sh\nexit 1\n")
     done = measure(tmp_path / "out", PATH=f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
     assert done.returncode == 2 and "neither python3 nor python has jax" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_is_missing_is_told_and_can_be_given_as_wheels(tmp_path: Path) -> None:
+    hidden, wheels = tmp_path / "hidden", tmp_path / "wheels"
+    for folder in (hidden, wheels):
+        folder.mkdir()
+    # As if pydantic were not there until a wheel brings it.
+    (hidden / "pydantic.py").write_text(
+        "import sys\nsys.path.remove(__file__.rpartition('/')[0])\ntry:\n    import brought\n"
+        "except ImportError:\n    raise ModuleNotFoundError(\"No module named 'pydantic'\") from None\n"
+        "del sys.modules['pydantic']\nimport pydantic\n"
+    )
+    env = {"PYTHONPATH": str(hidden), "BUDGET": "0", "TMPDIR": str(tmp_path)}
+    done = measure(tmp_path / "out", "first", **env)
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert done.stderr.splitlines()[-1].startswith("error: ModuleNotFoundError: No module named 'pydantic'; install")
+    assert "WHEELS=DIR" in done.stderr
+    with zipfile.ZipFile(wheels / "brought-1.0-py3-none-any.whl", "w") as wheel:
+        for name, text in {
+            "brought.py": "",
+            "brought-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: brought\nVersion: 1.0\n",
+            "brought-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "brought-1.0.dist-info/RECORD": "",
+        }.items():
+            wheel.writestr(name, text)
+    done = measure(tmp_path / "out", "first", WHEELS=str(wheels), **env)
+    assert done.returncode == 0, done.stderr
+    assert missed(tmp_path) == ["first: not begun, 0 s were left"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPO, TINY
+from conftest import REPO, TINY, Run
 from runs import PATIENCE, read_lines, wait_for_step
 from test_dle import logged, read_dle
 from test_loggers import wandb_records
@@ -139,3 +139,19 @@ def test_a_full_disk_ends_the_logs_and_not_the_run(env: dict[str, str], digits: 
         assert sum(f"{name} cannot be written (File too large); the run goes on" in note for note in notes) == 1, err
     for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines():
         json.loads(line)
+
+
+def test_without_tensorboard_and_matplotlib_training_goes_on(
+    call_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "rn50_jax.curves", raising=False)
+    for package in ("tensorboard", "matplotlib"):
+        monkeypatch.setitem(sys.modules, package, None)
+    done = call_train(tmp_path / "w")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        "note: no log for TensorBoard is written, as it is not installed: pip install tensorboard",
+        f"note: {tmp_path}/w/curves.png is not drawn, as matplotlib is not installed: pip install matplotlib",
+    ]
+    assert done.stdout.endswith("done\n") and "curves.png" not in done.stdout
+    assert not (tmp_path / "w/tensorboard").exists() and (tmp_path / "w/metrics.jsonl").is_file()
