@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,11 @@ def test_a_split_is_known_by_its_first_picture(tree: Path, monkeypatch: pytest.M
         assert splits.is_split(tree / "train")  # by the next class; whoever reads the class says what is wrong
     finally:
         (tree / "train/ant").chmod(0o755)
+
+
+def test_the_digits_need_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.delitem(sys.modules, "sklearn.datasets", raising=False)
+    with pytest.raises(UserError, match="is not installed: pip install scikit-learn, copy"):
+        write_digits(tmp_path / "data/digits")
+    assert not (tmp_path / "data").exists()

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from rn50_jax.errors import UserError
+
 NUM_TRAIN = 1500
 SIZE = 32  # pixels; the digits come as 8x8
 
@@ -15,8 +17,17 @@ def write_digits(root: Path) -> None:
     """Writes `root/train/<digit>/<number>.jpg` (1,500 images) and `root/val/...` (297), a fixed random split.
 
     The folder appears complete or not at all, also if several processes write it at once.
+
+    Raises:
+      UserError: scikit-learn is not installed.
     """
-    from sklearn.datasets import load_digits  # takes a second to import, needed once
+    try:
+        from sklearn.datasets import load_digits  # takes a second to import, needed once
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{root} is made from scikit-learn's digits, and {error.name} is not installed: pip install scikit-learn, "
+            "copy the folder from another machine, or use images of your own with --config.data.dir=DIR"
+        ) from error
 
     digits = load_digits()
     order = np.random.RandomState(0).permutation(len(digits.images))
