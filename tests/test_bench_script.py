@@ -68,6 +68,20 @@ def test_unknown_part(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_usage(words: list[str]) -> None:
+    done = measure(*words)
+    assert done.returncode == 2 and "Usage: " in done.stderr and PARTS in done.stderr
+    assert "set -e" not in done.stderr and done.stderr.endswith("130 after a signal.\n")
+
+
+@pytest.mark.parametrize("name", ["TOTAL", "BUDGET"])
+@pytest.mark.parametrize("value", ["13m", "1e3", "08", "x"])
+def test_limits_are_whole_seconds(name: str, value: str, tmp_path: Path) -> None:
+    done = measure(tmp_path / "out", "first", **{name: value})
+    assert (done.returncode, done.stderr) == (2, f"error: {name}={value} must be a whole number of seconds\n")
+
+
 def test_parts_run_in_order_within_their_seconds(tmp_path: Path, standin: Path) -> None:
     done = measure(tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -119,9 +133,11 @@ def test_a_limit_is_told_to_the_command_and_kept(tmp_path: Path, standin: Path) 
     put(tmp_path / "bin/timeout", '#!/bin/bash\necho "$@" >>"$CALLS"\nexit 124\n')
     done = measure(tmp_path / "out", "batches", BUDGET="17")
     given = standin.read_text()
-    assert given.startswith("-s INT -k 15 17 python3 -m rn50_jax.benchmark ") and " --budget=17 " in given
+    limit = int(given.removeprefix("-s INT -k 15 ").split()[0])
+    assert 10 < limit <= 17  # the script counts whole seconds, one of which may end before it begins
+    assert given.startswith(f"-s INT -k 15 {limit} python3 -m rn50_jax.benchmark ") and f" --budget={limit} " in given
     assert done.returncode == 1
-    assert missed(tmp_path) == ["batches: ended at its limit of 17 s"]
+    assert missed(tmp_path) == [f"batches: ended at its limit of {limit} s"]
 
 
 def test_a_failure_does_not_stop_the_others(tmp_path: Path, standin: Path) -> None:
@@ -157,6 +173,20 @@ def test_no_jax(tmp_path: Path) -> None:
         put(tmp_path / "bin" / name, "#!/bin/sh\nexit 1\n")
     done = measure(tmp_path / "out", PATH=f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
     assert done.returncode == 2 and "neither python3 nor python has jax" in done.stderr
+
+
+def test_a_package_is_missing(tmp_path: Path, standin: Path) -> None:
+    hides = (
+        "import importlib.util as u; f = u.find_spec; u.find_spec = lambda name: None if name in {names} else f(name)"
+    )
+    (tmp_path / "sitecustomize.py").write_text(hides.format(names=("ml_collections", "pydantic")))
+    done = measure(tmp_path / "out", "batches", PYTHONPATH=str(tmp_path))
+    program = tmp_path / "bin/python3"
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {program} lacks ml_collections pydantic; install requirements.txt\n",
+    )
+    assert not standin.exists() and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
