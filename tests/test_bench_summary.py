@@ -219,12 +219,15 @@ def test_several_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (folder / "not_measured.txt").write_text("real: no DALI\n")
         write(folder / "train.json", results=[timed(speed)])
         write(folder / "flags-default.json", results=[timed(speed)], not_run=[{"case": "x", "why": "stopped"}])
+        write(folder / "flags-off.json", results=[timed(speed / 2)], options=["--config.run.xla_flags=--off"])
     assert summary.main([str(tmp_path / "old"), str(tmp_path / "new")]) == 0
     text = capsys.readouterr().out
     speeds = {(row[-1], row[3]) for row in table(text, "Training")}
     assert speeds == {
         (f"{a}/{b}", c) for a, c in (("old", "4,000"), ("new", "5,000")) for b in ("train", "flags-default")
     }
+    flags = {(row[-1], row[5]) for row in table(text, "Flags of XLA's")}
+    assert flags == {("old/flags-off", "0.500"), ("new/flags-off", "0.500")}
     for line in (
         "- old/real: no DALI",
         "- new/real: no DALI",

@@ -142,9 +142,11 @@ def _variant_table(results: Sequence[Result]) -> str:
 def _flag_table(results: Sequence[Result]) -> str:
     """Flags of XLA's, over none in another process of the same part."""
     part = [result for result in results if result.name.rpartition("/")[2].startswith("flags-") or _flags(result)]
-    without = [row for result in part if not _flags(result) for row in _rows(result)]
+    without: dict[str, list[Row]] = {}
+    for result in part:
+        without.setdefault(result.name.rpartition("/")[0], []).extend([] if _flags(result) else _rows(result))
     return _changed(
-        (result, row, f"`{_flags(result)}`", _find(without, row))
+        (result, row, f"`{_flags(result)}`", _find(without[result.name.rpartition("/")[0]], row))
         for mode in ("train", "infer")
         for result, row in _measured(part, mode)
         if _flags(result)
