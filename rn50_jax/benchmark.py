@@ -124,26 +124,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")
-    add("--mode", choices=MODES, default="train", help="default: train")
+    add("--mode", choices=MODES, default="train", help="what to time (default: train)")
     add("--steps", type=int, default=100, help="steps that are timed, in each round (default: 100)")
     add("--warmup", type=int, default=10, help="steps before them (default: 10)")
     add("--batch_sizes", metavar="N,N,...", help="images per device (default: config.batch_size)")
     add("--precisions", metavar="P,P,...", help="of bf16, fp16, tf32, fp32 (default: config.precision)")
     add("--devices", type=int, default=0, metavar="N", help="use the first N local devices (default: all)")
-    add("--scaling", choices=("weak", "strong", "both"), help="over 1, 2, 4, ... of them")
-    add("--compare", metavar="PEER,...", help=f"time peers beside it: {', '.join(PEERS)} (flax-example=DIR)")
-    add("--rounds", type=int, default=3, help="of --compare and of modes input and end-to-end (default: 3)")
+    add(
+        "--scaling",
+        choices=("weak", "strong", "both"),
+        help="time 1, 2, 4, ... devices: weak keeps the images per device, strong shares them",
+    )
+    add("--compare", metavar="BASELINE,...", help=f"baselines to time beside ours: {', '.join(PEERS)}=DIR")
+    add(
+        "--rounds",
+        type=int,
+        default=3,
+        help="trials of each program with --compare, or mode input or end-to-end (default: 3)",
+    )
     add(
         "--vary",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="also with this key of the config changed",
+        help="also time this change of the config; give it again for each further change",
     )
-    add("--profile", type=Path, metavar="DIR", help="trace ten steps to DIR and print the kernels by group")
-    add("--generated", type=int, default=0, metavar="N", help="real data: N generated JPEGs instead of data.dir")
-    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="what to time (default: what JAX finds)")
-    add("--budget", type=float, metavar="SECONDS", help="begin nothing that would not end so long after the start")
+    add("--profile", type=Path, metavar="DIR", help="also trace ten steps to DIR and print the kernels by group")
+    add(
+        "--generated",
+        type=int,
+        default=0,
+        metavar="N",
+        help="modes input and end-to-end: N generated JPEGs, not data.dir",
+    )
+    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to time (default: what JAX finds)")
+    add("--budget", type=float, metavar="SECONDS", help="begin only what should end within SECONDS of the start")
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE, after each case")
     add("--markdown", type=Path, metavar="FILE", help="also write the tables to FILE")
     return parser

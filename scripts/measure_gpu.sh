@@ -4,9 +4,10 @@
 # Usage: [NAME=VALUE...] ./scripts/measure_gpu.sh OUT [PART...]    (with JAX for CUDA, see requirements-cuda13.txt; installs nothing)
 #   PART  first real precisions batches variants flags peers-infer timm flax-example resume latencies scaling quickstarts
 # Without PART all of them, in this order. Each ends within its seconds, `budgets` below; what it had measured by then is kept. A part
-# can be repeated, on another day or card: the tables keep these apart. OUT/not_measured.txt says what failed or was left out.
+# that is repeated replaces its results: take another OUT for another day, card or version.
+# OUT/not_measured.txt says what failed or was left out.
 #   BUDGET=SECONDS    for each part, instead of its own
-#   TOTAL=SECONDS     for all parts together: those that do not fit are left out
+#   TOTAL=SECONDS     for all parts together: those that do not fit are left out; 780 fits into 15 minutes
 #   FLAX_EXAMPLE=DIR  a checkout of flax's examples/imagenet
 #   WHEELS=DIR        wheels of what is missing here, for a machine without a package index; they are not installed, but used
 #   DATA=DIR          real images for part real, train/<class>/<image>; otherwise JPEGs are generated
@@ -17,12 +18,24 @@ cd "$(dirname "$0")/.."
 declare -A budgets=([first]=480 [real]=240 [precisions]=570 [batches]=240 [variants]=570 [flags]=480 [peers-infer]=300 [timm]=240
   [flax-example]=240 [resume]=240 [latencies]=570 [scaling]=570 [quickstarts]=570)
 all=(first real precisions batches variants flags peers-infer timm flax-example resume latencies scaling quickstarts)
-out=${1:?usage: $0 OUT [PART...]}
+case ${1:-} in
+'' | -*)
+  sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' scripts/measure_gpu.sh >&2
+  exit 2
+  ;;
+esac
+out=$1
 shift
 [ $# -gt 0 ] || set -- "${all[@]}"
 for part in "$@"; do
   if [ -z "${budgets[$part]:-}" ]; then
     echo "error: no part $part; there are: ${all[*]}" >&2
+    exit 2
+  fi
+done
+for name in BUDGET TOTAL; do
+  if [[ ! ${!name:-0} =~ ^(0|[1-9][0-9]*)$ ]]; then
+    echo "error: $name=${!name} must be a whole number of seconds" >&2
     exit 2
   fi
 done
@@ -39,8 +52,10 @@ if [ -n "${WHEELS:-}" ]; then
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$site" "$WHEELS"/*.whl
   export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
-if ! problem=$("$python" -c 'import rn50_jax.benchmark, rn50_jax.train' 2>&1); then
-  echo "error: ${problem##*$'\n'}; install requirements.txt, or give the wheels of what is missing with WHEELS=DIR" >&2
+missing=$("$python" -c 'import importlib.util as u, sys; print(*(name for name in sys.argv[1:] if not u.find_spec(name)))' \
+  annotated_types flax ml_collections numpy optax orbax PIL pydantic pydantic_core rich safetensors typing_extensions typing_inspection)
+if [ -n "$missing" ]; then
+  echo "error: $(command -v "$python") lacks $missing; install requirements.txt, or give their wheels with WHEELS=DIR" >&2
   exit 2
 fi
 mkdir -p "$out"
@@ -219,7 +234,10 @@ quickstarts_part() {
 nvidia-smi >"$out/nvidia-smi.txt" 2>&1 || true
 for part in "$@"; do
   started=$SECONDS budget=${BUDGET:-${budgets[$part]}}
-  [ -z "${TOTAL:-}" ] || [ "$budget" -le $((TOTAL - SECONDS)) ] || budget=$((TOTAL - SECONDS))
+  if [ -n "${TOTAL:-}" ]; then
+    rest=$((TOTAL > SECONDS ? TOTAL - SECONDS : 0))
+    [ "$budget" -le "$rest" ] || budget=$rest
+  fi
   deadline=$((SECONDS + budget))
   fits "$budget" "$part" || continue
   forget "$part"

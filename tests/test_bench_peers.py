@@ -270,6 +270,17 @@ def test_torchs_network_computes_what_the_reference_does(arch: str) -> None:
     torch.testing.assert_close(net.eval()(images), reference.eval()(images), rtol=1e-5, atol=1e-5)
 
 
+def test_a_single_round_has_no_range() -> None:
+    def cells(*speeds: float) -> list[str]:
+        spread = {"median": speeds[0], "min": min(speeds), "max": max(speeds)}
+        result = {"precision": "bf16", "batch_size_per_device": 8, "waiting": {"median": 0.5, "min": 0.5, "max": 0.5}}
+        result |= dict.fromkeys(("images_per_second", "images_per_second_synthetic", "ratio"), spread)
+        return [cell.strip() for cell in tables.end_to_end_table(result).splitlines()[-1].strip("|").split("|")]
+
+    assert cells(2) == ["bf16", "8", "2.0", "2.0", "2.000", "50.0%"]
+    assert cells(2, 1, 3)[2:5] == ["2.0 (1.0-3.0)", "2.0 (1.0-3.0)", "2.000 (1.000-3.000)"]
+
+
 def test_squeeze_and_excitation_has_no_peer() -> None:
     with pytest.raises(UserError, match="no squeeze and excitation"):
         torch_peer.make_resnet(peers.network(small_config(("model.arch", "se-resnet50"))))

@@ -10,6 +10,7 @@ import jax
 from rn50_jax.bench import tables
 from rn50_jax.bench.device import describe_hardware
 from rn50_jax.machine import describe_machine, gpu_lines
+from rn50_jax.text import counted
 
 
 def make_header(argv: Sequence[str], devices: list[jax.Device]) -> dict[str, Any]:
@@ -45,16 +46,22 @@ def as_markdown(document: dict[str, Any]) -> str:
     parts += _results(document.get("results", []))
     for c in document.get("comparisons", []):
         what = f"{c['mode']}, {c['arch']}, {c['image_size']} px, {c['precision']}, batch size {c['batch_size']}"
-        parts += [f"## Side by side: {what}, {c['rounds']} rounds of {c['steps']} steps", tables.peer_table(c)]
+        parts += [
+            f"## Side by side: {what}, {counted(c['rounds'], 'round')} of {c['steps']} steps",
+            tables.peer_table(c),
+        ]
     if "input" in document:
         i = document["input"]
         files = f"{i['files']['images']:,} files, {i['files']['mean_bytes'] / 1000:.0f} kB on average"
         what = f"{files}, to {i['image_size']} px, batch size {i['batch_size']}"
-        parts += [f"## Input: {what}, {i['rounds']} rounds of {i['steps']} batches", tables.input_table(i)]
+        parts += [f"## Input: {what}, {counted(i['rounds'], 'round')} of {i['steps']} batches", tables.input_table(i)]
     if "end_to_end" in document:
         e = document["end_to_end"]
         what = f"{e['arch']}, {e['image_size']} px, {e['backend']}, {e['workers']} threads per device"
-        parts += [f"## End to end: {what}, {e['rounds']} rounds of {e['steps']} steps", tables.end_to_end_table(e)]
+        parts += [
+            f"## End to end: {what}, {counted(e['rounds'], 'round')} of {e['steps']} steps",
+            tables.end_to_end_table(e),
+        ]
     for result in document.get("results", []):
         if "profile_error" in result:
             parts.append(f"No profile: {result['profile_error']}")

@@ -1,4 +1,4 @@
-"""The tables of a folder of results: `python -m rn50_jax.bench.summary OUT`, the end of scripts/measure_gpu.sh."""
+"""The tables of folders of results: `python -m rn50_jax.bench.summary OUT...`, the end of scripts/measure_gpu.sh."""
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -18,24 +18,37 @@ _ENOUGH = 96.0  # top-1 of the quick start in per cent, README.md
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the tables and writes them to OUT/summary.md."""
-    if len(argv) != 1 or not Path(argv[0]).is_dir():
-        raise errors.UserError("usage: python -m rn50_jax.bench.summary FOLDER")
-    text = summarise(Path(argv[0]))
+    """Prints the tables; those of one folder it also writes to OUT/summary.md."""
+    folders = [Path(word) for word in argv]
+    if not folders or not all(folder.is_dir() for folder in folders):
+        raise errors.UserError("usage: python -m rn50_jax.bench.summary FOLDER...")
+    text = summarise(*folders)
     try:
-        write_whole(Path(argv[0]) / "summary.md", text + "\n")
+        if len(folders) == 1:
+            write_whole(folders[0] / "summary.md", text + "\n")
     except OSError as error:
         raise errors.UserError(f"cannot write {error.filename}: {error.strerror}") from error
     print(text)
     return 0
 
 
-def summarise(folder: Path) -> str:
+def summarise(*folders: Path) -> str:
     """Returns Markdown: for each card, and on it for each day, commit and versions, a table of each kind.
 
-    What there is no result of reads "not measured"; at the end stands what failed, was left out, or cannot be read.
+    What there is no result of reads "not measured"; at the end stands what failed, was left out, or cannot be read. Of
+    several folders, each result and each line has its folder before its name.
     """
-    results, unread = read_results(folder)
+    results: list[Result] = []
+    unread: list[str] = []
+    lines: list[str] = []
+    for folder in folders:
+        before = f"{folder.resolve().name}/" if len(folders) > 1 else ""
+        found, odd = read_results(folder)
+        results += [result._replace(name=before + result.name) for result in found]
+        unread += [before + line for line in odd]
+        told = folder / "not_measured.txt"
+        said = told.read_text(encoding="utf-8", errors="replace") if told.is_file() else ""
+        lines += [before + line for line in said.splitlines() if line]
     parts = ["# Measured"]
     missed: list[str] = []
     for card, sources in by_source(results).items():
@@ -51,9 +64,7 @@ def summarise(folder: Path) -> str:
                 parts.append(f"Not measured: {'; '.join(empty)}.")
             missed += [line for result in good for line in _missed(result)]
     parts.append("## Not measured")
-    told = folder / "not_measured.txt"
-    lines = told.read_text(encoding="utf-8", errors="replace").splitlines() if told.is_file() else []
-    everything = [*filter(None, lines), *missed, *unread]
+    everything = [*lines, *missed, *unread]
     parts.append("\n".join(f"- {line}" for line in everything) if everything else "Nothing failed or was left out.")
     return "\n\n".join(parts)
 
@@ -130,10 +141,12 @@ def _variant_table(results: Sequence[Result]) -> str:
 
 def _flag_table(results: Sequence[Result]) -> str:
     """Flags of XLA's, over none in another process of the same part."""
-    part = [result for result in results if result.name.startswith("flags-") or _flags(result)]
-    without = [row for result in part if not _flags(result) for row in _rows(result)]
+    part = [result for result in results if result.name.rpartition("/")[2].startswith("flags-") or _flags(result)]
+    without: dict[str, list[Row]] = {}
+    for result in part:
+        without.setdefault(result.name.rpartition("/")[0], []).extend([] if _flags(result) else _rows(result))
     return _changed(
-        (result, row, f"`{_flags(result)}`", _find(without, row))
+        (result, row, f"`{_flags(result)}`", _find(without[result.name.rpartition("/")[0]], row))
         for mode in ("train", "infer")
         for result, row in _measured(part, mode)
         if _flags(result)

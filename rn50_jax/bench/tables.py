@@ -185,7 +185,7 @@ def end_to_end_table(result: Row) -> str:
         _range(result["images_per_second"], ",.1f"),
         _range(result["images_per_second_synthetic"], ",.1f"),
         _range(result["ratio"], ".3f"),
-        f"{waiting['median']:.1%} ({waiting['min']:.1%}-{waiting['max']:.1%})",
+        _range(waiting, ".1%"),
     ]
     return table(header, [row])
 
@@ -255,4 +255,6 @@ def _share(value: float | None) -> str:
 
 
 def _range(spread: dict[str, float], form: str) -> str:
-    return f"{spread['median']:{form}} ({spread['min']:{form}}-{spread['max']:{form}})"
+    """The median and the range, which a single round does not have."""
+    one = spread["min"] == spread["max"]
+    return f"{spread['median']:{form}}" + ("" if one else f" ({spread['min']:{form}}-{spread['max']:{form}})")
