@@ -55,14 +55,6 @@ class _Names(ocp.path.step.NameFormat[_Place]):
         return _Place(step=step, path=base_path / str(step))
 
 
-def _restore_args(wanted: Any, *, partial: bool) -> ocp.args.CheckpointArgs:
-    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), wanted)
-    if not partial:
-        return ocp.args.StandardRestore(target)
-    form = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-    return ocp.args.PyTreeRestore(target, form, partial_restore=True)
-
-
 class Checkpoints:
     """The checkpoints of a run; use it in a `with`, whose end waits for the save that is still being written.
 
@@ -282,9 +274,14 @@ class Checkpoints:
                 try:
                     check_headers(place / "state", meta["arrays"])
                     wanted = {part: expected[part] for part in parts}
-                    args = ocp.args.Composite(state=_restore_args(wanted, partial=len(wanted) < len(expected)))
-                    arrays: dict[str, Any] = self._manager.restore(step, args=args)["state"]
-                    return arrays
+                    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), wanted)
+                    form = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+                    some, whole = ocp.args.PyTreeRestore, ocp.args.StandardRestore
+                    args = (
+                        whole(target) if wanted.keys() == expected.keys() else some(target, form, partial_restore=True)
+                    )
+                    restored = self._manager.restore(step, args=ocp.args.Composite(state=args))
+                    return dict(restored["state"])
                 except Exception:
                     settle()
                     raise

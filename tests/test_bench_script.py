@@ -184,8 +184,8 @@ def test_a_package_is_missing(tmp_path: Path, standin: Path) -> None:
     done = measure(tmp_path / "out", "batches", PYTHONPATH=str(tmp_path))
     program = tmp_path / "bin/python3"
     assert done.returncode == 2
-    told = f"error: {program} lacks ml_collections pydantic; install requirements.txt, or give their wheels with WHEELS=DIR"
-    assert done.stderr == f"{told}\n"
+    told, hint = f"error: {program} lacks ml_collections pydantic", "install requirements.txt, or give their wheels"
+    assert done.stderr == f"{told}; {hint} with WHEELS=DIR\n"
     assert not standin.exists() and not (tmp_path / "out").exists()
 
 
