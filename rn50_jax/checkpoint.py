@@ -227,14 +227,11 @@ class Checkpoints:
         return look(lambda: self._folder.find(which))
 
     def restore(self, meta: Meta, like: TrainState, parts: Sequence[str] = TrainState._fields) -> TrainState:
-        """The state of the checkpoint that `meta` was read from, verified array by array.
+        """Returns the state of the checkpoint that `meta` was read from, as host arrays, verified array by array.
 
         Args:
           like: a state (or its `jax.eval_shape`) of the shapes and dtypes to expect.
           parts: fields of the state to read; the others stay those of `like`.
-
-        Returns:
-          The state, as host arrays.
 
         Raises:
           UserError: the checkpoint is of another model, is damaged or cannot be read.
