@@ -59,7 +59,7 @@ if [ -n "$missing" ]; then
   exit 2
 fi
 mkdir -p "$out"
-left_out=$out/not_measured.txt no_algorithm='strict_conv_algorithm_picker|Autotuning failed|No valid config found' failed='' stopped='' child=''
+left_out=$out/not_measured.txt no_algorithm='strict_conv_algorithm_picker|Autotuning failed|No valid config found' failed='' stopped='' child='' waiting=''
 touch "$left_out"
 # Autotuning's results are kept there too, so that a program is cheaper for those before it.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${TMPDIR:-/tmp}/rn50-jax-compiled} PYTHONUNBUFFERED=1
@@ -96,7 +96,7 @@ fits() {                                    # SECONDS NAME: whether so many are 
 }
 
 stop() { # passes the signal on to what runs, whose results are then kept
-  stopped=yes
+  stopped=yes waiting=''
   [ -z "$child" ] || kill -INT "$child" 2>/dev/null || true
 }
 trap stop INT TERM HUP
@@ -108,11 +108,11 @@ attempt() { # SECONDS LOG COMMAND...: ended with SIGINT at its limit, with SIGKI
   timeout -s INT -k 15 "$limit" "${@/#--budget=left/--budget=$limit}" >"$log" 2>&1 </dev/null &
   child=$!
   set +m
-  wait "$child" || code=$?
-  while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the command
-    code=0
+  until # a signal ends the wait, not the command
+    waiting=yes code=0
     wait "$child" || code=$?
-  done
+    [ -n "$waiting" ]
+  do :; done
   child=''
   return "$code"
 }
@@ -239,7 +239,7 @@ for part in "$@"; do
     [ "$budget" -le "$rest" ] || budget=$rest
   fi
   deadline=$((SECONDS + budget))
-  fits "$budget" "$part" || continue
+  fits "$(left)" "$part" || continue
   forget "$part"
   echo "=== part $part, at most $budget s"
   "${part}_part"
