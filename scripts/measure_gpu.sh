@@ -4,7 +4,7 @@
 # Usage: [NAME=VALUE...] ./scripts/measure_gpu.sh OUT [PART...]    (with JAX for CUDA, see requirements-cuda13.txt; installs nothing)
 #   PART  first real precisions batches variants flags peers-infer timm flax-example resume latencies scaling quickstarts
 # Without PART all of them, in this order. Each ends within its seconds, `budgets` below; what it had measured by then is kept. A part
-# that is repeated replaces its results: take another OUT for another day, card or version.
+# can be repeated, on another day or card: the results of before stay, as NAME-1.json and so on, and the tables keep them apart.
 # OUT/not_measured.txt says what failed or was left out.
 #   BUDGET=SECONDS    for each part, instead of its own
 #   TOTAL=SECONDS     for all parts together: those that do not fit are left out; 780 fits into 15 minutes
@@ -14,39 +14,33 @@
 #   SMALL=1           tiny networks and few steps, on a CPU too: does everything run?
 # The exit code is 1 if something failed or was ended at its limit, 130 after a signal.
 set -euo pipefail
+refuse() { echo "error: $1" >&2 && exit 2; }
+absolute() { [[ $1 == /* ]] && echo "$1" || echo "$PWD/$1"; } # PATH: one of the folder in which this was called
+if [[ ${1:--} == -* ]]; then
+  sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2
+  exit 2
+fi
+out=$(absolute "$1")
+shift
+[ -z "${DATA:-}" ] || DATA=$(absolute "$DATA")
+[ -z "${WHEELS:-}" ] || WHEELS=$(absolute "$WHEELS")
+[ -z "${FLAX_EXAMPLE:-}" ] || FLAX_EXAMPLE=$(absolute "$FLAX_EXAMPLE")
 cd "$(dirname "$0")/.."
 declare -A budgets=([first]=480 [real]=240 [precisions]=570 [batches]=240 [variants]=570 [flags]=480 [peers-infer]=300 [timm]=240
   [flax-example]=240 [resume]=240 [latencies]=570 [scaling]=570 [quickstarts]=570)
 all=(first real precisions batches variants flags peers-infer timm flax-example resume latencies scaling quickstarts)
-case ${1:-} in
-'' | -*)
-  sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' scripts/measure_gpu.sh >&2
-  exit 2
-  ;;
-esac
-out=$1
-shift
 [ $# -gt 0 ] || set -- "${all[@]}"
 for part in "$@"; do
-  if [ -z "${budgets[$part]:-}" ]; then
-    echo "error: no part $part; there are: ${all[*]}" >&2
-    exit 2
-  fi
+  [ -n "${budgets[$part]:-}" ] || refuse "no part $part; there are: ${all[*]}"
 done
 for name in BUDGET TOTAL; do
-  if [[ ! ${!name:-0} =~ ^(0|[1-9][0-9]*)$ ]]; then
-    echo "error: $name=${!name} must be a whole number of seconds" >&2
-    exit 2
-  fi
+  [[ ${!name:-0} =~ ^(0|[1-9][0-9]{0,8})$ ]] || refuse "$name=${!name} must be a whole number of seconds"
 done
 has() { "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec(sys.argv[1]) is None)' "$1" 2>/dev/null; }
 for python in python3 python none; do
   if has jax; then break; fi
 done
-if [ "$python" = none ]; then
-  echo "error: neither python3 nor python has jax; activate the environment that has it" >&2
-  exit 2
-fi
+[ "$python" != none ] || refuse "neither python3 nor python has jax; activate the environment that has it"
 if [ -n "${WHEELS:-}" ]; then
   site=${TMPDIR:-/tmp}/rn50-jax-wheels
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$site" "$WHEELS"/*.whl
@@ -54,11 +48,9 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 missing=$("$python" -c 'import importlib.util as u, sys; print(*(name for name in sys.argv[1:] if not u.find_spec(name)))' \
   annotated_types flax ml_collections numpy optax orbax PIL pydantic pydantic_core rich safetensors typing_extensions typing_inspection)
-if [ -n "$missing" ]; then
-  echo "error: $(command -v "$python") lacks $missing; install requirements.txt, or give their wheels with WHEELS=DIR" >&2
-  exit 2
-fi
-mkdir -p "$out"
+[ -z "$missing" ] ||
+  refuse "$(command -v "$python") lacks $missing; install requirements.txt, or give their wheels with WHEELS=DIR"
+mkdir -p "$out" || refuse "cannot write to $out"
 left_out=$out/not_measured.txt no_algorithm='strict_conv_algorithm_picker|Autotuning failed|No valid config found' failed='' stopped='' child='' waiting=''
 touch "$left_out"
 # Autotuning's results are kept there too, so that a program is cheaper for those before it.
@@ -89,6 +81,13 @@ miss() { # NAME WHY: it is not measured
   echo "$1: $2" | tee -a "$left_out"
 }
 forget() { sed -i "/^$1: /d" "$left_out"; } # NAME: what an earlier call has missed
+keep() { # NAME: what an earlier call has measured, under a name of its own
+  local number=1
+  [ -e "$out/$1.json" ] || [ -e "$out/$1" ] || return 0
+  while [ -e "$out/$1-$number.json" ] || [ -e "$out/$1-$number" ]; do number=$((number + 1)); done
+  [ ! -e "$out/$1.json" ] || mv "$out/$1.json" "$out/$1-$number.json"
+  [ ! -e "$out/$1" ] || mv "$out/$1" "$out/$1-$number"
+}
 fits() {                                    # SECONDS NAME: whether so many are worth beginning it
   [ -z "$stopped" ] || miss "$2" "not begun, a signal came"
   [ -n "$stopped" ] || [ "$1" -ge "$least" ] || miss "$2" "not begun, $1 s were left"
@@ -123,11 +122,13 @@ run() { # SECONDS NAME COMMAND...: in what is left of the part's time; what fail
   [ "$limit" -lt "$(left)" ] || limit=$(left)
   fits "$limit" "$name" || return 0
   forget "$name"
+  keep "$name"
   echo "== $name, at most $limit s"
   attempt "$limit" "$log" "$@" || code=$?
   if [ "$code" -ne 0 ] && grep -qsE "$no_algorithm" "$log" "$out/$name.json" && fits "$(left)" "$name"; then
     echo "== $name once more: XLA found no algorithm for a convolution, and may now take one that fails its checks"
     mv "$log" "$out/$name.strict.log"
+    keep "$name"
     code=0
     XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_strict_conv_algorithm_picker=false" attempt "$(left)" "$log" "$@" || code=$?
   fi
@@ -151,7 +152,6 @@ one() { bench "$@" --devices 1 "${steps[@]}"; } # on one device
 train() { # SECONDS NAME ARGS...: the quick start
   local limit=$1 name=$2
   shift 2
-  rm -rf "${out:?}/$name"
   run "$limit" "$name" "$python" -m rn50_jax.train --config configs/quickstart.py "${quick[@]}" --workdir "$out/$name" "$@"
 }
 

@@ -165,6 +165,13 @@ def test_cases_of_a_sweep() -> None:
         sweep.parse_precisions("bf16,int8")
 
 
+def test_what_is_named_twice_is_measured_once() -> None:
+    assert sweep.parse_batch_sizes("8,1,8,8") == [8, 1]
+    assert sweep.parse_precisions("bf16,fp32, bf16") == ["bf16", "fp32"]
+    texts = ["config.model.stem=padded", "model.max_pool=native", " model.stem=padded"]
+    assert sweep.parse_variants(small_config(), texts) == ["model.stem=padded", "model.max_pool=native"]
+
+
 def test_lack_of_memory_is_told_and_the_sweep_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def limited(config: Any, *args: Any) -> Program:
         if config.batch_size == 2:

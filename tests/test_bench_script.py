@@ -70,18 +70,43 @@ def test_unknown_part(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["--help"]])
+@pytest.mark.parametrize("words", [[], [""], ["--help"]])
 def test_usage(words: list[str]) -> None:
     done = measure(*words)
     assert done.returncode == 2 and "Usage: " in done.stderr and PARTS in done.stderr
     assert "set -e" not in done.stderr and done.stderr.endswith("130 after a signal.\n")
 
 
-@pytest.mark.parametrize("name", ["TOTAL", "BUDGET"])
-@pytest.mark.parametrize("value", ["13m", "1e3", "08", "x"])
-def test_limits_are_whole_seconds(name: str, value: str, tmp_path: Path) -> None:
-    done = measure(tmp_path / "out", "first", **{name: value})
+@pytest.mark.parametrize("value", ["abc", "1.5", "-5", "08"])
+@pytest.mark.parametrize("name", ["BUDGET", "TOTAL"])
+def test_seconds_that_are_no_number(name: str, value: str, tmp_path: Path) -> None:
+    done = measure(tmp_path / "out", "timm", **{name: value})
     assert (done.returncode, done.stderr) == (2, f"error: {name}={value} must be a whole number of seconds\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_are_those_of_the_caller(tmp_path: Path, standin: Path) -> None:
+    env = os.environ | ENV | {"FLAX_EXAMPLE": "my flax", "DATA": "my data"}
+    subprocess.run(
+        [SCRIPT, "my out", "flax-example", "real"], env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, check=True
+    )
+    assert (tmp_path / "my out/summary.md").is_file()
+    calls = standin.read_text()
+    for given in ("--json {}/my out/", "--compare flax-example={}/my flax ", "--config.data.dir={}/my data "):
+        assert given.format(tmp_path) in calls
+
+
+def test_what_was_measured_before_stays(tmp_path: Path, standin: Path) -> None:
+    out = tmp_path / "out"
+    writes = f"""case "$*" in
+      *batches.json*) echo "$N" >{out}/batches.json ;;
+      *--workdir*) mkdir {out}/quickstart-bf16 && echo "$N" >{out}/quickstart-bf16/run.json ;;
+    esac"""
+    for number in ("first", "second", "third"):
+        assert measure(out, "batches", "real", N=number, STANDIN=writes).returncode == 0
+    for name in ("batches{}.json", "quickstart-bf16{}/run.json"):
+        found = [(out / name.format(end)).read_text().strip() for end in ("-1", "-2", "")]
+        assert found == ["first", "second", "third"]
 
 
 def test_parts_run_in_order_within_their_seconds(tmp_path: Path, standin: Path) -> None:
@@ -148,13 +173,16 @@ def test_a_failure_does_not_stop_the_others(tmp_path: Path, standin: Path) -> No
 
 
 def test_once_more_where_no_algorithm_passes_the_checks(tmp_path: Path, standin: Path) -> None:
-    fails = (
-        'echo "$XLA_FLAGS" >>"$CALLS"; [[ $XLA_FLAGS == *strict_conv* ]] || { echo Autotuning failed for HLO; exit 1; }'
-    )
+    out = tmp_path / "out/batches.json"
+    fails = f"""echo "$XLA_FLAGS" >>"$CALLS"; echo "$XLA_FLAGS" >{out}
+      [[ $XLA_FLAGS == *strict_conv* ]] || {{ echo Autotuning failed for HLO; exit 1; }}"""
     done = measure(tmp_path / "out", "batches", STANDIN=fails, XLA_FLAGS="--of=mine")
     assert done.returncode == 0 and missed(tmp_path) == []
     flags = standin.read_text().splitlines()[1::2]
     assert flags == ["--of=mine", "--of=mine --xla_gpu_strict_conv_algorithm_picker=false"]
+    assert [
+        out.with_stem(name).read_text().strip() for name in ("batches-1", "batches")
+    ] == flags  # the first one stays
 
 
 def test_without_dali_the_rest_is_measured(tmp_path: Path, standin: Path) -> None:

@@ -19,7 +19,7 @@ from rn50_jax.precision import PRECISIONS
 
 
 def parse_batch_sizes(text: str) -> list[int]:
-    """Reads "1,2,4".
+    """Reads "1,2,4"; what is named twice counts once.
 
     Raises:
       UserError: not integers >= 1.
@@ -30,11 +30,11 @@ def parse_batch_sizes(text: str) -> list[int]:
         sizes = [0]
     if min(sizes) < 1:
         raise UserError(f"--batch_sizes {text!r} must be integers >= 1 with commas between, such as 1,2,4")
-    return sizes
+    return list(dict.fromkeys(sizes))
 
 
 def parse_precisions(text: str) -> list[str]:
-    """Reads "bf16,fp32".
+    """Reads "bf16,fp32"; what is named twice counts once.
 
     Raises:
       UserError: unknown precision.
@@ -43,7 +43,7 @@ def parse_precisions(text: str) -> list[str]:
     for precision in precisions:
         if precision not in PRECISIONS:
             raise UserError(f"--precisions {text!r}: {precision!r} is none of {', '.join(PRECISIONS)}")
-    return precisions
+    return list(dict.fromkeys(precisions))
 
 
 def device_counts(available: int) -> list[int]:
@@ -99,7 +99,7 @@ _OPTIONS_FOR = {"precision": "--precisions", "batch_size": "--batch_sizes"}
 
 
 def parse_variants(config: ConfigDict, texts: Sequence[str]) -> list[str]:
-    """Reads each KEY=VALUE of --vary.
+    """Reads each KEY=VALUE of --vary; what is named twice counts once.
 
     Raises:
       UserError: no such key or value, or one that changes nothing of the step.
@@ -120,7 +120,7 @@ def parse_variants(config: ConfigDict, texts: Sequence[str]) -> list[str]:
         if changed.to_dict() == config.to_dict():
             raise UserError(f"--vary {text!r} is what the config says already; name another value")
         variants.append(f"{key}={value}")
-    return variants
+    return list(dict.fromkeys(variants))
 
 
 def run_sweep(
