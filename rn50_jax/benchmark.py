@@ -6,6 +6,7 @@ if __name__ == "__main__":
     use_huge_pages()  # as train does
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -182,6 +183,8 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--vary goes without {option}")
     if args.budget is not None and not args.budget > 0:
         raise UserError(f"--budget {args.budget:g} must be a number of seconds > 0")
+    if args.json and args.markdown and os.path.realpath(args.json) == os.path.realpath(args.markdown):
+        raise UserError(f"--json and --markdown name the same file {args.json}; give two")
 
 
 def _make_folder(folder: Path) -> None:

@@ -30,7 +30,9 @@ def find_commit(package: Path) -> str | None:
         file = (package / "__init__.py").relative_to(root).as_posix()
         if not (_is_listed(folder / "index", file) or _ask_git(root, "ls-files", "--error-unmatch", file)):
             return None
-        commit = _read_head(folder) or (_ask_git(root, "rev-parse", "HEAD") or "").strip()
+        commit = _read_head(folder) or ""
+        if not _HASH.fullmatch(commit):  # as where a branch is another name of one
+            commit = (_ask_git(root, "rev-parse", "HEAD") or "").strip()
     except (OSError, ValueError):
         return None
     if not _HASH.fullmatch(commit):

@@ -115,6 +115,7 @@ def test_mistakes_are_told_in_one_line(call: Run) -> None:
         (["--budget", "nan"], "--budget nan must be"),
         (["--json", "/proc/none.json"], "cannot write /proc/none.json"),
         (["--markdown", "/proc"], "cannot write /proc: Is a directory"),
+        (["--json", "a", "--markdown", "x/../a"], "name the same file a"),
         (["--mode", "input", "--vary", "model.stem=conv"], "--vary is for --mode train"),
         (["--compare", "torch", "--vary", "model.stem=conv"], "--vary goes without --compare"),
         (["--precisions", "fp32,bf16", "--vary", "model.stem=conv"], "--vary takes one precision"),

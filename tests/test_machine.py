@@ -200,6 +200,9 @@ def test_the_commit_of_a_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatc
     second = git(checkout, "rev-parse", "HEAD")
     git(checkout, "pack-refs", "--all", "--prune")
     assert not (checkout / ".git/refs/heads/main").exists() and find_commit(package) == second != first
+    git(checkout, "symbolic-ref", "refs/heads/same", "refs/heads/main")
+    git(checkout, "symbolic-ref", "HEAD", "refs/heads/same")  # a branch that is another name of one
+    assert find_commit(package) == second
     git(checkout, "checkout", "-q", "--detach", first)
     assert find_commit(package) == first
     git(checkout, "update-index", "--index-version", "4")  # in which names are not whole
