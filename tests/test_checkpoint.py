@@ -47,6 +47,18 @@ def test_state_comes_back_bit_for_bit(tmp_path: Path, state: TrainState) -> None
     assert (meta["step"], meta["epoch"], meta["metrics"]) == (7, 7, {"val.top1": 50.0})
 
 
+def test_parts_of_a_state_are_read_alone(tmp_path: Path, state: TrainState) -> None:
+    save(tmp_path / "c", state, {7: 50.0})
+    like, parts = jax.eval_shape(lambda: state), ("params", "batch_stats")
+    with Checkpoints(tmp_path / "c", read_only=True) as checkpoints:
+        found = checkpoints.restore(checkpoints.read_meta("7"), like, parts)
+    for name in TrainState._fields:
+        if name in parts:
+            assert_same_bits(getattr(found, name), getattr(state, name))
+        else:
+            assert getattr(found, name) == getattr(like, name)
+
+
 @pytest.mark.parametrize(
     ("top1", "keep", "left", "best"),
     [

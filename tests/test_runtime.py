@@ -206,6 +206,15 @@ def test_no_second_start(on_cpu: dict[str, str], tmp_path: Path, monkeypatch: py
     assert not on_cpu
 
 
+def test_what_starts_a_command_anew_imports_next_to_nothing() -> None:
+    program = "import sys, rn50_jax.restart; print({'jax', 'numpy', 'flax', 'rn50_jax.config'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+    for name in ("train", "benchmark"):
+        text = (REPO / f"rn50_jax/{name}.py").read_text()
+        assert text.index("    use_huge_pages()") < text.index("\nimport ")
+
+
 @pytest.mark.slow
 def test_a_command_starts_anew_as_it_was_called(process_env: dict[str, str], tmp_path: Path) -> None:
     env = {name: value for name, value in process_env.items() if name != "RN50_JAX_HUGE_PAGES"}
