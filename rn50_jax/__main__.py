@@ -13,9 +13,7 @@ from rn50_jax import __version__, errors
 from rn50_jax.errors import UserError
 from rn50_jax.layout import fit
 from rn50_jax.recipe_files import FOLDER, recipe_names
-from rn50_jax.restart import use_huge_pages
-
-_ON_HUGE_PAGES = ("train", "benchmark")  # as these are when called by their own names
+from rn50_jax.restart import trains, use_huge_pages
 
 
 def find_commands() -> dict[str, str]:
@@ -73,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         hint = f"did you mean {alike[0]}?" if alike else "see rn50-jax --help"
         known = ", ".join(commands)
         raise UserError(f"{name!r} is no command ({hint})" if name else f"give a command, one of {known}; {hint}")
-    if name in _ON_HUGE_PAGES:
+    if trains(name, rest):
         use_huge_pages()  # starts the command anew: before what takes long to import
     code: int = importlib.import_module(f"rn50_jax.{name}").main(rest)
     return code

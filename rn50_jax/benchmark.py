@@ -1,13 +1,14 @@
 """Times training, inference, the feed or all together: `python -m rn50_jax.benchmark --config C --mode train`."""
 
-from rn50_jax.restart import use_huge_pages
+import sys
 
-if __name__ == "__main__":
+from rn50_jax.restart import trains, use_huge_pages
+
+if __name__ == "__main__" and trains("benchmark", sys.argv):
     use_huge_pages()  # as train does
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def signs_of_gpu() -> list[str]:
-    """What lets one expect that JAX computes on a GPU here."""
+    """Returns what lets one expect that JAX computes on a GPU here."""
     return cuda_plugins() + nvidia_hardware()
 
 

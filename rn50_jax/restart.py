@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def use_utf8() -> None:
         restart(PYTHONUTF8="1")
 
 
+def trains(command: str, words: Sequence[str]) -> bool:
+    """Returns whether a command trains: `train`, and `benchmark` unless its words name a mode that does not."""
+    others = {"infer", "input", "--mode=infer", "--mode=input"}
+    return command == "train" or (command == "benchmark" and not others & set(words))
+
+
 _HUGE_PAGES = "glibc.malloc.hugetlb"
 _ASKED = "RN50_JAX_HUGE_PAGES"
 
@@ -44,8 +51,6 @@ def use_huge_pages() -> None:
     pages or gives them unasked, where the tunable has been set, or where the environment has RN50_JAX_HUGE_PAGES.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if {"infer", "input", "--mode=infer", "--mode=input"} & set(sys.argv):
-        return  # of the benchmark: what it times, other commands do without
     if _HUGE_PAGES in tunables or _ASKED in os.environ or not is_command() or not _huge_pages_on_request():
         return
     if os.environ.get("JAX_PLATFORMS", "").split(",")[0] != "cpu" and signs_of_gpu():

@@ -1,4 +1,4 @@
-"""What a process sets for itself before JAX first touches a device: XLA's flags, kept programs, pages of memory."""
+"""What a process sets for itself before JAX first touches a device: XLA's flags, memory, kept programs."""
 
 import hashlib
 import logging

@@ -72,7 +72,7 @@ def kernels(text: str, activation: int, mode: str) -> list[Kernel]:
 
 
 def compile_program(argv: Sequence[str]) -> tuple[str, str, int, int]:
-    """The optimised program, its mode, the images of a call and their size in pixels."""
+    """Returns the optimised program, its mode, the images of a call and their size in pixels."""
     from rn50_jax import config as configs
     from rn50_jax import errors
 

@@ -212,7 +212,14 @@ def test_what_starts_a_command_anew_imports_next_to_nothing() -> None:
     assert done.stdout == "set()\n"
     for name in ("train", "benchmark"):
         text = (REPO / f"rn50_jax/{name}.py").read_text()
-        assert text.index("    use_huge_pages()") < text.index("\nimport ")
+        assert text.index("    use_huge_pages()") < text.index("\nfrom rn50_jax import")
+
+
+def test_a_folder_called_as_a_mode_changes_nothing() -> None:
+    assert restart.trains("train", ["--workdir", "infer"]) and restart.trains("benchmark", ["--mode", "train"])
+    for words in (["--mode", "infer"], ["--mode=input"]):
+        assert not restart.trains("benchmark", words)
+    assert not restart.trains("predict", ["--workdir", "train"])
 
 
 @pytest.mark.slow

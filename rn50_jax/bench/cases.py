@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 def case_config(config: ConfigDict, case: Case) -> ConfigDict:
-    """The config of one case, on synthetic data.
+    """Returns the config of one case, on synthetic data.
 
     Raises:
       UserError: the case's values do not fit the config.
@@ -174,7 +174,7 @@ def _peak(device: jax.Device) -> int:
 
 
 def peak_memory(mode: str, platform: str, before: int, after: int, program: int) -> dict[str, Any]:
-    """Bytes of one device, and who counted them.
+    """Returns the bytes of one device that a case needed, and who counted them.
 
     On a GPU the device's own count of inference is mostly room that XLA took to try convolutions out in, which it has
     given back: there, and where the device does not count, the program's own memory counts.
@@ -194,7 +194,7 @@ def peak_memory(mode: str, platform: str, before: int, after: int, program: int)
 def usage(
     result: dict[str, Any], flops: float, bytes_accessed: float, ceiling: Ceiling | None, device_kind: str
 ) -> dict[str, Any]:
-    """How far one device was used at the median step.
+    """Returns how far one device was used at the median step.
 
     Args:
       flops: of the network, per image. bytes_accessed: in one step by one device, as XLA estimates.

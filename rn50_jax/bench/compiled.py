@@ -45,7 +45,7 @@ def make_program(config: ConfigDict, mode: str, devices: list[jax.Device]) -> Pr
 
 
 def num_classes(config: ConfigDict) -> int:
-    """Of synthetic data."""
+    """Returns the number of classes of synthetic data."""
     return len(synthetic_dataset(config).class_names)
 
 

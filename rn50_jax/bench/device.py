@@ -54,7 +54,7 @@ _HOW_TO_GPU = "check nvidia-smi, and that requirements-cuda13.txt (or requiremen
 
 
 def describe_hardware(devices: list[jax.Device]) -> dict[str, Any]:
-    """What a reader needs to know of the devices that are timed, and of the processor and its cores."""
+    """Returns what a reader needs to know of the devices that are timed, and of the processor and its cores."""
     processor = describe_host().get("cpu", "unknown")
     return {
         "platform": devices[0].platform,

@@ -26,13 +26,13 @@ def make_header(argv: Sequence[str], devices: list[jax.Device]) -> dict[str, Any
 
 
 def as_json(document: dict[str, Any], *, single: bool) -> dict[str, Any]:
-    """The document for a file; if there is to be a single case, its keys stand at the top too."""
+    """Returns the document for a file; if there is to be a single case, its keys stand at the top too."""
     results = document.get("results", [])
     return document | results[0] if single and results else document
 
 
 def as_markdown(document: dict[str, Any]) -> str:
-    """Heading, circumstances, a table for each thing that was measured, and what was left out."""
+    """Returns heading, circumstances, a table for each thing that was measured, and what was left out."""
     if "hardware" not in document:
         return "\n\n".join(["Nothing was measured.", *_not_run(document)])
     hardware = document["hardware"]

@@ -37,7 +37,7 @@ def open_feed(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, step
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
-    """One trial to our own feed: batches are made and placed on the devices, and dropped."""
+    """Runs one trial of our own feed: makes batches, places them on the devices, and drops them."""
     config = configs.from_tree(spec["config"])
     runtime.prepare_runtime(config.data.backend, config.run.xla_flags)
     devices = find_local_devices(spec["device"])
@@ -116,7 +116,7 @@ def describe_files(images: ImageSet, sample: int = 2000) -> dict[str, float]:
 
 
 def summarise(reports: Found) -> list[dict[str, Any]]:
-    """What `trials.run_trials` found, as speeds, processor time and ratios."""
+    """Returns what `trials.run_trials` found, as speeds, processor time and ratios."""
     result = []
     ours: dict[str, list[float]] = {}
     for name, found in reports.items():

@@ -51,12 +51,12 @@ _KERNELS = (
 
 
 def group_of_kernel(name: str) -> str:
-    """By the kernel's own name alone: convolutions, matrix products, copies; all else is "other"."""
+    """Returns the group that the kernel's own name tells: convolutions, matrix products, copies; else "other"."""
     return next((group for group, pattern in _KERNELS if pattern.search(name)), OTHER)
 
 
 def group_of_instruction(instruction: Instruction, program: Program, mode: str) -> str:
-    """One of `GROUPS`.
+    """Returns one of `GROUPS`.
 
     Opcodes and targets of calls tell convolutions, matrix products, all-reduces and copies. The rest is told by where
     it was traced. A kernel with a sum over a BatchNorm's activations counts among the sums, whatever else it does; one

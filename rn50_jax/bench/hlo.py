@@ -87,13 +87,13 @@ def _instruction(match: re.Match[str]) -> Instruction:
 
 
 def arrays(shape: str) -> Iterator[tuple[str, int]]:
-    """Type and number of elements of each array of a shape."""
+    """Yields type and number of elements of each array of a shape."""
     for dtype, sizes in _ARRAY.findall(shape):
         yield dtype, math.prod(int(n) for n in sizes.split(",") if n)
 
 
 def shapes_of(instruction: Instruction, program: Program) -> list[str]:
-    """Of the result and of each operand."""
+    """Returns the shapes of the result and of each operand."""
     operands = (program.instructions[name].shape for name in instruction.operands if name in program.instructions)
     return [instruction.shape, *operands]
 
@@ -104,6 +104,6 @@ def bytes_of(instruction: Instruction, program: Program) -> int:
 
 
 def body_of(instruction: Instruction, program: Program) -> list[Instruction]:
-    """The instructions that run as one: those inside a fusion, else itself."""
+    """Returns the instructions that run as one: those inside a fusion, else itself."""
     inside = program.computations.get(instruction.called) if instruction.opcode == "fusion" else None
     return inside or [instruction]

@@ -14,7 +14,7 @@ from rn50_jax.machine import versions
 
 
 def run(spec: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """One trial, see `bench.peers`; the first one reports the whole result of the case, the ceiling and the header.
+    """Runs one trial, see `bench.peers`; the first one also reports the whole result, the ceiling and the header.
 
     Args:
       keep: called with what there is before the profile is made.

@@ -120,7 +120,7 @@ def compare(
 
 
 def summarise(reports: Found) -> list[dict[str, Any]]:
-    """What `trials.run_trials` found, as speeds and ratios; a peer on another kind of device is not compared."""
+    """Returns what `trials.run_trials` found, as speeds and ratios; not over a peer on another kind of device."""
     speeds = {name: [_speed(report) for report in found["trials"]] for name, found in reports.items()}
     result = []
     for name, found in reports.items():

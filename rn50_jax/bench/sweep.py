@@ -55,7 +55,7 @@ def device_counts(available: int) -> list[int]:
 def make_cases(
     mode: str, precisions: list[str], batch_sizes: list[int], *, available: int, scaling: str | None
 ) -> list[Case]:
-    """All cases of a sweep, small batches before large ones, so that a device's peak memory is that of each.
+    """Returns all cases of a sweep, small batches first, so that a device's peak memory is that of each.
 
     Args:
       batch_sizes: per device; in strong scaling, of all devices together.
@@ -81,7 +81,7 @@ def make_cases(
 
 
 def make_sweep(config: ConfigDict, cases: list[Case]) -> list[tuple[Case, ConfigDict]]:
-    """Each case with its config.
+    """Returns each case with its config.
 
     Raises:
       UserError: a case does not fit the config.

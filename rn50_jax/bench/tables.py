@@ -69,7 +69,7 @@ def scaling_table(results: Sequence[Row]) -> str:
 
 
 def variant_table(results: Sequence[Row]) -> str:
-    """Speed of each variant, over the config as it is."""
+    """Returns the speed of each variant, over the config as it is."""
     plain = next((r for r in results if not r["variant"]), None)
     rows = [
         [r["variant"] or "the config as it is", _speed(r), _ratio(r, plain), "-" if "error" in r else _median(r)]
@@ -79,7 +79,7 @@ def variant_table(results: Sequence[Row]) -> str:
 
 
 def detail_table(results: Sequence[Row]) -> str:
-    """Every case: spread, compile time, memory, and how far the device was used."""
+    """Returns a row for every case: spread, compile time, memory, and how far the device was used."""
     known, varied = any("mfu" in r for r in results), any(r.get("variant") for r in results)
     header = ["variant"] if varied else []
     header += ["precision", "devices", "batch", "img/s", "step, ms: median (quartiles)", "trace + compile, s"]

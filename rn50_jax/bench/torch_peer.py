@@ -69,7 +69,7 @@ def make_resnet(net: dict[str, Any]) -> nn.Module:
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
-    """One trial, see `bench.peers` and `bench.feed`."""
+    """Runs one trial, see `bench.peers` and `bench.feed`."""
     if spec["kind"] == "torch-loader":
         return _run_loader(spec)
     cuda = spec["device"] != "cpu" and torch.cuda.is_available()

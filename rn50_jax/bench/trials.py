@@ -36,7 +36,7 @@ class Terms(NamedTuple):
     timeout: float = 1800.0
 
     def for_a_trial(self) -> dict[str, Any]:
-        """What of it a trial's process needs."""
+        """Returns what of it a trial's process needs."""
         return {name: getattr(self, name) for name in ("command", "device", "steps", "warmup")}
 
 
@@ -49,12 +49,12 @@ class _Failed(UserError):
 
 
 def trial_names(case: str, programs: list[str], rounds: int) -> list[str]:
-    """Every trial of a case, in the order in which they are run, as a record's plan has them."""
+    """Returns the name of every trial of a case, in the order in which they are run, as a record's plan has them."""
     return [trial_name(case, name, number, rounds) for number in range(1, rounds + 1) for name in programs]
 
 
 def trial_name(case: str, program: str, number: int, rounds: int) -> str:
-    """One of them."""
+    """Returns the name of one trial."""
     return f"{case}, {program}, round {number} of {rounds}"
 
 
@@ -131,7 +131,9 @@ def run_trial(
     *,
     salvage: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """What one worker process reports. Compiled programs are kept in the folder `cache` for the later rounds.
+    """Runs one trial in a process of its own and returns what it reports.
+
+    Compiled programs are kept in the folder `cache` for the later rounds.
 
     What it reported before it failed counts, with the failure as "cut_short".
 
@@ -174,7 +176,7 @@ def run_trial(
 
 
 def worker_command(request: Path, answer: Path) -> list[str]:
-    """What runs one trial, see `bench.worker`."""
+    """Returns the command that runs one trial, see `bench.worker`."""
     return [sys.executable, "-m", "rn50_jax.bench.worker", str(request), str(answer)]
 
 
@@ -192,7 +194,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def trial_environment(env: Mapping[str, str], cache: Path, *, one_device: bool) -> dict[str, str]:
-    """The environment of a trial.
+    """Returns the environment of a trial.
 
     Args:
       env: of the benchmark. Compiled programs that it has kept elsewhere would make the first trial of one program
