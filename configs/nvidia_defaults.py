@@ -11,7 +11,7 @@ by us yet.
 from ml_collections import ConfigDict
 
 from configs import default
-from rn50_jax.rules import EXACT_REFERENCE
+from rn50_jax.config.schema import EXACT_REFERENCE
 
 VARIANTS = ("fp32", "fp16", "tf32", "bf16")
 

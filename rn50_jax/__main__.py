@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from rn50_jax import __version__, errors
+from rn50_jax.config.recipes import FOLDER, recipe_names
 from rn50_jax.errors import UserError
-from rn50_jax.layout import fit
-from rn50_jax.recipe_files import FOLDER, recipe_names
-from rn50_jax.restart import trains, use_huge_pages
+from rn50_jax.io.terminal import fit
+from rn50_jax.runtime.restart import trains, use_huge_pages
 
 
 def find_commands() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import sys
 
-from rn50_jax.restart import trains, use_huge_pages
+from rn50_jax.runtime.restart import trains, use_huge_pages
 
 if __name__ == "__main__" and trains("benchmark", sys.argv):
     use_huge_pages()  # as train does
@@ -15,17 +15,16 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from rn50_jax import config as configs
-from rn50_jax import errors, runtime
-from rn50_jax.bench import document as documents
+from rn50_jax import errors
+from rn50_jax.bench import report as documents
+from rn50_jax.bench.baselines.compare import OURS, PEERS, compare, parse_peers
 from rn50_jax.bench.cases import Case
-from rn50_jax.bench.ceiling import Ceiling, measure_ceiling
 from rn50_jax.bench.device import find_local_devices
 from rn50_jax.bench.end_to_end import measure_end_to_end
-from rn50_jax.bench.feed import measure_input
+from rn50_jax.bench.input_pipeline import measure_input
 from rn50_jax.bench.jpegs import generated_folder
-from rn50_jax.bench.peers import OURS, PEERS, compare, parse_peers
 from rn50_jax.bench.record import Record
+from rn50_jax.bench.roofline import Ceiling, measure_ceiling
 from rn50_jax.bench.sweep import (
     make_cases,
     make_sweep,
@@ -35,8 +34,10 @@ from rn50_jax.bench.sweep import (
     run_sweep,
 )
 from rn50_jax.bench.trials import Terms, trial_names
+from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.errors import UserError
+from rn50_jax.runtime import jax_setup
 
 _REAL = ("input", "end-to-end")
 MODES = ("train", "infer", *_REAL)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         if value and len(precisions) * len(batch_sizes) > 1:
             raise UserError(f"{option} takes one precision and one batch size")
     backend = config.data.backend if args.mode == "end-to-end" else "synthetic"
-    runtime.prepare_runtime(backend, config.run.xla_flags)
+    jax_setup.prepare_runtime(backend, config.run.xla_flags)
     if args.profile:
         _make_folder(args.profile)
     terms = Terms(tuple(argv), args.device, args.steps, args.warmup, args.rounds)

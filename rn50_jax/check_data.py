@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 
 from rn50_jax import errors
-from rn50_jax.data.dali_errors import need_dali
-from rn50_jax.data.filelist import listable, write_list
-from rn50_jax.data.folder import suffixes_text
-from rn50_jax.data.health import (
+from rn50_jax.data.check.findings import (
     Place,
     duplicate_findings,
     image_findings,
@@ -23,15 +20,18 @@ from rn50_jax.data.health import (
     split_facts,
     summarise,
 )
-from rn50_jax.data.listing import Split, list_dataset
-from rn50_jax.data.output import size_text
-from rn50_jax.data.processes import count_workers
-from rn50_jax.data.scan import Looked, find_duplicates, look_at
-from rn50_jax.data.write_split import LIST_SUFFIX, check_new, write_split
+from rn50_jax.data.check.listing import Split, list_dataset
+from rn50_jax.data.check.scan import Looked, find_duplicates, look_at
+from rn50_jax.data.check.write_split import LIST_SUFFIX, check_new, write_split
+from rn50_jax.data.dali_errors import need_dali
+from rn50_jax.data.formats.class_folders import suffixes_text
+from rn50_jax.data.formats.file_list import listable, write_list
+from rn50_jax.data.prepare.output import size_text
+from rn50_jax.data.process_pool import count_workers
 from rn50_jax.errors import UserError
-from rn50_jax.layout import fit
-from rn50_jax.progress import progress
-from rn50_jax.text import counted, printable, shell
+from rn50_jax.io.terminal import fit
+from rn50_jax.io.text import counted, printable, shell
+from rn50_jax.runtime.progress_bar import progress
 
 _EXAMPLES = 3  # of each kind, that are printed
 _CLASSES = 5  # with most images on their side
@@ -252,7 +252,7 @@ def main(argv: Sequence[str]) -> int:
     report, splits, bad, twice = check(args.dir, lists=args.list, full=full, workers=args.workers)
     text = report_text(report)
     if args.json:
-        from rn50_jax.workdir import write_json
+        from rn50_jax.runtime.run_folder import write_json
 
         write_json(args.json, report)
     if args.write_list:

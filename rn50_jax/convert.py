@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 
-from rn50_jax import config as configs
 from rn50_jax import errors
+from rn50_jax.config import loading as configs
 from rn50_jax.errors import say
-from rn50_jax.stored import StoredModel, add_run_arguments, describe_model, load_run, load_weights
-from rn50_jax.text import counted
-from rn50_jax.weight_facts import beside
-from rn50_jax.weight_files import SUFFIXES, WeightFile, write_weights
-from rn50_jax.weights import to_torch
+from rn50_jax.inference.trained_model import StoredModel, add_run_arguments, describe_model, load_run, load_weights
+from rn50_jax.io.text import counted
+from rn50_jax.weights.files import SUFFIXES, WeightFile, write_weights
+from rn50_jax.weights.metadata import beside
+from rn50_jax.weights.torch_names import to_torch
 
 
 def save_weights(stored: StoredModel, target: Path) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from rn50_jax import console_log, hints, streams
-from rn50_jax.layout import fit
-from rn50_jax.restart import is_command, use_utf8
-from rn50_jax.text import printable
+from rn50_jax.config import hints
+from rn50_jax.io import console_log
+from rn50_jax.io.terminal import fit
+from rn50_jax.io.text import printable
+from rn50_jax.runtime import streams
+from rn50_jax.runtime.restart import is_command, use_utf8
 
 
 class UserError(Exception):

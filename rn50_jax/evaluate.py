@@ -13,25 +13,32 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rn50_jax import config as configs
-from rn50_jax import errors, parallel
-from rn50_jax.analysis import BINS, Predictions
-from rn50_jax.build import build_normalisation
-from rn50_jax.console import validation_text
+from rn50_jax import errors
+from rn50_jax.analysis.predictions import BINS, Predictions
+from rn50_jax.analysis.tables import check_target, tell_mistakes, write_analysis, write_predictions
+from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.feed import eval_batches
-from rn50_jax.data.folder import Dataset, with_classes
-from rn50_jax.data.order import eval_order
-from rn50_jax.data.transform import rendering_of
+from rn50_jax.data.formats.class_folders import Dataset, with_classes
+from rn50_jax.data.images.transform import rendering_of
+from rn50_jax.data.loader import eval_batches
+from rn50_jax.data.sampler import eval_order
+from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
 from rn50_jax.errors import UserError, say
-from rn50_jax.layout import columns
-from rn50_jax.mistakes import check_target, tell_mistakes, write_analysis, write_predictions
+from rn50_jax.inference.trained_model import (
+    StoredModel,
+    add_source_arguments,
+    load_for_inference,
+    load_model,
+    warn_assumed,
+)
+from rn50_jax.io.terminal import columns
+from rn50_jax.io.text import counted
+from rn50_jax.loggers.console import validation_text
 from rn50_jax.models.resnet import ResNet, Variables
-from rn50_jax.step import Batch, Metrics, eval_step, examine_step
-from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model, warn_assumed
-from rn50_jax.text import counted
-from rn50_jax.workdir import describe_devices, write_json
+from rn50_jax.runtime.run_folder import describe_devices, write_json
+from rn50_jax.training.build import build_normalisation
+from rn50_jax.training.step import Batch, Metrics, eval_step, examine_step
 
 EvalStep = Callable[[Variables, Batch], Metrics]
 
@@ -106,10 +113,10 @@ def evaluate_stored(stored: StoredModel, *, flip_tta: bool = False) -> dict[str,
       UserError: the data's classes are not those of the model, or the state cannot be read.
     """
     config, dataset = stored.config, _open_dataset(stored)
-    mesh = parallel.make_mesh(stored.devices)
+    mesh = make_mesh(stored.devices)
     model, loaded = load_for_inference(stored, exact=True)
-    variables = parallel.place(loaded, mesh)
-    compiled = parallel.spread(make_eval_step(config, model, flip_tta=flip_tta), mesh, mode=config.parallel)
+    variables = place(loaded, mesh)
+    compiled = spread(make_eval_step(config, model, flip_tta=flip_tta), mesh, mode=config.parallel)
     result = evaluate(compiled, {"val": variables}, _batches(config, dataset, mesh))
     return result | stored.facts | ({"flip_tta": True} if flip_tta else {})
 
@@ -121,11 +128,11 @@ def examine_stored(stored: StoredModel, *, flip_tta: bool = False) -> tuple[dict
       The same metrics, with val.ece of `analysis.calibration`, and the predictions for all images that were evaluated.
     """
     config, dataset = stored.config, _open_dataset(stored)
-    mesh = parallel.make_mesh(stored.devices)
+    mesh = make_mesh(stored.devices)
     model, loaded = load_for_inference(stored, exact=True)
-    variables = parallel.place(loaded, mesh)
-    step = partial(examine_step, model=model, axis_name=parallel.AXIS, **_options(config, flip_tta))
-    compiled = parallel.spread(step, mesh, mode=config.parallel)
+    variables = place(loaded, mesh)
+    step = partial(examine_step, model=model, axis_name=AXIS, **_options(config, flip_tta))
+    compiled = spread(step, mesh, mode=config.parallel)
     ranked: list[Metrics] = []
 
     def remembering(weights: Variables, batch: Batch) -> Metrics:
@@ -176,7 +183,7 @@ def _open_dataset(stored: StoredModel) -> Dataset:
 
 def make_eval_step(config: ConfigDict, model: ResNet, *, flip_tta: bool = False) -> EvalStep:
     """The evaluation step of one device, the same in training and afterwards."""
-    return partial(eval_step, model=model, axis_name=parallel.AXIS, **_options(config, flip_tta))
+    return partial(eval_step, model=model, axis_name=AXIS, **_options(config, flip_tta))
 
 
 def _options(config: ConfigDict, flip_tta: bool) -> dict[str, Any]:

@@ -7,20 +7,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rn50_jax import config as configs
 from rn50_jax import errors
+from rn50_jax.config import loading as configs
 from rn50_jax.convert import save_weights, summary
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.folder import ImageSet, check_class_names
+from rn50_jax.data.formats.class_folders import ImageSet, check_class_names
 from rn50_jax.errors import UserError, say
 from rn50_jax.exporting import onnx_file, stablehlo
 from rn50_jax.exporting.check import TOLERANCES, check, check_images, thin_out
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Exportable, Form, describe, load_exportable
 from rn50_jax.exporting.quantise import Quantisation, compare, find_calibration, mark_quantised, quantise
-from rn50_jax.stored import StoredModel, add_source_arguments, load_model, warn_assumed
-from rn50_jax.text import counted, in_utf8
-from rn50_jax.weight_facts import beside, refuse_foreign, write_beside
+from rn50_jax.inference.trained_model import StoredModel, add_source_arguments, load_model, warn_assumed
+from rn50_jax.io.text import counted, in_utf8
+from rn50_jax.weights.metadata import beside, refuse_foreign, write_beside
 
 # Formats, by the ends of their files' names.
 FORMATS = {

@@ -11,20 +11,21 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from rn50_jax import config as configs
-from rn50_jax import errors, parallel
-from rn50_jax.augment import Normalisation, normalise
-from rn50_jax.build import build_normalisation
+from rn50_jax import errors
+from rn50_jax.config import loading as configs
+from rn50_jax.data.bad_images import Quarantine
 from rn50_jax.data.dali_errors import need_dali
-from rn50_jax.data.feed import eval_batches
-from rn50_jax.data.folder import OTHER_PICTURES, SUFFIXES, ImageSet, not_read_text, scan_split
-from rn50_jax.data.quarantine import Quarantine
+from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, ImageSet, not_read_text, scan_split
+from rn50_jax.data.loader import eval_batches
+from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
 from rn50_jax.errors import UserError, say, warn
-from rn50_jax.files import written_whole
+from rn50_jax.inference.trained_model import StoredModel, add_source_arguments, load_model, warn_assumed
+from rn50_jax.io.files import written_whole
+from rn50_jax.io.text import counted
 from rn50_jax.models.resnet import ResNet, Variables
-from rn50_jax.step import Batch
-from rn50_jax.stored import StoredModel, add_source_arguments, load_model, warn_assumed
-from rn50_jax.text import counted
+from rn50_jax.training.augment import Normalisation, normalise
+from rn50_jax.training.build import build_normalisation
+from rn50_jax.training.step import Batch
 
 
 def feature_step(
@@ -75,13 +76,13 @@ def extract(stored: StoredModel, images: ImageSet) -> tuple[np.ndarray, np.ndarr
       UserError: none can be decoded; or with `data.on_bad_file` of "error", naming the first that cannot be.
     """
     config, count, devices = stored.config, len(images.files), stored.devices
-    mesh = parallel.make_mesh(devices)
+    mesh = make_mesh(devices)
     with config.unlocked():
         config.batch_size = min(config.batch_size, math.ceil(count / len(devices)))
     normalisation = build_normalisation(config)
-    step = partial(feature_step, model=stored.model, axis_name=parallel.AXIS, normalisation=normalisation)
-    compiled = parallel.spread(step, mesh, mode=config.parallel, stacked=True)
-    variables = parallel.place(stored.load(), mesh)
+    step = partial(feature_step, model=stored.model, axis_name=AXIS, normalisation=normalisation)
+    compiled = spread(step, mesh, mode=config.parallel, stacked=True)
+    variables = place(stored.load(), mesh)
     result: np.ndarray | None = None
     good = np.zeros(count, np.bool_)
     bad_images = Quarantine(None, policy=config.data.on_bad_file, limit=count)

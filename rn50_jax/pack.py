@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from rn50_jax import errors
-from rn50_jax.data.filelist import read_list
-from rn50_jax.data.folder import check_same_classes, scan_split
-from rn50_jax.data.names import likely_names
-from rn50_jax.data.output import holding, require_space, size_text, telling_of_the_disk, write_json_whole
-from rn50_jax.data.packing import FORMAT, PackedSplit, bytes_to_write, fingerprint, pack, plan_split
-from rn50_jax.data.processes import count_workers
-from rn50_jax.data.shards import DATASET_FILE, has_shards, index_tars, list_tars, read_description, write_index
-from rn50_jax.data.tars import read_idx, read_members, write_idx
+from rn50_jax.data.formats.class_folders import check_same_classes, scan_split
+from rn50_jax.data.formats.file_list import read_list
+from rn50_jax.data.formats.imagenet_names import likely_names
+from rn50_jax.data.formats.shards import DATASET_FILE, has_shards, index_tars, list_tars, read_description, write_index
+from rn50_jax.data.formats.tars import read_idx, read_members, write_idx
+from rn50_jax.data.prepare.output import holding, require_space, size_text, telling_of_the_disk, write_json_whole
+from rn50_jax.data.prepare.shard_writer import FORMAT, PackedSplit, bytes_to_write, fingerprint, pack, plan_split
+from rn50_jax.data.process_pool import count_workers
 from rn50_jax.errors import UserError, warn
-from rn50_jax.files import open_regular, parse_json
-from rn50_jax.progress import progress
-from rn50_jax.text import counted, printable, shell
+from rn50_jax.io.files import open_regular, parse_json
+from rn50_jax.io.text import counted, printable, shell
+from rn50_jax.runtime.progress_bar import progress
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 _NO_LIMIT = 2**62

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rn50_jax import config as configs
 from rn50_jax import errors
-from rn50_jax.curves import SUFFIXES, VALIDATION_FIGURES, Run, look, overview, save, single
+from rn50_jax.analysis.curves import SUFFIXES, VALIDATION_FIGURES, Run, look, overview, save, single
+from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError, say, warn
-from rn50_jax.files import written_whole
-from rn50_jax.history import History, metrics_file, read_history, write_csv
-from rn50_jax.text import counted
+from rn50_jax.io.files import written_whole
+from rn50_jax.io.text import counted
+from rn50_jax.loggers.history import History, metrics_file, read_history, write_csv
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         if args.csv:
             _write_csv(histories[0], args.csv)
         if args.html:
-            from rn50_jax.page import write_page  # looks at the model and its data
+            from rn50_jax.analysis.page import write_page  # looks at the model and its data
 
             write_page(args.runs[0], args.html, overrides)
             say(str(args.html))

@@ -11,20 +11,27 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rn50_jax import config as configs
-from rn50_jax import errors, parallel
-from rn50_jax.answers import FOR_PEOPLE, FORMATS, Answer
-from rn50_jax.build import build_normalisation
+from rn50_jax import errors
+from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
-from rn50_jax.data.names import human_names, likely_names
+from rn50_jax.data.formats.imagenet_names import human_names, likely_names
+from rn50_jax.distributed.devices import AXIS, make_mesh, place, shard, spread
 from rn50_jax.errors import UserError, tell_end
-from rn50_jax.files import written_whole
-from rn50_jax.inputs import Decoded, Found, batched, decode_files, find_images
-from rn50_jax.progress import progress
-from rn50_jax.step import predict_step
-from rn50_jax.stored import StoredModel, add_source_arguments, load_for_inference, load_model, warn_assumed
-from rn50_jax.text import counted
-from rn50_jax.workdir import describe_devices
+from rn50_jax.inference.image_files import Decoded, Found, batched, decode_files, find_images
+from rn50_jax.inference.output_formats import FOR_PEOPLE, FORMATS, Answer
+from rn50_jax.inference.trained_model import (
+    StoredModel,
+    add_source_arguments,
+    load_for_inference,
+    load_model,
+    warn_assumed,
+)
+from rn50_jax.io.files import written_whole
+from rn50_jax.io.text import counted
+from rn50_jax.runtime.progress_bar import progress
+from rn50_jax.runtime.run_folder import describe_devices
+from rn50_jax.training.build import build_normalisation
+from rn50_jax.training.step import predict_step
 
 BATCH_SIZES = {"cpu": 32, "gpu": 256}  # images per device: enough to fill one
 
@@ -38,19 +45,19 @@ def make_classifier(stored: StoredModel, *, batch_size: int, devices: Sequence[j
       A function from up to `batch_size` images per device, uint8 [S, S, 3], to their class probabilities: float32
       [D, batch_size, K], the images in their order and nonsense behind them, perhaps still being computed.
     """
-    mesh = parallel.make_mesh(devices)
+    mesh = make_mesh(devices)
     model, loaded = load_for_inference(stored)
     normalisation = build_normalisation(stored.config)
-    step = partial(predict_step, model=model, axis_name=parallel.AXIS, normalisation=normalisation)
-    compiled = parallel.spread(step, mesh, mode=stored.config.parallel, stacked=True)
-    variables = parallel.place(loaded, mesh)
+    step = partial(predict_step, model=model, axis_name=AXIS, normalisation=normalisation)
+    compiled = spread(step, mesh, mode=stored.config.parallel, stacked=True)
+    variables = place(loaded, mesh)
     size = stored.config.data.image_size
     shape = (len(devices), batch_size, size, size, 3)
 
     def classify(images: Sequence[np.ndarray]) -> jax.Array:
         batch = np.zeros(shape, np.uint8)  # a new one: the device may still read the last
         batch.reshape(-1, *shape[2:])[: len(images)] = images
-        probabilities: jax.Array = compiled(variables, {"image": parallel.shard(batch, mesh)})
+        probabilities: jax.Array = compiled(variables, {"image": shard(batch, mesh)})
         return probabilities
 
     return classify

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from rn50_jax import errors, pack
-from rn50_jax.data import ilsvrc
-from rn50_jax.data.folder import scan_split
-from rn50_jax.data.names import IMAGENET_IMAGES, likely_names
-from rn50_jax.data.output import holding, require_space, size_text, telling_of_the_disk
-from rn50_jax.data.processes import count_workers
+from rn50_jax.data.formats.class_folders import scan_split
+from rn50_jax.data.formats.imagenet_names import IMAGENET_IMAGES, likely_names
+from rn50_jax.data.prepare import ilsvrc2012
+from rn50_jax.data.prepare.output import holding, require_space, size_text, telling_of_the_disk
+from rn50_jax.data.process_pool import count_workers
 from rn50_jax.errors import UserError, say
-from rn50_jax.progress import progress
+from rn50_jax.runtime.progress_bar import progress
 
 
 class Expected(NamedTuple):
@@ -47,23 +47,23 @@ def prepare(
     Raises:
       UserError: an archive is missing, damaged or another one, there is too little room, or the result is not whole.
     """
-    train, val, devkit_file = (archives / name for name in (ilsvrc.TRAIN, ilsvrc.VAL, ilsvrc.DEVKIT))
+    train, val, devkit_file = (archives / name for name in (ilsvrc2012.TRAIN, ilsvrc2012.VAL, ilsvrc2012.DEVKIT))
     for file in (devkit_file, val, train):
         if not file.is_file():
             raise UserError(f"{file} is missing; get it from image-net.org (ILSVRC2012, tasks 1 and 2)")
     with telling_of_the_disk(out), holding(out):
         if check:
             _check_md5((devkit_file, val, train))
-        devkit = ilsvrc.read_devkit(devkit_file)
+        devkit = ilsvrc2012.read_devkit(devkit_file)
         if devkit.synsets != expected.synsets:
             raise UserError(f"{devkit_file}: its {len(devkit.synsets):,} classes are not ImageNet's 1,000")
-        parts = ilsvrc.plan(train, val, out, devkit)
+        parts = ilsvrc2012.plan(train, val, out, devkit)
         count, size = sum(part.images for part in parts), sum(part.size for part in parts)
         # Files take whole blocks of a disk, most often of 4 kB.
         say(f"{count:,} images to extract, {size_text(size)}")
         require_space(out, size + 2048 * count + spare)
         with progress("extracting", count) as advance:
-            ilsvrc.extract(parts, workers=workers, advance=advance)
+            ilsvrc2012.extract(parts, workers=workers, advance=advance)
         _verify(out, devkit, expected)
     say(f"{out}: {expected.train:,} + {expected.val:,} images of {len(expected.synsets):,} classes, complete")
 
@@ -71,11 +71,11 @@ def prepare(
 def _check_md5(files: Sequence[Path]) -> None:
     with progress("comparing MD5 sums", sum(file.stat().st_size for file in files)) as advance:
         for file in files:
-            if found := ilsvrc.wrong_md5(file, advance):
-                raise UserError(f"{file} has MD5 {found} instead of {ilsvrc.MD5[file.name]}; get it again")
+            if found := ilsvrc2012.wrong_md5(file, advance):
+                raise UserError(f"{file} has MD5 {found} instead of {ilsvrc2012.MD5[file.name]}; get it again")
 
 
-def _verify(out: Path, devkit: ilsvrc.Devkit, expected: Expected) -> None:
+def _verify(out: Path, devkit: ilsvrc2012.Devkit, expected: Expected) -> None:
     """Counts what is there."""
     val_images = Counter(devkit.val_synsets)
     for split, total, wanted in (("train", expected.train, devkit.train_images), ("val", expected.val, val_images)):
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
         description="Extract ImageNet's official archives (ILSVRC2012, tasks 1 and 2) to class folders, without any "
         "network. The same command again goes on where it stopped.",
     )
-    parser.add_argument("archives", type=Path, metavar="ARCHIVES", help=f"folder with {', '.join(ilsvrc.MD5)}")
+    parser.add_argument("archives", type=Path, metavar="ARCHIVES", help=f"folder with {', '.join(ilsvrc2012.MD5)}")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write train/ and val/ to")
     parser.add_argument("--check", action="store_true", help="compare the archives with their published MD5 sums first")
     parser.add_argument("--pack", type=Path, metavar="SHARDS", help="then pack OUT into tar shards in SHARDS")
@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
     spare = 0
     if args.pack is not None:
         there = sum(tar.stat().st_size for tar in args.pack.glob("*/*.tar"))
-        tars = [args.archives / name for name in (ilsvrc.TRAIN, ilsvrc.VAL)]
+        tars = [args.archives / name for name in (ilsvrc2012.TRAIN, ilsvrc2012.VAL)]
         spare = max(0, sum(tar.stat().st_size for tar in tars if tar.is_file()) - there)
     prepare(args.archives, args.out, imagenet(), check=args.check, workers=args.workers, spare=spare)
     if args.pack is not None:

@@ -4,7 +4,7 @@ The recipe, top to bottom: read the config, look at devices and data, derive the
 state, then train and validate epoch by epoch.
 """
 
-from rn50_jax.restart import use_huge_pages
+from rn50_jax.runtime.restart import use_huge_pages
 
 if __name__ == "__main__":
     use_huge_pages()  # starts the command anew: before what takes long to import
@@ -18,32 +18,35 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rn50_jax import config as configs
-from rn50_jax import errors, hosts, parallel, runtime, streams
-from rn50_jax.build import build_model, build_optimizer, build_options, build_schedule
-from rn50_jax.checkpoint import Checkpoints
-from rn50_jax.console_log import open_log
+from rn50_jax import errors
+from rn50_jax.analysis.validate_only import validate_only
+from rn50_jax.checkpoint.manager import Checkpoints
+from rn50_jax.config import loading as configs
+from rn50_jax.config.derived import Plan, make_plan
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.feed import make_quarantine, stream_facts, train_batches
-from rn50_jax.diagnosis import telling_of_memory
+from rn50_jax.data.loader import make_quarantine, stream_facts, train_batches
+from rn50_jax.distributed import processes
+from rn50_jax.distributed.devices import AXIS, find_devices, find_divergence, make_mesh, replicate, spread
 from rn50_jax.errors import Interrupted, UserError, say
 from rn50_jax.evaluate import EvalStep, make_eval_step
-from rn50_jax.folder_lock import locked
-from rn50_jax.goodput import Goodput
-from rn50_jax.guard import Signals, Watchdog
-from rn50_jax.loggers import check_loggers
+from rn50_jax.io.console_log import open_log
+from rn50_jax.loggers.base import check_loggers
+from rn50_jax.loggers.goodput import Goodput
+from rn50_jax.loggers.report import open_report, print_summary, tell_where
 from rn50_jax.models.norm import norm_sync
 from rn50_jax.models.resnet import ResNet
-from rn50_jax.plan import Plan, make_plan
-from rn50_jax.pretrained import take_architecture
-from rn50_jax.report import open_report, print_summary, tell_where
-from rn50_jax.resume import find_start
-from rn50_jax.running import Run, TrainStep, saves
-from rn50_jax.setup import Setup, check_same_everywhere, record_val_images, recorded_val_images
-from rn50_jax.step import train_step
-from rn50_jax.validating import validate_only
-from rn50_jax.workdir import make_workdir
+from rn50_jax.runtime import jax_setup, streams
+from rn50_jax.runtime.run_folder import make_workdir
+from rn50_jax.runtime.run_lock import locked
+from rn50_jax.runtime.watchdog import Signals, Watchdog
+from rn50_jax.training.build import build_model, build_optimizer, build_options, build_schedule
+from rn50_jax.training.context import Setup, check_same_everywhere, record_val_images, recorded_val_images
+from rn50_jax.training.divergence import telling_of_memory
+from rn50_jax.training.loop import Run, TrainStep, saves
+from rn50_jax.training.pretrained import take_architecture
+from rn50_jax.training.resume import find_start
+from rn50_jax.training.step import train_step
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         "--resume", metavar="FILE", help="checkpoint.pth.tar of NVIDIA's code that a new run goes on from"
     )
     parser.add_argument("--target_top1", metavar="X", help="end the run once validation reaches X per cent top-1")
-    hosts.add_arguments(parser)
+    processes.add_arguments(parser)
     args, overrides = configs.parse_args(parser, argv)
     shortcuts = ("model.pretrained_weights", "run.resume", "run.target_top1")
     given = {key: getattr(args, key.partition(".")[2]) for key in shortcuts}
@@ -74,23 +77,23 @@ def main(argv: Sequence[str]) -> int:
     config = configs.override(config, overrides)
     configs.validate(config)
     workdir = args.workdir or Path("runs") / name
-    runtime.prepare_runtime(config.data.backend, config.run.xla_flags)
-    hosts.connect(hosts.find_cluster(args, os.environ), heartbeat_timeout=config.run.heartbeat_timeout)
-    runtime.use_compile_cache(config.run.compile_cache)
+    jax_setup.prepare_runtime(config.data.backend, config.run.xla_flags)
+    processes.connect(processes.find_cluster(args, os.environ), heartbeat_timeout=config.run.heartbeat_timeout)
+    jax_setup.use_compile_cache(config.run.compile_cache)
     if config.run.evaluate:
         validate_only(config, workdir, overrides)
     else:
         config, told = take_architecture(config, overrides, workdir)
         configs.validate(config)
-        if told and hosts.is_first():
+        if told and processes.is_first():
             say(told)
         try:
             with streams.enduring():
                 train(prepare(config, workdir), argv)
         except Interrupted:
-            hosts.finish()
+            processes.finish()
             raise
-    hosts.finish()
+    processes.finish()
     return 0
 
 
@@ -103,20 +106,20 @@ def prepare(config: ConfigDict, workdir: Path) -> Setup:
     check_loggers(config)
     if config.data.backend != "synthetic":
         need_dali("config.data.backend=synthetic")
-    devices = parallel.find_devices(backend=config.data.backend, precision=config.precision)
+    devices = find_devices(backend=config.data.backend, precision=config.precision)
     dataset = open_dataset(config, need_val=not config.run.training_only, val_images=recorded_val_images(workdir))
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
     model = build_model(
         config,
         num_classes=len(dataset.class_names),
         platform=devices[0].platform,
-        sync=norm_sync(parallel.AXIS, len(devices), config.recipe.bn_group),
+        sync=norm_sync(AXIS, len(devices), config.recipe.bn_group),
     )
     make_workdir(workdir)
     if saves(config):
-        hosts.check_shared(workdir)
+        processes.check_shared(workdir)
     check_same_everywhere(config, dataset)
-    return Setup(config, workdir, parallel.make_mesh(devices), dataset, plan, model)
+    return Setup(config, workdir, make_mesh(devices), dataset, plan, model)
 
 
 def train(setup: Setup, argv: Sequence[str]) -> None:
@@ -130,7 +133,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config.run.hang_timeout))
         stack.enter_context(locked(workdir))
-        if hosts.is_first() and (error := open_log(workdir, ["python", "-m", "rn50_jax.train", *argv])):
+        if processes.is_first() and (error := open_log(workdir, ["python", "-m", "rn50_jax.train", *argv])):
             errors.warn_of_log(error)
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, gather=config.checkpoint.gather)
@@ -141,7 +144,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             )
         stream = stream_facts(config, dataset.train, plan)
         start = find_start(setup, stream, checkpoints)
-        hosts.check_agreement({"latest checkpoint (is the work folder shared?)": start.position[:2]})
+        processes.check_agreement({"latest checkpoint (is the work folder shared?)": start.position[:2]})
         if told := start.finished(config):
             say(f"{workdir} is finished: {told}")
             return
@@ -157,7 +160,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             setup=setup,
             train_fn=train_fn,
             eval_fn=eval_fn,
-            find_divergence=parallel.find_divergence(mesh, mode=config.parallel) if plan.num_devices > 1 else None,
+            find_divergence=find_divergence(mesh, mode=config.parallel) if plan.num_devices > 1 else None,
             stream=stream,
             signals=stack.enter_context(Signals(60 * config.checkpoint.every_minutes)),
             watchdog=watchdog,
@@ -168,10 +171,10 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             batches=stack.enter_context(
                 closing(train_batches(config, dataset.train, plan, mesh, start.position, quarantine))
             ),
-            state=parallel.replicate(start.state, mesh),
+            state=replicate(start.state, mesh),
             position=start.position,
         )
-        stack.enter_context(hosts.ending_together())
+        stack.enter_context(processes.ending_together())
         stack.enter_context(telling_of_memory(config))
         for epoch in range(start.position.epoch, config.epochs):
             run.train_epoch(epoch)
@@ -181,7 +184,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
                 break
         run.finish()
         quarantine.tell()
-    if hosts.is_first():
+    if processes.is_first():
         tell_where(config, workdir)
 
 
@@ -193,11 +196,11 @@ def compile_steps(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> 
         optimizer=build_optimizer(config),
         learning_rate=build_schedule(config, plan),
         options=build_options(config, plan.accumulation),
-        axis_name=parallel.AXIS,
+        axis_name=AXIS,
     )
     return (
-        parallel.spread(one_train_step, mesh, mode=config.parallel, donate_state=True),
-        parallel.spread(make_eval_step(config, model), mesh, mode=config.parallel),
+        spread(one_train_step, mesh, mode=config.parallel, donate_state=True),
+        spread(make_eval_step(config, model), mesh, mode=config.parallel),
     )
 
 

@@ -73,8 +73,8 @@ def kernels(text: str, activation: int, mode: str) -> list[Kernel]:
 
 def compile_program(argv: Sequence[str]) -> tuple[str, str, int, int]:
     """Returns the optimised program, its mode, the images of a call and their size in pixels."""
-    from rn50_jax import config as configs
     from rn50_jax import errors
+    from rn50_jax.config import loading as configs
 
     parser = errors.CommandLine(prog="gpu_program.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")
@@ -98,15 +98,15 @@ def _compile(config: Any, mode: str) -> Any:
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from rn50_jax import parallel
-    from rn50_jax.build import build_model, build_state
+    from rn50_jax.config.derived import make_plan
+    from rn50_jax.distributed.devices import AXIS, make_mesh, spread
     from rn50_jax.models.fold import fold, pack_model
-    from rn50_jax.plan import make_plan
-    from rn50_jax.step import predict_step
     from rn50_jax.train import compile_steps
+    from rn50_jax.training.build import build_model, build_state
+    from rn50_jax.training.step import predict_step
 
     devices = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices
-    mesh = parallel.make_mesh(devices)
+    mesh = make_mesh(devices)
 
     def placed(tree: Any, spec: PartitionSpec) -> Any:
         sharding = NamedSharding(mesh, spec)
@@ -128,10 +128,10 @@ def _compile(config: Any, mode: str) -> Any:
             folded = model.clone(folded=True)
             state = jax.eval_shape(lambda tree: pack_model(folded, fold(tree))[1], state)
             model = folded.clone(packed=True)
-        one_step = partial(predict_step, model=model, axis_name=parallel.AXIS)
-        step = parallel.spread(one_step, mesh, mode=config.parallel, stacked=True)
+        one_step = partial(predict_step, model=model, axis_name=AXIS)
+        step = spread(one_step, mesh, mode=config.parallel, stacked=True)
         batch = {"image": batch["image"]}
-    traced = step.trace(placed(state, PartitionSpec()), placed(batch, PartitionSpec(parallel.AXIS)))
+    traced = step.trace(placed(state, PartitionSpec()), placed(batch, PartitionSpec(AXIS)))
     return traced.lower(lowering_platforms=("cuda",)).compile()
 
 

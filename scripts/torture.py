@@ -101,7 +101,7 @@ def train(
 
 def result(workdir: Path) -> dict[str, object]:
     """Step and the hashes of all arrays of the newest checkpoint."""
-    from rn50_jax.checkpoint import Checkpoints
+    from rn50_jax.checkpoint.manager import Checkpoints
 
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         meta = checkpoints.read_meta("latest")
@@ -162,10 +162,10 @@ def damage_all_the_time(count: int, scratch: Path, reference: Path, rng: random.
     """Damages the newest of a finished run's checkpoints in many ways; the counts of what reading it gives."""
     import flax.serialization
 
-    from rn50_jax import config as configs
-    from rn50_jax.build import build_model, build_state
-    from rn50_jax.checkpoint import Checkpoints
-    from rn50_jax.integrity import describe_arrays
+    from rn50_jax.checkpoint.integrity import describe_arrays
+    from rn50_jax.checkpoint.manager import Checkpoints
+    from rn50_jax.config import loading as configs
+    from rn50_jax.training.build import build_model, build_state
 
     with Checkpoints(reference / "checkpoints", read_only=True) as checkpoints:
         wanted = {step: checkpoints.read_meta(str(step)) for step in checkpoints.steps()}
@@ -251,7 +251,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rn50-torture-") as folder:
         scratch = Path(folder)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(scratch / "compiled"))
-        from rn50_jax.data.digits import write_digits
+        from rn50_jax.data.prepare.digits import write_digits
 
         write_digits(scratch / "digits")
         options = [f"--config.data.dir={scratch / 'digits'}", *args.options]

@@ -40,7 +40,7 @@ from runs import PATIENCE
 from trees import write_image
 
 from rn50_jax import errors
-from rn50_jax.data.digits import write_digits
+from rn50_jax.data.prepare.digits import write_digits
 
 # Programs that are compiled more than once, in workers, in commands or in the next run of the tests, come from a cache.
 if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -12,12 +12,12 @@ from tiny import OPTIONS, place
 from torch_reference import ResNet as TorchResNet
 from torch_reference import decay_groups, epoch_rate, normalise, smoothed_loss, to_torch, torch_name
 
-from rn50_jax import parallel
-from rn50_jax.augment import draw_mixup
+from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, spread
 from rn50_jax.models.resnet import ResNet
-from rn50_jax.optim import make_schedule, sgd
-from rn50_jax.state import TrainState, abstract_state
-from rn50_jax.step import mixup_key, train_step
+from rn50_jax.training.augment import draw_mixup
+from rn50_jax.training.optim import make_schedule, sgd
+from rn50_jax.training.state import TrainState, abstract_state
+from rn50_jax.training.step import mixup_key, train_step
 
 
 class Recipe(NamedTuple):
@@ -131,13 +131,13 @@ def compile_step(model: ResNet, recipe: Recipe) -> Callable[[TrainState, dict], 
         options=OPTIONS._replace(
             label_smoothing=recipe.smoothing, mixup=recipe.mixup, accumulation=recipe.accumulation
         ),
-        axis_name=parallel.AXIS,
+        axis_name=AXIS,
     )
-    mesh = parallel.make_mesh(jax.devices()[: recipe.devices])
-    compiled = parallel.spread(step, mesh, mode="pmap")
+    mesh = make_mesh(jax.devices()[: recipe.devices])
+    compiled = spread(step, mesh, mode="pmap")
 
     def run(state: TrainState, batch: dict) -> tuple[TrainState, Snapshot]:
-        state, metrics = compiled(parallel.replicate(state, mesh) if int(state.step) == 0 else state, place(batch))
+        state, metrics = compiled(replicate(state, mesh) if int(state.step) == 0 else state, place(batch))
         trees = jax.device_get((state.params, state.opt_state[1].trace, state.batch_stats))
         return state, Snapshot(float(metrics["loss"]), *map(by_torch_name, trees))
 

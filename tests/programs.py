@@ -10,7 +10,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from rn50_jax.runtime import cpu_kind
+from rn50_jax.runtime.jax_setup import cpu_kind
 
 DAYS = 14
 BYTES = 1 << 29

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rn50_jax.checkpoint import Checkpoints
+from rn50_jax.checkpoint.manager import Checkpoints
 
 # Seconds after which something will not happen any more, however busy the machine. No test says how fast anything is.
 PATIENCE = 1200.0

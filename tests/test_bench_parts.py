@@ -16,19 +16,19 @@ from conftest import REPO
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from PIL import Image
 
-from rn50_jax import config as configs
-from rn50_jax import hardware
 from rn50_jax.bench import cases, device, jpegs, stats, sweep, tables, timing
-from rn50_jax.bench.ceiling import Ceiling, measure_ceiling
 from rn50_jax.bench.compiled import Program, make_program
 from rn50_jax.bench.cpu_time import tree_seconds
-from rn50_jax.bench.document import as_json, as_markdown
 from rn50_jax.bench.flops import count_flops
 from rn50_jax.bench.record import Record
+from rn50_jax.bench.report import as_json, as_markdown
+from rn50_jax.bench.roofline import Ceiling, measure_ceiling
+from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError
 from rn50_jax.models.initial import variable_shapes
 from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.precision import PRECISIONS
+from rn50_jax.runtime import hardware
+from rn50_jax.training.loss_scale import PRECISIONS
 
 SMALL = (("model.arch", "resnet18"), ("model.width", "8"), ("model.stages", "(1, 1)"), ("model.num_classes", "5"))
 

@@ -11,11 +11,12 @@ import torch_reference
 from conftest import REPO
 from PIL import Image
 
-from rn50_jax import config as configs
-from rn50_jax.bench import feed, peers, tables, torch_peer, trials
+from rn50_jax.bench import input_pipeline, tables, trials
+from rn50_jax.bench.baselines import compare, torch_step
 from rn50_jax.bench.cases import Case, case_config
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.trials import Terms
+from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError
 
 # What `compare` drives, in the names of flax's examples/imagenet; a linear classifier of ours.
@@ -108,11 +109,11 @@ def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
     case = Case("train", "fp32", 4, 1)
     config = case_config(small_config(), case)
-    named = peers.parse_peers(f"torch,timm,flax-example={flax_example}")
-    record, before = recorded(str(case), [peers.OURS, *named], 1), []
+    named = compare.parse_peers(f"torch,timm,flax-example={flax_example}")
+    record, before = recorded(str(case), [compare.OURS, *named], 1), []
     terms = Terms(("--mode", "train"), "cpu", steps=3, warmup=1, rounds=1)
     trace = tmp_path / "trace"
-    peers.compare(config, case, named, record, terms, trace=trace, tell=print, before=before)
+    compare.compare(config, case, named, record, terms, trace=trace, tell=print, before=before)
     (found,) = record.get("comparisons", [])
     ours, torchs, timms, flaxs = found["programs"]
     assert "timm cannot be imported" in timms["error"] and "pip install timm" in timms["error"]
@@ -136,7 +137,7 @@ def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: 
     ceiling = record.get("ceilings", {})["fp32"]
     assert result["flops_of_ceiling"] == pytest.approx(result["tflops"] / ceiling["tflops"])
     assert record.get("hardware", {})["platform"] == "cpu" and record.get("command", [])[-1] == "train"
-    assert [name for name, _ in before] == [peers.OURS, *named]
+    assert [name for name, _ in before] == [compare.OURS, *named]
 
 
 def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,9 +190,9 @@ def test_how_programs_started_is_in_the_table() -> None:
         report = {"device": "x", "precision": "bf16", "about": "", "peak_memory_bytes": 1, "start_seconds": 1.25}
         report |= {"images_per_step": 8, "step_seconds": {"median": 2.0}, "cpu_seconds_per_step": 1.0}
         report |= {"platform": "gpu", "trial_seconds": 2.0}
-        names = (peers.OURS, "torch")
+        names = (compare.OURS, "torch")
         found = {name: {"trials": [report | {"start": start}]} for name, start in zip(names, starts, strict=True)}
-        return tables.peer_table({"programs": peers.summarise(found)})
+        return tables.peer_table({"programs": compare.summarise(found)})
 
     assert "| first step, s (cold) |" in start_of("cold", "cold")
     mixed = start_of("warm", "cold")
@@ -207,17 +208,17 @@ def test_timm_is_used_as_its_users_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.syspath_prepend(str(tmp_path))
     config = small_config(("model.arch", "resnet50"), ("model.width", "64"))
     spec = {"kind": "timm", "mode": "infer", "steps": 3, "warmup": 1, "device": "cpu"}
-    spec |= {"round": 1, "config": config.to_dict(), "network": peers.network(config)}
-    report = torch_peer.run(spec)
+    spec |= {"round": 1, "config": config.to_dict(), "network": compare.network(config)}
+    report = torch_step.run(spec)
     assert (report["images_per_step"], report["platform"]) == (4, "cpu")
     assert "timm 0" in report["about"]
-    spec["network"] = peers.network(small_config())
+    spec["network"] = compare.network(small_config())
     with pytest.raises(UserError, match="unchanged resnet50"):
-        torch_peer.run(spec)
+        torch_step.run(spec)
 
 
 def test_mistakes_in_the_list_of_peers(tmp_path: Path) -> None:
-    assert peers.parse_peers("torch, timm") == {"torch": "", "timm": ""}
+    assert compare.parse_peers("torch, timm") == {"torch": "", "timm": ""}
     for text, message in (
         ("torch,keras", "'keras' is none of torch, torch-compile, timm, flax-example"),
         ("flax-example", "write flax-example=DIR"),
@@ -225,30 +226,30 @@ def test_mistakes_in_the_list_of_peers(tmp_path: Path) -> None:
         (f"flax-example={tmp_path}", "no train.py"),
     ):
         with pytest.raises(UserError, match=message):
-            peers.parse_peers(text)
+            compare.parse_peers(text)
 
 
 def test_ours_and_peers_on_different_kinds_of_device_are_not_compared() -> None:
     report = {"device": "x", "precision": "bf16", "about": "", "peak_memory_bytes": 1, "start_seconds": 1.0}
     report |= {"images_per_step": 8, "step_seconds": {"median": 2.0}, "cpu_seconds_per_step": 1.0}
     report |= {"start": "cold", "trial_seconds": 2.0}
-    on = {name: {"trials": [report | {"platform": where}]} for name, where in ((peers.OURS, "gpu"), ("torch", "cpu"))}
-    _, theirs = peers.summarise(on)
+    on = {name: {"trials": [report | {"platform": where}]} for name, where in ((compare.OURS, "gpu"), ("torch", "cpu"))}
+    _, theirs = compare.summarise(on)
     assert theirs["error"] == "it ran on a cpu, and ours did not" and "ours_over_it" not in theirs
 
 
 @pytest.mark.parametrize(("arch", "parameters"), [("resnet50", 25_557_032), ("resnet18", 11_689_512)])
 def test_torchs_network_has_the_published_size(arch: str, parameters: int) -> None:
     config, _ = configs.load(str(REPO / "configs/default.py"))
-    net = torch_peer.make_resnet(peers.network(configs.override(config, [("model.arch", arch)])))
+    net = torch_step.make_resnet(compare.network(configs.override(config, [("model.arch", arch)])))
     assert sum(p.numel() for p in net.parameters()) == parameters
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50-32x4d"])
 def test_torchs_network_computes_what_the_reference_does(arch: str) -> None:
     config = small_config(("model.arch", arch), ("model.width", "32"), ("model.stages", "(1, 2)"))
-    numbers = peers.network(config)
-    net = torch_peer.make_resnet(numbers)
+    numbers = compare.network(config)
+    net = torch_step.make_resnet(numbers)
     keys = ("bottleneck", "groups", "inner")
     args = {key: numbers[key] for key in keys}
     reference = torch_reference.ResNet(numbers["stages"], num_classes=CLASSES, width=32, **args)
@@ -259,7 +260,7 @@ def test_torchs_network_computes_what_the_reference_does(arch: str) -> None:
     net[0].load_state_dict(reference.conv1.state_dict())
     net[1].load_state_dict(reference.bn1.state_dict())
     net[-1].load_state_dict(reference.fc.state_dict())
-    for mine, theirs in zip([m for m in net if isinstance(m, torch_peer.Block)], blocks, strict=True):
+    for mine, theirs in zip([m for m in net if isinstance(m, torch_step.Block)], blocks, strict=True):
         for i, (conv, norm) in enumerate(zip(mine.convs, mine.norms, strict=True), 1):
             conv.load_state_dict(getattr(theirs, f"conv{i}").state_dict())
             norm.load_state_dict(getattr(theirs, f"bn{i}").state_dict())
@@ -283,7 +284,7 @@ def test_a_single_round_has_no_range() -> None:
 
 def test_squeeze_and_excitation_has_no_peer() -> None:
     with pytest.raises(UserError, match="no squeeze and excitation"):
-        torch_peer.make_resnet(peers.network(small_config(("model.arch", "se-resnet50"))))
+        torch_step.make_resnet(compare.network(small_config(("model.arch", "se-resnet50"))))
 
 
 def test_torchs_crops_are_uint8_of_the_image(tmp_path: Path) -> None:
@@ -291,17 +292,17 @@ def test_torchs_crops_are_uint8_of_the_image(tmp_path: Path) -> None:
     path = tmp_path / "ramp.png"
     Image.fromarray(ramp).save(path)
     whole = {"image_size": 40, "crop_area": (1.0, 1.0), "crop_aspect": (2.0, 2.0), "flip": 0.0}
-    (image, index) = torch_peer.Crops([str(path)], whole)[0]
+    (image, index) = torch_step.Crops([str(path)], whole)[0]
     assert (image.dtype, tuple(image.shape), index) == (torch.uint8, (40, 40, 3), 0)
     np.testing.assert_allclose(image[20, 1:-1, 0], np.arange(2, 200, 5)[1:-1], atol=1)
-    flipped, _ = torch_peer.Crops([str(path)], whole | {"flip": 1.0})[0]
+    flipped, _ = torch_step.Crops([str(path)], whole | {"flip": 1.0})[0]
     np.testing.assert_array_equal(flipped, image.flip(1))
 
 
 def test_torchs_boxes_are_drawn_as_torchvision_does() -> None:
     # Small enough that none is rejected: the area is uniform, the aspect in its logarithm.
     data = {"crop_area": (0.08, 0.2), "crop_aspect": (3 / 4, 4 / 3)}
-    boxes = np.array([torch_peer._random_box(np.random.default_rng(i), 500, 375, data) for i in range(4000)])
+    boxes = np.array([torch_step._random_box(np.random.default_rng(i), 500, 375, data) for i in range(4000)])
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     share = width * height / (500 * 375)
     np.testing.assert_allclose(np.percentile(share, [0, 25, 50, 75, 100]), np.linspace(0.08, 0.2, 5), atol=0.003)
@@ -309,8 +310,8 @@ def test_torchs_boxes_are_drawn_as_torchvision_does() -> None:
     np.testing.assert_allclose(np.percentile(aspect, [0, 25, 50, 75, 100]), np.linspace(-1, 1, 5), atol=0.06)
     # Whole images, at last: every draw fails, and the largest square in the centre is taken.
     whole = {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0)}
-    assert torch_peer._random_box(np.random.default_rng(0), 500, 375, whole) == (62, 0, 437, 375)
-    large = torch_peer._random_box(np.random.default_rng(0), 500, 375, data | {"crop_area": (0.9, 1.0)})
+    assert torch_step._random_box(np.random.default_rng(0), 500, 375, whole) == (62, 0, 437, 375)
+    large = torch_step._random_box(np.random.default_rng(0), 500, 375, data | {"crop_area": (0.9, 1.0)})
     assert 0 <= large[0] < large[2] <= 500 and 0 <= large[1] < large[3] <= 375
 
 
@@ -319,11 +320,15 @@ def test_feeds_are_summed_up() -> None:
         same = {"images": 100, "about": "x", "trial_seconds": 9.0}
         return {"trials": [same | {"seconds": s, "cpu_seconds": c} for s, c in pairs]}
 
-    found = feed.summarise({feed.OURS: found_in((1.0, 0.2), (2.0, 0.3)), feed.TORCH: found_in((2.0, 0.4), (2.0, 0.3))})
+    found = input_pipeline.summarise(
+        {input_pipeline.OURS: found_in((1.0, 0.2), (2.0, 0.3)), input_pipeline.TORCH: found_in((2.0, 0.4), (2.0, 0.3))}
+    )
     assert found[0]["images_per_second"] == {"rounds": [100, 50], "median": 75, "min": 50, "max": 100}
     assert found[0]["cpu_ms_per_image"]["rounds"] == pytest.approx([2, 3])
     assert found[1]["ours_over_it_images_per_second"] == {"median": 1.5, "min": 1.0, "max": 2.0}
     assert found[1]["ours_over_it_cpu_ms_per_image"]["median"] == pytest.approx(0.75)
-    failed = feed.summarise({feed.OURS: found_in((1.0, 0.2)), feed.TORCH: {"trials": [], "error": "no torch"}})
+    failed = input_pipeline.summarise(
+        {input_pipeline.OURS: found_in((1.0, 0.2)), input_pipeline.TORCH: {"trials": [], "error": "no torch"}}
+    )
     text = tables.input_table({"programs": failed})
     assert "torch DataLoader: not compared, no torch" in text

@@ -8,12 +8,12 @@ import pytest
 from recorded import Ran, recorded, write_trace
 from test_bench_parts import small_config
 
-from rn50_jax import config as configs
 from rn50_jax.bench import cases, compiled, groups, hlo
 from rn50_jax.bench import profile as profiles
-from rn50_jax.bench.ceiling import Ceiling
 from rn50_jax.bench.profile import IDLE, Event, share_out, summarise
+from rn50_jax.bench.roofline import Ceiling
 from rn50_jax.bench.tables import kernel_tables
+from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError
 
 COMPUTE, COPIES = "Stream #13(Compute)", "Stream #15(MemcpyD2D,Memset)"

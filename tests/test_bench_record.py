@@ -13,10 +13,10 @@ import pytest
 from conftest import REPO, TINY, Run
 from runs import PATIENCE, wait_until
 
-from rn50_jax import goodput
 from rn50_jax.bench import budget
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.stops import Stops
+from rn50_jax.loggers import goodput
 
 CONFIG = ("--config", REPO / "configs/quickstart.py", *TINY, "--config.model.stages=(1, 1)", "--config.batch_size=4")
 HARDWARE = {"platform": "cpu", "device": "CPU (x)", "devices": 1, "processor": "x", "cores": 2}

@@ -16,7 +16,8 @@ from runs import PATIENCE, wait_until
 from test_bench_peers import STANDIN
 from test_readme import copy_project
 
-from rn50_jax import benchmark, config
+from rn50_jax import benchmark
+from rn50_jax.config import loading
 
 SCRIPT = str(REPO / "scripts/measure_gpu.sh")
 # A shell starts what is in the background with SIGINT ignored, and whoever is started so cannot trap it.
@@ -146,8 +147,8 @@ def test_the_commands_for_a_gpu_are_accepted(tmp_path: Path, standin: Path, monk
             benchmark.main(words[2:])
         else:  # the quick start, also the one that is killed
             given = [word.removeprefix("--config.").split("=", 1) for word in words if word.startswith("--config.")]
-            loaded, _ = config.load(str(REPO / "configs/quickstart.py"))
-            config.validate(config.override(loaded, [(key, value) for key, value in given]))
+            loaded, _ = loading.load(str(REPO / "configs/quickstart.py"))
+            loading.validate(loading.override(loaded, [(key, value) for key, value in given]))
     assert begun[:4] == ["_compare", "_sweep", "_sweep", "measure_input"]
     assert begun.count("_compare") == 4
 

@@ -7,10 +7,10 @@ import jax
 import pytest
 from conftest import REPO
 
-from rn50_jax import config as configs
 from rn50_jax.bench import cases, traced
-from rn50_jax.bench.document import as_markdown
+from rn50_jax.bench.report import as_markdown
 from rn50_jax.bench.traced import has_command_buffers
+from rn50_jax.config import loading as configs
 
 SMALL = (("model.arch", "resnet18"), ("model.width", "8"), ("model.stages", "(1,)"), ("model.num_classes", "5"))
 

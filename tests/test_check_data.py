@@ -22,16 +22,16 @@ from runs import PATIENCE
 from test_shards import write_tar
 
 from rn50_jax.check_data import check, main, report_text, write_clean_lists
-from rn50_jax.data import health
-from rn50_jax.data.filelist import read_list
-from rn50_jax.data.folder import read_part, scan_split
-from rn50_jax.data.headers import ImageProblem
-from rn50_jax.data.image_file import examine
-from rn50_jax.data.listing import Source, Split, list_dataset
-from rn50_jax.data.names import IMAGENET_IMAGES, human_names, imagenet_notes, likely_names
-from rn50_jax.data.processes import map_in_processes
-from rn50_jax.data.scan import look_at
-from rn50_jax.data.shards import has_shards
+from rn50_jax.data.check import findings as health
+from rn50_jax.data.check.image_file import examine
+from rn50_jax.data.check.listing import Source, Split, list_dataset
+from rn50_jax.data.check.scan import look_at
+from rn50_jax.data.formats.class_folders import read_part, scan_split
+from rn50_jax.data.formats.file_list import read_list
+from rn50_jax.data.formats.imagenet_names import IMAGENET_IMAGES, human_names, imagenet_notes, likely_names
+from rn50_jax.data.formats.shards import has_shards
+from rn50_jax.data.images.headers import ImageProblem
+from rn50_jax.data.process_pool import map_in_processes
 from rn50_jax.errors import UserError
 
 Checked = tuple[dict[str, Any], dict[str, Split], set[health.Place], set[health.Place]]
@@ -144,8 +144,8 @@ def test_every_kind_of_damage_is_found_by_both_modes(damaged: Path, checked: Che
 
 def test_the_verdicts_are_those_of_the_training_decoder(tmp_path: Path) -> None:
     """What check_data calls good is what the training pipeline decodes, and nothing else."""
+    from rn50_jax.data.check.dali_verify import make_verify
     from rn50_jax.data.dali import make_decoder
-    from rn50_jax.data.verify import make_verify
 
     decode = make_decoder(transform="torchvision", image_size=32, resize=32, workers=1)
     verify = make_verify()

@@ -22,15 +22,16 @@ from conftest import REPO, Run, assert_user_error
 from runs import PATIENCE, SMALL, read_lines, read_meta
 from tiny import assert_same_bits, make_model, make_state
 
-from rn50_jax import checkpoint_folder, description
-from rn50_jax.checkpoint import Checkpoints
-from rn50_jax.data.feed import FORM
+from rn50_jax.checkpoint import description
+from rn50_jax.checkpoint import folder as checkpoint_folder
+from rn50_jax.checkpoint.faults import passing_fault, reason
+from rn50_jax.checkpoint.integrity import describe_shapes, seal
+from rn50_jax.checkpoint.manager import Checkpoints
+from rn50_jax.checkpoint.step_folders import find_steps
+from rn50_jax.data.loader import FORM
 from rn50_jax.errors import RunStopped, UserError
-from rn50_jax.faults import passing_fault, reason
-from rn50_jax.integrity import describe_shapes, seal
-from rn50_jax.state import TrainState
-from rn50_jax.step_folders import find_steps
-from rn50_jax.stored import load_run
+from rn50_jax.inference.trained_model import load_run
+from rn50_jax.training.state import TrainState
 
 NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 
@@ -585,8 +586,8 @@ import os, signal, sys
 sys.path[:0] = [{repo!r}, {tests!r}]
 import numpy as np
 from pathlib import Path
-from rn50_jax.checkpoint import Checkpoints
-from rn50_jax.state import TrainState
+from rn50_jax.checkpoint.manager import Checkpoints
+from rn50_jax.training.state import TrainState
 
 folder = Path(sys.argv[1])
 

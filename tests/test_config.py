@@ -11,11 +11,11 @@ import pytest
 from conftest import REPO
 
 from configs import default
-from rn50_jax import config as configs
-from rn50_jax.build import build_model, build_schedule
+from rn50_jax.config import loading as configs
+from rn50_jax.config.derived import Plan, make_plan
+from rn50_jax.config.schema import ADDED, RULES
 from rn50_jax.errors import UserError
-from rn50_jax.plan import Plan, make_plan
-from rn50_jax.rules import ADDED, RULES
+from rn50_jax.training.build import build_model, build_schedule
 
 
 def test_default_is_valid() -> None:

@@ -9,18 +9,18 @@ import pytest
 from conftest import REPO
 from runs import in_a_terminal as run_in_a_terminal
 
-from rn50_jax.console import Screen, clock, train_line
-from rn50_jax.memory import megabytes
-from rn50_jax.plan import Plan
-from rn50_jax.report import result_table
+from rn50_jax.config.derived import Plan
+from rn50_jax.loggers.console import Screen, clock, train_line
+from rn50_jax.loggers.report import result_table
+from rn50_jax.training.memory import megabytes
 
 PLAN = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=20, peak_lr=0.1)
 WINDOW = {"train.loss": 2.5, "train.top1": 12.5, "lr": 0.1, "train.data_time": 0.1, "train.compute_time": 0.3}
 WINDOW |= {"train.total_ips": 80.0}
 SCRIPT = """
-from rn50_jax.console import print_rows
-from rn50_jax.plan import Plan
-from rn50_jax.report import Report
+from rn50_jax.loggers.console import print_rows
+from rn50_jax.config.derived import Plan
+from rn50_jax.loggers.report import Report
 
 print_rows({"batch": "32 per device x 1 device x 1 pass = 32 per update, and so on, and so on, and so on"})
 plan = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=20, peak_lr=0.1)

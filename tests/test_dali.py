@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 from trees import make_config, write_image
 
-from rn50_jax import parallel
+from rn50_jax.config.derived import make_plan
 from rn50_jax.data import dali
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.feed import Position, TrainBatch, eval_batches, files_of_step, prefetch, train_batches
-from rn50_jax.data.folder import ImageSet
-from rn50_jax.data.order import train_order
+from rn50_jax.data.formats.class_folders import ImageSet
+from rn50_jax.data.loader import Position, TrainBatch, eval_batches, files_of_step, prefetch, train_batches
+from rn50_jax.data.sampler import train_order
+from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.errors import UserError
-from rn50_jax.plan import make_plan
 
 START = Position(0, 0)
 
@@ -32,7 +32,7 @@ def grey_numbers(batch: dict[str, jax.Array]) -> np.ndarray:
 def test_training_batches_match_their_labels_and_order(tree: Path, num_devices: int, device_batch: int) -> None:
     config = make_config(tree, ("batch_size", str(device_batch)))
     dataset = open_dataset(config)
-    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    mesh = make_mesh(jax.devices()[:num_devices])
     plan = make_plan(config, num_images=22, num_devices=num_devices)
     batches = [b.batch for b in train_batches(config, dataset.train, plan, mesh, Position(0, 0))]
     steps = 22 // (num_devices * device_batch)
@@ -56,7 +56,7 @@ def test_training_batches_match_their_labels_and_order(tree: Path, num_devices: 
 def test_the_stream_goes_on_from_any_position(digits: Path, num_devices: int) -> None:
     config = make_config(digits, ("batch_size", str(300 // num_devices)), ("data.flip", "0.5"))
     dataset = open_dataset(config)
-    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    mesh = make_mesh(jax.devices()[:num_devices])
     plan = make_plan(config, num_images=1500, num_devices=num_devices)
 
     def bits(batches: Iterable[TrainBatch]) -> list[tuple[bytes, bytes]]:
@@ -82,7 +82,7 @@ def test_crops_do_not_depend_on_threads_or_prefetch(digits: Path) -> None:
         config = make_config(digits, ("batch_size", "64"), ("data.workers", workers), ("data.prefetch", depth))
         dataset = open_dataset(config)
         plan = make_plan(config, num_images=1500, num_devices=1)
-        mesh = parallel.make_mesh(jax.devices()[:1])
+        mesh = make_mesh(jax.devices()[:1])
         stream = train_batches(config, dataset.train, plan, mesh, Position(0, 0))
         results.append([np.asarray(b.batch["image"]).tobytes() for b in itertools.islice(stream, 5)])
         stream.close()
@@ -93,7 +93,7 @@ def test_no_buffer_is_used_again_while_a_batch_lives(digits: Path) -> None:
     config = make_config(digits, ("batch_size", "50"), ("epochs", "1"))
     dataset = open_dataset(config)
     plan = make_plan(config, num_images=1500, num_devices=2)
-    mesh = parallel.make_mesh(jax.devices()[:2])
+    mesh = make_mesh(jax.devices()[:2])
     checksum = jax.jit(lambda x: x.astype(np.uint32).sum((1, 2, 3, 4)))
     batches, sums = [], []
     for batch, _ in train_batches(config, dataset.train, plan, mesh, Position(0, 0)):
@@ -110,7 +110,7 @@ def test_image_size_by_epoch(digits: Path) -> None:
     )
     dataset = open_dataset(config)
     plan = make_plan(config, num_images=1500, num_devices=1)
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = make_mesh(jax.devices()[:1])
     stream = train_batches(config, dataset.train, plan, mesh, Position(0, 0))
     assert [b.batch["image"].shape[2] for b in stream] == 3 * [32] + 6 * [64] + 3 * [40]
     assert next(eval_batches(config, dataset.val, mesh))["image"].shape[2] == 32
@@ -119,7 +119,7 @@ def test_image_size_by_epoch(digits: Path) -> None:
 @pytest.mark.parametrize("augment", ["randaugment", "autoaugment", "trivialaugment"])
 @pytest.mark.slow
 def test_augmentation_changes_pixels_and_resumes_exactly(digits: Path, augment: str) -> None:
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = make_mesh(jax.devices()[:1])
 
     def pixels(augment: str, start: Position = START) -> tuple[list[np.ndarray], list[TrainBatch]]:
         config = make_config(digits, ("batch_size", "250"), ("epochs", "1"), ("data.augment", augment))
@@ -171,7 +171,7 @@ def test_crop_and_flip_follow_the_config(tmp_path: Path) -> None:
 def test_evaluation_batches_are_exact(tree: Path, num_devices: int) -> None:
     config = make_config(tree)
     dataset = open_dataset(config)
-    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    mesh = make_mesh(jax.devices()[:num_devices])
     seen, labels = [], []
     for batch in eval_batches(config, dataset.val, mesh):
         real = np.asarray(batch["weight"]) == 1
@@ -260,7 +260,7 @@ def test_a_bad_file_in_the_stream_is_named(tree: Path, damage: str, num_devices:
         "truncated": lambda: bad.write_bytes(bad.read_bytes()[:60]),
         "gone": bad.unlink,
     }[damage]()
-    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    mesh = make_mesh(jax.devices()[:num_devices])
     with pytest.raises(UserError) as error:
         list(eval_batches(config, dataset.val, mesh))
     assert f"{bad} cannot be used: " in str(error.value)
@@ -298,7 +298,7 @@ def test_synthetic_data_stands_for_its_count() -> None:
     config = make_config("", ("data.dir", "x"), ("data.backend", "synthetic"), ("data.synthetic_images", "(20, 10)"))
     dataset = open_dataset(config)
     assert (len(dataset.train.labels), len(dataset.val.labels), len(dataset.class_names)) == (20, 10, 1000)
-    mesh = parallel.make_mesh(jax.devices()[:2])
+    mesh = make_mesh(jax.devices()[:2])
     batches = list(eval_batches(config, dataset.val, mesh))
     assert sum(float(np.sum(batch["weight"])) for batch in batches) == 10
     plan = make_plan(config, num_images=20, num_devices=2)

@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 from runs import PATIENCE
 
 from rn50_jax.data.dali import make_decoder
-from rn50_jax.data.decodable import read_header, to_decodable
-from rn50_jax.data.headers import ImageProblem, IncompleteError, sniff
-from rn50_jax.data.parsable import parsable
+from rn50_jax.data.images.decodable import read_header, to_decodable
+from rn50_jax.data.images.headers import ImageProblem, IncompleteError, sniff
+from rn50_jax.data.images.parsable import parsable
 
 SIZE = 32
 
@@ -272,7 +272,7 @@ BATCHES = """
 import sys
 from test_decodable import PLAIN, UNPARSABLE
 from rn50_jax.data.dali import make_batch_decoder
-from rn50_jax.data.headers import ImageProblem
+from rn50_jax.data.images.headers import ImageProblem
 decode = make_batch_decoder(transform="torchvision", image_size=32, resize=32, workers=2, batch_size=64)
 for kind, (data, problem) in UNPARSABLE.items():
     for _ in range(5):

@@ -14,8 +14,8 @@ from damage import encode, make_photo
 from runs import PATIENCE, SMALL
 
 from rn50_jax.data.dali_errors import in_words
-from rn50_jax.data.decodable import to_rgb
-from rn50_jax.data.headers import PROBLEMS, ImageProblem
+from rn50_jax.data.images.decodable import to_rgb
+from rn50_jax.data.images.headers import PROBLEMS, ImageProblem
 
 WHOLE = encode(make_photo(1))
 ARITHMETIC = WHOLE.replace(b"\xff\xc0\0\x11", b"\xff\xc9\0\x11")

@@ -9,9 +9,9 @@ import pytest
 from conftest import Run, assert_user_error
 from test_loggers import files_of_at_most
 
-from rn50_jax import config as configs
-from rn50_jax.dle import METRICS, DleLog, dle_parameters
+from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError
+from rn50_jax.loggers.dllogger import METRICS, DleLog, dle_parameters
 
 
 def read_dle(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from conftest import REPO, TINY, Run, Shared
 from PIL import Image
 
 from rn50_jax import convert, features, train
-from rn50_jax.data.folder import scan_split
+from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.errors import UserError
 
 pytestmark = pytest.mark.slow  # all begin with a trained network, most with a probe of it

@@ -13,11 +13,10 @@ import pytest
 from PIL import Image
 from trees import make_config
 
-from rn50_jax.data import shards, splits
+from rn50_jax.config.derived import make_plan
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.digits import write_digits
-from rn50_jax.data.feed import changed_fact, stream_facts
-from rn50_jax.data.folder import (
+from rn50_jax.data.formats import shards, splits
+from rn50_jax.data.formats.class_folders import (
     ImageSet,
     check_class_names,
     fingerprint,
@@ -25,10 +24,11 @@ from rn50_jax.data.folder import (
     scan_split,
     visible_entries,
 )
-from rn50_jax.data.names import human_names
-from rn50_jax.data.order import crop_seed, eval_order, train_order
+from rn50_jax.data.formats.imagenet_names import human_names
+from rn50_jax.data.loader import changed_fact, stream_facts
+from rn50_jax.data.prepare.digits import write_digits
+from rn50_jax.data.sampler import crop_seed, eval_order, train_order
 from rn50_jax.errors import UserError
-from rn50_jax.plan import make_plan
 
 
 def test_digits_are_real_and_split_once_and_for_all(digits: Path) -> None:

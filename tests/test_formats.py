@@ -13,11 +13,11 @@ import pytest
 from damage import KINDS, write_kinds
 from trees import make_config
 
-from rn50_jax import parallel
+from rn50_jax.config.derived import make_plan
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.feed import Position, eval_batches, stream_facts, train_batches
-from rn50_jax.data.filelist import write_list
-from rn50_jax.plan import make_plan
+from rn50_jax.data.formats.file_list import write_list
+from rn50_jax.data.loader import Position, eval_batches, stream_facts, train_batches
+from rn50_jax.distributed.devices import make_mesh
 
 
 def write_shards(root: Path, target: Path) -> None:
@@ -41,7 +41,7 @@ def bits(root: Path, *overrides: tuple[str, str]) -> list[tuple[bytes, bytes]]:
     """The batches of training and evaluation on two devices."""
     config = make_config(root, ("batch_size", "150"), ("data.flip", "0.5"), *overrides)
     dataset = open_dataset(config)
-    mesh = parallel.make_mesh(jax.devices()[:2])
+    mesh = make_mesh(jax.devices()[:2])
     plan = make_plan(config, num_images=1500, num_devices=2)
     batches = [b.batch for b in train_batches(config, dataset.train, plan, mesh, Position(0, 0))]
     batches += eval_batches(config, dataset.val, mesh)
@@ -81,7 +81,7 @@ def test_a_shard_that_went_bad_is_left_out_like_files(digits: Path, tmp_path: Pa
         for index in (200, 250):
             tar.seek(members.offset[index])
             tar.write(b"no image")
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = make_mesh(jax.devices()[:1])
     weights = np.concatenate([np.asarray(b["weight"])[0] for b in eval_batches(config, dataset.val, mesh)])
     assert np.flatnonzero(weights == 0).tolist() == [200, 250]
 

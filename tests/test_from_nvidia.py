@@ -18,8 +18,8 @@ from torch_reference import ResNet as TorchResNet
 from torch_reference import decay_groups
 
 from rn50_jax import prepare_imagenet
-from rn50_jax.data import ilsvrc
-from rn50_jax.rules import RULES
+from rn50_jax.config.schema import RULES
+from rn50_jax.data.prepare import ilsvrc2012
 
 PAGE = (REPO / "docs/from-nvidia.md").read_text()
 # The usage text of main.py, and what its README calls of the other scripts.
@@ -193,7 +193,7 @@ def test_our_lines_run(
     copy_project(tmp_path)
     write_archives(tmp_path / "archives")
     sums = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in (tmp_path / "archives").iterdir()}
-    monkeypatch.setattr(ilsvrc, "MD5", {name: sums[name] for name in ilsvrc.MD5})
+    monkeypatch.setattr(ilsvrc2012, "MD5", {name: sums[name] for name in ilsvrc2012.MD5})
     write_checkpoint(tmp_path / "checkpoint.pth.tar")
     shutil.copy(next((digits / "val/3").iterdir()), tmp_path / "photo.jpg")
     printed = {}

@@ -9,9 +9,9 @@ import pytest
 from conftest import Run
 from tiny import make_model, make_state
 
-from rn50_jax.checkpoint import Checkpoints
-from rn50_jax.checkpoint_folder import is_gathered
-from rn50_jax.state import TrainState
+from rn50_jax.checkpoint.folder import is_gathered
+from rn50_jax.checkpoint.manager import Checkpoints
+from rn50_jax.training.state import TrainState
 
 
 @pytest.fixture(scope="module")

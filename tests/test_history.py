@@ -12,7 +12,7 @@ from test_plot import make_run, train_line, val_line, write
 
 from rn50_jax import plot
 from rn50_jax.errors import UserError
-from rn50_jax.history import last_line, read_config, read_facts, read_history, set_aside_unreadable, write_csv
+from rn50_jax.loggers.history import last_line, read_config, read_facts, read_history, set_aside_unreadable, write_csv
 
 BAD = (
     b"\xff\xfe",

@@ -16,8 +16,8 @@ import yaml
 from conftest import QUICK_COMPILE, REPO, TINY, assert_user_error
 from runs import PATIENCE, SMALL, final_arrays, read_lines
 
+from rn50_jax.distributed.processes import Cluster, find_cluster
 from rn50_jax.errors import UserError
-from rn50_jax.hosts import Cluster, find_cluster
 
 
 def command(digits: Path, workdir: Path, *args: object, config: Path = REPO / "configs/quickstart.py") -> list[str]:

@@ -16,12 +16,13 @@ import sklearn.datasets
 from PIL import Image
 from trees import make_config, write_image
 
-from rn50_jax.data import decodable, folder
 from rn50_jax.data.dali import make_decoder
-from rn50_jax.data.folder import Members, scan_split
-from rn50_jax.data.headers import PROBLEMS
+from rn50_jax.data.formats import class_folders
+from rn50_jax.data.formats.class_folders import Members, scan_split
+from rn50_jax.data.images import decodable
+from rn50_jax.data.images.headers import PROBLEMS
 from rn50_jax.exporting.check import thin_out
-from rn50_jax.inputs import Found, decode_files, find_images, found_in
+from rn50_jax.inference.image_files import Found, decode_files, find_images, found_in
 
 PHOTO = Path(sklearn.datasets.__file__).parent / "images/china.jpg"
 
@@ -80,9 +81,9 @@ def test_a_folder_that_cannot_be_read(photos: Path, monkeypatch: pytest.MonkeyPa
     real = os.scandir
 
     def scandir(folder: str) -> object:
-        if folder.endswith("sub"):
+        if class_folders.endswith("sub"):
             raise PermissionError(13, "Permission denied")
-        return real(folder)
+        return real(class_folders)
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert names("photos")[-1] == "photos/sub: cannot be read: Permission denied"
@@ -126,7 +127,7 @@ def test_bad_files_do_not_spoil_the_others(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "052.png").unlink()
     monkeypatch.setattr(decodable, "MAX_PIXELS", 2000)  # the others have 1,440
     write_image(tmp_path / "053.png", size=(50, 50))
-    monkeypatch.setattr(folder, "MAX_BYTES", 6_000_000)
+    monkeypatch.setattr(class_folders, "MAX_BYTES", 6_000_000)
     with (tmp_path / "054.png").open("wb") as file:
         file.truncate(6_000_001)
     files = [Found(str(tmp_path / f"{grey:03}.png")) for grey in range(80)]

@@ -10,9 +10,9 @@ import pytest
 from conftest import REPO, Run, tiny_args
 from runs import in_a_terminal as run_in_a_terminal
 
-from rn50_jax.console import train_line, validation_text
-from rn50_jax.layout import columns, fit, width_of, wrap
-from rn50_jax.text import counted, decimal, plural
+from rn50_jax.io.terminal import columns, fit, width_of, wrap
+from rn50_jax.io.text import counted, decimal, plural
+from rn50_jax.loggers.console import train_line, validation_text
 
 
 def in_a_terminal(env: dict[str, str], width: int, *words: object, cwd: Path = REPO) -> list[str]:

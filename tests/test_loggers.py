@@ -12,11 +12,11 @@ from threading import Event
 import pytest
 from trees import make_config
 
-from rn50_jax import loggers, records
 from rn50_jax.errors import UserError
-from rn50_jax.linefile import LineFile
-from rn50_jax.loggers import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
-from rn50_jax.records import Background, Guarded, Persistent, Record
+from rn50_jax.io.lines import LineFile
+from rn50_jax.loggers import base, records
+from rn50_jax.loggers.base import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
+from rn50_jax.loggers.records import Background, Guarded, Persistent, Record
 
 
 def record(step: int, kind: str = "train", **metrics: float) -> Record:
@@ -143,9 +143,9 @@ def test_events_of_a_disk_that_was_full_for_a_while(tmp_path: Path) -> None:
 def test_an_identity_that_cannot_be_read_is_made_anew(tmp_path: Path, known: bytes) -> None:
     path = tmp_path / "wandb.json"
     path.write_bytes(known)
-    assert loggers._remembered(path, "p", lambda: "new") == "new"
-    assert loggers._remembered(path, "p", lambda: "newer") == "new"
-    assert loggers._remembered(path, "q", lambda: "other") == "other"
+    assert base._remembered(path, "p", lambda: "new") == "new"
+    assert base._remembered(path, "p", lambda: "newer") == "new"
+    assert base._remembered(path, "q", lambda: "other") == "other"
 
 
 class Server:
@@ -254,7 +254,7 @@ def test_weights_and_biases_get_the_same_run_again(tmp_path: Path) -> None:
 
     wandb.teardown()  # it would stay with the settings of the test before
     config = make_config(tmp_path, ("report.wandb", "project"))
-    loggers.check_loggers(config)
+    base.check_loggers(config)
     for first_step in (0, 10):
         with closing(WeightsAndBiases(tmp_path, config)) as log:
             for step in (first_step + 10, first_step + 20):
@@ -282,7 +282,7 @@ def test_mlflow_gets_the_same_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
     config = make_config(tmp_path, ("report.mlflow", "digits"), ("seed", "7"))
-    loggers.check_loggers(config)
+    base.check_loggers(config)
     ends = (("end", False), ("end", True))
     for first_step, (kind, finished) in zip((0, 10), ends, strict=True):
         with closing(Mlflow(tmp_path, config)) as log:
@@ -303,8 +303,8 @@ def test_what_is_missing_is_told_early(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.delenv("WANDB_MODE", raising=False)
     with pytest.raises(UserError, match="run `wandb login`, or set WANDB_MODE=offline"):
-        loggers.check_loggers(config)
-    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None)
+        base.check_loggers(config)
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
     for key in ("wandb", "mlflow"):
         with pytest.raises(UserError, match=rf"config.report.{key}='p' needs the package {key}; pip install {key}"):
-            loggers.check_loggers(make_config(tmp_path, (f"report.{key}", "p")))
+            base.check_loggers(make_config(tmp_path, (f"report.{key}", "p")))

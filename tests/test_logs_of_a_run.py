@@ -144,7 +144,7 @@ def test_a_full_disk_ends_the_logs_and_not_the_run(env: dict[str, str], digits: 
 def test_without_tensorboard_and_matplotlib_training_goes_on(
     call_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "rn50_jax.curves", raising=False)
+    monkeypatch.delitem(sys.modules, "rn50_jax.analysis.curves", raising=False)
     for package in ("tensorboard", "matplotlib"):
         monkeypatch.setitem(sys.modules, package, None)
     done = call_train(tmp_path / "w")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from rn50_jax.losses import binary_cross_entropy, cross_entropy, top_k_hits
+from rn50_jax.training.losses import binary_cross_entropy, cross_entropy, top_k_hits
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])

@@ -13,9 +13,9 @@ from typing import Any, cast
 import jax
 import pytest
 
-from rn50_jax.bench.document import as_markdown, make_header
-from rn50_jax.commit import find_commit
-from rn50_jax.machine import describe_machine, gpu_lines, read_gpus, versions
+from rn50_jax.bench.report import as_markdown, make_header
+from rn50_jax.runtime.commit import find_commit
+from rn50_jax.runtime.machine import describe_machine, gpu_lines, read_gpus, versions
 
 # Answers by the names of nvidia-smi's help, so that a mistaken or misplaced field shows.
 FIRST = {

@@ -15,7 +15,7 @@ import rn50_jax.data
 from rn50_jax.data import dali
 from rn50_jax.data.dali_errors import need_dali, no_dali
 from rn50_jax.errors import UserError
-from rn50_jax.machine import dali_version
+from rn50_jax.runtime.machine import dali_version
 
 MISSING = "DALI, which decodes the images, is not installed: pip install nvidia-dali-cuda130 (nvidia-dali-cuda120"
 LIBRARY = "libcuda.so.1: cannot open shared object file: No such file or directory"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rn50_jax import parallel
+from rn50_jax.distributed.devices import AXIS, make_mesh, shard, spread
 from rn50_jax.models.norm import EPSILON, BatchNorm, NormSync, batch_norm_max_pool, norm_sync
 
 KINDS = {"plain": (False, False), "relu": (False, True), "sum": (True, False), "sum-relu": (True, True)}
@@ -86,21 +86,19 @@ def test_value_and_gradients_equal_torch(kind: str) -> None:
 
 @pytest.mark.parametrize("group", [2, 4])
 def test_fused_equals_plain_over_groups_of_devices(group: int) -> None:
-    sync = norm_sync(parallel.AXIS, 4, group)
+    sync = norm_sync(AXIS, 4, group)
     results = []
     with jax.enable_x64(True):
-        mesh = parallel.make_mesh(jax.devices()[:4])
+        mesh = make_mesh(jax.devices()[:4])
         stats, params, *arrays = inputs(np.float64, (4, 2, 3, 3, 5))
-        batch = dict(
-            zip(("x", "residual", "weight"), (parallel.shard(np.asarray(v), mesh) for v in arrays), strict=True)
-        )
+        batch = dict(zip(("x", "residual", "weight"), (shard(np.asarray(v), mesh) for v in arrays), strict=True))
         for fused in (True, False):
             run = apply(fused, "sum-relu", np.float64, sync)
 
             def step(state: Any, batch: Any, run: Any = run) -> Any:
                 return run(*state, batch["x"], batch["residual"], batch["weight"])
 
-            compiled = parallel.spread(step, mesh, mode="shard_map", stacked=True)
+            compiled = spread(step, mesh, mode="shard_map", stacked=True)
             results.append(jax.device_get(compiled((stats, params), batch)))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), *results)
 
@@ -175,19 +173,19 @@ def test_pooling_in_one_keeps_no_array_between() -> None:
 
 
 def test_pooling_in_one_over_groups_of_devices() -> None:
-    sync = norm_sync(parallel.AXIS, 4, 2)
+    sync = norm_sync(AXIS, 4, 2)
     results = []
     with jax.enable_x64(True):
-        mesh = parallel.make_mesh(jax.devices()[:4])
+        mesh = make_mesh(jax.devices()[:4])
         stats, params, x, _, _ = inputs(np.float64, (4, 2, 6, 6, 5))
         weight = np.random.default_rng(1).normal(size=(4, 2, 3, 3, 5))
-        batch = {"x": parallel.shard(np.asarray(x), mesh), "weight": parallel.shard(weight, mesh)}
+        batch = {"x": shard(np.asarray(x), mesh), "weight": shard(weight, mesh)}
         for pool in ("fused", "native"):
             run = apply(True, "relu", np.float64, sync, pool)
 
             def step(state: Any, batch: Any, run: Any = run) -> Any:
                 return run(*state, batch["x"], batch["x"], batch["weight"])
 
-            compiled = parallel.spread(step, mesh, mode="shard_map", stacked=True)
+            compiled = spread(step, mesh, mode="shard_map", stacked=True)
             results.append(jax.device_get(compiled((stats, params), batch)))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), *results)

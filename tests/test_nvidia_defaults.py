@@ -11,12 +11,12 @@ from tiny import place
 from torch_reference import ResNet as TorchResNet
 from torch_reference import decay_groups, smoothed_loss
 
-from rn50_jax import config as configs
-from rn50_jax import parallel
-from rn50_jax.build import build_model, build_schedule, build_state
-from rn50_jax.plan import make_plan
-from rn50_jax.precision import Precision
+from rn50_jax.config import loading as configs
+from rn50_jax.config.derived import make_plan
+from rn50_jax.distributed.devices import make_mesh, replicate
 from rn50_jax.train import compile_steps
+from rn50_jax.training.build import build_model, build_schedule, build_state
+from rn50_jax.training.loss_scale import Precision
 
 FLOAT64 = Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
 # Its "non standard configuration": -c fanin --label-smoothing 0.1
@@ -49,9 +49,9 @@ def test_three_steps_are_plain_pytorchs(flags: list[tuple[str, str]], smoothing:
     net = TorchResNet((2, 1), False, CLASSES, width=8).double().train()
     load(net, state.params, state.batch_stats)
     state = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, state)
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = make_mesh(jax.devices()[:1])
     step, _ = compile_steps(config, model.clone(precision=FLOAT64), plan, mesh)
-    state = parallel.replicate(state, mesh)
+    state = replicate(state, mesh)
 
     # The flags' defaults, as its main.py has them.
     optimizer = torch.optim.SGD(decay_groups(net, "reference", 1e-4), lr=0.1, momentum=0.9)

@@ -21,17 +21,17 @@ from test_formats import bits
 from test_shards import sample, write_tar
 from trees import make_config
 
-from rn50_jax import parallel
+from rn50_jax.config.derived import make_plan
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.feed import Position, stream_facts, train_batches
-from rn50_jax.data.filelist import read_list, write_list
-from rn50_jax.data.folder import scan_split
-from rn50_jax.data.packing import plan_split
-from rn50_jax.data.shards import ShardedImages, scan_shards
-from rn50_jax.data.tars import read_idx, read_members
+from rn50_jax.data.formats.class_folders import scan_split
+from rn50_jax.data.formats.file_list import read_list, write_list
+from rn50_jax.data.formats.shards import ShardedImages, scan_shards
+from rn50_jax.data.formats.tars import read_idx, read_members
+from rn50_jax.data.loader import Position, stream_facts, train_batches
+from rn50_jax.data.prepare.shard_writer import plan_split
+from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.errors import UserError
 from rn50_jax.pack import main, open_splits, pack_folder, parse_size, read_class_names
-from rn50_jax.plan import make_plan
 
 LISTS: dict[str, Path | None] = {"train": None, "val": None}
 
@@ -185,7 +185,7 @@ def test_packed_shards_train_like_the_folders(digits: Path, tmp_path: Path) -> N
     plan = make_plan(config, num_images=1500, num_devices=1)
     facts = [stream_facts(c, open_dataset(c).train, plan) for c in (config, make_config(tmp_path / "out"))]
     assert facts[0] == facts[1]
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = make_mesh(jax.devices()[:1])
     folders, shards = (open_dataset(c).train for c in (config, make_config(tmp_path / "out")))
     whole = [np.asarray(b.batch["image"]) for b in train_batches(config, folders, plan, mesh, Position(0, 0))]
     begun = list(islice(train_batches(config, folders, plan, mesh, Position(0, 0)), 2))
@@ -247,9 +247,9 @@ def test_too_little_room_is_told_in_advance(folders: Path, tmp_path: Path, monke
 def test_a_shard_that_does_not_read_back_is_noticed_and_made_again(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rn50_jax.data import packing
+    from rn50_jax.data.prepare import shard_writer
 
-    whole = packing._write_shard
+    whole = shard_writer._write_shard
 
     def write_badly(root: Path, tar: Path, *args: Any) -> dict[str, Any]:
         facts = whole(root, tar, *args)
@@ -259,7 +259,7 @@ def test_a_shard_that_does_not_read_back_is_noticed_and_made_again(
         return facts
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "_write_shard", write_badly)
+        patch.setattr(shard_writer, "_write_shard", write_badly)
         with pytest.raises(UserError, match=r"train-00000\d.tar does not read back as it was written"):
             pack_it(folders, tmp_path / "out")
     while True:
@@ -294,7 +294,7 @@ def test_finished_and_foreign_folders_stay_as_they_are(folders: Path, tmp_path: 
 
 
 def test_two_packs_into_one_folder(folders: Path, tmp_path: Path) -> None:
-    from rn50_jax.data.output import holding
+    from rn50_jax.data.prepare.output import holding
 
     with holding(tmp_path / "out"), pytest.raises(UserError, match="another process is writing to"):
         pack_it(folders, tmp_path / "out")

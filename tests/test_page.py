@@ -17,9 +17,9 @@ from runs import read_lines
 from test_plot import make_run
 
 from rn50_jax import plot
+from rn50_jax.analysis.page_html import LegendItem, Table, Tile, render
+from rn50_jax.analysis.page_mistakes import Card, Confused, Mistakes
 from rn50_jax.errors import UserError
-from rn50_jax.page_mistakes import Card, Confused, Mistakes
-from rn50_jax.page_parts import LegendItem, Table, Tile, render
 
 HTML, SVG = "{http://www.w3.org/1999/xhtml}", "{http://www.w3.org/2000/svg}"
 

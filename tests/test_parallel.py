@@ -8,15 +8,15 @@ import pytest
 import torch
 from tiny import OPTIONS, assert_same_bits, make_batch, make_model, make_state, make_step, place
 
-from rn50_jax import parallel
+from rn50_jax.distributed import devices
 from rn50_jax.errors import UserError
 from rn50_jax.models.norm import EPSILON, batch_norm, norm_sync
 from rn50_jax.models.resnet import ResNet
-from rn50_jax.precision import Precision
+from rn50_jax.training.loss_scale import Precision
 
 
 def train(mode: str, num_devices: int, bn_group: int, steps: int = 3) -> object:
-    model = make_model(sync=norm_sync(parallel.AXIS, num_devices, bn_group))
+    model = make_model(sync=norm_sync(devices.AXIS, num_devices, bn_group))
     options = OPTIONS._replace(mixup=0.2, accumulation=2, ema_decay=0.9)
     step, replicate = make_step(model, num_devices, options, mode=mode)
     state = replicate(make_state(model, ema=True))
@@ -46,7 +46,7 @@ def test_one_batch_or_its_parts_on_eight_devices_with_shared_statistics(accumula
     with jax.enable_x64(True):
         results = []
         for num_devices in (1, 8):
-            sync = norm_sync(parallel.AXIS, num_devices, 0)
+            sync = norm_sync(devices.AXIS, num_devices, 0)
             model = float64(make_model("fp32", sync))
             step, replicate = make_step(model, num_devices, OPTIONS._replace(accumulation=accumulation))
             state = replicate(jax.tree.map(widen, make_state(model)))
@@ -74,17 +74,17 @@ def test_batch_norm_of_each_device_or_group_by_hand(group: int) -> None:
 
     def device(parameters: Any, batch: Any) -> Any:
         def loss(x: jax.Array, parameters: Any) -> tuple[jax.Array, Any]:
-            sync = norm_sync(parallel.AXIS, 4, group)
+            sync = norm_sync(devices.AXIS, 4, group)
             y, mean, var = batch_norm(x, *parameters, None, np.dtype(np.float64), sync, False)
             return jnp.sum(y * batch["weight"]), (y, mean, var)
 
         (dx, dp), aux = jax.grad(loss, argnums=(0, 1), has_aux=True)(batch["x"], parameters)
-        return aux, dx, jax.lax.psum(dp, parallel.AXIS)
+        return aux, dx, jax.lax.psum(dp, devices.AXIS)
 
     with jax.enable_x64(True):
-        mesh = parallel.make_mesh(jax.devices()[:4])
-        compiled = parallel.spread(device, mesh, mode="pmap", stacked=True)
-        batch = {"x": parallel.shard(x, mesh), "weight": parallel.shard(weight, mesh)}
+        mesh = devices.make_mesh(jax.devices()[:4])
+        compiled = devices.spread(device, mesh, mode="pmap", stacked=True)
+        batch = {"x": devices.shard(x, mesh), "weight": devices.shard(weight, mesh)}
         (y, mean, var), dx, dp = jax.device_get(compiled((scale, bias), batch))
 
     parts = x.reshape(4 // group, group * 3, 2, 2, 5)
@@ -118,9 +118,9 @@ def test_the_training_step_compiles_once_and_copies_no_state(mode: str, caplog: 
 
 @pytest.mark.parametrize("mode", ["pmap", "shard_map"])
 def test_devices_that_differ_are_found(mode: str) -> None:
-    mesh = parallel.make_mesh(jax.devices()[:4])
-    state = parallel.replicate(make_state(make_model()), mesh)
-    check = parallel.find_divergence(mesh, mode=mode)
+    mesh = devices.make_mesh(jax.devices()[:4])
+    state = devices.replicate(make_state(make_model()), mesh)
+    check = devices.find_divergence(mesh, mode=mode)
     assert check(state) is None
 
     def change(x: jax.Array, index: tuple[int, ...]) -> jax.Array:
@@ -151,12 +151,12 @@ def test_a_step_compiles_once_and_reuses_the_state(mode: str) -> None:
     def step(state: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         nonlocal traces
         traces += 1
-        mean = jax.lax.pmean(batch["weight"].mean(), parallel.AXIS)
+        mean = jax.lax.pmean(batch["weight"].mean(), devices.AXIS)
         return state + mean, mean
 
-    mesh = parallel.make_mesh(jax.devices()[:4])
-    compiled = parallel.spread(step, mesh, mode=mode, donate_state=True)
-    state = parallel.replicate(np.zeros(1000, np.float32), mesh)
+    mesh = devices.make_mesh(jax.devices()[:4])
+    compiled = devices.spread(step, mesh, mode=mode, donate_state=True)
+    state = devices.replicate(np.zeros(1000, np.float32), mesh)
     for _ in range(3):
         before = state
         state, _ = compiled(state, place(make_batch(4, 2)))
@@ -168,9 +168,9 @@ def test_a_step_compiles_once_and_reuses_the_state(mode: str) -> None:
 @pytest.mark.parametrize("num_devices", [1, 2, 4])
 def test_a_donated_state_shares_memory_with_nothing(num_devices: int) -> None:
     # An array that appears twice, or that the host still holds, must survive a step that writes over its state.
-    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    mesh = devices.make_mesh(jax.devices()[:num_devices])
     device, host = jax.numpy.zeros(64), np.zeros(64, np.float32)
-    state = parallel.replicate({"a": device, "b": device, "c": host, "d": host}, mesh)
+    state = devices.replicate({"a": device, "b": device, "c": host, "d": host}, mesh)
     buffers = [part.data.unsafe_buffer_pointer() for leaf in state.values() for part in leaf.addressable_shards]
     assert len(set(buffers)) == 4 * num_devices
     assert not {device.unsafe_buffer_pointer(), host.ctypes.data} & set(buffers)
@@ -186,9 +186,9 @@ def test_results_are_the_same_on_every_device() -> None:
 
 
 def test_batches_are_placed_without_mixing_devices() -> None:
-    mesh = parallel.make_mesh(jax.devices()[:3])
+    mesh = devices.make_mesh(jax.devices()[:3])
     rows = [np.full((2, 5), device, np.int32) for device in range(3)]
-    array = parallel.shard(rows, mesh)
+    array = devices.shard(rows, mesh)
     assert array.shape == (3, 2, 5)
     assert [int(np.asarray(part.data).max()) for part in array.addressable_shards] == [0, 1, 2]
     assert [part.device for part in array.addressable_shards] == jax.devices()[:3]
@@ -196,4 +196,4 @@ def test_batches_are_placed_without_mixing_devices() -> None:
 
 def test_a_gpu_backend_needs_a_gpu() -> None:
     with pytest.raises(UserError, match="needs a GPU, and JAX found only cpu; use dali-cpu"):
-        parallel.find_devices(backend="dali-gpu", precision="fp32")
+        devices.find_devices(backend="dali-gpu", precision="fp32")

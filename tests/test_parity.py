@@ -27,9 +27,9 @@ from parity import (
     train_torch,
 )
 
-from rn50_jax import augment
 from rn50_jax.models.resnet import FAMILY, ResNet, Variant
-from rn50_jax.precision import PRECISIONS, Precision
+from rn50_jax.training import augment
+from rn50_jax.training.loss_scale import PRECISIONS, Precision
 
 CHECKED = (1, 2, 10, 50)
 # Relative distance to the float64 run. PyTorch's own float32, for the seeds that we looked at: 1e-6 at most after two

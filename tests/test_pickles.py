@@ -11,8 +11,8 @@ import torch
 from torch_reference import ResNet as TorchResNet
 
 from rn50_jax.errors import UserError
-from rn50_jax.pickles import check_pickles
-from rn50_jax.weight_files import load_torch, read_weights
+from rn50_jax.weights.files import load_torch, read_weights
+from rn50_jax.weights.pickles import check_pickles
 
 
 def nested(levels: int) -> bytes:
@@ -46,7 +46,7 @@ def test_objects_that_no_reader_survives_are_refused(data: bytes, tmp_path: Path
 
 
 def test_too_many_steps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rn50_jax.pickles._STEPS", 100)
+    monkeypatch.setattr("rn50_jax.weights.pickles._STEPS", 100)
     check_pickles(io.BytesIO(as_zip(pickle.dumps([0] * 40))))
     with pytest.raises(ValueError, match="more than 100 steps"):
         check_pickles(io.BytesIO(as_zip(pickle.dumps([0] * 400))))
@@ -66,9 +66,9 @@ def test_real_files_are_nowhere_near(monkeypatch: pytest.MonkeyPatch) -> None:
     net(torch.zeros(2, 3, 32, 32)).sum().backward()
     optimizer.step()
     content = {"epoch": 3, "state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}
-    monkeypatch.setattr("rn50_jax.pickles._DEEPEST", 20)
-    monkeypatch.setattr("rn50_jax.pickles._MOST", 100_000)
-    monkeypatch.setattr("rn50_jax.pickles._STEPS", 200_000)
+    monkeypatch.setattr("rn50_jax.weights.pickles._DEEPEST", 20)
+    monkeypatch.setattr("rn50_jax.weights.pickles._MOST", 100_000)
+    monkeypatch.setattr("rn50_jax.weights.pickles._STEPS", 200_000)
     for zipped in (True, False):
         for protocol in (2, 4):
             file = io.BytesIO()

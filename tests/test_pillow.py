@@ -14,11 +14,11 @@ from damage import encode, make_photo, write_kinds
 from PIL import Image
 from trees import make_config
 
-from rn50_jax.data.headers import ImageProblem
-from rn50_jax.data.pillow import decode
-from rn50_jax.inputs import Decoded, decode_files, find_images
+from rn50_jax.data.images.headers import ImageProblem
+from rn50_jax.data.images.pillow import decode
+from rn50_jax.inference.image_files import Decoded, decode_files, find_images
+from rn50_jax.inference.trained_model import load_run
 from rn50_jax.predict import make_classifier
-from rn50_jax.stored import load_run
 
 RESIZE, CROP = 40, 32
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from rn50_jax import plot
-from rn50_jax.curves import PANELS, Run, overview, running_mean, save, single
+from rn50_jax.analysis.curves import PANELS, Run, overview, running_mean, save, single
 from rn50_jax.errors import UserError
-from rn50_jax.history import metrics_file, read_history
+from rn50_jax.loggers.history import metrics_file, read_history
 
 
 def write(path: Path, lines: list[dict[str, Any]], tail: str = "") -> Path:

@@ -12,13 +12,13 @@ import pytest
 from conftest import REPO
 from tiny import CLASSES, OPTIONS, STATIC, make_batch, make_model, make_optimizer, make_state, place
 
-from rn50_jax import parallel
-from rn50_jax.augment import normalise
-from rn50_jax.losses import cross_entropy
+from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, spread
 from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.precision import PRECISIONS
-from rn50_jax.state import abstract_state
-from rn50_jax.step import train_step
+from rn50_jax.training.augment import normalise
+from rn50_jax.training.loss_scale import PRECISIONS
+from rn50_jax.training.losses import cross_entropy
+from rn50_jax.training.state import abstract_state
+from rn50_jax.training.step import train_step
 
 BATCH = 6
 
@@ -77,12 +77,12 @@ def test_types_are_those_of_the_documentation(column: int, precision: str) -> No
         optimizer=make_optimizer(),
         learning_rate=lambda step: jnp.float32(0.1),
         options=options,
-        axis_name=parallel.AXIS,
+        axis_name=AXIS,
     )
-    mesh = parallel.make_mesh(jax.devices()[:2])
-    state = parallel.replicate(make_state(model, ema=True), mesh)
+    mesh = make_mesh(jax.devices()[:2])
+    state = replicate(make_state(model, ema=True), mesh)
     batch = place(make_batch(2, BATCH))
-    compiled = parallel.spread(step, mesh, mode="shard_map")
+    compiled = spread(step, mesh, mode="shard_map")
     program = list(equations(jax.make_jaxpr(compiled)(state, batch).jaxpr))
     after, metrics = jax.eval_shape(compiled, state, batch)
 

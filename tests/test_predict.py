@@ -18,11 +18,11 @@ from conftest import REPO, Run, assert_user_error
 from PIL import Image
 from runs import PATIENCE
 
-from rn50_jax.answers import FORMATS
-from rn50_jax.data.folder import scan_split
-from rn50_jax.inputs import find_images
+from rn50_jax.data.formats.class_folders import scan_split
+from rn50_jax.inference.image_files import find_images
+from rn50_jax.inference.output_formats import FORMATS
+from rn50_jax.inference.trained_model import load_run
 from rn50_jax.predict import answers
-from rn50_jax.stored import load_run
 
 
 def test_it_names_held_back_digits(trained: tuple[Path, str], call: Run, digits: Path) -> None:

@@ -22,9 +22,9 @@ from scipy.io import savemat
 from test_shards import HUGE, NEGATIVE, OCTAL, header
 
 from rn50_jax import prepare_imagenet
-from rn50_jax.data import ilsvrc
-from rn50_jax.data.names import likely_names
-from rn50_jax.data.shards import scan_shards
+from rn50_jax.data.formats.imagenet_names import likely_names
+from rn50_jax.data.formats.shards import scan_shards
+from rn50_jax.data.prepare import ilsvrc2012
 from rn50_jax.errors import UserError
 from rn50_jax.prepare_imagenet import Expected, prepare
 
@@ -77,11 +77,11 @@ def write_archives(folder: Path) -> None:
     """The three archives, of the classes and counts of `EXPECTED`."""
     folder.mkdir()
     val_numbers = [1 + (3 * i) % 5 for i in range(60)]
-    write_devkit(folder / ilsvrc.DEVKIT, val_numbers)
-    with tarfile.open(folder / ilsvrc.TRAIN, "w") as archive:
+    write_devkit(folder / ilsvrc2012.DEVKIT, val_numbers)
+    with tarfile.open(folder / ilsvrc2012.TRAIN, "w") as archive:
         for synset, count in zip(SYNSETS, TRAIN_IMAGES, strict=True):
             add(archive, f"{synset}.tar", write_class_tar(synset, count))
-    with tarfile.open(folder / ilsvrc.VAL, "w") as archive:
+    with tarfile.open(folder / ilsvrc2012.VAL, "w") as archive:
         for i in range(1, 61):
             add(archive, f"ILSVRC2012_val_{i:08d}.JPEG", f"val {i} ".encode() * 60)
 
@@ -190,7 +190,7 @@ def test_only_images_are_written(
             content = inner.getvalue()
         return member, content, {}
 
-    rewrite(archives / ilsvrc.TRAIN, spoil)
+    rewrite(archives / ilsvrc2012.TRAIN, spoil)
     with pytest.raises(UserError) as error:
         prepare(archives, tmp_path / "out", EXPECTED)
     assert f"n01440764.tar holds {name[:200]!r}, which is no image of ILSVRC2012" in str(error.value)
@@ -200,7 +200,7 @@ def test_only_images_are_written(
 
 def spoil_class(folder: Path, change: Callable[[bytes], bytes]) -> None:
     """Changes the bytes of the first class's archive."""
-    rewrite(folder / ilsvrc.TRAIN, lambda n, d: (n, change(d) if SYNSETS[0] in n else d, {}))
+    rewrite(folder / ilsvrc2012.TRAIN, lambda n, d: (n, change(d) if SYNSETS[0] in n else d, {}))
 
 
 def write_large(archive: Path) -> None:
@@ -213,31 +213,31 @@ def write_large(archive: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda a: (a / ilsvrc.VAL).unlink(), "img_val.tar is missing; get it from image-net.org"),
-        (lambda a: os.truncate(a / ilsvrc.TRAIN, 100_000), "img_train.tar is damaged or cut off"),
-        (lambda a: os.truncate(a / ilsvrc.VAL, 30_100), "img_val.tar is damaged or cut off"),
-        (lambda a: os.truncate(a / ilsvrc.DEVKIT, 500), "devkit_t12.tar.gz cannot be read"),
-        (lambda a: (a / ilsvrc.DEVKIT).write_text("<html>"), "devkit_t12.tar.gz cannot be read"),
+        (lambda a: (a / ilsvrc2012.VAL).unlink(), "img_val.tar is missing; get it from image-net.org"),
+        (lambda a: os.truncate(a / ilsvrc2012.TRAIN, 100_000), "img_train.tar is damaged or cut off"),
+        (lambda a: os.truncate(a / ilsvrc2012.VAL, 30_100), "img_val.tar is damaged or cut off"),
+        (lambda a: os.truncate(a / ilsvrc2012.DEVKIT, 500), "devkit_t12.tar.gz cannot be read"),
+        (lambda a: (a / ilsvrc2012.DEVKIT).write_text("<html>"), "devkit_t12.tar.gz cannot be read"),
         (
-            lambda a: rewrite(a / ilsvrc.DEVKIT, lambda n, d: None if "truth" in n else (n, d, {})),
+            lambda a: rewrite(a / ilsvrc2012.DEVKIT, lambda n, d: None if "truth" in n else (n, d, {})),
             "has no 'data/ILSVRC2012_validation_ground_truth.txt'",
         ),
         (
-            lambda a: rewrite(a / ilsvrc.DEVKIT, lambda n, d: (n, d[:200] if n.endswith("mat") else d, {})),
+            lambda a: rewrite(a / ilsvrc2012.DEVKIT, lambda n, d: (n, d[:200] if n.endswith("mat") else d, {})),
             "devkit_t12.tar.gz cannot be read",
         ),
-        (lambda a: write_devkit(a / ilsvrc.DEVKIT, [1] * 59), "has 60 images, and the devkit labels of 59"),
-        (lambda a: write_devkit(a / ilsvrc.DEVKIT, [9] * 60), "has no 9"),
+        (lambda a: write_devkit(a / ilsvrc2012.DEVKIT, [1] * 59), "has 60 images, and the devkit labels of 59"),
+        (lambda a: write_devkit(a / ilsvrc2012.DEVKIT, [9] * 60), "has no 9"),
         (
-            lambda a: rewrite(a / ilsvrc.TRAIN, lambda n, d: None if "n07873807" in n else (n, d, {})),
+            lambda a: rewrite(a / ilsvrc2012.TRAIN, lambda n, d: None if "n07873807" in n else (n, d, {})),
             "does not have the devkit's classes (see 'n07873807' and 0 more)",
         ),
         (
-            lambda a: rewrite(a / ilsvrc.VAL, lambda n, d: (n.replace("_00000007", "_00000099"), d, {})),
+            lambda a: rewrite(a / ilsvrc2012.VAL, lambda n, d: (n.replace("_00000007", "_00000099"), d, {})),
             "lacks image number 7",
         ),
         (
-            lambda a: rewrite(a / ilsvrc.TRAIN, lambda n, d: (n, d[: len(d) // 2] if "n0205" in n else d, {})),
+            lambda a: rewrite(a / ilsvrc2012.TRAIN, lambda n, d: (n, d[: len(d) // 2] if "n0205" in n else d, {})),
             "n02056570.tar is damaged",
         ),
         (lambda a: spoil_class(a, lambda d: d[: -len(d) % 512 or -10240]), "n01440764.tar is damaged or cut off"),
@@ -247,29 +247,32 @@ def write_large(archive: Path) -> None:
         (lambda a: spoil_class(a, lambda d: header("x", HUGE, b"L") + d), "n01440764.tar is damaged"),
         (lambda a: spoil_class(a, lambda d: b""), "n01440764.tar is damaged or cut off"),
         (
-            lambda a: rewrite(a / ilsvrc.TRAIN, lambda n, d: (n.replace(SYNSETS[0], SYNSETS[1]), d, {})),
+            lambda a: rewrite(a / ilsvrc2012.TRAIN, lambda n, d: (n.replace(SYNSETS[0], SYNSETS[1]), d, {})),
             "img_train.tar holds 'n01443537.tar' twice",
         ),
         (
-            lambda a: rewrite(a / ilsvrc.TRAIN, lambda n, d: (f"../../{n}", d, {})),
+            lambda a: rewrite(a / ilsvrc2012.TRAIN, lambda n, d: (f"../../{n}", d, {})),
             "does not have the devkit's classes (see '../../n01440764'",
         ),
         (
-            lambda a: rewrite(a / ilsvrc.VAL, lambda n, d: (f"/tmp/{n}", d, {})),
+            lambda a: rewrite(a / ilsvrc2012.VAL, lambda n, d: (f"/tmp/{n}", d, {})),
             "img_val.tar holds '/tmp/ILSVRC2012_val_00000001.JPEG', which is no image",
         ),
         (
-            lambda a: rewrite(a / ilsvrc.VAL, lambda n, d: (n.replace("0007", "0008"), d, {})),
+            lambda a: rewrite(a / ilsvrc2012.VAL, lambda n, d: (n.replace("0007", "0008"), d, {})),
             "lacks image number 7",
         ),
-        (lambda a: write_large(a / ilsvrc.VAL), "ILSVRC2012_val_00000001.JPEG has 200000000 bytes, which is no image"),
-        (lambda a: (a / ilsvrc.DEVKIT).write_bytes(gzip.compress(bytes(101_000_000), 1)), "more than 100 MB"),
         (
-            lambda a: (a / ilsvrc.DEVKIT).write_bytes(gzip.compress(header("data/meta.mat", NEGATIVE) * 3)),
+            lambda a: write_large(a / ilsvrc2012.VAL),
+            "ILSVRC2012_val_00000001.JPEG has 200000000 bytes, which is no image",
+        ),
+        (lambda a: (a / ilsvrc2012.DEVKIT).write_bytes(gzip.compress(bytes(101_000_000), 1)), "more than 100 MB"),
+        (
+            lambda a: (a / ilsvrc2012.DEVKIT).write_bytes(gzip.compress(header("data/meta.mat", NEGATIVE) * 3)),
             "devkit_t12.tar.gz cannot be read",
         ),
         (
-            lambda a: rewrite(a / ilsvrc.DEVKIT, lambda n, d: (n, b"1 x 2" if "truth" in n else d, {})),
+            lambda a: rewrite(a / ilsvrc2012.DEVKIT, lambda n, d: (n, b"1 x 2" if "truth" in n else d, {})),
             "devkit_t12.tar.gz cannot be read",
         ),
     ],
@@ -317,8 +320,8 @@ def test_a_full_disk_is_told_and_the_same_call_goes_on(
 def test_md5_sums(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"devkit_t12.tar.gz has MD5 [0-9a-f]{32} instead of fa75699e90414af0"):
         prepare(archives, tmp_path / "out", EXPECTED, check=True)
-    sums = {name: hashlib.md5((archives / name).read_bytes()).hexdigest() for name in ilsvrc.MD5}
-    monkeypatch.setattr(ilsvrc, "MD5", sums)
+    sums = {name: hashlib.md5((archives / name).read_bytes()).hexdigest() for name in ilsvrc2012.MD5}
+    monkeypatch.setattr(ilsvrc2012, "MD5", sums)
     prepare(archives, tmp_path / "out", EXPECTED, check=True)
 
 

@@ -11,11 +11,11 @@ from conftest import REPO, Run, assert_user_error
 from test_weights import make_net
 from trees import make_config
 
-from rn50_jax import config as configs
+from rn50_jax.config import loading as configs
 from rn50_jax.convert import main as convert
 from rn50_jax.errors import UserError
-from rn50_jax.pretrained import load_start, read_pretrained, take_architecture, tell_differences
-from rn50_jax.weight_files import WeightFile, read_weights
+from rn50_jax.training.pretrained import load_start, read_pretrained, take_architecture, tell_differences
+from rn50_jax.weights.files import WeightFile, read_weights
 
 CUSTOM = {
     "model.arch": "se-resnet50",

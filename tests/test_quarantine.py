@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 from trees import make_config, write_image
 
-from rn50_jax import parallel
-from rn50_jax.data import dali, stream
+from rn50_jax.config.derived import make_plan
+from rn50_jax.data import dali, device_stream
+from rn50_jax.data.bad_images import Quarantine
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.feed import Position, eval_batches, train_batches
-from rn50_jax.data.folder import ImageSet, Members, read_image
-from rn50_jax.data.headers import MAX_BYTES
-from rn50_jax.data.quarantine import Quarantine
+from rn50_jax.data.formats.class_folders import ImageSet, Members, read_image
+from rn50_jax.data.images.headers import MAX_BYTES
+from rn50_jax.data.loader import Position, eval_batches, train_batches
+from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.errors import RunStopped, UserError
-from rn50_jax.plan import make_plan
 
 NUM_TRAIN = 60
 Seen = dict[tuple[int, int, int], tuple[bytes, int, float]]
@@ -73,7 +73,7 @@ def run(
         ("data.crop_area", "(.2,1)"),
     )
     dataset = open_dataset(config) if images is None else images
-    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    mesh = make_mesh(jax.devices()[:num_devices])
     plan = make_plan(config, num_images=NUM_TRAIN, num_devices=num_devices)
     epoch, step = start.epoch, start.step
     for batch, pipelines in train_batches(config, dataset.train, plan, mesh, start, quarantine):
@@ -127,7 +127,7 @@ def test_evaluation_counts_every_good_image_once(photos: Path) -> None:
     config = make_config(photos)
     dataset = open_dataset(config)
     damage(photos)
-    mesh = parallel.make_mesh(jax.devices()[:3])
+    mesh = make_mesh(jax.devices()[:3])
     quarantine = Quarantine(None, policy="substitute", limit=9)
     for _ in range(2):
         batches = list(eval_batches(config, dataset.val, mesh, quarantine=quarantine))
@@ -140,7 +140,7 @@ def test_evaluation_counts_every_good_image_once(photos: Path) -> None:
 def test_an_image_of_which_only_a_crop_fails_is_found(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = open_dataset(make_config(photos))
     bad = damage(photos)
-    monkeypatch.setattr(stream, "_find_bad", lambda images, indices: {})
+    monkeypatch.setattr(device_stream, "_find_bad", lambda images, indices: {})
     quarantine = Quarantine(None, policy="substitute", limit=9)
     seen = list(islice(run(photos, quarantine, 1, Position(0, 0), images), NUM_TRAIN // 12))
     left_out = sum(int((weights == 0).sum()) for *_, weights in seen)
@@ -232,7 +232,7 @@ def test_one_bad_image_of_a_list_leaves_the_others_of_its_name_in(tmp_path: Path
     (tmp_path / "A/images/4.png").write_bytes(b"no image")
     lists = [(f"data.{split}_list", "l.tsv") for split in ("train", "val")]
     config = make_config(tmp_path, ("batch_size", "12"), ("epochs", "4"), *lists)
-    dataset, mesh = open_dataset(config), parallel.make_mesh(jax.devices()[:1])
+    dataset, mesh = open_dataset(config), make_mesh(jax.devices()[:1])
     plan = make_plan(config, num_images=24, num_devices=1)
     quarantine = Quarantine(tmp_path / "q.json", policy="substitute", limit=9)
     batches = train_batches(config, dataset.train, plan, mesh, Position(0, 0), quarantine)

@@ -11,7 +11,7 @@ import pytest
 from conftest import REPO, Shared
 from runs import PATIENCE, read_lines
 
-from rn50_jax.rules import RULES
+from rn50_jax.config.schema import RULES
 
 Block = tuple[str, str, str]
 QUICKSTART = "./scripts/quickstart.sh"

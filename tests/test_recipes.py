@@ -12,13 +12,13 @@ from parity import load
 from tiny import CLASSES, OPTIONS, assert_same_bits, make_batch, place
 from torch_reference import ResNet as TorchResNet
 
-from rn50_jax import parallel
-from rn50_jax.augment import draw_boxes, draw_cutmix, draw_mixup
+from rn50_jax.distributed import devices as parallel
 from rn50_jax.models.resnet import ResNet, Variant
-from rn50_jax.optim import clipped, lamb, lars
-from rn50_jax.precision import PRECISIONS
-from rn50_jax.state import TrainState, init_state
-from rn50_jax.step import TrainOptions, mixup_key, train_step
+from rn50_jax.training.augment import draw_boxes, draw_cutmix, draw_mixup
+from rn50_jax.training.loss_scale import PRECISIONS
+from rn50_jax.training.optim import clipped, lamb, lars
+from rn50_jax.training.state import TrainState, init_state
+from rn50_jax.training.step import TrainOptions, mixup_key, train_step
 
 SMALL = ResNet(Variant((1,), bottleneck=False), CLASSES, PRECISIONS["fp32"], width=8)
 LAMB = clipped(lamb(beta1=0.9, beta2=0.99, eps=1e-6, weight_decay=0.02), 1.0)

@@ -18,7 +18,7 @@ from PIL import Image
 from runs import PATIENCE, SMALL, final_arrays, read_lines, read_meta, wait_for_step, wait_until
 from tiny import OPTIONS, STATIC, make_batch, make_model, make_state, make_step, place
 
-from rn50_jax.state import TrainState
+from rn50_jax.training.state import TrainState
 
 # Everything that a state can hold: loss scale, averages, mixing; and a save at every opportunity.
 FULL = (

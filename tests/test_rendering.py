@@ -15,15 +15,16 @@ from damage import encode, make_photo
 from PIL import Image, ImageOps
 from trees import make_config
 
-from rn50_jax.data import dali, pillow
+from rn50_jax.config.derived import make_plan
+from rn50_jax.data import dali
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.decodable import quiet_decoders, to_decodable
-from rn50_jax.data.feed import changed_fact, eval_batches, stream_facts
-from rn50_jax.data.folder import ImageSet
-from rn50_jax.data.transform import Rendering, eval_resize
-from rn50_jax.inputs import Found, decode_files
-from rn50_jax.parallel import make_mesh
-from rn50_jax.plan import make_plan
+from rn50_jax.data.formats.class_folders import ImageSet
+from rn50_jax.data.images import pillow
+from rn50_jax.data.images.decodable import quiet_decoders, to_decodable
+from rn50_jax.data.images.transform import Rendering, eval_resize
+from rn50_jax.data.loader import changed_fact, eval_batches, stream_facts
+from rn50_jax.distributed.devices import make_mesh
+from rn50_jax.inference.image_files import Found, decode_files
 
 SIZES = {"image_size": 32, "resize": 40}
 UPRIGHT = Rendering(exif_rotation=True)

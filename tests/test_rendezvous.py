@@ -12,9 +12,9 @@ import pytest
 from runs import PATIENCE
 from test_hosts import free_port
 
-from rn50_jax import rendezvous
+from rn50_jax.distributed import rendezvous
+from rn50_jax.distributed.rendezvous import meet
 from rn50_jax.errors import UserError
-from rn50_jax.rendezvous import meet
 
 Meet = Callable[..., list[str]]
 

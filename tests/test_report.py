@@ -12,12 +12,12 @@ from conftest import REPO
 from runs import read_lines
 from test_train import TRAIN_METRICS, VAL_METRICS
 
-from rn50_jax.goodput import PHASES
-from rn50_jax.history import KEYS
-from rn50_jax.plan import Plan
-from rn50_jax.records import Record
-from rn50_jax.report import Report
-from rn50_jax.window import Window
+from rn50_jax.config.derived import Plan
+from rn50_jax.loggers.goodput import PHASES
+from rn50_jax.loggers.history import KEYS
+from rn50_jax.loggers.meters import Window
+from rn50_jax.loggers.records import Record
+from rn50_jax.loggers.report import Report
 
 PLAN = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=40, peak_lr=0.1)
 

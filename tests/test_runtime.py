@@ -19,19 +19,20 @@ from conftest import REPO, TINY
 from jaxlib import xla_client
 from trees import make_config
 
-from rn50_jax import hardware, parallel, restart, runtime, workdir
-from rn50_jax.bench import feed
+from rn50_jax.bench import input_pipeline
 from rn50_jax.bench.jpegs import generated_folder
 from rn50_jax.data.dataset import open_dataset
+from rn50_jax.distributed import devices as parallel
 from rn50_jax.errors import UserError
+from rn50_jax.runtime import hardware, jax_setup, restart, run_folder
 
 
 def test_runtime_is_prepared_for_dali_on_the_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", os.environ | {"XLA_FLAGS": "--a=1"})
-    runtime.prepare_runtime("dali-cpu")
+    jax_setup.prepare_runtime("dali-cpu")
     assert os.environ["XLA_FLAGS"] == "--a=1"
     for _ in range(2):
-        runtime.prepare_runtime("dali-gpu")
+        jax_setup.prepare_runtime("dali-gpu")
     assert os.environ["XLA_FLAGS"] == "--a=1 --xla_gpu_enable_command_buffer="
 
 
@@ -53,7 +54,7 @@ def test_jax_leaves_memory_to_dali(
 ) -> None:
     bare = {name: value for name, value in os.environ.items() if "CLIENT" not in name}
     monkeypatch.setattr(os, "environ", bare | given)
-    runtime.prepare_runtime(backend)
+    jax_setup.prepare_runtime(backend)
     assert os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") == share
     if share and not given:  # JAX itself understands it
         assert xla_client.generate_pjrt_gpu_plugin_options()["memory_fraction"] == 0.6
@@ -66,7 +67,7 @@ def test_the_share_beside_dali_is_said_where_there_is_a_gpu(
     monkeypatch.setattr(os, "environ", environ)
     gpu = SimpleNamespace(platform="gpu", compute_capability="9.0", device_kind="NVIDIA H200", process_index=0)
     monkeypatch.setattr(jax, "devices", lambda: [gpu, gpu])
-    runtime.prepare_runtime("dali-gpu")
+    jax_setup.prepare_runtime("dali-gpu")
     parallel.find_devices(backend="dali-gpu", precision="bf16")
     told = capsys.readouterr().err
     assert told.startswith("note: JAX takes 0.6 of the GPU's memory") and told.count("\n") == 1
@@ -74,7 +75,7 @@ def test_the_share_beside_dali_is_said_where_there_is_a_gpu(
     environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.9"
     parallel.find_devices(backend="dali-gpu", precision="bf16")
     assert capsys.readouterr().err == ""
-    assert runtime.share_beside_dali("dali-gpu", "cpu") is None
+    assert jax_setup.share_beside_dali("dali-gpu", "cpu") is None
 
 
 def test_the_process_that_times_the_feed_leaves_memory_to_dali(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,25 +85,25 @@ def test_the_process_that_times_the_feed_leaves_memory_to_dali(tmp_path: Path, m
     def find(wanted: str) -> list[jax.Device]:
         raise UserError(f"looked for {wanted}, {os.environ['XLA_PYTHON_CLIENT_MEM_FRACTION']}")
 
-    monkeypatch.setattr(feed, "find_local_devices", find)
+    monkeypatch.setattr(input_pipeline, "find_local_devices", find)
     config = make_config(tmp_path, ("data.backend", "dali-gpu")).to_dict()
     with pytest.raises(UserError, match=r"looked for gpu, 0\.6"):
-        feed.run({"config": config, "device": "gpu"})
+        input_pipeline.run({"config": config, "device": "gpu"})
 
 
 @pytest.mark.slow
 def test_flags_for_xla(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = "--xla_gpu_enable_command_buffer=+CONVOLUTION --xla_gpu_autotune_level=2"
     monkeypatch.setattr(os, "environ", {name: v for name, v in os.environ.items() if name != "XLA_FLAGS"})
-    runtime.prepare_runtime("dali-gpu", ours)
+    jax_setup.prepare_runtime("dali-gpu", ours)
     assert os.environ["XLA_FLAGS"] == ours  # said so, also for DALI
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
-    runtime.prepare_runtime("synthetic", ours)
+    jax_setup.prepare_runtime("synthetic", ours)
     assert os.environ["XLA_FLAGS"] == "--xla_gpu_autotune_level=0 --xla_gpu_enable_command_buffer=+CONVOLUTION"
     with pytest.raises(UserError, match=r"config.run.xla_flags='--xla_none=1' .*does not know: --xla_none=1;"):
-        runtime.prepare_runtime("synthetic", "--xla_none=1")
+        jax_setup.prepare_runtime("synthetic", "--xla_none=1")
     with pytest.raises(UserError, match="is not understood by XLA"):
-        runtime.prepare_runtime("synthetic", "--xla_gpu_autotune_level=high")
+        jax_setup.prepare_runtime("synthetic", "--xla_gpu_autotune_level=high")
 
 
 def test_compiled_programs_are_kept_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,15 +111,15 @@ def test_compiled_programs_are_kept_by_default(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kept: dict[str, Any] = {}
     monkeypatch.setattr(jax.config, "update", kept.__setitem__)
-    runtime.use_compile_cache("auto")
+    jax_setup.use_compile_cache("auto")
     folder = Path(kept["jax_compilation_cache_dir"])
     assert folder.parent == tmp_path / "rn50-jax" and re.fullmatch(r"compiled-[0-9a-f]{12}", folder.name)
-    runtime.use_compile_cache(str(tmp_path / "else/where"))
+    jax_setup.use_compile_cache(str(tmp_path / "else/where"))
     assert kept["jax_compilation_cache_dir"] == str(tmp_path / "else/where")
     kept.clear()
-    runtime.use_compile_cache("")
+    jax_setup.use_compile_cache("")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
-    runtime.use_compile_cache("auto")
+    jax_setup.use_compile_cache("auto")
     assert kept == {}
 
 
@@ -134,13 +135,13 @@ def test_no_home_and_no_room_for_programs_are_noted(
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     kept: dict[str, Any] = {}
     monkeypatch.setattr(jax.config, "update", kept.__setitem__)
-    runtime.use_compile_cache("auto")
+    jax_setup.use_compile_cache("auto")
     assert "note: compiled programs are not kept: there is no home folder; set HOME" in capsys.readouterr().err
     (tmp_path / "file").touch()
-    runtime.use_compile_cache(str(tmp_path / "file"))
+    jax_setup.use_compile_cache(str(tmp_path / "file"))
     assert f"not kept: {tmp_path}/file cannot be written (File exists)" in capsys.readouterr().err
     assert kept == {}
-    runtime.use_compile_cache(str(tmp_path / "new"))
+    jax_setup.use_compile_cache(str(tmp_path / "new"))
     assert kept["jax_compilation_cache_dir"] == str(tmp_path / "new")
     with pytest.raises(UserError, match="there is no home folder"):
         generated_folder(2000)
@@ -152,7 +153,7 @@ def test_programs_that_a_killed_process_left_half_written_go(tmp_path: Path, mon
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     program = zlib.compress(os.urandom(10_000))
-    runtime.use_compile_cache(str(tmp_path / "none"))
+    jax_setup.use_compile_cache(str(tmp_path / "none"))
     for _ in range(2):
         for name, data in {
             "whole": program,
@@ -161,7 +162,7 @@ def test_programs_that_a_killed_process_left_half_written_go(tmp_path: Path, mon
             "other": b"\x28\xb5\x2f\xfd",
         }.items():
             (tmp_path / f"jit_{name}-cache").write_bytes(data)
-        runtime.use_compile_cache(str(tmp_path))
+        jax_setup.use_compile_cache(str(tmp_path))
         assert {path.name for path in tmp_path.glob("jit_*")} == {"jit_whole-cache", "jit_other-cache"}
 
 
@@ -207,7 +208,7 @@ def test_no_second_start(on_cpu: dict[str, str], tmp_path: Path, monkeypatch: py
 
 
 def test_what_starts_a_command_anew_imports_next_to_nothing() -> None:
-    program = "import sys, rn50_jax.restart; print({'jax', 'numpy', 'flax', 'rn50_jax.config'} & sys.modules.keys())"
+    program = "import sys, rn50_jax.runtime.restart; print({'jax', 'numpy', 'flax', 'rn50_jax.config.loading'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
     for name in ("train", "benchmark"):
@@ -260,10 +261,10 @@ def test_a_gpu_is_found_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_gpu_that_is_not_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(runtime, "cuda_plugins", lambda: [])
+    monkeypatch.setattr(jax_setup, "cuda_plugins", lambda: [])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     gpu, none = make_machine(tmp_path / "gpu", device=True), make_machine(tmp_path / "none")
-    told = runtime.unused_gpu("cpu", root=gpu)
+    told = jax_setup.unused_gpu("cpu", root=gpu)
     assert told and told.startswith("this machine has an NVIDIA GPU (/dev/nvidia0), but everything runs on the CPU")
     for part in (
         "scripts/setup.sh requirements-cuda13.txt",
@@ -272,28 +273,28 @@ def test_a_gpu_that_is_not_used_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         "JAX_PLATFORMS",
     ):
         assert part in told
-    assert runtime.unused_gpu("gpu", root=gpu) is None
-    assert runtime.unused_gpu("cpu", root=none) is None
-    assert runtime.unused_gpu("cpu", "cpu", root=gpu) is None
+    assert jax_setup.unused_gpu("gpu", root=gpu) is None
+    assert jax_setup.unused_gpu("cpu", root=none) is None
+    assert jax_setup.unused_gpu("cpu", "cpu", root=gpu) is None
     for hidden in ("", "-1", " "):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert runtime.unused_gpu("cpu", root=gpu) is None
+        assert jax_setup.unused_gpu("cpu", root=gpu) is None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert runtime.unused_gpu("cpu", root=gpu) == told
-    monkeypatch.setattr(runtime, "cuda_plugins", lambda: ["jax_cuda13_plugin"])
-    told = runtime.unused_gpu("cpu", root=gpu)
+    assert jax_setup.unused_gpu("cpu", root=gpu) == told
+    monkeypatch.setattr(jax_setup, "cuda_plugins", lambda: ["jax_cuda13_plugin"])
+    told = jax_setup.unused_gpu("cpu", root=gpu)
     assert told and "jax_cuda13_plugin is installed, but JAX cannot use the GPU; check nvidia-smi" in told
 
 
 def test_commands_warn_of_a_gpu_that_is_not_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runtime, "nvidia_hardware", lambda root: ["/dev/nvidia0"])
+    monkeypatch.setattr(jax_setup, "nvidia_hardware", lambda root: ["/dev/nvidia0"])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     parallel.find_devices(backend="synthetic", precision="fp32")
     assert capfd.readouterr().err == ""  # the tests' JAX_PLATFORMS=cpu asks for the CPU
     with monkeypatch.context() as patch:
-        patch.setattr(parallel, "unused_gpu", lambda platform, platforms: runtime.unused_gpu(platform, ""))
+        patch.setattr(parallel, "unused_gpu", lambda platform, platforms: jax_setup.unused_gpu(platform, ""))
         parallel.find_devices(backend="synthetic", precision="fp32")
     assert capfd.readouterr().err.startswith("note: this machine has an NVIDIA GPU (/dev/nvidia0), but")
 
@@ -313,7 +314,7 @@ def test_devices_are_counted_by_kind() -> None:
         device_kind: str
 
     def describe(*devices: Device) -> str:
-        return workdir.describe_devices(cast(Any, devices))
+        return run_folder.describe_devices(cast(Any, devices))
 
     a, b = Device("gpu", "NVIDIA A100"), Device("gpu", "NVIDIA H100")
     assert describe(a) == "1 x NVIDIA A100" and describe(a, a) == "2 x NVIDIA A100"
@@ -322,7 +323,7 @@ def test_devices_are_counted_by_kind() -> None:
 
 
 def test_an_error_that_a_run_reports_itself_is_not_logged_by_asyncio(caplog: pytest.LogCaptureFixture) -> None:
-    runtime.prepare_runtime("dali-cpu")
+    jax_setup.prepare_runtime("dali-cpu")
     loop = asyncio.new_event_loop()
     future = loop.create_future()
     future.set_exception(ValueError("OUT_OF_RANGE: a full disk"))

@@ -13,13 +13,20 @@ import numpy as np
 import pytest
 from trees import make_config
 
-from rn50_jax.data import folder, shards
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.filelist import read_list, write_list
-from rn50_jax.data.folder import ImageSet
-from rn50_jax.data.packing import plan_split
-from rn50_jax.data.shards import ShardedImages, has_shards, index_tar, read_description, scan_shards, write_index
-from rn50_jax.data.tars import read_idx, read_members, split_name
+from rn50_jax.data.formats import class_folders, shards
+from rn50_jax.data.formats.class_folders import ImageSet
+from rn50_jax.data.formats.file_list import read_list, write_list
+from rn50_jax.data.formats.shards import (
+    ShardedImages,
+    has_shards,
+    index_tar,
+    read_description,
+    scan_shards,
+    write_index,
+)
+from rn50_jax.data.formats.tars import read_idx, read_members, split_name
+from rn50_jax.data.prepare.shard_writer import plan_split
 from rn50_jax.errors import UserError
 
 
@@ -55,12 +62,12 @@ def read_image(images: ShardedImages, i: int) -> bytes:
 
 
 def check(folder: Path) -> ShardedImages:
-    class_names, images = scan_shards(folder)
+    class_names, images = scan_shards(class_folders)
     assert class_names == ("0", "1", "2")
     assert images.labels.tolist() == [1, 0, 1, 0, 2, 1]
     assert images.labels.dtype == images.shard.dtype == np.int32
     assert images.offsets.dtype == images.sizes.dtype == np.int64
-    assert images.tars == (f"{folder}/a.tar", f"{folder}/b.tar")
+    assert images.tars == (f"{class_folders}/a.tar", f"{class_folders}/b.tar")
     keys = ["a/x", "n" * 130, "b c ü", "k2", "k1", "k3"]
     assert [read_image(images, i) for i in range(6)] == [f"image {key}".encode() * 100 for key in keys]
     assert images.names[0] == "a.tar/a/x.jpg" and images.names[4] == "b.tar/k1.JPEG"
@@ -106,9 +113,9 @@ def test_stale_indices_are_not_used(foreign: Path, capsys: pytest.CaptureFixture
 
 
 def rewrite_index(folder: Path, **changes: Any) -> None:
-    with np.load(folder / "index.npz") as stored:
+    with np.load(class_folders / "index.npz") as stored:
         arrays = {**stored, **changes}
-    with (folder / "index.npz").open("wb") as file:
+    with (class_folders / "index.npz").open("wb") as file:
         np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
 
 
@@ -382,7 +389,7 @@ def test_pipes_devices_and_folders_are_neither_waited_for_nor_read(tree: Path) -
     images = ImageSet((str(tree / "pipe.png"), str(tree / "train")), np.zeros(2, np.int32))
     for index in (0, 1):
         with pytest.raises(OSError, match="it is"):
-            folder.read_image(images, index)
+            class_folders.read_image(images, index)
     with pytest.raises(UserError, match=r"pipe\.png is a folder, pipe or device"):
         plan_split(tree, ["pipe.png"], np.zeros(1, np.int32), max_bytes=1, max_images=1, seed=None)
 

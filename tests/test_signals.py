@@ -18,13 +18,14 @@ import pytest
 from conftest import REPO, Run, tiny_args
 from runs import PATIENCE, SMALL, read_lines, read_meta, wait_for_step, wait_until
 
-from rn50_jax import guard, streams
-from rn50_jax.guard import FORWARDED, Signals, Watchdog
+from rn50_jax.runtime import streams
+from rn50_jax.runtime import watchdog as guard
+from rn50_jax.runtime.watchdog import FORWARDED, Signals, Watchdog
 
 # A process of a run, but for the training: asked to end, it saves for a while.
 CHILD = """
 import os, sys, time
-from rn50_jax.guard import Signals
+from rn50_jax.runtime.watchdog import Signals
 with Signals(0) as signals:
     os.write(1, b"ready\\n")
     while not (request := signals.poll(together=True)).stop:

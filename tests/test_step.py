@@ -27,10 +27,11 @@ from tiny import (
 from torch_reference import ResNet as TorchResNet
 from torch_reference import normalise
 
-from rn50_jax import augment, parallel
-from rn50_jax.optim import decay_mask
-from rn50_jax.state import variables_of
-from rn50_jax.step import eval_step, predict_step
+from rn50_jax.distributed import devices as parallel
+from rn50_jax.training import augment
+from rn50_jax.training.optim import decay_mask
+from rn50_jax.training.state import variables_of
+from rn50_jax.training.step import eval_step, predict_step
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import pytest
 from conftest import REPO
 
-from rn50_jax import config as configs
-from rn50_jax import parallel
-from rn50_jax.build import build_model, build_state
+from rn50_jax.config import loading as configs
+from rn50_jax.config.derived import make_plan
+from rn50_jax.distributed.devices import AXIS, make_mesh, spread
 from rn50_jax.models.fold import fold, pack_model
-from rn50_jax.plan import make_plan
-from rn50_jax.step import predict_step
 from rn50_jax.train import compile_steps
+from rn50_jax.training.build import build_model, build_state
+from rn50_jax.training.step import predict_step
 
 BATCH, SIZE = 2, 224
 LAYERS = 53  # convolutions, each with its BatchNorm
@@ -53,7 +53,7 @@ def make(mode: str, **model_keys: Any) -> Program:
     values = {"data.backend": "synthetic", "parallel": "shard_map", "batch_size": BATCH, "precision": "bf16"}
     values |= {f"model.{key}": value for key, value in model_keys.items()}
     config = configs.override(config, [(key, str(value)) for key, value in values.items()])
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = make_mesh(jax.devices()[:1])
     model = build_model(config, num_classes=1000, platform="gpu")
     state = arguments(build_state(config, model, abstract=True))
     if mode == "train":
@@ -64,8 +64,8 @@ def make(mode: str, **model_keys: Any) -> Program:
         folded = model.clone(folded=True)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         state = jax.eval_shape(lambda tree: pack_model(folded, fold(tree))[1], variables)
-        one_step = partial(predict_step, model=folded.clone(packed=True), axis_name=parallel.AXIS)
-        step, labels = parallel.spread(one_step, mesh, mode="shard_map", stacked=True), {}
+        one_step = partial(predict_step, model=folded.clone(packed=True), axis_name=AXIS)
+        step, labels = spread(one_step, mesh, mode="shard_map", stacked=True), {}
     traced = step.trace(state, images() | labels)
     return Program(traced.jaxpr.jaxpr, traced.lower(lowering_platforms=("cuda",)).as_text(), state, traced)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-from rn50_jax import config as configs
-from rn50_jax import errors, synonyms
+from rn50_jax import errors
+from rn50_jax.config import loading as configs
+from rn50_jax.config import synonyms
+from rn50_jax.config.hints import options_of
+from rn50_jax.config.schema import RULES
 from rn50_jax.errors import UserError
-from rn50_jax.hints import options_of
-from rn50_jax.rules import RULES
 
 COMMANDS = ("benchmark", "check_data", "convert", "evaluate", "export", "features", "plot", "predict", "train")
 

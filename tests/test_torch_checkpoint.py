@@ -21,18 +21,18 @@ from torch_reference import epoch_rate, normalise, smoothed_loss
 from trees import make_config
 
 from configs import default
-from rn50_jax import config as configs
-from rn50_jax import parallel
-from rn50_jax.build import build_model, build_state
-from rn50_jax.checkpoint import Checkpoints
+from rn50_jax.checkpoint.manager import Checkpoints
+from rn50_jax.config import loading as configs
+from rn50_jax.distributed.devices import make_mesh, replicate
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import ResNet, Variant
-from rn50_jax.precision import Precision
-from rn50_jax.resume import Start, find_start
-from rn50_jax.state import TrainState
-from rn50_jax.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
 from rn50_jax.train import prepare
-from rn50_jax.weight_files import read_weights
+from rn50_jax.training.build import build_model, build_state
+from rn50_jax.training.loss_scale import Precision
+from rn50_jax.training.resume import Start, find_start
+from rn50_jax.training.state import TrainState
+from rn50_jax.training.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
+from rn50_jax.weights.files import read_weights
 
 FLOAT64 = Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
 ADDRESS = 139_872_560_123_456  # such numbers parameters have in torch up to 1.4
@@ -199,7 +199,7 @@ def test_training_goes_on_as_in_plain_pytorch(
     state = jax.tree.map(lambda x: np.asarray(x, np.float64), state)
     state = state._replace(step=np.asarray(4 * recipe.steps_per_epoch, np.int32), loss_scale=fresh.loss_scale)
     step = compile_step(model, recipe)
-    state = parallel.replicate(state, parallel.make_mesh(jax.devices()[:1]))
+    state = replicate(state, make_mesh(jax.devices()[:1]))
     for number, theirs in enumerate(train_plain(net, optimizer, recipe, batches[8:], 8), 8):
         state, ours = step(state, batches[number])
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-9), number

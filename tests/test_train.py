@@ -9,7 +9,7 @@ from conftest import Run, assert_user_error
 from runs import read_lines, read_meta
 from test_dle import logged, read_dle
 
-from rn50_jax.history import KEYS
+from rn50_jax.loggers.history import KEYS
 
 TRAIN_METRICS = {
     "train.loss",

@@ -12,18 +12,18 @@ from ml_collections import ConfigDict
 from tiny import CLASSES, OPTIONS, assert_same_bits, make_batch, place
 
 from configs import default
-from rn50_jax import config as configs
-from rn50_jax import parallel
-from rn50_jax.build import build_model, build_optimizer, build_state
+from rn50_jax.config import loading as configs
+from rn50_jax.config.derived import make_plan
+from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, spread
 from rn50_jax.errors import UserError
-from rn50_jax.memory import Memory, analyse_memory
+from rn50_jax.models.parts import part_names, part_of, rate_factors, split
 from rn50_jax.models.resnet import FAMILY
-from rn50_jax.optim import lamb, lars, sgd
-from rn50_jax.plan import make_plan
-from rn50_jax.state import TrainState
-from rn50_jax.step import train_step
 from rn50_jax.train import compile_steps
-from rn50_jax.tune import part_names, part_of, rate_factors, split
+from rn50_jax.training.build import build_model, build_optimizer, build_state
+from rn50_jax.training.memory import Memory, analyse_memory
+from rn50_jax.training.optim import lamb, lars, sgd
+from rn50_jax.training.state import TrainState
+from rn50_jax.training.step import train_step
 
 
 def make_config(*overrides: tuple[str, str]) -> ConfigDict:
@@ -36,17 +36,17 @@ def make_config(*overrides: tuple[str, str]) -> ConfigDict:
 def one_step(config: ConfigDict, devices: int, optimizer: Any = None) -> tuple[Any, TrainState, Any]:
     """The compiled step of a config, a state for it, and that step's program as text."""
     model = build_model(config, num_classes=CLASSES, platform="gpu")  # convolutions as such, to be counted
-    mesh = parallel.make_mesh(jax.devices()[:devices])
+    mesh = make_mesh(jax.devices()[:devices])
     step = partial(
         train_step,
         model=model,
         optimizer=optimizer or build_optimizer(config),
         learning_rate=lambda step: 0.1,
         options=OPTIONS._replace(ema_decay=config.recipe.ema_decay),
-        axis_name=parallel.AXIS,
+        axis_name=AXIS,
     )
-    compiled = parallel.spread(step, mesh, mode="pmap")
-    state = parallel.replicate(build_state(config, model), mesh)
+    compiled = spread(step, mesh, mode="pmap")
+    state = replicate(build_state(config, model), mesh)
     return compiled, state, compiled.lower(state, place(make_batch(devices, 4))).as_text()
 
 
@@ -76,7 +76,7 @@ def test_frozen_parts_stay_bit_for_bit(optimizer: str) -> None:
     noisy = jax.tree.map(lambda x: x + rng.uniform(0.01, 0.02, x.shape).astype(np.float32), jax.device_get(state))
     start = jax.device_get(state)._replace(params=noisy.params, batch_stats=noisy.batch_stats)
     start = start._replace(ema={"params": start.params, "batch_stats": start.batch_stats})
-    state = parallel.replicate(start, parallel.make_mesh(jax.devices()[:3]))
+    state = replicate(start, make_mesh(jax.devices()[:3]))
     for seed in range(2):
         state, _ = step(state, place(make_batch(3, 4, seed)))
     assert int(state.step) == 2
@@ -203,10 +203,10 @@ def test_less_memory_is_needed_for_less_to_train() -> None:
     def analyse(*overrides: tuple[str, str]) -> Memory:
         config = make_config(*overrides)
         model = build_model(config, num_classes=CLASSES, platform="cpu")
-        mesh = parallel.make_mesh(jax.devices()[:2])
+        mesh = make_mesh(jax.devices()[:2])
         plan = make_plan(config, num_images=1000, num_devices=2)
         step, _ = compile_steps(config, model, plan, mesh)
-        state, batch = parallel.replicate(build_state(config, model), mesh), place(make_batch(2, 8))
+        state, batch = replicate(build_state(config, model), mesh), place(make_batch(2, 8))
         memory = analyse_memory(step, state, batch)
         assert memory is not None
         assert memory.state == sum(x.nbytes for x in jax.tree.leaves(state))

@@ -10,12 +10,12 @@ import torch
 from conftest import Run, assert_user_error
 from test_weights import make_net
 
-from rn50_jax import config as configs
+from rn50_jax.config import loading as configs
 from rn50_jax.convert import main as convert
 from rn50_jax.errors import UserError
-from rn50_jax.stored import describe_model, load_weights, warn_assumed
-from rn50_jax.weight_facts import Facts, beside, config_values, read_beside, to_pixels
-from rn50_jax.weight_files import WeightFile, read_weights, write_weights
+from rn50_jax.inference.trained_model import describe_model, load_weights, warn_assumed
+from rn50_jax.weights.files import WeightFile, read_weights, write_weights
+from rn50_jax.weights.metadata import Facts, beside, config_values, read_beside, to_pixels
 
 KEYS = {
     "seed": 7,

@@ -21,12 +21,12 @@ from test_shards import write_tar
 from torch_reference import ResNet as TorchResNet
 from torch_reference import normalise
 
-from rn50_jax import weight_files
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY, ResNet, Variant
-from rn50_jax.precision import PRECISIONS
-from rn50_jax.weight_files import WeightFile, read_weights, write_weights
-from rn50_jax.weights import common_name, fit, infer_architecture, to_torch
+from rn50_jax.training.loss_scale import PRECISIONS
+from rn50_jax.weights import files
+from rn50_jax.weights.files import WeightFile, read_weights, write_weights
+from rn50_jax.weights.torch_names import common_name, fit, infer_architecture, to_torch
 
 State = dict[str, torch.Tensor]
 
@@ -284,7 +284,7 @@ def test_what_cannot_be_weights_is_told(
 
 
 def test_what_unpacks_to_many_times_its_size_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_files, "_SMALL", 2**16)
+    monkeypatch.setattr(files, "_SMALL", 2**16)
     np.savez_compressed(tmp_path / "x.npz", weight=np.zeros(2**20, np.float32))
     with pytest.raises(UserError, match=r"it unpacks to \d+ bytes"):
         read_weights(tmp_path / "x.npz")
@@ -381,7 +381,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weight_files.np, "savez", full)
+    monkeypatch.setattr(files.np, "savez", full)
     with pytest.raises(UserError, match=r"cannot write .*x\.npz: No space left on device"):
         write_weights(tmp_path / "x.npz", WeightFile({"a": np.ones(1, np.float32)}, {}))
     assert (tmp_path / "x.npz").read_text() == "before"

@@ -16,14 +16,15 @@ from test_loggers import files_of_at_most
 from test_plot import make_run
 from trees import make_config
 
-from rn50_jax import files, plot
-from rn50_jax.data.folder import ImageSet
-from rn50_jax.data.quarantine import Quarantine
+from rn50_jax import plot
+from rn50_jax.data.bad_images import Quarantine
+from rn50_jax.data.formats.class_folders import ImageSet
 from rn50_jax.errors import UserError
-from rn50_jax.folder_lock import locked
-from rn50_jax.history import set_aside_unreadable
-from rn50_jax.loggers import MetricsFile
-from rn50_jax.workdir import make_workdir, write_json, write_run_files
+from rn50_jax.io import files
+from rn50_jax.loggers.base import MetricsFile
+from rn50_jax.loggers.history import set_aside_unreadable
+from rn50_jax.runtime.run_folder import make_workdir, write_json, write_run_files
+from rn50_jax.runtime.run_lock import locked
 
 
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:

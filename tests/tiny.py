@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rn50_jax import parallel
+from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, shard, spread
 from rn50_jax.models.norm import NormSync
 from rn50_jax.models.resnet import ResNet, Variant
-from rn50_jax.optim import sgd
-from rn50_jax.precision import PRECISIONS, Scaling
-from rn50_jax.state import TrainState, init_state
-from rn50_jax.step import TrainOptions, train_step
+from rn50_jax.training.loss_scale import PRECISIONS, Scaling
+from rn50_jax.training.optim import sgd
+from rn50_jax.training.state import TrainState, init_state
+from rn50_jax.training.step import TrainOptions, train_step
 
 VARIANT = Variant((1, 1), bottleneck=True)
 CLASSES = 5
@@ -65,21 +65,21 @@ def make_step(
     model: ResNet, num_devices: int, options: TrainOptions = OPTIONS, mode: str = "pmap", lr: float = 0.1
 ) -> Any:
     """The compiled training step and the function that places a state for it."""
-    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    mesh = make_mesh(jax.devices()[:num_devices])
     step = partial(
         train_step,
         model=model,
         optimizer=make_optimizer(),
         learning_rate=lambda step: lr / (1 + step),
         options=options,
-        axis_name=parallel.AXIS,
+        axis_name=AXIS,
     )
-    return parallel.spread(step, mesh, mode=mode, donate_state=True), partial(parallel.replicate, mesh=mesh)
+    return spread(step, mesh, mode=mode, donate_state=True), partial(replicate, mesh=mesh)
 
 
 def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    mesh = parallel.make_mesh(jax.devices()[: len(batch["label"])])
-    return {name: parallel.shard(value, mesh) for name, value in batch.items()}
+    mesh = make_mesh(jax.devices()[: len(batch["label"])])
+    return {name: shard(value, mesh) for name, value in batch.items()}
 
 
 def assert_same_bits(a: Any, b: Any) -> None:

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import default
-from rn50_jax import config as configs
+from rn50_jax.config import loading as configs
 
 
 def make_config(root: Path | str, *overrides: tuple[str, str]) -> ConfigDict:

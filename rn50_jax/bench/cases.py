@@ -9,19 +9,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rn50_jax import config as configs
-from rn50_jax import parallel
 from rn50_jax.bench import stats, traced
-from rn50_jax.bench.ceiling import Ceiling
 from rn50_jax.bench.compiled import Program, make_program, num_classes
 from rn50_jax.bench.cpu_time import TreeClock
 from rn50_jax.bench.device import sheet
 from rn50_jax.bench.flops import count_flops
-from rn50_jax.build import build_model
-from rn50_jax.diagnosis import telling_of_memory
+from rn50_jax.bench.roofline import Ceiling
+from rn50_jax.config import loading as configs
+from rn50_jax.distributed.devices import find_devices
 from rn50_jax.errors import RunStopped, UserError
-from rn50_jax.text import counted
-from rn50_jax.workdir import describe_devices
+from rn50_jax.io.text import counted
+from rn50_jax.runtime.run_folder import describe_devices
+from rn50_jax.training.build import build_model
+from rn50_jax.training.divergence import telling_of_memory
 
 
 class Case(NamedTuple):
@@ -107,7 +107,7 @@ def measure(
         return result | more | {"seconds": time.perf_counter() - start}
 
     try:
-        parallel.find_devices(backend="synthetic", precision=config.precision)
+        find_devices(backend="synthetic", precision=config.precision)
     except UserError as error:
         return after(error=str(error))
     try:

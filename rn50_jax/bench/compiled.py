@@ -8,15 +8,15 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rn50_jax import parallel
 from rn50_jax.bench import timing
-from rn50_jax.build import build_model, build_normalisation, build_state
+from rn50_jax.config.derived import make_plan
 from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
+from rn50_jax.distributed.devices import AXIS, make_mesh, place, replicate, spread
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.initial import initial_variables
-from rn50_jax.plan import make_plan
-from rn50_jax.step import predict_step
 from rn50_jax.train import compile_steps
+from rn50_jax.training.build import build_model, build_normalisation, build_state
+from rn50_jax.training.step import predict_step
 
 Run = Callable[[int], list[float]]  # seconds of each of so many steps
 
@@ -38,7 +38,7 @@ class Program(NamedTuple):
 
 def make_program(config: ConfigDict, mode: str, devices: list[jax.Device]) -> Program:
     """Compiles the step of training ("train", two steps queued) or prediction ("infer", one after the other)."""
-    mesh = parallel.make_mesh(devices)
+    mesh = make_mesh(devices)
     model = build_model(config, num_classes=num_classes(config), platform=devices[0].platform)
     make = _train_program if mode == "train" else _infer_program
     return make(config, model, mesh)
@@ -53,7 +53,7 @@ def _train_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
     plan = make_plan(config, num_images=config.data.synthetic_images[0], num_devices=mesh.devices.size)
     step, _ = compile_steps(config, model, plan, mesh)
     batch = synthetic_batch(config, plan.device_batch, mesh)
-    state = parallel.replicate(build_state(config, model), mesh)
+    state = replicate(build_state(config, model), mesh)
     compilation, lowered, compiled = timing.compile_program(step, state, batch)
 
     def runs(call: Any) -> Run:
@@ -76,10 +76,10 @@ def _infer_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
     platform = mesh.devices.flat[0].platform
     model, variables = inference_form(model, variables, config.model.fold_batch_norm, platform=platform)
     normalisation = build_normalisation(config)
-    one_step = partial(predict_step, model=model, axis_name=parallel.AXIS, normalisation=normalisation)
-    step = parallel.spread(one_step, mesh, mode=config.parallel, stacked=True)
+    one_step = partial(predict_step, model=model, axis_name=AXIS, normalisation=normalisation)
+    step = spread(one_step, mesh, mode=config.parallel, stacked=True)
     batch = synthetic_batch(config, config.batch_size, mesh)
-    variables = parallel.place(variables, mesh)
+    variables = place(variables, mesh)
     compilation, lowered, compiled = timing.compile_program(step, variables, batch)
 
     def runs(call: Any) -> Run:

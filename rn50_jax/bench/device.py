@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from rn50_jax.errors import UserError
-from rn50_jax.hardware import signs_of_gpu
-from rn50_jax.machine import describe_host
+from rn50_jax.runtime.hardware import signs_of_gpu
+from rn50_jax.runtime.machine import describe_host
 
 # Vendors' data sheets, dense, TFLOP/s of (float16 and bfloat16, TF32, float32 without tensor cores) and GB/s of memory.
 _SHEETS = {

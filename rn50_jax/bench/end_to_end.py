@@ -7,19 +7,20 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rn50_jax import parallel, runtime
 from rn50_jax.bench import stats, timing
-from rn50_jax.bench.document import make_header
-from rn50_jax.bench.feed import open_feed
+from rn50_jax.bench.input_pipeline import open_feed
 from rn50_jax.bench.record import Record
+from rn50_jax.bench.report import make_header
 from rn50_jax.bench.trials import Terms
-from rn50_jax.build import build_model, build_state
+from rn50_jax.config.derived import make_plan
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.synthetic import synthetic_batch
-from rn50_jax.diagnosis import telling_of_memory
+from rn50_jax.distributed.devices import make_mesh, replicate
 from rn50_jax.errors import warn
-from rn50_jax.plan import make_plan
+from rn50_jax.runtime import jax_setup
 from rn50_jax.train import compile_steps
+from rn50_jax.training.build import build_model, build_state
+from rn50_jax.training.divergence import telling_of_memory
 
 
 def measure_end_to_end(
@@ -40,18 +41,18 @@ def measure_end_to_end(
       UserError: the data cannot be used.
       RunStopped: a device's memory is too small.
     """
-    if told := runtime.share_beside_dali(config.data.backend, devices[0].platform):
+    if told := jax_setup.share_beside_dali(config.data.backend, devices[0].platform):
         warn(told)
     dataset = open_dataset(config, need_val=False)
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
     rounds = [f"end to end, round {number} of {terms.rounds}" for number in range(1, terms.rounds + 1)]
     record.plan(rounds, single=False, **make_header(terms.command, devices))
-    mesh = parallel.make_mesh(devices)
+    mesh = make_mesh(devices)
     model = build_model(config, num_classes=len(dataset.class_names), platform=devices[0].platform)
     step, _ = compile_steps(config, model, plan, mesh)
     synthetic = synthetic_batch(config, plan.device_batch, mesh)
     synthetic["label"] = synthetic["label"] % len(dataset.class_names)
-    state = parallel.replicate(build_state(config, model), mesh)
+    state = replicate(build_state(config, model), mesh)
     found: dict[str, list[float]] = {"synthetic": [], "real": [], "waiting": [], "seconds": []}
     total = (terms.warmup + terms.steps) * terms.rounds
     with open_feed(config, dataset.train, plan, mesh, total) as batches, telling_of_memory(config):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from rn50_jax.errors import UserError
-from rn50_jax.runtime import user_cache
+from rn50_jax.runtime.jax_setup import user_cache
 
 CLASSES = 10
 _VERSION = 1  # of what is drawn: other images have another folder

@@ -10,12 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rn50_jax import errors, goodput
-from rn50_jax.bench import budget, document
+from rn50_jax import errors
+from rn50_jax.bench import budget, report
 from rn50_jax.bench.stops import Stops
 from rn50_jax.errors import Interrupted, UserError
-from rn50_jax.restart import is_command
-from rn50_jax.workdir import write_file, write_json
+from rn50_jax.loggers import goodput
+from rn50_jax.runtime.restart import is_command
+from rn50_jax.runtime.run_folder import write_file, write_json
 
 
 class Record:
@@ -123,7 +124,7 @@ class Record:
 
     def _write(self, *, complete: bool) -> None:
         if self._json:
-            write_json(self._json, document.as_json(self._document(complete=complete), single=self._single))
+            write_json(self._json, report.as_json(self._document(complete=complete), single=self._single))
 
     def _keep(self) -> None:
         """Writes the file; a disk that is full for now ends nothing, and is tried again."""
@@ -135,7 +136,7 @@ class Record:
             self._warned = True
 
     def _report(self, *, complete: bool) -> None:
-        text = document.as_markdown(self._document(complete=complete))
+        text = report.as_markdown(self._document(complete=complete))
         try:
             self._write(complete=complete)
             if self._markdown:

@@ -8,7 +8,7 @@ from typing import Any
 from rn50_jax import errors
 from rn50_jax.bench import tables
 from rn50_jax.bench.results import CPU, Result, by_source, read_results
-from rn50_jax.files import write_whole
+from rn50_jax.io.files import write_whole
 
 Row = dict[str, Any]
 Cells = list[str]

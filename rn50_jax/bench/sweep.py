@@ -9,13 +9,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rn50_jax import config as configs
 from rn50_jax.bench.cases import Case, case_config, measure
-from rn50_jax.bench.ceiling import Ceiling
 from rn50_jax.bench.record import Record
+from rn50_jax.bench.roofline import Ceiling
+from rn50_jax.config import loading as configs
+from rn50_jax.config.derived import make_plan
 from rn50_jax.errors import UserError
-from rn50_jax.plan import make_plan
-from rn50_jax.precision import PRECISIONS
+from rn50_jax.training.loss_scale import PRECISIONS
 
 
 def parse_batch_sizes(text: str) -> list[int]:

@@ -40,21 +40,21 @@ def _run(spec: dict[str, Any], keep: Keep) -> dict[str, Any]:
     # Each program has libraries of its own, which the others' processes must not load.
     kind = spec["kind"]
     if kind == "ours":
-        from rn50_jax.bench import ours
+        from rn50_jax.bench.baselines import rn50_jax_step
 
-        return ours.run(spec, keep)
+        return rn50_jax_step.run(spec, keep)
     if kind == "feed":
-        from rn50_jax.bench import feed
+        from rn50_jax.bench import input_pipeline
 
-        return feed.run(spec)
+        return input_pipeline.run(spec)
     if kind == "flax-example":
-        from rn50_jax.bench import flax_peer
+        from rn50_jax.bench.baselines import flax_example
 
-        return flax_peer.run(spec)
+        return flax_example.run(spec)
     if kind in ("torch", "torch-compile", "timm", "torch-loader"):
-        from rn50_jax.bench import torch_peer
+        from rn50_jax.bench.baselines import torch_step
 
-        return torch_peer.run(spec)
+        return torch_step.run(spec)
     raise UserError(f"no program of kind {kind!r}")
 
 

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from rn50_jax.data.dali_errors import PACKAGES, in_words, no_dali
-from rn50_jax.data.decodable import quiet_decoders, to_decodable
-from rn50_jax.data.folder import ImageSet, read_image
-from rn50_jax.data.headers import ImageProblem
-from rn50_jax.data.transform import AS_STORED, Rendering
+from rn50_jax.data.formats.class_folders import ImageSet, read_image
+from rn50_jax.data.images.decodable import quiet_decoders, to_decodable
+from rn50_jax.data.images.headers import ImageProblem
+from rn50_jax.data.images.transform import AS_STORED, Rendering
 from rn50_jax.errors import UserError
 
 try:

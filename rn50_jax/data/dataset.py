@@ -6,23 +6,16 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from rn50_jax.data.digits import write_digits
-from rn50_jax.data.filelist import find_odd, read_list
-from rn50_jax.data.folder import (
-    Dataset,
-    ImageSet,
-    Members,
-    check_same_classes,
-    is_folder,
-    scan_split,
-)
-from rn50_jax.data.names import imagenet_notes
-from rn50_jax.data.shards import has_shards, scan_shards
-from rn50_jax.data.splits import is_split, is_unsplit
+from rn50_jax.data.formats.class_folders import Dataset, ImageSet, Members, check_same_classes, is_folder, scan_split
+from rn50_jax.data.formats.file_list import find_odd, read_list
+from rn50_jax.data.formats.imagenet_names import imagenet_notes
+from rn50_jax.data.formats.shards import has_shards, scan_shards
+from rn50_jax.data.formats.splits import is_split, is_unsplit
+from rn50_jax.data.prepare.digits import write_digits
 from rn50_jax.data.synthetic import synthetic_dataset
 from rn50_jax.data.val_share import set_apart
 from rn50_jax.errors import UserError, say, warn
-from rn50_jax.text import counted, shell
+from rn50_jax.io.text import counted, shell
 
 _SAME = 0.9  # share of a run's validation images by which a folder is known as the same data, moved or copied
 _NOTHING: tuple[tuple[str, ...], ImageSet] = ((), ImageSet((), np.zeros(0, np.int32)))

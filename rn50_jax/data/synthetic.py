@@ -4,9 +4,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rn50_jax import parallel
-from rn50_jax.data.folder import Dataset, ImageSet
-from rn50_jax.step import Batch
+from rn50_jax.data.formats.class_folders import Dataset, ImageSet
+from rn50_jax.distributed.devices import local_indices, shard
+from rn50_jax.training.step import Batch
 
 
 def synthetic_dataset(config: ConfigDict) -> Dataset:
@@ -22,14 +22,14 @@ def synthetic_batch(config: ConfigDict, device_batch: int, mesh: Mesh, image_siz
       image_size: S; 0 for that of the config.
     """
     size, classes = image_size or config.data.image_size, _num_classes(config)
-    streams = [np.random.default_rng([config.seed, device]) for device in parallel.local_indices(mesh)]
+    streams = [np.random.default_rng([config.seed, device]) for device in local_indices(mesh)]
     images = [rng.integers(0, 256, (device_batch, size, size, 3), np.uint8) for rng in streams]
     labels = [rng.integers(0, classes, device_batch, np.int32) for rng in streams]
     weights = [np.ones(device_batch, np.float32)] * len(streams)
     return {
-        "image": parallel.shard(images, mesh),
-        "label": parallel.shard(labels, mesh),
-        "weight": parallel.shard(weights, mesh),
+        "image": shard(images, mesh),
+        "label": shard(labels, mesh),
+        "weight": shard(weights, mesh),
     }
 
 

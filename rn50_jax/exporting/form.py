@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rn50_jax.augment import Normalisation, normalise
-from rn50_jax.build import build_normalisation
-from rn50_jax.data.names import human_names
+from rn50_jax.data.formats.imagenet_names import human_names
+from rn50_jax.inference.trained_model import StoredModel, describe_model
 from rn50_jax.models.fold import fold_model
 from rn50_jax.models.resnet import ResNet, Variables
-from rn50_jax.stored import StoredModel, describe_model
+from rn50_jax.training.augment import Normalisation, normalise
+from rn50_jax.training.build import build_normalisation
 
 INPUTS = ("uint8", "float32")
 LAYOUTS = ("nhwc", "nchw")

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 
 from rn50_jax.exporting.form import Exportable
-from rn50_jax.files import to_json
+from rn50_jax.io.files import to_json
+from rn50_jax.io.text import in_utf8
 from rn50_jax.models.norm import EPSILON
 from rn50_jax.models.resnet import ResNet
-from rn50_jax.text import in_utf8
-from rn50_jax.weights import Arrays, to_torch
+from rn50_jax.weights.torch_names import Arrays, to_torch
 
 if TYPE_CHECKING:
     import onnx

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rn50_jax.build import build_normalisation
-from rn50_jax.data.folder import ImageSet
+from rn50_jax.data.formats.class_folders import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.exporting.check import Run, evenly
 from rn50_jax.exporting.form import Form
-from rn50_jax.files import to_json
-from rn50_jax.inputs import Found, batched, decode_files, find_images, found_in
-from rn50_jax.progress import progress
+from rn50_jax.inference.image_files import Found, batched, decode_files, find_images, found_in
+from rn50_jax.io.files import to_json
+from rn50_jax.runtime.progress_bar import progress
+from rn50_jax.training.build import build_normalisation
 
 _BATCH = 32
 # What carries the arithmetic; the rest of the graph stays in float32.

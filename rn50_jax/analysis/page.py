@@ -1,0 +1,205 @@
+"""One page about a run that needs nothing else: curves, mistakes, time, configuration, hardware."""
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from rn50_jax.analysis.curves import PANELS, Run, kinds_drawn, look, single
+from rn50_jax.analysis.page_html import LegendItem, Table, Tile, inline_svg, render, themed
+from rn50_jax.analysis.page_mistakes import look_at_mistakes
+from rn50_jax.checkpoint.integrity import best_validation, better_weights
+from rn50_jax.config import loading as configs
+from rn50_jax.errors import UserError
+from rn50_jax.inference.trained_model import Overrides, StoredModel, load_run
+from rn50_jax.io.files import no_such_run, write_whole
+from rn50_jax.io.text import decimal, shell
+from rn50_jax.loggers.console import clock, is_trivial
+from rn50_jax.loggers.goodput import PHASES
+from rn50_jax.loggers.history import History, metrics_file, read_config, read_facts, read_history
+from rn50_jax.runtime.machine import gpu_lines
+
+_PHASE_COLORS = dict(zip(PHASES, ("#999999", *(f"var(--c{number})" for number in (3, 0, 5, 2, 4, 1))), strict=True))
+_LONG = 25  # lines of a table from which on it is folded
+
+
+def write_page(run: Path, target: Path, overrides: Overrides) -> None:
+    """Writes the page of a work folder; looks at the images of `val/` if they and a checkpoint can be found.
+
+    Raises:
+      OSError: `target` cannot be written.
+      UserError: `run` is no work folder, or an override is wrong.
+    """
+    if not run.is_dir():
+        raise UserError(
+            f"--html needs the work folder of a run, and {run} is none" if run.exists() else no_such_run(run)
+        )
+    history = read_history(metrics_file(run))
+    default = configs.load(str(configs.DEFAULT))[0]
+    configs.override(default, overrides)  # what is wrong in them is told as it is
+    title = run.resolve().name
+    drawn = Run(title, history)
+    problem, mistakes, classes = None, None, None
+    try:
+        stored = _load(run, overrides)
+        classes = stored.model.num_classes
+        mistakes = look_at_mistakes(stored)
+    except UserError as error:
+        problem = str(error)
+    keys = _keys(run)
+    text = render(
+        title=title,
+        about=_about(keys, history),
+        tiles=list(_tiles(history, classes)),
+        kinds=[LegendItem(label, themed(color)) for label, color in kinds_drawn(drawn)],
+        panels=list(_panels(drawn)),
+        problem=problem,
+        mistakes=mistakes,
+        seconds=list(_shares(history)),
+        epochs=_epochs(history, classes),
+        longest=_LONG,
+        **_configuration(keys, configs.flatten(default)),
+        **_hardware(read_facts(run)),
+        now=time.strftime("%Y-%m-%d %H:%M"),
+    )
+    write_whole(target, text)
+
+
+def _load(run: Path, overrides: Overrides) -> StoredModel:
+    try:
+        return load_run(run, "best", overrides)
+    except UserError as error:
+        if "no validated checkpoint" not in str(error):
+            raise
+        return load_run(run, "latest", overrides)
+
+
+def _keys(run: Path) -> dict[str, Any]:
+    """The configuration of a work folder by dotted keys; {} if it has none."""
+    try:
+        return configs.flatten(configs.from_tree(read_config(run)))
+    except UserError:
+        return {}
+
+
+def _about(keys: Mapping[str, Any], history: History) -> str:
+    """What was trained, and how far."""
+    told = ("model.arch", "data.backend", "data.dir", "data.image_size", "precision", "epochs")
+    if not all(key in keys for key in told):
+        return ""
+    arch, backend, folder, size, precision, epochs = (keys[key] for key in told)
+    source = "synthetic data" if backend == "synthetic" else folder
+    last = history.lines[-1] if history.lines else {}
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(last["time"])) if "time" in last else "-"
+    return (
+        f"{arch} on {source}, {size} px, {precision}; {last.get('epochs_done', 0):g} of {epochs} epochs, last report "
+        f"{when}"
+    )
+
+
+def _tiles(history: History, classes: int | None) -> Iterator[Tile]:
+    """Headline figures; of five classes or fewer, top-5 is none."""
+    if lines := history.validations():
+        best, last = best_validation(lines), lines[-1]
+        prefix = better_weights(best)
+        averaged = ", averaged weights" if prefix == "val_ema" else ""
+        for name, label in (("top1", "best top-1"), ("top5", "its top-5")):
+            if name == "top5" and is_trivial(classes):
+                continue
+            yield Tile(label, f"{_number(best, f'{prefix}.{name}', 2)} %", f"epoch {best['epoch']}{averaged}")
+        yield Tile("last top-1", f"{last['val.top1']:.2f} %", f"epoch {last['epoch']}")
+    speeds = [speed for speed in history.series("train.total_ips").values() if speed > 0]
+    if speeds:
+        yield Tile("training", f"{np.median(speeds):,.0f}", "images per second, median")
+    if totals := _seconds(history):
+        wall = sum(totals.values())
+        yield Tile("wall time", clock(wall), "all processes of the run")
+        yield Tile("goodput", f"{totals.get('train', 0.0) / wall:.0%}", "share of the time spent training")
+
+
+def _seconds(history: History) -> dict[str, float]:
+    line = history.last("goodput.")
+    return {phase: line[f"goodput.{phase}"] for phase in PHASES if (line.get(f"goodput.{phase}") or 0) > 0}
+
+
+def _panels(run: Run) -> Iterator[Markup]:
+    for panel in PANELS:
+        if any(run.history.series(name) for name, _ in panel.series):
+            with look():
+                figure = single(panel, [run], size=(4.4, 3.0), legend=False)
+            yield inline_svg(figure, f"{panel.label} over the epochs", panel.name)
+
+
+def _shares(history: History) -> Iterator[LegendItem]:
+    """Where the time went."""
+    totals = _seconds(history)
+    wall = sum(totals.values())
+    for phase, value in totals.items():
+        yield LegendItem(phase, _PHASE_COLORS[phase], f"{value:.1f} s, {value / wall:.1%}", value / wall)
+
+
+def _epochs(history: History, classes: int | None) -> Table | None:
+    lines = history.validations()
+    if not lines:
+        return None
+    averaged = any("val_ema.top1" in line for line in lines)
+    names = ["val.top1", "val.top5", "val.loss"] + ["val_ema.top1", "val_ema.top5", "val_ema.loss"] * averaged
+    header = ["epoch", "training loss", "training top-1 %", "learning rate", "images/s"]
+    header += ["top-1 %", "top-5 %", "loss"] + ["averaged top-1 %", "top-5 %", "loss"] * averaged
+    best = best_validation(lines)
+    trained = {line["epoch"]: line for line in history.lines if "epoch" in line and "train.loss" in line}
+    rows = []
+    for line in lines:
+        last = trained.get(line["epoch"], {})
+        cells = [str(line["epoch"]), _number(last, "train.loss", 4), _number(last, "train.top1", 2)]
+        cells += [_number(last, "lr", 5), _number(last, "train.total_ips", 0)]
+        for name in names:
+            hidden = name.endswith("top5") and is_trivial(classes)
+            cells.append("-" if hidden else _number(line, name, 4 if name.endswith("loss") else 2))
+        rows.append(cells)
+    return Table(header, rows, range(len(header)), next(i for i, line in enumerate(lines) if line is best))
+
+
+def _number(line: Mapping[str, Any], name: str, digits: int) -> str:
+    value = line.get(name)
+    return "-" if value is None else decimal(value, digits)
+
+
+def _configuration(keys: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Table | None]:
+    changed = [
+        [key, str(value), str(default.get(key, "-"))] for key, value in keys.items() if default.get(key) != value
+    ]
+    every = [[key, str(value)] for key, value in keys.items()]
+    return {
+        "changed": Table(["key", "value", "default"], changed),
+        "keys": Table(["key", "value"], every) if every else None,
+    }
+
+
+def _hardware(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json tells; in a file of another shape, what can be understood of it."""
+    host, versions, command = (facts.get(key) for key in ("host", "versions", "command"))
+    host = host if isinstance(host, dict) else {}
+    versions = versions if isinstance(versions, dict) else {}
+    gpus, environment = facts.get("gpus"), facts.get("environment")
+    environment = environment if isinstance(environment, dict) else {}
+    rows = [
+        ["devices", facts.get("devices", "-")],
+        *(["GPUs as read", line] for line in gpu_lines(gpus)),
+        ["CPU", host.get("cpu", "-")],
+        ["cores", host.get("cores", "-")],
+        ["memory", f"{host.get('memory_gb', '-')} GB"],
+        ["system", host.get("system", "-")],
+        ["last process started", facts.get("started", "-")],
+        *([["commit", facts["commit"]]] if facts.get("commit") else []),
+        *environment.items(),
+    ]
+    return {
+        "facts": bool(facts),
+        "command": shell(command) if isinstance(command, list) else "",
+        "hardware": Table(["hardware", ""], [[name, str(value)] for name, value in rows]),
+        "versions": Table(["package", "version"], [[name, str(version)] for name, version in versions.items()]),
+    }

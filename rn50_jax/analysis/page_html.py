@@ -1,0 +1,76 @@
+"""Pieces of a page: what its template is given, and figures."""
+
+import io
+import re
+from collections.abc import Collection, Sequence
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from rn50_jax.analysis.curves import COLORS, INK
+from rn50_jax.io.text import printable
+
+
+class Tile(NamedTuple):
+    """A headline figure."""
+
+    label: str
+    value: str
+    more: str
+
+
+class LegendItem(NamedTuple):
+    """A colour, what it stands for, and the share of a bar that it takes, if any."""
+
+    label: str
+    color: str
+    more: str = ""
+    share: float = 0.0
+
+
+class Table(NamedTuple):
+    """Texts. numbers: columns that are aligned to the right. bold: the number of the row that stands out."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Collection[int] = ()
+    bold: int = -1
+
+
+def render(**content: Any) -> str:
+    """The page that page.html makes of its content, in which every text is escaped and in one line."""
+    home = files("rn50_jax")
+    # What a page is told comes from files that anybody may have written.
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_in_one_line, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string((home / "page.html").read_text(encoding="utf-8"))
+    style = Markup((home / "page.css").read_text(encoding="utf-8"))
+    return template.render(style=style, **content) + "\n"
+
+
+def _in_one_line(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def inline_svg(figure: Any, label: str, name: str) -> Markup:
+    """A figure as an SVG element whose ink is the text colour of the page and whose paper is the page's."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Type": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = themed(text)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace(' xlink:href="', ' href="')
+    # The same identifiers in two figures of a page would be mixed up.
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
+
+
+def themed(text: str) -> str:
+    """The same with the colours of figures replaced by those that page.css has for light and for dark paper."""
+    for number, color in enumerate(COLORS):
+        text = re.sub(color, f"var(--c{number})", text, flags=re.IGNORECASE)
+    return re.sub(INK, "currentColor", text, flags=re.IGNORECASE)

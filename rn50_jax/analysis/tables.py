@@ -1,0 +1,175 @@
+"""Tables and figures of what a model gets wrong, and its predictions as a file."""
+
+import importlib.util
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from rn50_jax.analysis.predictions import Predictions
+from rn50_jax.data.formats.class_folders import read_image
+from rn50_jax.data.formats.imagenet_names import human_names
+from rn50_jax.data.images.decodable import to_decodable
+from rn50_jax.errors import UserError
+from rn50_jax.io.files import write_whole, written_whole
+from rn50_jax.io.text import counted, csv_row, in_utf8, printable
+from rn50_jax.loggers.console import top5_text
+
+SHOWN = 10  # classes and pairs on the console
+_LONGEST = 32  # characters of a name
+SHEET = 24  # images on the sheet
+
+
+def tell_mistakes(predictions: Predictions, width: int | None = None) -> Iterator[str]:
+    """The worst classes and the most frequent confusions as lines for the console, whose names fit so many columns."""
+    most = _LONGEST if width is None else min(max((width - 38) // 2, 12), _LONGEST)
+    names = dict(zip(predictions.class_names, human_names(predictions.class_names), strict=True))
+    per_class = predictions.per_class()
+    shown = per_class[:SHOWN]
+    yield f"worst {len(shown)} of {len(per_class)} classes" if len(shown) < len(per_class) else "classes, worst first"
+    longest = max(len(_short(names[result.name], most)) for result in shown)
+    yield f"  {'':<{longest}}  images  top-1 %  top-5 %  most often taken for"
+    for result in shown:
+        other = f"{_short(names[result.mistaken_for], most)} ({result.mistakes})" if result.mistaken_for else "-"
+        yield (
+            f"  {_short(names[result.name], most):<{longest}}  {result.images:6}  {100 * result.top1:7.2f}  "
+            f"{top5_text(100 * result.top5, 2, len(names)):>7}  {other}"
+        )
+    pairs = predictions.confused_pairs()
+    yield f"most frequent confusions, of {counted(sum(count for _, _, count in pairs), 'mistake')}"
+    for true, guess, count in pairs[:SHOWN]:
+        true_name, guess_name = (_short(names[predictions.class_names[label]], most) for label in (true, guess))
+        yield f"  {count:6}  {true_name} taken for {guess_name}"
+
+
+def _short(name: str, most: int) -> str:
+    name = printable(name)
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def write_analysis(predictions: Predictions, folder: Path) -> None:
+    """Writes per_class.csv, confusion.csv, calibration.png and, unless the data are synthetic, mistakes.csv and .png.
+
+    mistakes.csv has a row for each wrong answer, the most confident first; its files are named from the data's folder.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    from rn50_jax.analysis.figures import draw_calibration, draw_sheet  # a second to import
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [result._asdict() for result in predictions.per_class()]
+        _write_csv(folder / "per_class.csv", list(rows[0]), [list(row.values()) for row in rows], own=True)
+        names = predictions.class_names
+        pairs = [(names[true], names[guess], count) for true, guess, count in predictions.confused_pairs()]
+        _write_csv(folder / "confusion.csv", ["class", "taken_for", "images"], pairs, own=True)
+        draw_calibration(predictions.calibration(), folder / "calibration.png")
+        if predictions.images.files:
+            mistakes = predictions.confident_mistakes()
+            header = ["file", "class", "taken_for", "probability", "probability_of_class"]
+            _write_csv(folder / "mistakes.csv", header, list(_mistakes(predictions, mistakes)), own=True)
+            if len(mistakes):
+                draw_sheet(predictions, mistakes[:SHEET], folder / "mistakes.png")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror} ({error.filename})") from error
+
+
+def _mistakes(predictions: Predictions, rows: np.ndarray) -> Iterator[list[Any]]:
+    files, names = predictions.names(), predictions.class_names
+    for row in rows.tolist():
+        label, classes = predictions.labels[row], predictions.classes[row]
+        probabilities = predictions.probabilities[row]
+        own = probabilities[classes == label].tolist()  # of a class that is none of the best, it is not known
+        yield [files[predictions.places[row]], names[label], names[classes[0]], float(probabilities[0]), *(own or [""])]
+
+
+def short_names(files: Sequence[str], most: int) -> list[str]:
+    """Returns names by which files can be told apart: what their paths do not have in common, the middle cut out.
+
+    Args:
+      files: paths, each of them once.
+      most: characters of a name, exceeded where names would be the same.
+    """
+    names = list(files)
+    ends = [PurePath(file).name for file in files]
+    if len(set(ends)) == len(ends):
+        names = ends
+    for length in range(most, max(map(len, names), default=0) + 1):
+        cut = [_middle_cut(name, length) for name in names]
+        if len(set(cut)) == len(cut):
+            return cut
+    return names
+
+
+def _middle_cut(name: str, most: int) -> str:
+    if len(name) <= most:
+        return name
+    end = 2 * most // 3
+    return f"{name[: most - 1 - end]}…{name[-end:]}"
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]], *, own: bool = False) -> None:
+    write_whole(path, "".join(map(csv_row, [header, *rows])).encode("utf-8", "surrogateescape"), own=own)
+
+
+def check_target(path: Path) -> None:
+    """Refuses a file that `write_predictions` could not write, before the work is done.
+
+    Raises:
+      UserError: another kind of file than .csv and .parquet, a missing package or folder.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--predictions {path} must end in .csv or .parquet")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"--predictions {path} needs the package pyarrow; pip install pyarrow, or write .csv")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: {path.parent} is no folder")
+
+
+def write_predictions(predictions: Predictions, path: Path) -> None:
+    """Writes a row for each image: file, label, class_1, probability_1 and so on, best first; classes by folder name.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    names = np.array(predictions.class_names, dtype=object)
+    columns: dict[str, Sequence[Any]] = {
+        "file": [predictions.file(row) for row in range(len(predictions.labels))],
+        "label": list(names[predictions.labels]),
+    }
+    for rank in range(predictions.classes.shape[1]):
+        columns[f"class_{rank + 1}"] = list(names[predictions.classes[:, rank]])
+        columns[f"probability_{rank + 1}"] = predictions.probabilities[:, rank].tolist()
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            named = {key: [in_utf8(x) if isinstance(x, str) else x for x in xs] for key, xs in columns.items()}
+            with written_whole(path) as unfinished, unfinished.open("wb") as file:
+                pyarrow.parquet.write_table(pyarrow.table(named), file)
+        else:
+            _write_csv(path, list(columns), list(zip(*columns.values(), strict=True)))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def thumbnail(predictions: Predictions, row: int, size: int) -> Image.Image | None:
+    """The image of a row, at most `size` pixels high and wide, small ones enlarged; None if it cannot be shown."""
+    try:
+        data = to_decodable(read_image(predictions.images, int(predictions.places[row])), predictions.rendering)
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("RGB", (2 * size, 2 * size))  # large JPEGs are decoded at a fraction of their size
+            upright = ImageOps.exif_transpose(image) if predictions.rendering.exif_rotation else image
+            picture = upright.convert("RGB")
+    except Exception:  # DALI reads files that Pillow does not
+        return None
+    if max(picture.size) <= size // 2:
+        factor = size // max(picture.size)
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    picture.thumbnail((size, size))
+    return picture

@@ -1,0 +1,1 @@
+"""Other people's programs timed beside this package's step."""

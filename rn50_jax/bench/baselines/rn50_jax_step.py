@@ -1,0 +1,56 @@
+"""Our own step as a program."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rn50_jax.bench.cases import Case, case_config, measure
+from rn50_jax.bench.device import describe_hardware, find_local_devices
+from rn50_jax.bench.report import make_header
+from rn50_jax.bench.roofline import Ceiling, measure_ceiling
+from rn50_jax.config import loading as configs
+from rn50_jax.runtime import jax_setup
+from rn50_jax.runtime.machine import versions
+
+
+def run(spec: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Runs one trial, see `bench.peers`; the first one also reports the whole result, the ceiling and the header.
+
+    Args:
+      keep: called with what there is before the profile is made.
+    """
+    config = configs.from_tree(spec["config"])
+    jax_setup.prepare_runtime("synthetic", config.run.xla_flags)
+    devices = find_local_devices(spec["device"])
+    case = Case(spec["mode"], config.precision, config.batch_size, devices=1)
+    options: dict[str, Any] = {"steps": spec["steps"], "warmup": spec["warmup"]}
+    if spec["round"] > 1:
+        return _report(measure(case_config(config, case), case, **options), devices)
+    ceiling = Ceiling(**spec["ceiling"]) if spec["ceiling"] else measure_ceiling(devices[0], config.precision)
+    whole = {"ceiling": ceiling._asdict(), "header": make_header(spec["command"], devices)}
+
+    def timed(result: dict[str, Any]) -> None:
+        keep(_report(result, devices) | whole)
+
+    trace = Path(spec["profile"]) if spec["profile"] else None
+    result = measure(case_config(config, case), case, ceiling=ceiling, trace=trace, timed=timed, **options)
+    return _report(result, devices) | whole
+
+
+def _report(result: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
+    if "error" in result:
+        return {"error": result["error"], "result": result}
+    found = versions()
+    return {
+        "platform": devices[0].platform,
+        "device": describe_hardware(devices)["device"],
+        "precision": result["precision"],
+        "images_per_step": result["images_per_step"],
+        "step_seconds": result["step_seconds"],
+        "cpu_seconds_per_step": result["cpu_seconds_per_step"],
+        "start_seconds": result["start_seconds"],
+        "start": "warm" if result["compiled_from_cache"] else "cold",
+        "peak_memory_bytes": result["peak_memory_bytes"],
+        "about": f"jax {found['jax']}, flax {found['flax']}",
+        "result": result,
+    }

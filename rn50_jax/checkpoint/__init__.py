@@ -1,0 +1,1 @@
+"""Checkpoints on disk: written, verified, chosen, read. The only room that imports orbax."""

@@ -1,0 +1,171 @@
+"""What a command line was meant to say, as a hint at the end of an error message."""
+
+import argparse
+import difflib
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from rn50_jax.config.synonyms import find_absent, find_key, find_option, normalize
+from rn50_jax.io.text import shell
+
+_WEIGHTS = (".pth", ".pt", ".tar", ".safetensors", ".npz")
+# Positional arguments, by what others give as an option: the folder of a run or a weight file, or data.
+_POSITIONAL = {"run": ("runs", "source"), "data": ("dir", "folder", "images")}
+
+
+def options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Returns the options of a command by name, such as "--workdir"."""
+    return parser._option_string_actions
+
+
+def for_key(key: str, keys: Collection[str]) -> str:
+    """Says what to write instead of a config key that does not exist.
+
+    Args:
+      key: as it was given, such as "recipe.learning_rate".
+      keys: those that exist.
+    """
+    if absent := find_absent(key):
+        return absent
+    if found := find_key(key) or _same_name(key, keys):
+        return f"did you mean {found}?"
+    if section := [known for known in keys if known.startswith(f"{key}.")]:
+        return f"did you mean {', '.join(section)}?"
+    if option := "--workdir" if normalize(key) == "workdir" else find_option(key, ("--workdir",)):
+        return f"did you mean the option {option}?"
+    close = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
+    return f"did you mean {', '.join(close)}?" if close else "the keys are listed in configs/default.py"
+
+
+def for_unknown(word: str, words: Sequence[str], parser: argparse.ArgumentParser, keys: Collection[str] = ()) -> str:
+    """Says what to write instead of an argument that a command does not have.
+
+    Args:
+      word: the argument. words: the whole command line.
+      keys: config keys that the command takes as --config.KEY=VALUE.
+    """
+    if not word.startswith("-") and ("=" not in word or not keys):
+        return _for_bare(word, words, parser) or _see_help(keys)
+    given, equals, value = word.partition("=")
+    given = given.lstrip("-").removeprefix("config.")
+    options, name = options_of(parser), normalize(given)
+    if by_itself := _by_itself(word, words, parser):
+        return by_itself
+    absent = find_absent(given)
+    if absent and word.startswith("--config."):
+        return absent
+    if own := find_option(name, options):
+        return f"did you mean {own}?"
+    key = given if given in keys else _same_name(given, keys)
+    key = key or find_key(given)
+    if own := next((f"--{n}" for n in (name, normalize(key or name)) if f"--{n}" in options), None):
+        return f"did you mean {own}?"
+    if absent:
+        return absent
+    if key in keys:
+        return f"did you mean --config.{key}={value if equals else 'VALUE'}?"
+    if close := difflib.get_close_matches(f"--{name}", options, 1, cutoff=0.7):
+        return f"did you mean {close[0]}?"
+    close = difflib.get_close_matches(given, keys, 1, cutoff=0.7)
+    return f"did you mean --config.{close[0]}={value if equals else 'VALUE'}?" if close else _see_help(keys)
+
+
+def for_complaint(message: str, words: Sequence[str], parser: argparse.ArgumentParser) -> str | None:
+    """Says what to write where argparse misses an argument or has one too many; None if nothing can be said.
+
+    Args:
+      message: argparse's. words: the whole command line.
+    """
+    kind, _, named = message.partition(": ")
+    if kind == "unrecognized arguments":
+        unknown_word = next((word for word in words if word and named.startswith(word)), None)
+        return for_unknown(unknown_word, words, parser) if unknown_word else None
+    if "required" not in message:
+        return None
+    options = options_of(parser)
+    for word in words:
+        unknown = word.startswith("--") and word.partition("=")[0] not in options
+        if unknown and (by_itself := _by_itself(word, words, parser)):
+            return by_itself
+    for word in _bare_words(words, options):
+        if hint := _for_bare(word, words, parser):
+            return hint
+    if "--workdir" in message and "--weights" in message:
+        return "say which model: --workdir RUN, the folder of a training run, or --weights FILE"
+    return None
+
+
+def _same_name(name: str, keys: Collection[str]) -> str | None:
+    """The key of another section, or of none, with this name."""
+    return next((key for key in keys if normalize(key) == normalize(name)), None)
+
+
+def _see_help(keys: Collection[str]) -> str:
+    return "see --help (config keys are given as --config.key=value)" if keys else "see --help"
+
+
+def _by_itself(word: str, words: Sequence[str], parser: argparse.ArgumentParser) -> str | None:
+    """Says that what was given with an option is to stand by itself, such as plot's RUN; None if it is not so."""
+    given, equals, value = word.partition("=")
+    name = normalize(given)
+    if name in ("workdir", "weights") or find_option(name, ("--workdir",)):
+        kind = "run"
+    elif name == "dir" or find_key(name) == "data.dir" or given == "--config":
+        kind = "data"
+    else:
+        return None
+    wanted = next((action for action in parser._actions if action.dest in _POSITIONAL[kind]), None)
+    if wanted is None or wanted.option_strings:
+        return None
+    if not equals:
+        behind = words[words.index(word) + 1 :][:1]
+        value = behind[0] if behind and not behind[0].startswith("-") and given != "--config" else ""
+    shown = shell([value]) if value else str(wanted.metavar or wanted.dest.upper())
+    return f"give it without an option: {parser.prog} {shown}"
+
+
+def _bare_words(words: Sequence[str], options: dict[str, argparse.Action]) -> Iterator[str]:
+    """Those that are neither options nor their values."""
+    is_value = False
+    for word in words:
+        if word.startswith("-") and word != "-":
+            takes_none = word in options and options[word].nargs == 0
+            is_value = "=" not in word and not takes_none
+        elif is_value:
+            is_value = False
+        else:
+            yield word
+
+
+def _for_bare(word: str, words: Sequence[str], parser: argparse.ArgumentParser) -> str | None:
+    """The option that a word by itself was meant for, by what it names; None if that cannot be told."""
+    options = options_of(parser)
+    given = {other.partition("=")[0] for other in words}
+
+    def meant(option: str) -> str | None:
+        free = option in options and option not in given
+        return f"did you mean {option} {shell([word])}?" if free else None
+
+    path = Path(word)
+    if _exists(path / "config.json") or _exists(path / "checkpoints"):
+        return meant("--workdir")
+    if path.suffix in _WEIGHTS:
+        return meant("--weights") or meant("--pretrained_weights")
+    has_words = any(not action.option_strings for action in parser._actions)
+    if _is_folder(path):
+        takes_data = not has_words and not given & {"--config.data.dir"}
+        return f"did you mean --config.data.dir={shell([word])}?" if takes_data else None
+    if path.suffix in (".py", ".json") or ".py:" in word:
+        return meant("--config")
+    if has_words:
+        return None
+    return (meant("--config") if "/" not in word else None) or meant("--workdir")
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path) if "\0" not in str(path) else False  # noqa: PTH112, of names that no file can have
+
+
+def _exists(path: Path) -> bool:
+    return os.path.lexists(path) if "\0" not in str(path) else False

@@ -1,0 +1,133 @@
+"""Images that cannot be decoded: named, written down, and left out without disturbing the others."""
+
+from collections.abc import Container
+from contextlib import closing
+from pathlib import Path
+from typing import NotRequired
+
+import numpy as np
+from typing_extensions import TypedDict
+
+from rn50_jax.data.formats.class_folders import ImageSet, names_from_root, root_of
+from rn50_jax.errors import RunStopped, UserError, warn
+from rn50_jax.io.files import read_json, to_json, write_whole
+from rn50_jax.io.lines import Appended
+from rn50_jax.io.text import counted
+
+POLICIES = ("substitute", "error")
+
+
+class Entry(TypedDict):
+    """A bad image of a run.
+
+    file: its path from the data's root, see `names_from_root`. root: where that was, empty for tars; entries of older
+    versions have none, and their `file` is the whole path. epoch: in which it was found, from 1.
+    """
+
+    file: str
+    root: NotRequired[str]
+    split: str
+    epoch: int
+    reason: str
+
+
+class _Entries(TypedDict):
+    files: list[Entry]
+
+
+class Quarantine:
+    """The bad images of a run, over restarts and processes.
+
+    Kept in a file {"files": [`Entry`, ...]}. An image found in epoch e is tried again in e + 1 and left out from e + 2
+    on: by then every process knows of it, so that a run which is interrupted leaves out the same images as one that is
+    not.
+
+    Args:
+      path: of that file; None keeps the list in memory.
+      policy: one of `POLICIES`; with "error" the first bad image ends the run.
+      limit: bad images that the run puts up with.
+    """
+
+    def __init__(self, path: Path | None, *, policy: str, limit: int) -> None:
+        self._path, self._policy, self._limit = path, policy, limit
+        self._entries: list[Entry] = []
+        self._told: set[tuple[str, str]] = set()
+        self._entries = self._read()
+
+    def left_out(self, split: str, images: ImageSet, epoch: int) -> np.ndarray:
+        """Returns which images of a split are bad by `epoch` (from 0): their indices, int64."""
+        self._entries = self._read()
+        entries = [entry for entry in self._entries if entry["split"] == split and entry["epoch"] < epoch]
+        if not entries:
+            return np.zeros(0, np.int64)
+        names = names_from_root(images)
+        known = set(names)
+        bad = {entry["file"] if "root" in entry else _find_old(entry["file"], known) for entry in entries}
+        return np.flatnonzero([name in bad for name in names])
+
+    def add(self, split: str, images: ImageSet, index: int, *, epoch: int, reason: str) -> None:
+        """Takes note of an image that cannot be decoded in `epoch` (from 0).
+
+        Raises:
+          UserError: with the policy "error".
+          RunStopped: there are more than the limit.
+        """
+        file = images.files[index]
+        if self._policy == "error":
+            raise UserError(
+                f"{file} cannot be used: {reason}; or let --config.data.on_bad_file=substitute leave out such files"
+            )
+        if (split, file) not in self._told:
+            self._told.add((split, file))
+            warn(f"{file} is left out: {reason}")
+        name = names_from_root(images)[index]
+        self._write({"file": name, "root": root_of(images), "split": split, "epoch": epoch + 1, "reason": reason})
+        if len(self._entries) > self._limit:
+            where = f" (listed in {self._path})" if self._path else ""
+            raise RunStopped(
+                f"more than config.data.max_bad_files={self._limit} images cannot be decoded{where}, the last one is "
+                f"{file}; look at the data with python -m rn50_jax.check_data DIR"
+            )
+
+    def tell(self) -> None:
+        """Says at the end of a run that images were left out, if some were."""
+        if self._entries:
+            where = f"; listed in {self._path}" if self._path else ""
+            warn(f"{counted(len(self._entries), 'image')} could not be decoded, and so not used{where}")
+
+    def _write(self, entry: Entry) -> None:
+        if self._path is None:
+            self._merge(entry)
+            return
+        try:
+            with closing(Appended(self._path.with_suffix(".lock"))) as lock:
+                lock.hold()  # several processes may find images at the same time
+                self._entries = self._read()
+                if self._merge(entry):
+                    write_whole(self._path, to_json({"files": self._entries}, indent=2) + "\n", own=True)
+        except OSError as error:
+            warn(f"{error.filename or self._path} cannot be written: {error.strerror}")
+
+    def _merge(self, entry: Entry) -> bool:
+        if any(e["file"] == entry["file"] and e["split"] == entry["split"] for e in self._entries):
+            return False
+        self._entries.append(entry)
+        return True
+
+    def _read(self) -> list[Entry]:
+        if self._path is None:
+            return self._entries
+        try:
+            return read_json(self._path, _Entries)["files"]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"{self._path} cannot be read as the list of bad images ({why}); remove it") from None
+
+
+def _find_old(path: str, names: Container[str]) -> str:
+    """The name that an entry of an older version means, wherever the data lay then: the longest end of its path."""
+    parts = path.split("/")
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((end for end in ends if end in names), path)

@@ -1,0 +1,155 @@
+"""One device's batches of an epoch, whatever its files are like."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rn50_jax.data.dali import DecodeError, Delivery, deliver, make_decoder
+from rn50_jax.data.formats.class_folders import ImageSet, read_image
+from rn50_jax.data.images.decodable import diagnose
+from rn50_jax.data.images.headers import ImageProblem
+from rn50_jax.errors import UserError
+
+# Batches that a pipeline may be ahead of the one that it delivers when it meets a bad file.
+_HORIZON = 8
+_TRIES = 3  # of a batch in which nothing is found wrong
+
+
+class Part(NamedTuple):
+    """What one device sees of an epoch; bad images are exchanged in place.
+
+    order: int64 [steps, B], indices of images. weights: float32 [steps, B].
+    """
+
+    order: np.ndarray
+    weights: np.ndarray
+
+
+Make = Callable[[np.ndarray, bytes | None], Any]
+Decode = Callable[[bytes], np.ndarray]
+
+
+def stream(
+    images: ImageSet,
+    part: Part,
+    make: Make,
+    report: Callable[[int, str], None],
+    *,
+    start: int = 0,
+    position: bytes | None = None,
+    remember: bool = True,
+) -> Iterator[Delivery]:
+    """The batches of `part` from step `start` on; an image that cannot be decoded is exchanged for a good one.
+
+    The good one is the first of the set, with weight 0. All other images get the pixels that they would have had, as
+    random crops belong to places in the stream, not to files.
+
+    Args:
+      make: a pipeline for indices int [N] that goes on from a position.
+      report: told of each bad image, by its index, and why; may raise.
+      position: of an earlier delivery, the one before `start`.
+      remember: deliveries have positions, and pipelines can be made from them; otherwise one starts anew where it must.
+    """
+    step = start
+
+    def pipeline(order: np.ndarray) -> Iterator[Delivery]:
+        if remember:
+            return deliver(make(order.reshape(-1), position), remember=True)
+        return deliver(make(order[step:].reshape(-1), None), remember=False)
+
+    while step < len(part.order):
+        try:
+            for delivery in pipeline(part.order):
+                step, position = step + 1, delivery.position
+                yield _numbered(delivery, step - 1)
+            return
+        except DecodeError:
+            pass
+        # Which image it was, DALI does not say, and it has read ahead. Until it is found, batches go one by one, with
+        # all that follow standing in as good images: each either comes out as it always would, or is the bad one.
+        good = first_good(images)
+        for _ in range(min(_HORIZON, len(part.order) - step)):
+            repaired, tries = False, 0
+            while True:
+                alone = np.full_like(part.order, good)
+                alone[step] = part.order[step]
+                try:
+                    delivery = next(pipeline(alone))
+                    break
+                except DecodeError as error:
+                    bad = _find_bad(images, part.order[step]) or _find_bad_crops(pipeline, alone, step, good)
+                    tries += not bad  # a file server that failed for a moment
+                    if tries == _TRIES:
+                        names = ", ".join(images.files[index] for index in part.order[step, :3])
+                        raise UserError(f"a batch cannot be decoded, with {names} and others in it: {error}") from error
+                    _exchange(part, step, good, bad, report)
+                    repaired = True
+            step, position = step + 1, delivery.position
+            yield _numbered(delivery, step - 1)
+            if repaired:
+                break
+
+
+def _numbered(delivery: Delivery, step: int) -> Delivery:
+    """With places in the whole of a device's epoch, also if a pipeline has started anew."""
+    count = len(delivery.places)
+    return delivery._replace(places=np.arange(step * count, (step + 1) * count, dtype=np.int32))
+
+
+def _find_bad(images: ImageSet, indices: np.ndarray) -> dict[int, str]:
+    """Which of a batch's images cannot be decoded, and why."""
+    decode = _probe()
+    return {index: why for index in np.unique(indices).tolist() if (why := _what_is_wrong(images, index, decode))}
+
+
+def _find_bad_crops(
+    pipeline: Callable[[np.ndarray], Iterator[Delivery]], order: np.ndarray, step: int, good: int
+) -> dict[int, str]:
+    """Which images of a batch are decoded whole, but not the crop that they get here."""
+    bad = {}
+    for place, index in enumerate(order[step].tolist()):
+        alone = np.full_like(order, good)
+        alone[step, place] = index
+        try:
+            next(pipeline(alone))
+        except DecodeError:
+            bad[index] = "damaged: a part of it cannot be decoded; save it anew"
+    return bad
+
+
+def _exchange(part: Part, step: int, good: int, bad: dict[int, str], report: Callable[[int, str], None]) -> None:
+    for index, why in bad.items():
+        report(index, why)
+        places = part.order[step] == index
+        part.order[step, places], part.weights[step, places] = good, 0.0
+
+
+def first_good(images: ImageSet) -> int:
+    """The index of the first image that can be decoded.
+
+    Raises:
+      UserError: there is none.
+    """
+    decode = _probe()
+    for index in range(len(images.files)):
+        if not _what_is_wrong(images, index, decode):
+            return index
+    raise UserError(f"none of {len(images.files)} images can be decoded, {images.files[0]} among them")
+
+
+def _probe() -> Decode:
+    return make_decoder(transform="dali", image_size=32, resize=32, workers=1)
+
+
+def _what_is_wrong(images: ImageSet, index: int, decode: Decode) -> str:
+    """Why an image cannot be decoded; empty if it can."""
+    data = b""
+    try:
+        data = read_image(images, index)
+        decode(data)  # the whole of it: a crop may miss what is missing
+    except OSError as error:
+        return error.strerror or "it cannot be read"
+    except ImageProblem as error:
+        return str(diagnose(error, data) if data else error)
+    return ""

@@ -1,0 +1,1 @@
+"""Where images and labels come from: class folders, file lists, tar shards."""

@@ -1,0 +1,1 @@
+"""Data sets written to disk: ImageNet, tar shards, digits."""

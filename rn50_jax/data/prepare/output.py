@@ -1,0 +1,91 @@
+"""Writing large data sets: one process at a time, only where there is room, and files complete or not at all."""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rn50_jax.errors import UserError
+from rn50_jax.io import files
+from rn50_jax.io.files import lock
+
+UNFINISHED = ".partial"
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Makes a folder, and holds it for this process alone.
+
+    Raises:
+      UserError: it cannot be made, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        try:
+            lock(handle)
+        except BlockingIOError:
+            raise UserError(f"another process is writing to {folder}; wait for it") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Refuses to begin what the disk has no room for.
+
+    Raises:
+      UserError: fewer than `needed` bytes are free where `folder` is.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(f"{folder} needs {size_text(needed)} more, and its disk has {size_text(free)} free")
+
+
+@contextmanager
+def telling_of_the_disk(folder: Path) -> Iterator[None]:
+    """Turns what fails while writing into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            cause = f"the disk of {folder} is full: {error.strerror}; make room"
+        else:
+            cause = f"{error.filename or folder}: {error.strerror}; mend that"
+        raise UserError(f"{cause} and run the same command again, it goes on from here") from error
+
+
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` write a file under another name, and gives it its own when it is complete and on the disk."""
+    unfinished = file.with_name(file.name + UNFINISHED)
+    try:
+        write(unfinished)
+        _name(unfinished, file)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def write_json_whole(file: Path, content: dict[str, Any]) -> None:
+    """Writes or replaces a JSON file, complete or not at all."""
+    files.write_whole(file, files.to_json(content, indent=2) + "\n")
+
+
+def _name(unfinished: Path, file: Path) -> None:
+    with unfinished.open("rb") as written:
+        os.fsync(written.fileno())
+    unfinished.replace(file)
+
+
+def size_text(count: float) -> str:
+    """A number of bytes to read, such as "1.28 GB"."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f} bytes"

@@ -1,0 +1,1 @@
+"""Devices and processes, and what they say to each other."""

@@ -1,0 +1,266 @@
+"""A trained model as other commands see it: its config, classes and network, and where its state comes from."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from rn50_jax.checkpoint.description import RunDescription, check_description, saved_config
+from rn50_jax.checkpoint.folder import look
+from rn50_jax.checkpoint.integrity import ema_is_better, not_finite
+from rn50_jax.checkpoint.manager import Checkpoints
+from rn50_jax.config import loading as configs
+from rn50_jax.data.dataset import at_another_place
+from rn50_jax.data.formats.imagenet_names import likely_names
+from rn50_jax.data.images.transform import eval_resize
+from rn50_jax.data.val_share import VAL_IMAGES, read_val_images
+from rn50_jax.distributed.devices import find_devices
+from rn50_jax.errors import UserError, warn
+from rn50_jax.io.files import no_such_run
+from rn50_jax.models.fold import inference_form
+from rn50_jax.models.resnet import ResNet, Variables
+from rn50_jax.runtime import jax_setup
+from rn50_jax.runtime.machine import versions
+from rn50_jax.runtime.run_folder import check_path
+from rn50_jax.training.build import build_model, build_state
+from rn50_jax.weights.files import WeightFile, read_weights
+from rn50_jax.weights.metadata import PREPARATION, config_values, to_pixels
+from rn50_jax.weights.torch_names import fit, infer_architecture
+
+Overrides = Sequence[tuple[str, str]]
+
+# Settings of the machine, by which programs get into a process. They come from the command line or the defaults, never
+# from a checkpoint, which may be a stranger's.
+MACHINE = ("run.compile_cache", "run.xla_flags")
+
+
+class StoredModel(NamedTuple):
+    """A model that can be loaded.
+
+    name: what it came from, for messages. class_names: empty where a weight file does not tell. facts: step, epoch,
+    checkpoint and whether the weights are the averaged ones, of a run. load: {"params", "batch_stats"} on the host,
+    verified; of a run, as they were when it was looked at. val_images: that a run recorded, see `val_share`, if any.
+    assumed: of `class_names` and the keys of `weight_facts.PREPARATION`, those that neither a weight file nor the
+    command line tells.
+    """
+
+    name: str
+    config: ConfigDict
+    class_names: tuple[str, ...]
+    facts: dict[str, Any]
+    devices: list[jax.Device]
+    model: ResNet
+    load: Callable[[], Variables]
+    val_images: frozenset[str] | None = None
+    assumed: tuple[str, ...] = ()
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--workdir`, `--checkpoint` and `--weights`, which `load_model` reads."""
+    group = parser.add_argument_group("model")
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", type=Path, metavar="RUN", help="folder of a training run")
+    source.add_argument("--weights", type=Path, metavar="FILE", help="or a .pth, .pth.tar, .safetensors or .npz file")
+    add_run_arguments(group)
+
+
+def add_run_arguments(parser: argparse._ActionsContainer) -> None:
+    """Adds `--checkpoint` and `--ema`, which say what of a run to read."""
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="WHICH", help="of the run: best (default), latest or a step number"
+    )
+    parser.add_argument(
+        "--ema",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="of a run with recipe.ema_decay: averaged weights, live ones, or auto: what validated better (default)",
+    )
+
+
+def load_model(args: argparse.Namespace, overrides: Overrides) -> StoredModel:
+    """The run or weight file that a command line names."""
+    if args.weights:
+        return load_weights(args.weights, overrides)
+    return load_run(args.workdir, args.checkpoint, overrides, ema=args.ema)
+
+
+def load_for_inference(stored: StoredModel, *, exact: bool = False) -> tuple[ResNet, Variables]:
+    """The model in the form in which it answers, and its loaded variables: BatchNorm folded, if the config says so.
+
+    Args:
+      exact: `model.fold_batch_norm="auto"` means no, since the answers are to be those of training to the last digit.
+
+    Raises:
+      UserError: the state cannot be read, or is not finite, of which no answer would be one.
+    """
+    variables = stored.load()
+    if name := not_finite(variables):
+        raise UserError(f"{stored.name}: {name} is not finite; take weights from before the training diverged")
+    setting = stored.config.model.fold_batch_norm
+    if setting == "auto" and exact:
+        setting = "off"
+    return inference_form(stored.model, variables, setting, platform=stored.devices[0].platform)
+
+
+def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "auto") -> StoredModel:
+    """Reads checkpoint `which` ("best", "latest" or a step) of a run, with its own config and the overrides.
+
+    Args:
+      ema: "on" for the averaged weights, "off" for the live ones, "auto" for what validated better.
+
+    Raises:
+      UserError: no such run or checkpoint, or an override that is wrong or fits neither devices nor model.
+    """
+    check_path(workdir)
+    directory = workdir / "checkpoints"
+    if not os.path.lexists(workdir):
+        raise UserError(no_such_run(workdir))
+    if not os.path.lexists(directory):
+        raise UserError(f"{workdir} is no run, or an unfinished one: it has no checkpoints; give another --workdir")
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        # A run beside may remove a checkpoint while it is read. What has been read stays, whatever becomes of it.
+        return look(lambda: _read_run(checkpoints, workdir, which, overrides, ema))
+
+
+def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Overrides, ema: str) -> StoredModel:
+    meta = checkpoints.read_meta(which)
+    place = checkpoints.directory / str(meta["step"])
+    check_description(meta, RunDescription, place)
+    saved = saved_config(meta, place)
+    try:
+        config = configs.override(saved, [*_machine_defaults(), *overrides])
+        val_images = read_val_images(workdir) if config.data.val_share else None
+        if config.data.val_share and val_images is None:
+            warn(f"{workdir / VAL_IMAGES} is missing: the validation images are drawn again, by config.seed")
+        if os.path.realpath(config.data.dir) != os.path.realpath(saved.data.dir):
+            config = at_another_place(config, given=frozenset(dict(overrides)), val_images=val_images)
+        configs.validate(config)
+        has_ema = saved.recipe.ema_decay > 0
+    except (KeyError, TypeError, AttributeError) as error:  # sections are missing, or are none
+        raise UserError(f"checkpoint {place} holds what is no config: {error}") from None
+    if ema == "on" and not has_ema:
+        raise UserError(f"{workdir} was trained without recipe.ema_decay; leave out --ema on")
+    averaged = has_ema and (ema == "on" or (ema == "auto" and ema_is_better(meta["metrics"])))
+    devices = prepare_devices(config)
+    class_names = tuple(meta["class_names"])
+    model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
+    parts = ("ema",) if averaged else ("params", "batch_stats")
+    state = checkpoints.restore(meta, build_state(config, model, abstract=True), parts)
+    variables = state.ema if averaged else {"params": state.params, "batch_stats": state.batch_stats}
+    facts = {"checkpoint": which, "step": meta["step"], "epoch": meta["epoch"]}
+    name = f"checkpoint {which} of {workdir}: step {meta['step']}, epoch {meta['epoch']}"
+    if has_ema:
+        facts["ema"] = averaged
+        name += ", averaged weights" if averaged else ", live weights"
+    return StoredModel(name, config, class_names, facts, devices, model, lambda: variables, val_images)
+
+
+def _machine_defaults() -> Overrides:
+    defaults = configs.flatten(configs.load(str(configs.DEFAULT))[0])
+    return [(key, defaults[key]) for key in MACHINE]
+
+
+def load_weights(path: Path, overrides: Overrides) -> StoredModel:
+    """Reads a weight file, whose architecture its tensors tell.
+
+    The rest is that of configs/default.py, in float32, with the preparation of images and the split of the data that
+    the file tells, if any.
+
+    Raises:
+      UserError: the file cannot be read, is no ResNet, or an override is wrong.
+    """
+    file = read_weights(path)
+    architecture = infer_architecture(file.arrays, str(path))
+    known = config_values(file.meta)
+    size, resize = known.get("data.image_size"), known.get("data.resize")
+    if size and resize == eval_resize(size, 0):
+        known["data.resize"] = 0  # so it follows an image size of the command line
+    values = {"precision": "fp32", **known, **architecture.keys}
+    config, _ = configs.load(str(configs.DEFAULT))
+    config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
+    val_images = frozenset(file.meta["val_images"]) if "val_images" in file.meta else None
+    config = at_another_place(config, given=frozenset(dict(overrides)), val_images=val_images)
+    devices = prepare_devices(config)
+    model = build_model(config, num_classes=architecture.num_classes, platform=devices[0].platform)
+    class_names = tuple(file.meta.get("class_names", ()))
+    load = partial(variables_of_file, file, model, str(path))
+    facts = {"weights": str(path)} | {key: file.meta[key] for key in ("step",) if key in file.meta}
+    told = known.keys() | dict(overrides).keys() | ({"data.class_names"} if class_names else set())
+    assumed = tuple(key for key in (*PREPARATION, "class_names") if f"data.{key}" not in told)
+    return StoredModel(str(path), config, class_names, facts, devices, model, load, val_images, assumed)
+
+
+def warn_assumed(stored: StoredModel) -> None:
+    """Tells what was assumed of a weight file because nothing says it: sizes, normalisation, class names."""
+    data, parts, keys = stored.config.data, [], []
+    if "image_size" in stored.assumed:
+        parts.append(f"image_size={data.image_size}")
+        keys.append("image_size")
+    if "image_size" in stored.assumed or "resize" in stored.assumed:
+        parts.append(f"resize={eval_resize(data.image_size, data.resize)}")
+        keys.append("resize")
+    if normalisation := [key for key in ("mean", "std") if key in stored.assumed]:
+        parts.append(f"{' and '.join(normalisation)} of ImageNet")
+        keys += normalisation
+    if "class_names" in stored.assumed:
+        classes = stored.model.num_classes
+        imagenet = likely_names(classes)[0] != "0"
+        parts.append(f"ImageNet's {classes:,} classes" if imagenet else f"{classes:,} classes without names")
+    hint = f"; to change: {', '.join(f'--config.data.{key}' for key in keys)}" if keys else ""
+    if parts:
+        warn(f"assuming {', '.join(parts)}, as {stored.name} does not say{hint}")
+
+
+def describe_model(stored: StoredModel) -> dict[str, Any]:
+    """What a file with a model's weights should say about it, in plain values.
+
+    Returns:
+      source (checkpoint or weight file) and its facts, such as the step; arch; class_names; what is done to images in
+      evaluation: `weight_facts.PREPARATION`, with mean and std, by which pixels from 0 to 255 are normalised; the split
+      of the data, val_share, seed and val_images, if the validation images were a share of it; versions.
+    """
+    data = stored.config.data
+    return {
+        "source": stored.name,
+        **stored.facts,
+        "arch": stored.config.model.arch,
+        "class_names": list(stored.class_names or likely_names(stored.model.num_classes)),
+        "image_size": data.image_size,
+        "resize": eval_resize(data.image_size, data.resize),
+        "transform": data.transform,
+        "channels": "RGB",
+        "mean": to_pixels(data.mean),
+        "std": to_pixels(data.std),
+        "exif_rotation": data.exif_rotation,
+        "background": list(data.background),
+        **({"val_share": data.val_share, "seed": stored.config.seed} if data.val_share > 0 else {}),
+        **({"val_images": sorted(stored.val_images)} if stored.val_images else {}),
+        "versions": versions(),
+    }
+
+
+def prepare_devices(config: ConfigDict) -> list[jax.Device]:
+    """Checks a config and makes the process ready for it; returns the devices.
+
+    Raises:
+      UserError: the config is wrong, or the devices cannot do what it asks for.
+    """
+    configs.validate(config)
+    jax_setup.prepare_runtime(config.data.backend, config.run.xla_flags)
+    jax_setup.use_compile_cache(config.run.compile_cache)
+    return find_devices(backend=config.data.backend, precision=config.precision)
+
+
+def variables_of_file(file: WeightFile, model: ResNet, source: str) -> Variables:
+    """Returns the weights of a file as the model's variables.
+
+    Raises:
+      UserError: see `weights.fit`.
+    """
+    params, batch_stats = fit(file.arrays, model, source)
+    return {"params": params, "batch_stats": batch_stats}

@@ -1,0 +1,1 @@
+"""Files, JSON, lines, text and the terminal; knows nothing of training."""

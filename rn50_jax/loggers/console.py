@@ -1,0 +1,176 @@
+"""What a run looks like in a terminal, and in the log of a batch job."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+from rn50_jax.config.derived import Plan
+from rn50_jax.errors import keep, say
+from rn50_jax.io.terminal import columns, fit
+from rn50_jax.io.text import counted, decimal, printable
+
+NARROW = 60  # columns below which a progress bar has no room
+
+
+class _Left(ProgressColumn):
+    """What is left, or how long the compilation has been going on: the sign of life of a run's first minutes."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["left"]
+        return Text(f"compiling {clock(task.elapsed or 0)}" if left is None else left)
+
+
+class Screen:
+    """Lines of text, and in a terminal two live bars below them: the epoch's and the run's; use it in a `with`.
+
+    Standard output that is no terminal, or one that cannot move its cursor (TERM=dumb), gets the lines alone.
+    """
+
+    def __init__(self, plan: Plan, epochs: int, first_step: int) -> None:
+        self._plan, self._epochs = plan, epochs
+        self._console = Console(highlight=False, soft_wrap=True, emoji=False)
+        self.live = sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        bar = [BarColumn(bar_width=None)] if self._console.width >= NARROW else []
+        self._progress = Progress(
+            TextColumn("{task.description:<10}"),
+            *bar,
+            TextColumn("{task.fields[count]:>14}"),
+            _Left(),
+            console=self._console,
+            disable=not self.live,
+            transient=True,
+        )
+        self._epoch = self._add("epoch", plan.steps_per_epoch)
+        self._run = self._add("run", plan.total_steps)
+        self.advance(first_step)
+
+    def _add(self, name: str, total: int) -> TaskID:
+        return self._progress.add_task(name, total=total, count="", left=None)
+
+    def __enter__(self) -> "Screen":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+
+    def line(self, parts: str | Sequence[tuple[int, str]]) -> None:
+        """Prints a line above the bars; all of it is kept in the console's log.
+
+        Args:
+          parts: the text, or (priority, text) in order: in a terminal that is too narrow for all of them, those with
+            the lowest priority are left out.
+        """
+        if not isinstance(parts, str):
+            keep(printable("  ".join(text for _, text in parts)))
+            parts = "  ".join(_fitting(parts, columns(sys.stdout)))
+        else:
+            keep(parts)
+        self._console.print(fit(parts, sys.stdout), markup=False)
+
+    def advance(self, step: int) -> None:
+        """Moves the bars to `step` of the run; costs no look at the device."""
+        per_epoch, total = self._plan.steps_per_epoch, self._plan.total_steps
+        epoch, within = divmod(max(step - 1, 0), per_epoch)
+        within += step > 0
+        name = f"epoch {epoch + 1}/{self._epochs}"
+        self._progress.update(
+            self._epoch, description=name, total=per_epoch, completed=within, count=f"{within}/{per_epoch}"
+        )
+        self._progress.update(self._run, description="run", completed=step, count=f"{step}/{total}")
+
+    def validating(self, done: int, total: int) -> None:
+        """Shows how far a validation is, in batches."""
+        self._progress.update(
+            self._epoch, description="validation", total=total, completed=done, count=f"{done}/{total}", left=""
+        )
+
+    def estimate(self, epoch: float, run: float) -> None:
+        """Shows how many seconds the epoch and the run still take."""
+        self._progress.update(self._epoch, left=f"ETA {clock(epoch)}")
+        self._progress.update(self._run, left=f"ETA {clock(run)}")
+
+
+def _fitting(parts: Sequence[tuple[int, str]], width: int | None) -> list[str]:
+    kept = list(parts)
+    while width is not None and len(kept) > 1 and sum(len(text) + 2 for _, text in kept) - 2 > width:
+        kept.remove(min(kept, key=lambda part: part[0]))
+    return [text for _, text in kept]
+
+
+def train_line(metrics: Mapping[str, float], place: str, step: str, left: float | None) -> list[tuple[int, str]]:
+    """A window of training as `Screen.line` takes it."""
+    seconds = metrics["train.data_time"] + metrics["train.compute_time"]
+    waiting = metrics["train.data_time"] / seconds if seconds else 0.0
+    speed = f"{metrics['train.total_ips']:8.1f} img/s" if metrics["train.total_ips"] else f"{'-':>8} img/s"
+    parts = [
+        (9, place),
+        (5, step),
+        (8, f"loss {decimal(metrics['train.loss'], 4):>7}"),
+        (7, f"top-1 {metrics['train.top1']:6.2f}"),
+        (3, f"lr {metrics['lr']:.5f}"),
+        (6, speed),
+        (2, f"data {waiting:4.0%}"),
+    ]
+    if "train.loss_scale" in metrics:
+        parts.append((1, f"scale {metrics['train.loss_scale']:g}"))
+    return [*parts, (4, f"ETA {'-' if left is None else clock(left)}")]
+
+
+def validation_parts(metrics: Mapping[str, float], prefix: str = "val", *, classes: int) -> list[tuple[int, str]]:
+    """Returns the numbers of a validation as `Screen.line` takes them.
+
+    Args:
+      classes: of the data; with five or fewer, top-5 says nothing and is "-".
+    """
+    top1, top5, loss = (metrics[f"{prefix}.{name}"] for name in ("top1", "top5", "loss"))
+    return [
+        (8, "validation" if prefix == "val" else "averaged  "),
+        (7, f"top-1 {top1:.3f} %"),
+        (4, f"top-5 {top5_text(top5, 3, classes)}" + ("" if is_trivial(classes) else " %")),
+        (5, f"loss {decimal(loss, 5)}"),
+        (2, counted(round(metrics["val.images"]), "image")),
+        (1, f"{metrics['val.total_ips']:.1f} img/s"),
+    ]
+
+
+def validation_text(metrics: Mapping[str, float], prefix: str = "val", *, classes: int) -> str:
+    """The numbers of a validation as one line, the same in training and offline evaluation."""
+    return "  ".join(text for _, text in validation_parts(metrics, prefix, classes=classes))
+
+
+def is_trivial(classes: int | None) -> bool:
+    """Returns whether there are so few classes that top-5 accuracy is always 100 %; None for an unknown number."""
+    return classes is not None and classes <= 5
+
+
+def top5_text(value: float, digits: int, classes: int) -> str:
+    """Returns top-5 accuracy; "-" of so few classes that it is always 100 %."""
+    return "-" if is_trivial(classes) else f"{value:.{digits}f}"
+
+
+def print_rows(rows: Mapping[str, str]) -> None:
+    """Prints names and what they are, aligned; in a terminal, long lines go on below their beginning."""
+    for name, text in rows.items():
+        say(f"{name:<10} {text}")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds, such as 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def time_of_day(seconds_from_now: float) -> str:
+    """When that will be, with the date unless it is today."""
+    then = time.localtime(time.time() + seconds_from_now)
+    today = time.strftime("%Y-%m-%d", then) == time.strftime("%Y-%m-%d")
+    return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", then)

@@ -1,0 +1,213 @@
+"""What a run has written down about itself, read back: metrics over the epochs, configuration, facts."""
+
+import csv
+import os
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TextIO
+
+from pydantic import AfterValidator
+
+from rn50_jax.config.schema import DAMAGED, is_plain_name
+from rn50_jax.errors import UserError, warn
+from rn50_jax.io.files import (
+    BOM,
+    LARGEST,
+    free_name,
+    no_such_run,
+    open_regular,
+    parse_line,
+    read_json,
+    read_json_lines,
+    write_whole,
+)
+from rn50_jax.io.lines import Appended
+from rn50_jax.io.text import counted, csv_cell, printable
+
+Points = dict[float, float]
+KEYS = ("time", "step", "epoch", "epochs_done")  # of every line
+
+
+class History(NamedTuple):
+    """The metrics of a run.
+
+    lines: those of its metrics file that count, in order: of lines with the same kind and step, the last one. Where a
+    run went on from a checkpoint, steps that it has done again are there once. x: what `series` goes by: "epoch", or
+    "step" for a file that does not tell how long an epoch is. unread: how many other lines there are.
+    """
+
+    lines: list[dict[str, Any]]
+    x: str
+    unread: int = 0
+
+    def series(self, name: str) -> Points:
+        """One metric by epochs done (or steps)."""
+        key = "epochs_done" if self.x == "epoch" else "step"
+        return {line[key]: line[name] for line in self.lines if line.get(name) is not None}
+
+    def validations(self) -> list[dict[str, Any]]:
+        """The lines of validations."""
+        return [line for line in self.lines if "val.top1" in line]
+
+    def last(self, prefix: str) -> dict[str, Any]:
+        """The last line that has a metric of the prefix; {} if none has."""
+        found = [line for line in self.lines if any(name.startswith(prefix) for name in line)]
+        return found[-1] if found else {}
+
+
+def metrics_file(run: Path) -> Path:
+    """The metrics file of a work folder, whatever its configuration calls it; a file stands for itself.
+
+    Raises:
+      UserError: there is none.
+    """
+    # Names that no file can have, and folders that may not be looked into, raise nothing here.
+    if not os.path.isdir(run):  # noqa: PTH112
+        if os.path.isfile(run):  # noqa: PTH113
+            return run
+        raise UserError(no_such_run(run))
+    report = read_config(run).get("report")
+    name = report.get("file") if isinstance(report, dict) else None
+    path = run / (name if isinstance(name, str) and is_plain_name(name) else "metrics.jsonl")
+    if not os.path.isfile(path):  # noqa: PTH113
+        raise UserError(f"{run} has no {path.name}: it is no run, or has not reported anything yet")
+    return path
+
+
+def read_history(path: Path) -> History:
+    """Reads a metrics file; lines that are none of metrics are passed over.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        every = read_json_lines(path, _LINE)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    found: dict[tuple[str, float], dict[str, Any]] = {}
+    for line in every.good:
+        kind = next((name.split(".")[0] for name in line if name not in KEYS), "")
+        place = line.get("epochs_done", line["step"])
+        found.pop((kind, place), None)  # so that the later line stands later
+        found[kind, place] = line
+    lines = list(found.values())
+    if any("epochs_done" not in line for line in lines):
+        lines = _with_epochs(lines)
+    known = bool(lines) and all("epochs_done" in line for line in lines)
+    return History(lines, "epoch" if known else "step", len(every.bad) - _ends_in_half(path, every.bad))
+
+
+def last_line(path: Path) -> dict[str, Any]:
+    """Returns the last line of a metrics file that can be read; {} if its last MiB has none."""
+    try:
+        with open_regular(path) as file:
+            file.seek(max(os.fstat(file.fileno()).st_size - (1 << 20), 0))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        with suppress(ValueError):
+            return dict(parse_line(line.strip(), _LINE))
+    return {}
+
+
+def set_aside_unreadable(path: Path) -> None:
+    """Moves the lines of a metrics file that are none of metrics to a file beside it, and says so.
+
+    Half a line at its end, which a killed run leaves, is moved without a word.
+
+    Raises:
+      OSError: a file cannot be read or written; the metrics file is as it was then.
+    """
+    if path.is_symlink() or not path.is_file():
+        return
+    damaged = path.with_name(path.name + DAMAGED)
+    if path.stat().st_size > LARGEST:
+        warn(f"{path} is larger than any run's, and was moved to {path.rename(free_name(damaged))}")
+        return
+    found = read_json_lines(path, _LINE).bad
+    if not found:
+        return
+    bad, told = set(found), len(found) - _ends_in_half(path, found)
+    lines = path.read_bytes().removeprefix(BOM).split(b"\n")
+    moved = [line for line in lines if line.strip() in bad]
+    with closing(Appended(damaged)) as file:
+        file.write(b"".join(line + b"\n" for line in moved))
+    kept = [line for line in lines if line.strip() and line.strip() not in bad]
+    write_whole(path, b"".join(line + b"\n" for line in kept), own=True)
+    if told:
+        warn(f"{path}: moved {counted(told, 'line')} without metrics to {damaged}")
+
+
+def _ends_in_half(path: Path, bad: list[bytes]) -> bool:
+    """Whether the last of the bad lines is what a killed run leaves: half a line at the end of the file."""
+    if not bad or not bad[-1].startswith(b"{"):
+        return False
+    with open_regular(path) as file:
+        file.seek(-len(bad[-1]), os.SEEK_END)
+        return file.read() == bad[-1]
+
+
+def _check_line(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics, as runs of this and of earlier versions write them."""
+    for name, (kind, low, high) in _PLACE.items():
+        value = line.get(name, low)
+        if not isinstance(value, kind) or not low <= value <= high:
+            raise ValueError(f"{name} is {value}")
+    if "step" not in line:
+        raise ValueError("it has no step")
+    for name, value in line.items():
+        if value is None and name.endswith((".top1", ".top5")):
+            raise ValueError(f"{name} is null")
+        if value is not None and abs(value) > _LARGEST and name not in _PLACE:
+            raise ValueError(f"{name} is {value}")
+    if "val.top1" in line and "epoch" not in line:
+        raise ValueError("a validation without its epoch")
+    return line
+
+
+# What float32 holds, of which most metrics are made.
+_LARGEST = 3.5e38
+# By key: type, smallest and largest value.
+_PLACE: dict[str, tuple[Any, float, float]] = {
+    "time": (int | float, 0, 1e11),
+    "step": (int, 0, 2**53),
+    "epoch": (int, 1, 2**53),
+    "epochs_done": (int | float, 0, 2**53),
+}
+_LINE = Annotated[dict[str, int | float | None], AfterValidator(_check_line)]
+
+
+def _with_epochs(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of older files with epochs_done: their validations tell how long an epoch is."""
+    lengths = [line["step"] / line["epoch"] for line in lines if "val.top1" in line and line["step"]]
+    if not lengths:
+        return lines
+    return [{"epochs_done": line["step"] / lengths[-1]} | line for line in lines]
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved configuration of a work folder; {} if it has none."""
+    return _read_json(run / "config.json")
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """Command, start, devices and versions of a work folder's last process; {} if it does not tell."""
+    return _read_json(run / "run.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path, dict[str, Any])
+    except (OSError, ValueError):
+        return {}
+
+
+def write_csv(history: History, file: TextIO) -> None:
+    """A row for each line, a column for each metric, empty where a line does not have it."""
+    names = list(KEYS)
+    for line in history.lines:
+        names += [name for name in line if name not in names]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(csv_cell(printable(name)) for name in names)
+    writer.writerows([line.get(name) for name in names] for line in history.lines)

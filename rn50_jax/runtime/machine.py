@@ -1,0 +1,224 @@
+"""What is written down about the machine, the libraries and the code that a result comes from."""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rn50_jax import __version__
+from rn50_jax.runtime.commit import find_commit
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy")
+_DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+# By JAX's plugin, the packages of the CUDA libraries that it loads.
+_CUDA = {
+    "jax-cuda13-plugin": (
+        "jax-cuda13-pjrt",
+        "nvidia-cuda-runtime",
+        "nvidia-cuda-nvcc",
+        "nvidia-cublas",
+        "nvidia-cudnn-cu13",
+        "nvidia-nccl-cu13",
+    ),
+    "jax-cuda12-plugin": (
+        "jax-cuda12-pjrt",
+        "nvidia-cuda-runtime-cu12",
+        "nvidia-cuda-nvcc-cu12",
+        "nvidia-cublas-cu12",
+        "nvidia-cudnn-cu12",
+        "nvidia-nccl-cu12",
+    ),
+}
+# What of the environment changes results or times, beside what begins with NCCL_.
+_ENVIRONMENT = (
+    "XLA_FLAGS",
+    "JAX_PLATFORMS",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "CUDA_VISIBLE_DEVICES",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "XLA_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+    "XLA_PYTHON_CLIENT_ALLOCATOR",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "GLIBC_TUNABLES",
+)
+# By nvidia-smi's name: ours, with the unit that it has without one.
+_TEXTS = {"name": "name", "driver_version": "driver"}
+_NUMBERS = {
+    "memory.total": "memory_mib",
+    "power.limit": "power_limit_w",
+    "clocks.sm": "sm_clock_mhz",
+    "clocks.max.sm": "max_sm_clock_mhz",
+    "clocks.mem": "memory_clock_mhz",
+    "clocks.max.mem": "max_memory_clock_mhz",
+}
+
+
+def describe_machine(devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """Returns what `run.json` and a benchmark's result say of where they come from.
+
+    Returns:
+      host, see `describe_host`; environment, the variables that change results or times, XLA's flags among them;
+      versions, those of `versions`, of torch and of JAX's plugin for CUDA; commit of the code, see
+      `commit.find_commit`. Where the devices are GPUs, gpus too, see `read_gpus`, the versions of CUDA's libraries, and
+      nvidia_smi, what that complains of, if it does.
+    """
+    facts: dict[str, Any] = {"host": describe_host()}
+    on_gpu = devices[0].platform == "gpu"
+    if on_gpu:
+        facts["gpus"], problem = read_gpus()
+        facts |= {"nvidia_smi": problem} if problem else {}
+    return facts | {
+        "environment": _environment(),
+        "versions": versions() | _installed(["torch"]) | _cuda_versions(on_gpu),
+        "commit": find_commit(Path(__file__).parent),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of everything that can change a result on one kind of device."""
+    return {"rn50_jax": __version__, "python": platform.python_version()} | _installed((*_PACKAGES, *_DALI))
+
+
+def dali_version() -> str | None:
+    """Returns the version of the installed DALI; None if no package tells."""
+    return next(iter(_installed(_DALI).values()), None)
+
+
+def _installed(packages: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _cuda_versions(on_gpu: bool) -> dict[str, str]:
+    """Of JAX's plugins for CUDA, and where one is in use of the libraries, as packages and as they are loaded."""
+    found: dict[str, str] = {}
+    for plugin, libraries in _CUDA.items():
+        own = _installed([plugin])
+        if own:
+            found |= own | (_installed(libraries) | _loaded(plugin) if on_gpu else {})
+    return found
+
+
+def _loaded(plugin: str) -> dict[str, str]:
+    """CUDA and cuDNN as the plugin finds them: another folder's may stand in for the packages'."""
+    found = {}
+    with suppress(Exception):  # not JAX's public interface: no reason to end a run
+        module = importlib.import_module(f"{plugin.replace('-', '_')}._versions")
+        cuda, cudnn = int(module.cuda_runtime_get_version()), int(module.cudnn_get_version())
+        found["CUDA, loaded"] = f"{cuda // 1000}.{cuda % 1000 // 10}"
+        found["cuDNN, loaded"] = f"{cudnn // 10000}.{cudnn % 10000 // 100}.{cudnn % 100}"
+    return found
+
+
+def _environment() -> dict[str, str]:
+    names = [*_ENVIRONMENT, *sorted(name for name in os.environ if name.startswith("NCCL_"))]
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
+def describe_host() -> dict[str, Any]:
+    """Returns of this machine: system, CPU, cores that the process may use, GB of memory, as far as it tells."""
+    host: dict[str, Any] = {"system": f"{platform.system()} {platform.release()} {platform.machine()}"}
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu = next(line for line in lines if line.startswith("model name"))
+        host["cpu"] = cpu.partition(":")[2].strip()
+    if hasattr(os, "sched_getaffinity"):
+        host["cores"] = len(os.sched_getaffinity(0))
+    with suppress(ValueError, OSError):
+        host["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    return host
+
+
+def read_gpus(timeout: float = 20.0) -> tuple[list[dict[str, Any]], str | None]:
+    """Asks nvidia-smi for all GPUs of this machine, those among them that JAX does not use.
+
+    Args:
+      timeout: seconds after which it is ended.
+
+    Returns:
+      For each GPU name and driver; memory in MiB, power limit in W, SM and memory clock as they are at this moment and
+      at most, in MHz; None for what it does not tell. And what it complains of, or why there are none; else None.
+    """
+    fields = [*_TEXTS, *_NUMBERS]
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return [], f"no answer within {timeout:g} s"
+    except OSError as error:
+        return [], error.strerror or type(error).__name__
+    gpus, said = [], []
+    for line in (*done.stdout.splitlines(), *done.stderr.splitlines()):
+        row = [cell.strip() for cell in line.split(",")]
+        if len(row) == len(fields):
+            gpus.append(_gpu(row))
+        elif line.strip():
+            said.append(line.strip()[:200])
+    if gpus and not done.returncode:
+        return gpus, None
+    return gpus, said[0] if said else f"exit code {done.returncode}"
+
+
+def _gpu(row: Sequence[str]) -> dict[str, Any]:
+    texts = {key: None if cell.startswith("[") else cell for key, cell in zip(_TEXTS.values(), row, strict=False)}
+    numbers = {key: _number(cell) for key, cell in zip(_NUMBERS.values(), row[len(_TEXTS) :], strict=True)}
+    return texts | numbers
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:  # "[N/A]", "[Not Supported]", "[Unknown Error]"
+        return None
+
+
+def gpu_lines(gpus: Any) -> list[str]:
+    """Returns a line for each kind of GPU in the `gpus` of `describe_machine`, as far as they have that form."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for gpu in gpus if isinstance(gpus, list) else []:
+        if isinstance(gpu, dict):
+            parts = [str(gpu.get("name") or "GPU")]
+            parts += [f"driver {gpu['driver']}"] if gpu.get("driver") else []
+            parts += _told(gpu.get("memory_mib"), "MiB") + _told(gpu.get("power_limit_w"), "W power limit")
+            kinds.setdefault(", ".join(parts), []).append(gpu)
+    clocks = (("SM", "sm_clock_mhz"), ("memory", "memory_clock_mhz"))
+    return [
+        "; ".join([f"{len(alike)} x {kind}", *filter(None, (_clock(name, key, alike) for name, key in clocks))])
+        for kind, alike in kinds.items()
+    ]
+
+
+def _told(value: Any, unit: str) -> list[str]:
+    return [f"{value:,.0f} {unit}"] if isinstance(value, int | float) else []
+
+
+def _clock(name: str, key: str, gpus: Sequence[dict[str, Any]]) -> str:
+    """The clock of GPUs of one kind as it was read, and what is possible."""
+    now = [value for gpu in gpus if isinstance(value := gpu.get(key), int | float)]
+    most = [value for gpu in gpus if isinstance(value := gpu.get(f"max_{key}"), int | float)]
+    if not now:
+        return ""
+    low, high = (f"{value:,.0f}" for value in (min(now), max(now)))
+    return f"{name} clock {low if low == high else f'{low} to {high}'} MHz" + (
+        f" of at most {max(most):,.0f}" if most else ""
+    )

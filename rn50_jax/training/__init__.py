@@ -1,0 +1,1 @@
+"""The step and all that it is made of."""

@@ -1,0 +1,134 @@
+"""From config to model, optimiser and state."""
+
+from typing import Any
+
+import optax
+from ml_collections import ConfigDict
+
+from rn50_jax.config.derived import Plan
+from rn50_jax.models.conv import INITS
+from rn50_jax.models.norm import NormSync
+from rn50_jax.models.parts import rate_factors
+from rn50_jax.models.resnet import FAMILY, ResNet
+from rn50_jax.training.augment import Normalisation
+from rn50_jax.training.loss_scale import PRECISIONS, Scaling
+from rn50_jax.training.optim import Schedule, by_part, clipped, lamb, lars, make_schedule, sgd
+from rn50_jax.training.state import abstract_state, init_state
+from rn50_jax.training.step import TrainOptions
+
+
+def build_model(config: ConfigDict, *, num_classes: int, platform: str, sync: NormSync | None = None) -> ResNet:
+    """The config's model.
+
+    Args:
+      platform: "cpu" or "gpu", decides what "auto" stands for in `model.conv_lowering` and `model.stem`.
+      sync: devices that share BatchNorm's statistics; of use in training only.
+    """
+    variant = FAMILY[config.model.arch]
+    return ResNet(
+        variant=variant._replace(stages=config.model.stages or variant.stages),
+        num_classes=num_classes,
+        precision=PRECISIONS[config.precision],
+        width=config.model.width,
+        widths=config.model.widths,
+        se_units=config.model.se_units,
+        fan=INITS[config.model.init],
+        zero_init_last_gamma=config.model.zero_init_last_gamma,
+        lowering=conv_lowering(config, platform),
+        stem=stem(config, platform),
+        max_pool=config.model.max_pool,
+        sync=sync,
+        fused_norm=config.model.fused_norm,
+        frozen=config.tune.freeze,
+    )
+
+
+def conv_lowering(config: ConfigDict, platform: str) -> str:
+    """The lowering that `models.conv.conv2d` is to use."""
+    if config.model.conv_lowering != "auto":
+        return str(config.model.conv_lowering)
+    return "matmul" if platform == "cpu" else "native"
+
+
+def stem(config: ConfigDict, platform: str) -> str:
+    """How the first convolution is written: the config's choice, or by itself what XLA does for float16 alone."""
+    if config.model.stem != "auto":
+        return str(config.model.stem)
+    return "padded" if platform == "gpu" and config.precision == "bf16" else "conv"
+
+
+def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """The config's optimiser; the step tells it the learning rate."""
+    recipe = config.recipe
+    shared = {"weight_decay": recipe.weight_decay, "mask": recipe.decay_mask}
+    if recipe.optimizer == "lamb":
+        optimizer = lamb(beta1=recipe.beta1, beta2=recipe.beta2, eps=recipe.eps, **shared)
+    elif recipe.optimizer == "lars":
+        optimizer = lars(momentum=recipe.momentum, nesterov=recipe.nesterov, trust=recipe.lars_trust, **shared)
+    else:
+        optimizer = sgd(momentum=recipe.momentum, nesterov=recipe.nesterov, **shared)
+    if recipe.clip_norm > 0:
+        optimizer = clipped(optimizer, recipe.clip_norm)
+    if config.tune.lr_decay != 1 or config.tune.lr_scales:
+        num_stages = len(config.model.stages or FAMILY[config.model.arch].stages)
+        factors = rate_factors(num_stages, decay=config.tune.lr_decay, scales=config.tune.lr_scales)
+        optimizer = by_part(optimizer, factors)
+    return optimizer
+
+
+def build_schedule(config: ConfigDict, plan: Plan) -> Schedule:
+    """The config's learning rate as a function of the updates done."""
+    return make_schedule(
+        config.recipe.schedule,
+        peak=plan.peak_lr,
+        warmup_epochs=config.recipe.warmup_epochs,
+        epochs=config.epochs,
+        steps_per_epoch=plan.steps_per_epoch,
+        lr_update=config.recipe.lr_update,
+        end_lr=config.recipe.end_lr,
+        milestones=config.recipe.milestones,
+        milestone_factor=config.recipe.milestone_factor,
+        poly_power=config.recipe.poly_power,
+    )
+
+
+def build_options(config: ConfigDict, accumulation: int) -> TrainOptions:
+    """What of the config acts inside the training step."""
+    scaling = Scaling(
+        dynamic=config.loss_scale.mode == "dynamic",
+        growth_interval=config.loss_scale.growth_interval,
+        growth=config.loss_scale.growth,
+        backoff=config.loss_scale.backoff,
+        floor=config.loss_scale.floor,
+    )
+    return TrainOptions(
+        label_smoothing=config.recipe.label_smoothing,
+        loss=config.recipe.loss,
+        bce_threshold=config.recipe.bce_threshold,
+        mixup=config.recipe.mixup,
+        cutmix=config.recipe.cutmix,
+        cutmix_share=config.recipe.cutmix_share,
+        random_erasing=config.recipe.random_erasing,
+        mixup_draw=config.recipe.mixup_draw,
+        running_average=config.recipe.running_average,
+        accumulation=accumulation,
+        all_reduce=config.all_reduce,
+        ema_decay=config.recipe.ema_decay,
+        scaling=scaling if config.precision == "fp16" else None,
+        seed=config.seed,
+        normalisation=build_normalisation(config),
+    )
+
+
+def build_normalisation(config: ConfigDict) -> Normalisation:
+    """The config's means and standard deviations of pixels, which it gives in 0 to 1."""
+    return Normalisation(*(tuple(255 * value for value in values) for values in (config.data.mean, config.data.std)))
+
+
+def build_state(config: ConfigDict, model: ResNet, *, abstract: bool = False) -> Any:
+    """A fresh state; with `abstract`, only its shapes and dtypes, at no cost."""
+    optimizer, ema = build_optimizer(config), config.recipe.ema_decay > 0
+    loss_scale = config.loss_scale.init if config.precision == "fp16" else 1.0
+    if abstract:
+        return abstract_state(model, optimizer, loss_scale=loss_scale, ema=ema)
+    return init_state(model, optimizer, seed=config.seed, loss_scale=loss_scale, ema=ema)

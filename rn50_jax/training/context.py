@@ -1,0 +1,66 @@
+"""What a run consists of, known before anything is compiled."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rn50_jax.checkpoint.step_folders import find_steps
+from rn50_jax.config.derived import Plan
+from rn50_jax.config.loading import flatten
+from rn50_jax.data.formats.class_folders import Dataset, fingerprint
+from rn50_jax.data.val_share import read_val_images, write_val_images
+from rn50_jax.distributed import processes
+from rn50_jax.models.resnet import ResNet
+from rn50_jax.runtime.machine import versions
+from rn50_jax.runtime.run_folder import telling_of_writes
+
+
+class Setup(NamedTuple):
+    """Made by `train.prepare`."""
+
+    config: ConfigDict
+    workdir: Path
+    mesh: Mesh
+    dataset: Dataset
+    plan: Plan
+    model: ResNet
+
+
+def recorded_val_images(workdir: Path) -> frozenset[str] | None:
+    """Reads which validation images a run with checkpoints set apart; None if it has none of either.
+
+    Raises:
+      UserError: the record is damaged.
+    """
+    try:
+        begun = bool(find_steps(workdir / "checkpoints"))
+    except OSError:  # whoever opens the checkpoints says what is wrong
+        return None
+    return read_val_images(workdir) if begun else None
+
+
+def record_val_images(setup: Setup) -> None:
+    """Writes down which images a run with `data.val_share` validates on, once, for `recorded_val_images`.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if setup.config.data.val_share and processes.is_first() and recorded_val_images(setup.workdir) is None:
+        with telling_of_writes():
+            write_val_images(setup.workdir, setup.dataset)
+
+
+def check_same_everywhere(config: ConfigDict, dataset: Dataset) -> None:
+    """Compares configuration, versions and data of all processes.
+
+    Raises:
+      UserError: on processes that differ from process 0.
+      RunStopped: on the others.
+    """
+    if processes.count() > 1:
+        facts = {f"config.{key}": value for key, value in flatten(config).items()} | versions()
+        sets = {"training set": dataset.train, "validation set": dataset.val}
+        facts |= {name: fingerprint(images, dataset.class_names) for name, images in sets.items()}
+        processes.check_agreement(facts)

@@ -1,0 +1,211 @@
+"""Optimisers, the weight-decay masks and the learning-rate schedules.
+
+The `update(gradients, state, params, learning_rate=rate)` of an optimiser made here returns what is to be subtracted
+from the parameters. None keeps a learning rate of its own: it is a function of the steps of the run alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rn50_jax.models.parts import part_of
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+OPTIMIZERS = ("sgd", "lars", "lamb")
+DECAY_MASKS = ("no_bn", "no_bn_bias", "reference", "all")
+
+
+def decay_mask(params: Any, rule: str = "no_bn") -> Any:
+    """Which parameters weight decay applies to.
+
+    BatchNorms are the modules named `bn...` and `downsample_1`.
+
+    Args:
+      params: tree of parameters.
+      rule: "no_bn", all but BatchNorm's `scale` and `bias`, as the reference documents; "no_bn_bias", not the biases of
+        linear layers either, as is the custom with LARS and LAMB; "reference", what its code does: it looks for "bn" in
+        a parameter's name, so the shortcut's BatchNorms (`downsample.1`) are decayed; "all", everything (the
+        reference's `--bn-weight-decay`).
+
+    Returns:
+      A tree of bools shaped as `params`.
+    """
+
+    def decayed(path: tuple[Any, ...], _: Any) -> bool:
+        module, leaf = path[-2].key, path[-1].key
+        if rule == "no_bn_bias":
+            return bool(leaf == "kernel")
+        batch_norm = module.startswith("bn") or (module == "downsample_1" and rule == "no_bn")
+        return rule == "all" or not batch_norm
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def sgd(
+    *, momentum: float, weight_decay: float, nesterov: bool = False, mask: str = "no_bn"
+) -> optax.GradientTransformation:
+    """torch's SGD: d = g + wd * w;  v <- momentum * v + d;  w <- w - rate * v.
+
+    With `nesterov`, w <- w - rate * (d + momentum * v). Decay is added before the momentum and the learning rate is
+    applied outside, so a change of the rate acts at once on the whole buffer.
+    """
+    return _rate_outside(
+        optax.chain(
+            optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, mask)),
+            optax.trace(decay=momentum, nesterov=nesterov),
+        )
+    )
+
+
+def lars(
+    *, momentum: float, weight_decay: float, trust: float, nesterov: bool = False, mask: str = "no_bn_bias"
+) -> optax.GradientTransformation:
+    """LARS (You et al. 2017, arXiv:1708.03888): v <- momentum * v + rate * r * (g + wd * w);  w <- w - v.
+
+    The rate of a tensor follows its norms: r = trust * |w| / (|g| + wd * |w|), 1 for BatchNorms and biases and where a
+    norm is 0, as in MLPerf's reference. The global rate is inside the momentum buffer, as in the paper.
+    """
+
+    # Not optax's trust ratio, which has |g + wd * w| below the line, where the paper has the sum of the norms.
+    def local_rate(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        def scaled(g: jax.Array, w: jax.Array, decayed: bool) -> jax.Array:
+            decay = weight_decay if decayed else 0.0
+            direction = g + decay * w
+            if w.ndim == 1:
+                return direction
+            w_norm, g_norm = jnp.linalg.norm(w.ravel()), jnp.linalg.norm(g.ravel())
+            ratio = trust * w_norm / (g_norm + decay * w_norm)
+            return jnp.where((w_norm > 0) & (g_norm > 0), ratio, 1.0) * direction
+
+        return jax.tree.map(scaled, gradients, params, decay_mask(params, mask)), state
+
+    return optax.chain(
+        optax.GradientTransformation(lambda params: optax.EmptyState(), local_rate),
+        _rate_outside(optax.identity()),
+        optax.trace(decay=momentum, nesterov=nesterov),
+    )
+
+
+def lamb(
+    *, beta1: float, beta2: float, eps: float, weight_decay: float, mask: str = "no_bn_bias"
+) -> optax.GradientTransformation:
+    """LAMB (You et al. 2020, arXiv:1904.00962): w <- w - rate * r * (a + wd * w), with Adam's direction a.
+
+    r = |w| / |a + wd * w|, 1 for BatchNorms and biases, as in timm, and where a norm is 0. Adam's averages are
+    corrected for their start; eps is added to the root of the second one.
+    """
+
+    def kernels(params: Any) -> Any:
+        return jax.tree.map(lambda w: w.ndim > 1, params)
+
+    return _rate_outside(
+        optax.chain(
+            optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps),
+            optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, mask)),
+            optax.masked(optax.scale_by_trust_ratio(), kernels),
+        )
+    )
+
+
+def _rate_outside(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """What `inner` returns, times the learning rate."""
+
+    def update(gradients: Any, state: Any, params: Any, *, learning_rate: jax.Array, **_: Any) -> tuple[Any, Any]:
+        updates, state = inner.update(gradients, state, params)
+        return jax.tree.map(lambda u: learning_rate * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def clipped(optimizer: optax.GradientTransformation, max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """Gradients whose global norm, that of all tensors as one vector, exceeds `max_norm` are scaled down to it."""
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def update(gradients: Any, state: Any, params: Any, **rate: Any) -> tuple[Any, Any]:
+        gradients, _ = clip.update(gradients, optax.EmptyState())
+        updated: tuple[Any, Any] = optimizer.update(gradients, state, params, **rate)
+        return updated
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def by_part(
+    optimizer: optax.GradientTransformation, factors: Mapping[str, float]
+) -> optax.GradientTransformationExtraArgs:
+    """Learning rates by part of the network: what `optimizer` returns, times the factor of `tune.part_of` a module."""
+
+    def update(gradients: Any, state: Any, params: Any, **rate: Any) -> tuple[Any, Any]:
+        updates, state = optimizer.update(gradients, state, params, **rate)
+
+        def scaled(path: tuple[Any, ...], u: jax.Array) -> jax.Array:
+            return factors[part_of(path[0].key)] * u
+
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def moving_average(average: Any, live: Any, *, decay: float, updates: jax.Array) -> Any:
+    """Exponential moving average of a tree: a <- d * a + (1 - d) * x, with d = min(decay, (1 + t) / (10 + t)).
+
+    t is the number of `updates` (int32 []) before this one: while they are few, the average follows closely and
+    forgets its random start (the warm-up of TensorFlow's ExponentialMovingAverage and of timm's ModelEmaV3).
+    """
+    t = updates.astype(float)
+    d = jnp.minimum(decay, (1 + t) / (10 + t))
+    return jax.tree.map(lambda a, x: a + (1 - d) * (x - a), average, live)
+
+
+SCHEDULES = ("cosine", "linear", "step", "poly")
+
+
+def make_schedule(
+    kind: str,
+    *,
+    peak: float,
+    warmup_epochs: int,
+    epochs: int,
+    steps_per_epoch: int,
+    lr_update: str = "step",
+    end_lr: float = 0.0,
+    milestones: Sequence[int] = (30, 60, 80),
+    milestone_factor: float = 0.1,
+    poly_power: float = 2.0,
+) -> Schedule:
+    """Linear warm-up (Goyal et al. 2017, arXiv:1706.02677), then one of four ways down.
+
+    Time is counted in ticks t = 0, 1, ..., W of them in the warm-up, E in all: a tick is a step, or with
+    `lr_update="epoch"` an epoch, within which the rate stays, as in the reference.
+
+    - warm-up, while t < W: peak * (t + 1) / W
+    - cosine (Loshchilov & Hutter 2017, arXiv:1608.03983): end + (peak - end) * (1 + cos(pi * p)) / 2, with
+      p = (t - W) / (E - W); written as the equal cos(pi / 2 * p)**2, exact in float32 down to the last steps
+    - linear: peak * (1 - p)
+    - poly: end + (peak - end) * (1 - p) ** poly_power (power 2: MLPerf's with LARS)
+    - step: peak * milestone_factor ** (number of `milestones`, in epochs, that have been reached)
+
+    Returns:
+      A function of the number of updates done (int32 []) to the rate of the next one (float32 []).
+    """
+    ticks_per_epoch = 1 if lr_update == "epoch" else steps_per_epoch
+    warmup, total = warmup_epochs * ticks_per_epoch, epochs * ticks_per_epoch
+
+    def learning_rate(step: jax.Array) -> jax.Array:
+        tick = jnp.asarray(step, jnp.int32) // (steps_per_epoch // ticks_per_epoch)
+        progress = jnp.clip((tick - warmup).astype(float) / max(total - warmup, 1), 0, 1)
+        if kind == "cosine":
+            rate = end_lr + (peak - end_lr) * jnp.cos(0.5 * jnp.pi * progress) ** 2
+        elif kind == "linear":
+            rate = peak * (1 - progress)
+        elif kind == "poly":
+            rate = end_lr + (peak - end_lr) * (1 - progress) ** poly_power
+        else:
+            reached = sum(tick >= milestone * ticks_per_epoch for milestone in milestones)
+            rate = peak * milestone_factor ** jnp.asarray(reached, float)
+        return jnp.where(tick < warmup, peak * (tick + 1).astype(float) / max(warmup, 1), rate)
+
+    return learning_rate

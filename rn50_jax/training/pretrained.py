@@ -1,0 +1,181 @@
+"""The weights that a new run starts from: a weight file, or another run; and what a run takes from them besides."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from rn50_jax.checkpoint.description import saved_config
+from rn50_jax.checkpoint.folder import CheckpointFolder
+from rn50_jax.config import loading as configs
+from rn50_jax.errors import UserError
+from rn50_jax.inference.trained_model import StoredModel, describe_model, load_run, prepare_devices, variables_of_file
+from rn50_jax.io.text import shell
+from rn50_jax.models.resnet import FAMILY, ResNet, Variables
+from rn50_jax.training.build import build_model, build_state
+from rn50_jax.training.state import variables_of
+from rn50_jax.weights.files import WeightFile, read_weights
+from rn50_jax.weights.metadata import config_values
+from rn50_jax.weights.torch_names import infer_architecture, to_torch
+
+# What decides the shapes of a network's weights, but for the number of classes.
+ARCHITECTURE = tuple(f"model.{key}" for key in ("arch", "stages", "width", "widths", "se_units"))
+_ANY_MACHINE = (("data.backend", "synthetic"), ("precision", "fp32"))  # nothing is computed
+
+
+class Pretrained(NamedTuple):
+    """Weights to start from, `name`d for messages, and what they say about themselves."""
+
+    name: str
+    file: WeightFile
+
+
+def read_pretrained(source: Path) -> Pretrained:
+    """Reads a weight file, or of a run's folder the best checkpoint: the averaged weights if they validated better.
+
+    Of a run that never validated, the latest checkpoint is read.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if not os.path.isdir(source):  # noqa: PTH112, Path.is_dir raises where this says no
+        return Pretrained(str(source), read_weights(source))
+    validated = CheckpointFolder(source / "checkpoints").readable().best() is not None
+    stored = load_run(source, "best" if validated else "latest", _ANY_MACHINE)
+    return Pretrained(stored.name, WeightFile(to_torch(**stored.load()), describe_model(stored)))
+
+
+def take_architecture(
+    config: ConfigDict, overrides: Sequence[tuple[str, str]], workdir: Path | None = None
+) -> tuple[ConfigDict, str]:
+    """Gives a config the architecture of the weights that its run starts from.
+
+    Args:
+      overrides: of the command line. What they say of the architecture stays, and must be so.
+      workdir: if it has checkpoints, the run goes on from these: their architecture is taken, and the weights need not
+        be there anymore.
+
+    Returns:
+      The config, and a sentence about what was taken from the weights; empty if that is nothing.
+
+    Raises:
+      UserError: the weights cannot be read, or are of another architecture than the command line says.
+    """
+    source = config.run.resume or config.model.pretrained_weights
+    if not source:
+        return config, ""
+    given = {key for key, _ in overrides if key in ARCHITECTURE}
+    known = _of_checkpoints(workdir) if workdir else None
+    keys = known or _of_source(source, resumed=bool(config.run.resume))
+    now = configs.flatten(config)
+    differing = [key for key in keys if not _same(key, keys, now)]
+    if known is None:
+        _check_given([key for key in differing if key in given], keys, now, source)
+    changed = {key: keys[key] for key in differing if key not in given}  # resuming compares the others
+    if not changed:
+        return config, ""
+    config = ConfigDict(config.to_dict())
+    config.update_from_flattened_dict(changed)
+    told = ", ".join(f"{key}={value}" for key, value in changed.items())
+    return config.lock(), "" if known else f"architecture of {source}: {told}"
+
+
+def _of_checkpoints(workdir: Path) -> dict[str, Any] | None:
+    """The architecture of a work folder's newest checkpoint that says so; None if there is none."""
+    folder = CheckpointFolder(workdir / "checkpoints")
+    found = folder.readable()
+    for step in reversed(found.by_age()):
+        with suppress(UserError, KeyError):
+            flat = configs.flatten(saved_config(found.metas[step], folder.directory / str(step)))
+            return {key: flat[key] for key in ARCHITECTURE}
+    return None
+
+
+def _of_source(source: str, *, resumed: bool) -> dict[str, Any]:
+    if not resumed and (keys := _of_checkpoints(Path(source))):
+        return keys
+    try:
+        return infer_architecture(read_pretrained(Path(source)).file.arrays, source).keys
+    except UserError:
+        if resumed:  # what reads the checkpoint says better what is wrong with it
+            return {}
+        raise
+
+
+def _check_given(differing: Sequence[str], keys: dict[str, Any], now: dict[str, Any], source: str) -> None:
+    if differing:
+        key = differing[0]
+        written = shell([f"--config.{key}={keys[key]}"])
+        raise UserError(
+            f"config.{key}={now[key]!r} is not the architecture of {source}, which has {keys[key]!r}; write {written}, "
+            "or leave it out"
+        )
+
+
+def _same(key: str, keys: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a config means what the weights have, in whatever way it says so."""
+    variant = FAMILY[keys["model.arch"]]
+    if key == "model.stages":
+        return bool((now[key] or variant.stages) == (keys[key] or variant.stages))
+    if key == "model.widths" and not keys[key]:
+        doubling = tuple(keys["model.width"] * 2**stage for stage in range(len(now[key])))
+        return bool(now[key] == doubling)
+    if key == "model.se_units" and not variant.se:
+        return True  # of no effect
+    return bool(now[key] == keys[key])
+
+
+def load_start(config: ConfigDict, class_names: tuple[str, ...]) -> StoredModel:
+    """Returns the model that a new run of the config starts with: pretrained weights if it names some, or random ones.
+
+    Args:
+      class_names: of the data.
+
+    Raises:
+      UserError: the weights cannot be read or are of another model.
+    """
+    devices = prepare_devices(config)
+    model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
+    if source := config.run.resume or config.model.pretrained_weights:
+        name, file = (source, read_weights(Path(source))) if config.run.resume else read_pretrained(Path(source))
+        names = tuple(file.meta.get("class_names", class_names))
+        return StoredModel(name, config, names, {}, devices, model, partial(variables_of_file, file, model, name))
+    name = f"random weights of seed {config.seed}"
+    return StoredModel(name, config, class_names, {}, devices, model, lambda: _random_variables(config, model))
+
+
+def _random_variables(config: ConfigDict, model: ResNet) -> Variables:
+    return variables_of(build_state(config, model))["val"]
+
+
+def tell_differences(file: WeightFile, config: ConfigDict, class_names: Sequence[str], name: str) -> list[str]:
+    """Lists what a run should know of the weights that it starts from: what it does otherwise, and what is assumed.
+
+    Args:
+      class_names: of the run's data.
+    """
+    known, now = config_values(file.meta), configs.flatten(config)
+    told = []
+    for key in ("data.image_size", "data.mean", "data.std", "data.transform", "data.exif_rotation"):
+        if key in known and known[key] != now[key]:
+            write = shell([f"--config.{key}={known[key]}"])
+            told.append(f"{name} was trained with another config.{key} than {now[key]!r}; to keep it, add {write}")
+    same_classes = list(class_names) == list(file.meta.get("class_names", ()))
+    split = [(values.get("data.val_share"), values.get("seed")) for values in (known, now)]
+    if same_classes and "data.val_share" in known and config.data.val_share > 0 and split[0] != split[1]:
+        told.append(
+            f"{name} was trained with config.data.val_share={split[0][0]} and config.seed={split[0][1]}; on the same "
+            "images, with another share or seed, this run validates on some that it was trained on"
+        )
+    assumed = [] if {"data.mean", "data.std"} <= known.keys() else ["config.data.mean and config.data.std"]
+    classifier = file.arrays.get("fc.weight")
+    fits = classifier is not None and len(classifier) == len(class_names)
+    if fits and "class_names" not in file.meta and not config.tune.new_head:
+        assumed.append(f"the data's {len(class_names):,} classes in their order (if not: --config.tune.new_head=true)")
+    if assumed:
+        told.append(f"assuming {', and '.join(assumed)}, as {name} does not say what it was trained with")
+    return told

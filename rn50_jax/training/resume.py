@@ -1,0 +1,277 @@
+"""What a run starts from: a fresh state, foreign weights or a foreign checkpoint, or its newest whole checkpoint."""
+
+import base64
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rn50_jax.checkpoint.description import Meta, RunDescription, check_description, saved_config
+from rn50_jax.checkpoint.integrity import score
+from rn50_jax.checkpoint.manager import Checkpoints
+from rn50_jax.config import loading as configs
+from rn50_jax.data.formats.class_folders import check_class_names
+from rn50_jax.data.loader import FORM, Position, changed_fact
+from rn50_jax.data.val_share import VAL_IMAGES
+from rn50_jax.distributed import processes
+from rn50_jax.distributed.devices import local_indices
+from rn50_jax.errors import UserError, say, warn
+from rn50_jax.io.text import counted, shell
+from rn50_jax.loggers.history import last_line
+from rn50_jax.runtime.machine import versions
+from rn50_jax.training.build import build_state
+from rn50_jax.training.context import Setup
+from rn50_jax.training.pretrained import ARCHITECTURE, read_pretrained, tell_differences
+from rn50_jax.training.state import TrainState
+from rn50_jax.training.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
+from rn50_jax.weights.torch_names import start_from
+
+# What decides which arrays a state has.
+_FIXED = (
+    *ARCHITECTURE,
+    "recipe.optimizer",
+    "tune.freeze",
+)
+# Files that only a new run starts from.
+_SOURCES = ("model.pretrained_weights", "run.resume")
+_NEW_RUN = "for a new run give another --workdir"
+_WAYS_ON = f"to train longer give a larger {{}}; {_NEW_RUN}"
+
+
+class Start(NamedTuple):
+    """Where a run begins or goes on.
+
+    state: on the host. position: of the stream of batches. goodput: seconds by phase until the checkpoint; lost:
+    seconds after it, whose work must be done again. top1: of the checkpoint's validation, -1 if there was none.
+    """
+
+    state: TrainState
+    position: Position
+    goodput: dict[str, float]
+    lost: float
+    top1: float = -1.0
+
+    def finished(self, config: ConfigDict) -> str | None:
+        """Why the run has nothing left to do, if so."""
+        if self.position.epoch >= config.epochs:
+            done = f"{self.position.epoch} of {counted(config.epochs, 'epoch')} done"
+            if self.position.epoch > config.epochs:
+                done = f"{counted(self.position.epoch, 'epoch')} done, and config.epochs={config.epochs}"
+            return f"{done}; {_WAYS_ON.format('--config.epochs')}"
+        if 0 < config.run.target_top1 <= self.top1:
+            wanted = f"{config.run.target_top1:g} wanted"
+            told = f"epoch {self.position.epoch} reached {self.top1:.3f} % top-1 ({wanted})"
+            return f"{told}; {_WAYS_ON.format('--target_top1')}"
+        return None
+
+
+def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -> Start:
+    """The newest whole checkpoint of the work folder, or a fresh start.
+
+    Args:
+      stream: of `stream_facts`.
+
+    Raises:
+      UserError: checkpoints or weight file cannot be read, are of another model or other classes, or of the middle of
+        an epoch that cannot go on in the same way.
+    """
+    config, workdir, model = setup.config, setup.workdir, setup.model
+
+    def check(meta: Meta) -> None:
+        place = checkpoints.directory / str(meta["step"])
+        check_description(meta, RunDescription, place)
+        _check_classes(setup, tuple(meta["class_names"]), saved_config(meta, place))
+        _check_model(config, saved_config(meta, place), workdir)
+        _check_split(config, saved_config(meta, place), workdir)
+
+    found = checkpoints.restore_newest(build_state(config, model, abstract=True), check)
+    last = last_line(workdir / config.report.file)
+    if found is None:
+        if last and config.run.save_checkpoints:
+            place = f"from {config.run.resume}" if config.run.resume else "at step 0"
+            warn(
+                f"{workdir} has metrics up to step {last['step']}, but no checkpoints: training starts anew {place}, "
+                f"and {config.report.file} goes on behind them"
+            )
+        if config.run.resume:
+            return _foreign_start(setup)
+        return Start(_fresh_state(setup), Position(0, 0), {}, 0.0)
+    state, meta = found
+    state, position = _position(setup, stream, state, meta, checkpoints)
+    lost = max(last["time"] - meta["time"], 0.0) if "time" in last and last["step"] > meta["step"] else 0.0
+    before, now = (configs.flatten(c) for c in (saved_config(meta, checkpoints.directory), config))
+    for key, value in now.items():
+        if key in _SOURCES and value and value != before.get(key):
+            warn(f"{workdir} goes on from its own checkpoints and not from {value}; for that give a new --workdir")
+    start = Start(state, position, meta["goodput"], lost, score(meta["metrics"]))
+    if changed := _changes(before, now, meta["stream"], stream):
+        finished = "; none of this takes effect, since the run is finished"  # how to go on, the next line says
+        ending = finished if start.finished(config) else f"; {_NEW_RUN}"
+        warn(f"the run in {workdir} was started with other settings: {', '.join(changed)}{ending}")
+    return start
+
+
+def _changes(
+    before: dict[str, Any], now: dict[str, Any], stream_before: dict[str, Any], stream_now: dict[str, Any]
+) -> list[str]:
+    """What is another now than when a run was saved: keys, and the training set where versions can compare it."""
+    changed = [
+        f"config.{key} was {before.get(key)!r} and is {value!r}"
+        for key, value in now.items()
+        if key not in _SOURCES and before.get(key) != value
+    ]
+    images = [facts.get("the training set") for facts in (stream_before, stream_now)]
+    if stream_before.get(FORM) == stream_now.get(FORM) and None not in images and images[0] != images[1]:
+        changed.append(f"the training set had {images[0]} and has {images[1]}")
+    return changed
+
+
+def _check_classes(setup: Setup, trained: tuple[str, ...], saved: ConfigDict) -> None:
+    found, config = setup.dataset.class_names, setup.config
+    try:
+        check_class_names(found, trained, config.data.dir)
+    except UserError as error:
+        raise UserError(
+            f"{error}; the run in {setup.workdir} is on {saved.data.dir} with {len(trained)} classes, and "
+            f"{config.data.dir} has {len(found)}: {_NEW_RUN}, or --config.data.dir={saved.data.dir} to resume this one"
+        ) from None
+
+
+def _check_model(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
+    before, now = configs.flatten(saved), configs.flatten(config)
+    for key in (*_FIXED, "recipe.ema_decay"):
+        saved_value = before.get(key, now[key])  # what a checkpoint of an older version lacks, its arrays tell
+        switched = bool(saved_value) != bool(now[key])  # a decay of another size goes on with the same averages
+        if saved_value != now[key] and (key in _FIXED or switched):
+            raise UserError(
+                f"{workdir} holds checkpoints of another model or optimiser: config.{key} was {saved_value!r} and is "
+                f"{now[key]!r} now; set it back, or choose another --workdir"
+            )
+
+
+def _check_split(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
+    """Refuses to validate on images that were trained on."""
+    for key in ("data.val_share", "seed"):
+        before, now = configs.flatten(saved)[key], configs.flatten(config)[key]
+        if before != now and (saved.data.val_share or config.data.val_share):
+            raise UserError(
+                f"{workdir} chose its validation images with config.{key}={before!r}, which is {now!r} now: it would "
+                "validate on images that it was trained on; set it back, or choose another --workdir"
+            )
+    if config.data.val_share and not (workdir / VAL_IMAGES).exists():
+        raise UserError(
+            f"{workdir / VAL_IMAGES} is missing, which says what images the run validates on; put it back, or choose "
+            "another --workdir"
+        )
+
+
+def _position(
+    setup: Setup, stream: dict[str, Any], state: TrainState, meta: Meta, checkpoints: Checkpoints
+) -> tuple[TrainState, Position]:
+    plan = setup.plan
+    epoch, step = meta["position"]["epoch"], meta["position"]["step"]
+    in_the_middle = 0 < step < meta["steps_per_epoch"]
+    if in_the_middle:
+        place = checkpoints.directory / str(meta["step"])
+        if name := changed_fact(meta["stream"], stream):
+            changed = f"{name} was {meta['stream'].get(name)!s:.200} and is {stream.get(name)} now; set it back"
+            if name == FORM:
+                changed = "this version of rn50-jax takes the images in another order; use the one that saved it"
+            raise UserError(
+                f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
+                f"{changed} until the epoch has ended, or remove that folder to go on from the one before; {_NEW_RUN}"
+            )
+        try:
+            kept = [base64.b64decode(text, validate=True) for text in meta["position"]["pipelines"]]
+        except ValueError as error:
+            raise UserError(f"checkpoint {place} has no place in the stream of images: {error}") from None
+        if len(kept) != (0 if setup.config.data.backend == "synthetic" else plan.num_devices):
+            raise UserError(f"checkpoint {place} has places in the stream of images of {counted(len(kept), 'device')}")
+        if meta["step"] != epoch * plan.steps_per_epoch + step:
+            raise UserError(f"checkpoint {place} cannot be of step {step} of epoch {epoch + 1}")
+        mine = tuple(kept[device] for device in local_indices(setup.mesh)) if kept else ()
+        return state, Position(epoch, step, mine)
+    done = epoch + (step > 0)  # epochs whose training is done, if not yet their validation
+    if meta["steps_per_epoch"] != plan.steps_per_epoch:
+        now = done * plan.steps_per_epoch
+        if now >= 2**31:
+            raise UserError(f"checkpoint {checkpoints.directory / str(meta['step'])} cannot be of epoch {epoch + 1}")
+        warn(f"an epoch has another number of steps now: step {meta['step']} became {now}")
+        state = state._replace(step=jnp.asarray(now, jnp.int32))
+    return state, Position(epoch, plan.steps_per_epoch if step else 0)
+
+
+def describe(setup: Setup, stream: dict[str, Any], position: Position) -> Meta:
+    """What a checkpoint says beside its state; all processes take part.
+
+    Args:
+      stream: of `stream_facts`, which takes seconds on a large training set.
+    """
+    plan = setup.plan
+    pipelines = [base64.b64encode(kept).decode() for kept in position.pipelines]
+    every = [text for texts in processes.gather(pipelines) for text in texts]
+    return {
+        "step": position.epoch * plan.steps_per_epoch + position.step,
+        "epoch": position.epoch,
+        "position": {"epoch": position.epoch, "step": position.step, "pipelines": every},
+        "steps_per_epoch": plan.steps_per_epoch,
+        "stream": stream,
+        "class_names": list(setup.dataset.class_names),
+        "config": setup.config.to_dict(),
+        "versions": versions(),
+    }
+
+
+def _foreign_start(setup: Setup) -> Start:
+    """Where a training checkpoint of NVIDIA's code left off."""
+    config, source = setup.config, setup.config.run.resume
+    checkpoint = read_checkpoint(Path(source))
+    done = checkpoint.epoch
+    if done >= config.epochs:
+        command = ["python", "-m", "rn50_jax.evaluate", "--weights", Path(source)]
+        raise UserError(
+            f"{source} has {counted(done, 'epoch')} done, and config.epochs={config.epochs} leaves none to train; give "
+            f"a larger --config.epochs, or use its weights: {shell(command)}"
+        )
+    state = go_on_from(build_state(config, setup.model), checkpoint, setup.model, source)
+    for told in differing_settings(checkpoint, config.recipe):
+        warn(f"{source} was trained with {told}")
+    if config.recipe.ema_decay > 0 and not checkpoint.ema:
+        warn(f"{source} has no averaged weights: those of config.recipe.ema_decay start from its weights")
+    if checkpoint.ema and not config.recipe.ema_decay:
+        warn(f"{source} has averaged weights, which config.recipe.ema_decay=0 does without")
+    momentum = "with its momentum" if checkpoint.momentum else "without momentum: the file has none"
+    say(f"resuming from {source}: {done} of {counted(config.epochs, 'epoch')} done, {momentum}")
+    step = jnp.asarray(done * setup.plan.steps_per_epoch, jnp.int32)
+    return Start(state._replace(step=step), Position(done, 0), {}, 0.0)
+
+
+def _fresh_state(setup: Setup) -> TrainState:
+    """Initialised, or with pretrained weights."""
+    config, model = setup.config, setup.model
+    source = config.model.pretrained_weights
+    if not source:
+        if config.tune.freeze:
+            raise UserError(
+                f"config.tune.freeze={config.tune.freeze} would hold random weights; give --pretrained_weights FILE"
+            )
+        if config.tune.lr_decay != 1 or config.tune.lr_scales:
+            warn(
+                "training from scratch: there are no --pretrained_weights, and the rates of config.tune are for "
+                "fine-tuning"
+            )
+        return build_state(config, model)
+    source, file = read_pretrained(Path(source))
+    for told in tell_differences(file, config, setup.dataset.class_names, source):
+        warn(told)
+    classes = tuple(file.meta.get("class_names", setup.dataset.class_names))
+    new_head = config.tune.new_head or classes != setup.dataset.class_names
+    if new_head and "fc" in config.tune.freeze:
+        raise UserError(
+            f"config.tune.freeze holds 'fc', but {source} has a classifier of other classes than {config.data.dir}; "
+            "leave 'fc' out"
+        )
+    state, told = start_from(build_state(config, model), file.arrays, model, source, new_head=new_head)
+    say(told)
+    return state

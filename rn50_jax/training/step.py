@@ -1,0 +1,314 @@
+"""The compiled work on one device: pure functions of (state, batch) inside a mapped axis.
+
+A batch is {"image": uint8 [B, H, W, 3], "label": int32 [B], "weight": float32 [B]}, weight 0 marking padding.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from rn50_jax.models.parts import split
+from rn50_jax.models.resnet import ResNet, Variables
+from rn50_jax.training.augment import IMAGENET, Normalisation, draw_boxes, draw_mixing, erase, mix, normalise
+from rn50_jax.training.loss_scale import Scaling, all_finite, update_loss_scale
+from rn50_jax.training.losses import binary_cross_entropy, cross_entropy, top_k_hits
+from rn50_jax.training.optim import Schedule, moving_average
+from rn50_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class TrainOptions(NamedTuple):
+    """What of the recipe acts inside the step.
+
+    mixup_draw: "device", each device and pass draws its own mixing, or "global", all devices the same.
+    mixup, cutmix, cutmix_share: see `augment.draw_mixing`. random_erasing: probability for an image.
+    normalisation: of pixels. loss: one of `losses.LOSSES`. bce_threshold: see `losses.binary_cross_entropy`.
+    running_average: "mean" averages BatchNorm's running statistics over the devices, "first" keeps device 0's.
+    all_reduce: how gradients are averaged over the devices: "fp32"; "bf16", rounded, at half the traffic; "ordered", in
+    the order of the devices, at D times the traffic, for the same bits on any division of the devices into processes.
+    ema_decay: of the moving averages of parameters and running statistics; 0 if the state has none.
+    scaling: None unless gradients need a loss scale (float16).
+    """
+
+    label_smoothing: float
+    mixup: float
+    mixup_draw: str
+    running_average: str
+    accumulation: int
+    all_reduce: str
+    ema_decay: float
+    scaling: Scaling | None
+    seed: int
+    cutmix: float = 0.0
+    cutmix_share: float = 0.5
+    random_erasing: float = 0.0
+    loss: str = "cross_entropy"
+    bce_threshold: float = 0.0
+    normalisation: Normalisation = IMAGENET
+
+
+def mixup_key(seed: int, step: jax.Array | int, device: jax.Array | int) -> jax.Array:
+    """The key of one device's mixing in one step, split further between accumulated passes."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), device)
+
+
+def _keys(options: TrainOptions, step: jax.Array, device: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For mixing and for erasing, which each device always draws for itself."""
+    own = mixup_key(options.seed, step, device)
+    mixing = own if options.mixup_draw == "device" else mixup_key(options.seed, step, 0)
+    # A child of the key that no number of accumulated passes reaches.
+    return mixing, jax.random.fold_in(own, 2**31 - 1)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: ResNet,
+    optimizer: optax.GradientTransformation,
+    learning_rate: Schedule,
+    options: TrainOptions,
+    axis_name: str,
+) -> tuple[TrainState, Metrics]:
+    """One update from `options.accumulation` forward and backward passes over equal slices of the batch.
+
+    Gradients, and BatchNorm's running averages unless `options` says otherwise, are averaged over the devices of
+    `axis_name`; batch statistics stay per pass and per device, or per group of them if the model has one. Parts in
+    `model.frozen` have no gradients and do not change. A step whose loss or a gradient is not finite leaves the whole
+    state as it was, only the loss scale and the counts of `LossScale` move.
+
+    Returns:
+      The new state and {"loss", "top1", "lr", "loss_scale"}: float32 [], {"skipped_steps", "skipped_in_a_row"}:
+      int32 [], the same on every device. The loss is the objective (smoothed, unscaled); top1 a share of 1 (under
+      mixup: of the first image's label); loss_scale the one that the step used.
+    """
+    device = lax.axis_index(axis_name)
+    grads, batch_stats, metrics = _accumulate(state, batch, _keys(options, state.step, device), model, options)
+    grads = _mean(grads, options.all_reduce, axis_name)
+    exact = "ordered" if options.all_reduce == "ordered" else "fp32"
+    metrics = _mean(metrics, exact, axis_name)
+    moving, still = split(batch_stats, model.frozen)  # a mean over devices might round what stays the same
+    if options.running_average == "mean":
+        moving = _mean(moving, exact, axis_name)
+    else:
+        moving = lax.psum(jax.tree.map(lambda x: jnp.where(device == 0, x, 0), moving), axis_name)
+    batch_stats = moving | still
+
+    lr = learning_rate(state.step)
+
+    def update(state: TrainState) -> TrainState:
+        trained, held = split(state.params, model.frozen)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained, learning_rate=lr)
+        params = jax.tree.map(jnp.subtract, trained, updates) | held
+        ema = state.ema
+        if options.ema_decay:
+            live = {"params": params, "batch_stats": batch_stats}
+            ema = moving_average(ema, live, decay=options.ema_decay, updates=state.step)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.loss_scale)
+
+    finite = all_finite((grads, metrics["loss"]))
+    new_state = _update_if(finite, update, state)
+    loss_scale = update_loss_scale(state.loss_scale, finite, options.scaling)
+    metrics |= {
+        "lr": lr,
+        "loss_scale": state.loss_scale.value,
+        "skipped_steps": loss_scale.skipped,
+        "skipped_in_a_row": loss_scale.skipped_in_a_row,
+    }
+    return new_state._replace(loss_scale=loss_scale), metrics
+
+
+def _update_if(finite: jax.Array, update: Callable[[TrainState], TrainState], state: TrainState) -> TrainState:
+    """XLA on CPU updates in place in a branch, and copies momentum to select; a GPU would have to wait for the host."""
+
+    def branch(finite: jax.Array, state: TrainState) -> TrainState:
+        return lax.cond(finite, update, lambda state: state, state)
+
+    def select(finite: jax.Array, state: TrainState) -> TrainState:
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(state), state)
+
+    new_state: TrainState = lax.platform_dependent(finite, state, cpu=branch, default=select)
+    return new_state
+
+
+def _mean(tree: Any, all_reduce: str, axis_name: str) -> Any:
+    """Mean over devices, see `TrainOptions`."""
+    if lax.axis_size(axis_name) == 1 and all_reduce != "bf16":
+        return tree  # XLA on CPU would copy it
+    if all_reduce == "fp32":
+        return lax.pmean(tree, axis_name)
+    devices = lax.axis_size(axis_name)
+    if all_reduce == "ordered":
+        return jax.tree.map(lambda x: x / devices, _ordered_sum(tree, axis_name))
+    rounded = lax.psum(jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree), axis_name)
+    return jax.tree.map(lambda r, x: r.astype(x.dtype) / devices, rounded, tree)
+
+
+def _ordered_sum(tree: Any, axis_name: str) -> Any:
+    # An all-reduce adds in an order of its own, which differs between machines, and with it the last bit.
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), lax.all_gather(tree, axis_name))
+
+
+def _accumulate(
+    state: TrainState, batch: Batch, keys: tuple[jax.Array, jax.Array], model: ResNet, options: TrainOptions
+) -> tuple[Any, Any, Metrics]:
+    """Mean gradients and metrics over the slices of the batch, BatchNorm's running averages after the last."""
+    scale = state.loss_scale.value if options.scaling is not None else None
+    trained, held = split(state.params, model.frozen)
+
+    def one_pass(batch_stats: Any, part: Batch, keys: tuple[jax.Array, jax.Array]) -> tuple[Any, Any, Metrics]:
+        images, targets = _augment(part, keys, model, options)
+
+        def loss_fn(trained: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+            logits, updated = model.apply(
+                {"params": trained | held, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+            )
+            loss = _weighted_mean(_objective(logits, targets, options), part["weight"])
+            top1, _ = top_k_hits(logits, part["label"], 1)
+            metrics = {"loss": loss, "top1": _weighted_mean(top1, part["weight"])}
+            return loss if scale is None else loss * scale, (updated["batch_stats"], metrics)
+
+        grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(trained)
+        return grads, batch_stats, metrics
+
+    if options.accumulation == 1:
+        grads, batch_stats, metrics = one_pass(state.batch_stats, batch, keys)
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(options.accumulation, -1, *x.shape[1:]), batch)
+        mixing_keys, erasing_keys = (jax.random.split(key, options.accumulation) for key in keys)
+
+        def body(carry: tuple[Any, Any, Metrics], xs: tuple[Batch, tuple[jax.Array, jax.Array]]) -> tuple[Any, None]:
+            grads, batch_stats, metrics = one_pass(carry[1], *xs)
+            return (_add(carry[0], grads), batch_stats, _add(carry[2], metrics)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, trained)
+        no_metrics = {"loss": jnp.zeros(()), "top1": jnp.zeros(())}
+        (grads, batch_stats, metrics), _ = lax.scan(
+            body, (zeros, state.batch_stats, no_metrics), (parts, (mixing_keys, erasing_keys))
+        )
+        metrics = jax.tree.map(lambda x: x / options.accumulation, metrics)
+    divisor = options.accumulation * (1.0 if scale is None else scale)
+    if options.accumulation > 1 or scale is not None:
+        grads = jax.tree.map(lambda g: g / divisor, grads)
+    return grads, batch_stats, metrics
+
+
+def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean of [B] values with weights 0 or 1: images that stand in for bad ones do not count."""
+    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1)
+
+
+@jax.named_scope("augment")
+def _augment(
+    part: Batch, keys: tuple[jax.Array, jax.Array], model: ResNet, options: TrainOptions
+) -> tuple[jax.Array, jax.Array]:
+    """The images as the model is to see them, and their targets: class indices, or probabilities if mixed."""
+    mixing_key, erasing_key = keys
+    images, targets = normalise(part["image"], options.normalisation), part["label"]
+    if options.random_erasing > 0:
+        images = erase(images, draw_boxes(erasing_key, options.random_erasing, images.shape[:3]))
+    if options.mixup > 0 or options.cutmix > 0:
+        rules = {name: getattr(options, name) for name in ("mixup", "cutmix", "cutmix_share")}
+        drawn = draw_mixing(mixing_key, images.shape[:3], **rules)
+        images, targets = mix(images, jax.nn.one_hot(targets, model.num_classes), drawn)
+    return images, targets
+
+
+def _objective(logits: jax.Array, targets: jax.Array, options: TrainOptions) -> jax.Array:
+    if options.loss == "bce":
+        return binary_cross_entropy(logits, targets, options.label_smoothing, options.bce_threshold)
+    return cross_entropy(logits, targets, options.label_smoothing)
+
+
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def eval_step(
+    variables: Variables,
+    batch: Batch,
+    *,
+    model: ResNet,
+    axis_name: str,
+    label_smoothing: float = 0.0,
+    flip_tta: bool = False,
+    normalisation: Normalisation = IMAGENET,
+) -> Metrics:
+    """Sums over the real images of all devices' batches, with the running BatchNorm statistics.
+
+    Args:
+      variables: {"params", "batch_stats"}, live or averaged.
+      flip_tta: test-time augmentation, the mean of the logits of each image and its mirror image.
+      normalisation: of pixels.
+
+    Returns:
+      {"loss", "top1", "top5", "images"}: float32 [], weighted sums; loss is plain cross-entropy. With
+      `label_smoothing` also "loss_smoothed".
+    """
+    logits = _logits(variables, batch["image"], model, normalisation, flip_tta)
+    top1, top5 = top_k_hits(logits, batch["label"], 5)
+    weight = batch["weight"]
+
+    def loss(smoothing: float) -> jax.Array:
+        # A padded image may give any loss, infinities included: select, do not multiply.
+        return jnp.sum(jnp.where(weight > 0, cross_entropy(logits, batch["label"], smoothing), 0.0))
+
+    sums = {
+        "loss": loss(0.0),
+        "top1": jnp.sum(weight * top1),
+        "top5": jnp.sum(weight * top5),
+        "images": jnp.sum(weight),
+    }
+    if label_smoothing:
+        sums["loss_smoothed"] = loss(label_smoothing)
+    total: Metrics = _ordered_sum(sums, axis_name)
+    return total
+
+
+def predict_step(
+    variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, normalisation: Normalisation = IMAGENET
+) -> jax.Array:
+    """Class probabilities, float32 [B, K]."""
+    del axis_name  # every device answers for its own images
+    return jax.nn.softmax(_logits(variables, batch["image"], model, normalisation))
+
+
+def examine_step(
+    variables: Variables,
+    batch: Batch,
+    *,
+    model: ResNet,
+    axis_name: str,
+    label_smoothing: float = 0.0,
+    flip_tta: bool = False,
+    normalisation: Normalisation = IMAGENET,
+    top: int = 5,
+) -> tuple[Metrics, Metrics]:
+    """The sums of `eval_step`, and what it ranked best for each image.
+
+    Returns:
+      The sums, and {"class": int32 [D, B, top], "probability": float32 [D, B, top]}, best first, ties to the lower
+      index, with {"weight": float32 [D, B]}, gathered from all devices. A model of fewer classes than `top` has fewer.
+    """
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "flip_tta": flip_tta, "normalisation": normalisation}
+    sums = eval_step(variables, batch, model=model, axis_name=axis_name, **options)
+    logits = _logits(variables, batch["image"], model, normalisation, flip_tta)  # the compiler computes them once
+    _, best = lax.top_k(logits, min(top, model.num_classes))
+    probabilities = jnp.take_along_axis(jax.nn.softmax(logits), best, axis=1)
+    ranked = {"class": best, "probability": probabilities, "weight": batch["weight"]}
+    return sums, lax.all_gather(ranked, axis_name)
+
+
+def _logits(
+    variables: Variables, images: jax.Array, model: ResNet, normalisation: Normalisation, flip_tta: bool = False
+) -> jax.Array:
+    logits: jax.Array = model.apply(variables, normalise(images, normalisation), train=False)
+    if flip_tta:
+        logits = (logits + model.apply(variables, normalise(images[:, :, ::-1], normalisation), train=False)) / 2
+    return logits
