@@ -9,23 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from rn50_jax import __version__, errors
+from rn50_jax import __version__, cli
 from rn50_jax.config.recipes import FOLDER, recipe_names
 from rn50_jax.errors import UserError
 from rn50_jax.io.terminal import fit
-from rn50_jax.runtime.restart import trains, use_huge_pages
 
 
 def find_commands() -> dict[str, str]:
     """What each command does, by name.
 
-    A command is a module of this package that ends in `errors.run(main)`; the first line of its docstring, up to
+    A command is a module of this package that ends in `cli.run(main)`; the first line of its docstring, up to
     the call in it, says what it does. Nothing is imported.
     """
     found = {}
     for file in sorted(Path(__file__).parent.glob("[!_]*.py")):
         text = file.read_text(encoding="utf-8")
-        if text.rstrip().endswith("errors.run(main)"):
+        if text.rstrip().endswith("cli.run(main)"):
             line = re.match(r'"""(.*?)(?:: `|[.]? *"""|[.]?\n)', text)
             found[file.stem] = line[1] if line else ""
     return found
@@ -46,8 +45,7 @@ def _help() -> str:
             f"recipes for --config, in {FOLDER}:",
             textwrap.fill(", ".join(recipe_names()), 110, initial_indent="  ", subsequent_indent="  "),
             "",
-            "exit codes: 0 done; 1 some inputs failed, or an unexpected error; 2 a mistake in the call or its inputs;",
-            "            3 the run stopped itself; 129, 130, 143 ended by a signal",
+            textwrap.fill(cli.EXIT_CODES, 110, subsequent_indent=" " * 12),
         ]
     )
 
@@ -71,15 +69,13 @@ def main(argv: Sequence[str]) -> int:
         hint = f"did you mean {alike[0]}?" if alike else "see rn50-jax --help"
         known = ", ".join(commands)
         raise UserError(f"{name!r} is no command ({hint})" if name else f"give a command, one of {known}; {hint}")
-    if trains(name, rest):
-        use_huge_pages()  # starts the command anew: before what takes long to import
     code: int = importlib.import_module(f"rn50_jax.{name}").main(rest)
     return code
 
 
 def run() -> NoReturn:
     """The console command."""
-    errors.run(main)
+    cli.run(main)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.bench import report as documents
 from rn50_jax.bench.baselines.compare import OURS, PEERS, compare, parse_peers
 from rn50_jax.bench.cases import Case
@@ -119,7 +119,7 @@ def _sweep(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = errors.CommandLine(
+    parser = cli.CommandLine(
         prog="rn50_jax.benchmark",
         description="Times the compiled step on synthetic data (train, infer), the feed (input), or real training "
         "(end-to-end). docs/benchmark.md says what each number means.",
@@ -201,4 +201,4 @@ def _tell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

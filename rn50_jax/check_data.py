@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.data.check.findings import (
     Place,
     duplicate_findings,
@@ -216,7 +216,7 @@ def _write_split(args: argparse.Namespace, splits: dict[str, Split], drop: set[P
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code: 1 if there are problems."""
-    parser = errors.CommandLine(
+    parser = cli.CommandLine(
         prog="rn50_jax.check_data",
         description="Look through a data set before training: what is in it, and what is wrong with it.",
     )
@@ -270,4 +270,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

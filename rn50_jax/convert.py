@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.config import loading as configs
-from rn50_jax.errors import say
 from rn50_jax.inference.trained_model import StoredModel, add_run_arguments, describe_model, load_run, load_weights
+from rn50_jax.io.messages import say
 from rn50_jax.io.text import counted
 from rn50_jax.weights.files import SUFFIXES, WeightFile, write_weights
 from rn50_jax.weights.metadata import beside
@@ -43,7 +43,7 @@ def summary(stored: StoredModel) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    parser = errors.CommandLine(
+    parser = cli.CommandLine(
         prog="rn50_jax.convert",
         description="Write the weights of a run's checkpoint, or of a weight file of torchvision, timm, NVIDIA or this "
         "project, to a weight file. The architecture is read off the tensors; all of them must fit.",
@@ -68,4 +68,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

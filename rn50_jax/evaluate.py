@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.analysis.predictions import BINS, Predictions
 from rn50_jax.analysis.tables import check_target, tell_mistakes, write_analysis, write_predictions
 from rn50_jax.config import loading as configs
@@ -24,7 +24,7 @@ from rn50_jax.data.images.transform import rendering_of
 from rn50_jax.data.loader import eval_batches
 from rn50_jax.data.sampler import eval_order
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
-from rn50_jax.errors import UserError, say
+from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import (
     StoredModel,
     add_source_arguments,
@@ -32,6 +32,7 @@ from rn50_jax.inference.trained_model import (
     load_model,
     warn_assumed,
 )
+from rn50_jax.io.messages import say
 from rn50_jax.io.terminal import columns
 from rn50_jax.io.text import counted
 from rn50_jax.loggers.console import validation_text
@@ -199,7 +200,7 @@ _TTA = ", test-time augmentation: mean of each image and its mirror image"
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    parser = errors.CommandLine(
+    parser = cli.CommandLine(
         prog="rn50_jax.evaluate",
         description="Top-1, top-5 and loss of a model over exactly every image of val/.",
         epilog="Any key of its config can be changed with --config.key=value, e.g. --config.data.dir=DIR.",
@@ -250,4 +251,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

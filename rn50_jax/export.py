@@ -7,18 +7,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.config import loading as configs
 from rn50_jax.convert import save_weights, summary
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.formats.class_folders import ImageSet, check_class_names
-from rn50_jax.errors import UserError, say
+from rn50_jax.errors import UserError
 from rn50_jax.exporting import onnx_file, stablehlo
 from rn50_jax.exporting.check import TOLERANCES, check, check_images, thin_out
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Exportable, Form, describe, load_exportable
 from rn50_jax.exporting.quantise import Quantisation, compare, find_calibration, mark_quantised, quantise
 from rn50_jax.inference.trained_model import StoredModel, add_source_arguments, load_model, warn_assumed
+from rn50_jax.io.messages import say
 from rn50_jax.io.text import counted, in_utf8
 from rn50_jax.weights.metadata import beside, refuse_foreign, write_beside
 
@@ -129,8 +130,8 @@ def _tell_quantisation(facts: dict[str, Any]) -> str:
     ).format(facts["bytes_after"] / 1e6, facts["bytes_before"] / 1e6, **facts)
 
 
-def _parser() -> errors.CommandLine:
-    parser = errors.CommandLine(
+def _parser() -> cli.CommandLine:
+    parser = cli.CommandLine(
         prog="rn50_jax.export",
         description="Write a trained model to a file that other programs load, and check the file on real images.",
         epilog="docs/export.md says how to load each. FILE.json tells classes, input, source and what was checked. "
@@ -215,4 +216,4 @@ def _open_val(stored: StoredModel, *, must_fit: bool) -> ImageSet | None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

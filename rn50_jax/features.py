@@ -11,16 +11,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.config import loading as configs
 from rn50_jax.data.bad_images import Quarantine
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, ImageSet, not_read_text, scan_split
 from rn50_jax.data.loader import eval_batches
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
-from rn50_jax.errors import UserError, say, warn
+from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import StoredModel, add_source_arguments, load_model, warn_assumed
 from rn50_jax.io.files import written_whole
+from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted
 from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.training.augment import Normalisation, normalise
@@ -117,7 +118,7 @@ def write_features(path: Path, arrays: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code: 1 if an image could not be decoded."""
-    parser = errors.CommandLine(
+    parser = cli.CommandLine(
         prog="rn50_jax.features",
         description="Write the pooled features of a folder's images, what the classifier sees of them, to an .npz "
         "file: features (float32 [N, C]), files, labels (int32, -1 without class folders), class_names, and skipped, "
@@ -161,4 +162,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.data.formats.class_folders import check_same_classes, scan_split
 from rn50_jax.data.formats.file_list import read_list
 from rn50_jax.data.formats.imagenet_names import likely_names
@@ -16,8 +16,9 @@ from rn50_jax.data.formats.tars import read_idx, read_members, write_idx
 from rn50_jax.data.prepare.output import holding, require_space, size_text, telling_of_the_disk, write_json_whole
 from rn50_jax.data.prepare.shard_writer import FORMAT, PackedSplit, bytes_to_write, fingerprint, pack, plan_split
 from rn50_jax.data.process_pool import count_workers
-from rn50_jax.errors import UserError, warn
+from rn50_jax.errors import UserError
 from rn50_jax.io.files import open_regular, parse_json
+from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted, printable, shell
 from rn50_jax.runtime.progress_bar import progress
 
@@ -176,7 +177,7 @@ def read_class_names(source: str) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    parser = errors.CommandLine(
+    parser = cli.CommandLine(
         prog="rn50_jax.pack",
         description="Pack class folders into WebDataset tar shards; the same command again goes on where it stopped.",
     )
@@ -219,4 +220,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

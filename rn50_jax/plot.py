@@ -5,18 +5,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.analysis.curves import SUFFIXES, VALIDATION_FIGURES, Run, look, overview, save, single
 from rn50_jax.config import loading as configs
-from rn50_jax.errors import UserError, say, warn
+from rn50_jax.errors import UserError
 from rn50_jax.io.files import written_whole
+from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted
 from rn50_jax.loggers.history import History, metrics_file, read_history, write_csv
 
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    parser = errors.CommandLine(
+    parser = cli.CommandLine(
         prog="rn50_jax.plot",
         description="Draw loss, top-1, top-5, learning rate, throughput and loss scale of runs over their epochs, as "
         "RUN/curves.png and .svg, of several runs as curves.png and .svg here. With --figures, --csv or --html only "
@@ -118,4 +119,4 @@ def _write_csv(history: History, target: str) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

@@ -11,12 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.imagenet_names import human_names, likely_names
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, shard, spread
-from rn50_jax.errors import UserError, tell_end
+from rn50_jax.errors import UserError
 from rn50_jax.inference.image_files import Decoded, Found, batched, decode_files, find_images
 from rn50_jax.inference.output_formats import FOR_PEOPLE, FORMATS, Answer
 from rn50_jax.inference.trained_model import (
@@ -27,6 +27,7 @@ from rn50_jax.inference.trained_model import (
     warn_assumed,
 )
 from rn50_jax.io.files import written_whole
+from rn50_jax.io.messages import tell_end
 from rn50_jax.io.text import counted
 from rn50_jax.runtime.progress_bar import progress
 from rn50_jax.runtime.run_folder import describe_devices
@@ -111,7 +112,7 @@ def _tell(batch: list[Decoded], probabilities: jax.Array | None, names: Sequence
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code: 1 if an image could not be classified."""
-    parser = errors.CommandLine(
+    parser = cli.CommandLine(
         prog="rn50_jax.predict",
         description="Name the classes of images, seen through the transform of evaluation.",
         epilog="Exit code 1: some files could not be classified; the others have their answers. "
@@ -196,4 +197,4 @@ def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, for
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

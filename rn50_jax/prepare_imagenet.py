@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rn50_jax import errors, pack
+from rn50_jax import cli, pack
 from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.data.formats.imagenet_names import IMAGENET_IMAGES, likely_names
 from rn50_jax.data.prepare import ilsvrc2012
 from rn50_jax.data.prepare.output import holding, require_space, size_text, telling_of_the_disk
 from rn50_jax.data.process_pool import count_workers
-from rn50_jax.errors import UserError, say
+from rn50_jax.errors import UserError
+from rn50_jax.io.messages import say
 from rn50_jax.runtime.progress_bar import progress
 
 
@@ -97,7 +98,7 @@ def _verify(out: Path, devkit: ilsvrc2012.Devkit, expected: Expected) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    parser = errors.CommandLine(
+    parser = cli.CommandLine(
         prog="rn50_jax.prepare_imagenet",
         description="Extract ImageNet's official archives (ILSVRC2012, tasks 1 and 2) to class folders, without any "
         "network. The same command again goes on where it stopped.",
@@ -122,4 +123,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

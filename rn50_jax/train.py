@@ -4,11 +4,6 @@ The recipe, top to bottom: read the config, look at devices and data, derive the
 state, then train and validate epoch by epoch.
 """
 
-from rn50_jax.runtime.restart import use_huge_pages
-
-if __name__ == "__main__":
-    use_huge_pages()  # starts the command anew: before what takes long to import
-
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -18,7 +13,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.analysis.validate_only import validate_only
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.config import loading as configs
@@ -28,9 +23,11 @@ from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.loader import make_quarantine, stream_facts, train_batches
 from rn50_jax.distributed import processes
 from rn50_jax.distributed.devices import AXIS, find_devices, find_divergence, make_mesh, replicate, spread
-from rn50_jax.errors import Interrupted, UserError, say
+from rn50_jax.errors import Interrupted, UserError
 from rn50_jax.evaluate import EvalStep, make_eval_step
+from rn50_jax.io import messages
 from rn50_jax.io.console_log import open_log
+from rn50_jax.io.messages import say
 from rn50_jax.loggers.base import check_loggers
 from rn50_jax.loggers.goodput import Goodput
 from rn50_jax.loggers.report import open_report, print_summary, tell_where
@@ -51,7 +48,7 @@ from rn50_jax.training.step import train_step
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns its exit code."""
-    parser = errors.CommandLine(
+    parser = cli.CommandLine(
         prog="rn50_jax.train",
         description="Train a ResNet, validate every epoch, keep checkpoints. The same command again resumes.",
         epilog="Any key of configs/default.py can be changed with --config.key=value, e.g. --config.data.dir=DIR.",
@@ -134,7 +131,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
         watchdog = stack.enter_context(Watchdog(config.run.hang_timeout))
         stack.enter_context(locked(workdir))
         if processes.is_first() and (error := open_log(workdir, ["python", "-m", "rn50_jax.train", *argv])):
-            errors.warn_of_log(error)
+            messages.warn_of_log(error)
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, gather=config.checkpoint.gather)
         )
@@ -205,4 +202,4 @@ def compile_steps(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> 
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

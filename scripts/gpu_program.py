@@ -73,10 +73,10 @@ def kernels(text: str, activation: int, mode: str) -> list[Kernel]:
 
 def compile_program(argv: Sequence[str]) -> tuple[str, str, int, int]:
     """Returns the optimised program, its mode, the images of a call and their size in pixels."""
-    from rn50_jax import errors
+    from rn50_jax import cli
     from rn50_jax.config import loading as configs
 
-    parser = errors.CommandLine(prog="gpu_program.py", description=(__doc__ or "").splitlines()[0])
+    parser = cli.CommandLine(prog="gpu_program.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")
     parser.add_argument("--mode", choices=("train", "infer"), default="train", help="default: train")
     parser.add_argument("--text", type=Path, metavar="FILE", help="write the program's text to FILE too")

@@ -68,7 +68,7 @@ def commands() -> list[str]:
     return sorted(
         path.stem
         for path in (REPO / "rn50_jax").glob("*.py")
-        if "errors.run(main)" in path.read_text(encoding="utf-8") and not path.stem.startswith("_")
+        if "cli.run(main)" in path.read_text(encoding="utf-8") and not path.stem.startswith("_")
     )
 
 

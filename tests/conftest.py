@@ -39,7 +39,7 @@ from programs import keep_programs, linked_programs
 from runs import PATIENCE
 from trees import write_image
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.data.prepare.digits import write_digits
 
 # Programs that are compiled more than once, in workers, in commands or in the next run of the tests, come from a cache.
@@ -167,7 +167,7 @@ def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
             for function in ("devices", "local_devices"):
                 patch.setattr(jax, function, lambda: found)
             with pytest.raises(SystemExit) as ended:
-                errors.run(main)
+                cli.run(main)
         assert isinstance(ended.value.code, int)
         return subprocess.CompletedProcess(argv, ended.value.code, *capfd.readouterr())
 

@@ -211,7 +211,7 @@ def main(argv):
         os._exit(7)
     return 5
 
-errors.run(main)
+cli.run(main)
 """
 THROUGH = b"E0000 xla.cc:1] the device is gone\nred\n\xff of no encoding\nlast words"
 

@@ -23,8 +23,9 @@ from rn50_jax.check_data import check, report_text, write_clean_lists
 from rn50_jax.data.check.findings import PROBLEMS
 from rn50_jax.data.formats.class_folders import ImageSet
 from rn50_jax.data.formats.file_list import listable, read_list
-from rn50_jax.errors import UserError, say, warn
+from rn50_jax.errors import UserError
 from rn50_jax.inference.output_formats import FORMATS, Answer
+from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted, csv_cell, csv_row, in_utf8, printable, shell
 from rn50_jax.loggers.console import print_rows
 from rn50_jax.models.resnet import FAMILY, ResNet

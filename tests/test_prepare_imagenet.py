@@ -306,7 +306,7 @@ def test_a_full_disk_is_told_and_the_same_call_goes_on(
         "import sys; from pathlib import Path; from rn50_jax import errors\n"
         "from rn50_jax.prepare_imagenet import Expected, prepare\n"
         f"arguments = Path({str(archives)!r}), Path({str(tmp_path / 'out')!r}), Expected({SYNSETS}, 136, 60)\n"
-        "errors.run(lambda argv: prepare(*arguments) or 0)\n"
+        "cli.run(lambda argv: prepare(*arguments) or 0)\n"
     )
     args: dict[str, Any] = {"env": process_env, "cwd": REPO, "capture_output": True, "text": True, "timeout": 120}
     limited = ["bash", "-c", 'ulimit -f 1 && exec "$@"', "bash", sys.executable, "-c", script]

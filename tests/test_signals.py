@@ -326,7 +326,7 @@ from rn50_jax import errors
 def main(argv):
     print("a result", *map(ascii if "ascii" in argv else str, [b"\\xe9".decode(errors="surrogateescape"), "\\u4e2d"]))
     return 0
-errors.run(main)
+cli.run(main)
 """
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.config import loading as configs
 from rn50_jax.config import synonyms
 from rn50_jax.config.hints import options_of
@@ -24,14 +24,14 @@ class Parsed(Exception):
 
 def options(monkeypatch: pytest.MonkeyPatch, command: str) -> set[str]:
     """The options of a command."""
-    found: list[errors.CommandLine] = []
+    found: list[cli.CommandLine] = []
 
-    def stop(parser: errors.CommandLine, *_: object) -> None:
+    def stop(parser: cli.CommandLine, *_: object) -> None:
         found.append(parser)
         raise Parsed
 
     with monkeypatch.context() as patch, pytest.raises(Parsed):
-        patch.setattr(errors.CommandLine, "parse_known_args", stop)
+        patch.setattr(cli.CommandLine, "parse_known_args", stop)
         importlib.import_module(f"rn50_jax.{command}").main([])
     return set(options_of(found[0]))
 
@@ -207,7 +207,7 @@ def test_names_are_quoted(place: Path) -> None:
 
 
 def test_correct_lines_pass() -> None:
-    parser = errors.CommandLine("rn50_jax.train", "")
+    parser = cli.CommandLine("rn50_jax.train", "")
     parser.add_argument("--config", required=True)
     args, overrides = configs.parse_args(parser, ["--config", "a.py", "--config.epochs", "3", "--config.data.dir=a=b"])
     assert args.config == "a.py" and overrides == [("epochs", "3"), ("data.dir", "a=b")]

@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 from rn50_jax.config import loading as configs
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.distributed import processes
-from rn50_jax.errors import UserError, say
+from rn50_jax.errors import UserError
 from rn50_jax.evaluate import evaluate_stored
 from rn50_jax.inference.trained_model import MACHINE, StoredModel, load_run
 from rn50_jax.io.files import no_such_run
+from rn50_jax.io.messages import say
 from rn50_jax.loggers.console import print_rows, validation_text
 from rn50_jax.loggers.dllogger import dle_parameters, open_dle
 from rn50_jax.runtime.run_folder import describe_devices, make_workdir

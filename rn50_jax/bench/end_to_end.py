@@ -16,7 +16,7 @@ from rn50_jax.config.derived import make_plan
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.distributed.devices import make_mesh, replicate
-from rn50_jax.errors import warn
+from rn50_jax.io.messages import warn
 from rn50_jax.runtime import jax_setup
 from rn50_jax.train import compile_steps
 from rn50_jax.training.build import build_model, build_state

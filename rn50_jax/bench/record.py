@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.bench import budget, report
 from rn50_jax.bench.stops import Stops
 from rn50_jax.errors import Interrupted, UserError
@@ -152,9 +152,9 @@ class Record:
         try:
             self._report(complete=False)
         except Exception as error:
-            errors.tell(error)
+            cli.tell(error)
         name, rest = signal.Signals(number).name, len(self._pending) + len(self._left_out)
-        errors.tell(Interrupted(number, f"stopped by {name}: {self._done} measured, {rest} not"))
+        cli.tell(Interrupted(number, f"stopped by {name}: {self._done} measured, {rest} not"))
         with suppress(Exception):
             sys.stdout.flush()
 

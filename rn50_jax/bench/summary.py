@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rn50_jax import errors
+from rn50_jax import cli, errors
 from rn50_jax.bench import tables
 from rn50_jax.bench.results import CPU, Result, by_source, read_results
 from rn50_jax.io.files import write_whole
@@ -313,4 +313,4 @@ def _memory(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.errors import UserError
 
 Keep = Callable[[dict[str, Any]], None]
@@ -59,4 +59,4 @@ def _run(spec: dict[str, Any], keep: Keep) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    cli.run(main)

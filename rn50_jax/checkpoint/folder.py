@@ -23,7 +23,8 @@ from rn50_jax.checkpoint.step_folders import (
     remove,
     rename,
 )
-from rn50_jax.errors import UserError, warn
+from rn50_jax.errors import UserError
+from rn50_jax.io.messages import warn
 
 T = TypeVar("T")
 

@@ -27,7 +27,8 @@ from rn50_jax.checkpoint.integrity import check_finite, describe_arrays, describ
 from rn50_jax.checkpoint.orbax_noise import settle, without_noise
 from rn50_jax.checkpoint.step_folders import DAMAGED, check_files, clean_up, find_steps
 from rn50_jax.distributed import processes
-from rn50_jax.errors import RunStopped, UserError, warn
+from rn50_jax.errors import RunStopped, UserError
+from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted
 from rn50_jax.training.state import TrainState
 

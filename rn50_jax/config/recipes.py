@@ -7,7 +7,7 @@ from pathlib import Path
 from rn50_jax.errors import UserError
 
 # In `configs/` beside this package in the source tree, and inside it where it is installed.
-_HOMES = (Path(__file__).parent, Path(__file__).parent.parent)
+_HOMES = Path(__file__).parents[1:3]
 FOLDER = next((home for home in _HOMES if (home / "configs").is_dir()), _HOMES[-1]) / "configs"
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from rn50_jax.data.formats.class_folders import ImageSet, names_from_root, root_of
-from rn50_jax.errors import RunStopped, UserError, warn
+from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.io.files import read_json, to_json, write_whole
 from rn50_jax.io.lines import Appended
+from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted
 
 POLICIES = ("substitute", "error")

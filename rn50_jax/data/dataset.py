@@ -14,7 +14,8 @@ from rn50_jax.data.formats.splits import is_split, is_unsplit
 from rn50_jax.data.prepare.digits import write_digits
 from rn50_jax.data.synthetic import synthetic_dataset
 from rn50_jax.data.val_share import set_apart
-from rn50_jax.errors import UserError, say, warn
+from rn50_jax.errors import UserError
+from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted, shell
 
 _SAME = 0.9  # share of a run's validation images by which a folder is known as the same data, moved or copied

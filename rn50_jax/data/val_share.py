@@ -8,7 +8,8 @@ import numpy as np
 
 from rn50_jax.data.formats.class_folders import Dataset, ImageSet, names_from_root
 from rn50_jax.data.formats.file_list import listable, read_list, write_list
-from rn50_jax.errors import UserError, warn
+from rn50_jax.errors import UserError
+from rn50_jax.io.messages import warn
 
 VAL_IMAGES = "val_images.tsv"  # in a work folder: the images that its run validates on
 

@@ -10,7 +10,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rn50_jax.errors import UserError, warn
+from rn50_jax.errors import UserError
+from rn50_jax.io.messages import warn
 from rn50_jax.runtime.jax_setup import HOW_TO_GPU, share_beside_dali, unused_gpu
 
 AXIS = "batch"

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rn50_jax import errors
+from rn50_jax import cli
 from rn50_jax.distributed.rendezvous import meet
 from rn50_jax.errors import Interrupted, RunStopped, UserError
 
@@ -229,7 +229,7 @@ def count() -> int:
 def end_if_several(error: BaseException) -> None:
     """Ends this process with an error that it alone has: the others, which may wait for it, end by its silence."""
     if jax.process_count() > 1:
-        os._exit(errors.tell(error))
+        os._exit(cli.tell(error))
 
 
 def is_first() -> bool:

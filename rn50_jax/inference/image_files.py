@@ -19,7 +19,7 @@ from rn50_jax.data.images.decodable import diagnose, quiet_decoders, read_header
 from rn50_jax.data.images.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
 from rn50_jax.data.images.transform import eval_resize, rendering_of
 from rn50_jax.data.loader import prefetch
-from rn50_jax.errors import warn
+from rn50_jax.io.messages import warn
 
 _READERS = 16  # files read at a time: network file systems answer slowly, but many questions at once
 

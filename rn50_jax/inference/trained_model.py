@@ -20,8 +20,9 @@ from rn50_jax.data.formats.imagenet_names import likely_names
 from rn50_jax.data.images.transform import eval_resize
 from rn50_jax.data.val_share import VAL_IMAGES, read_val_images
 from rn50_jax.distributed.devices import find_devices
-from rn50_jax.errors import UserError, warn
+from rn50_jax.errors import UserError
 from rn50_jax.io.files import no_such_run
+from rn50_jax.io.messages import warn
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.runtime import jax_setup

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from rn50_jax.config.derived import Plan
-from rn50_jax.errors import keep, say
+from rn50_jax.io.messages import keep, say
 from rn50_jax.io.terminal import columns, fit
 from rn50_jax.io.text import counted, decimal, printable
 

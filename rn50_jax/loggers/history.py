@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple, TextIO
 from pydantic import AfterValidator
 
 from rn50_jax.config.schema import DAMAGED, is_plain_name
-from rn50_jax.errors import UserError, warn
+from rn50_jax.errors import UserError
 from rn50_jax.io.files import (
     BOM,
     LARGEST,
@@ -22,6 +22,7 @@ from rn50_jax.io.files import (
     write_whole,
 )
 from rn50_jax.io.lines import Appended
+from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted, csv_cell, printable
 
 Points = dict[float, float]

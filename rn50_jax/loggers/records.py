@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import NamedTuple, Protocol
 
-from rn50_jax.errors import warn
+from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted
 
 

@@ -20,7 +20,8 @@ from rn50_jax.checkpoint.integrity import best_validation, better_weights
 from rn50_jax.checkpoint.step_folders import find_steps
 from rn50_jax.config.derived import Plan
 from rn50_jax.data.formats.class_folders import Dataset, count_suffixes, suffixes_text
-from rn50_jax.errors import UserError, say, warn
+from rn50_jax.errors import UserError
+from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted, decimal, shell
 from rn50_jax.loggers.base import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
 from rn50_jax.loggers.console import Screen, clock, print_rows, time_of_day, top5_text, train_line, validation_parts

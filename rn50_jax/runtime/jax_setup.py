@@ -15,7 +15,8 @@ from pathlib import Path
 
 import jax
 
-from rn50_jax.errors import UserError, warn
+from rn50_jax.errors import UserError
+from rn50_jax.io.messages import warn
 from rn50_jax.runtime.hardware import cuda_plugins, nvidia_hardware
 
 _COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer"

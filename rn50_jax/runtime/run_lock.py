@@ -9,8 +9,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rn50_jax.distributed import processes
-from rn50_jax.errors import UserError, warn
+from rn50_jax.errors import UserError
 from rn50_jax.io.files import lock, open_regular
+from rn50_jax.io.messages import warn
 
 
 @contextmanager

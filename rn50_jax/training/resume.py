@@ -16,7 +16,8 @@ from rn50_jax.data.loader import FORM, Position, changed_fact
 from rn50_jax.data.val_share import VAL_IMAGES
 from rn50_jax.distributed import processes
 from rn50_jax.distributed.devices import local_indices
-from rn50_jax.errors import UserError, say, warn
+from rn50_jax.errors import UserError
+from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted, shell
 from rn50_jax.loggers.history import last_line
 from rn50_jax.runtime.machine import versions

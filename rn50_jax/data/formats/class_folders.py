@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from rn50_jax.data.images.headers import MAX_BYTES, ImageProblem
-from rn50_jax.errors import UserError, warn
+from rn50_jax.errors import UserError
 from rn50_jax.io.files import open_regular
+from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted
 
 # What DALI or Pillow decodes, by the names that people give such files.

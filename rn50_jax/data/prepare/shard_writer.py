@@ -20,9 +20,10 @@ from rn50_jax.data.formats.tars import BLOCK, Member, read_idx, read_members, wr
 from rn50_jax.data.images.decodable import read_header
 from rn50_jax.data.images.headers import DECODABLE, ImageProblem, sniff
 from rn50_jax.data.prepare.output import UNFINISHED, telling_of_the_disk, write_json_whole, write_whole
-from rn50_jax.errors import UserError, warn
+from rn50_jax.errors import UserError
 from rn50_jax.io.files import UNFINISHED as BEGUN
 from rn50_jax.io.files import open_regular, read_json
+from rn50_jax.io.messages import warn
 
 FORMAT = "rn50-jax shards 1"
 _SUFFIX_OF = dict(zip(DECODABLE, (".jpg", ".png", ".webp", ".bmp", ".tif", ".ppm", ".jp2"), strict=True))
