@@ -1,44 +1,20 @@
 """Weights in and out: `python -m rn50_jax.convert SOURCE TARGET`."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-import jax
 
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
-from rn50_jax.inference.trained_model import StoredModel, add_run_arguments, describe_model, load_run, load_weights
+from rn50_jax.inference.trained_model import (
+    add_run_arguments,
+    load_run,
+    load_weights,
+    save_weights,
+    summary,
+)
 from rn50_jax.io.messages import say
-from rn50_jax.io.text import counted
-from rn50_jax.weights.files import SUFFIXES, WeightFile, write_weights
+from rn50_jax.weights.files import SUFFIXES
 from rn50_jax.weights.metadata import beside
-from rn50_jax.weights.torch_names import to_torch
-
-
-def save_weights(stored: StoredModel, target: Path) -> dict[str, Any]:
-    """Writes a model's weights in the format of the file's suffix.
-
-    Returns:
-      What the file says about itself: inside it, or of `.pth` in `FILE.json` beside it. What neither the source nor the
-      command line tells is left out.
-
-    Raises:
-      UserError: unknown suffix, the weights cannot be read or the file not be written.
-    """
-    meta = {key: value for key, value in describe_model(stored).items() if key not in stored.assumed}
-    write_weights(target, WeightFile(to_torch(**stored.load()), meta))
-    return meta
-
-
-def summary(stored: StoredModel) -> str:
-    """For example "resnet50, 25,557,032 parameters, 1000 classes"."""
-    shapes = jax.eval_shape(
-        partial(stored.model.init, train=False), jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
-    )
-    parameters = sum(x.size for x in jax.tree.leaves(shapes["params"]))
-    return f"{stored.config.model.arch}, {parameters:,} parameters, {counted(stored.model.num_classes, 'class')}"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,16 +9,22 @@ from typing import Any
 
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
-from rn50_jax.convert import save_weights, summary
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.formats.class_folders import ImageSet, check_class_names
+from rn50_jax.data.image_set import ImageSet, check_class_names
 from rn50_jax.errors import UserError
 from rn50_jax.exporting import onnx_file, stablehlo
 from rn50_jax.exporting.check import TOLERANCES, check, check_images, thin_out
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Exportable, Form, describe, load_exportable
 from rn50_jax.exporting.quantise import Quantisation, compare, find_calibration, mark_quantised, quantise
-from rn50_jax.inference.trained_model import StoredModel, add_source_arguments, load_model, warn_assumed
+from rn50_jax.inference.trained_model import (
+    StoredModel,
+    add_source_arguments,
+    load_model,
+    save_weights,
+    summary,
+    warn_assumed,
+)
 from rn50_jax.io.messages import say
 from rn50_jax.io.text import counted, in_utf8
 from rn50_jax.weights.metadata import beside, refuse_foreign, write_beside

@@ -14,9 +14,12 @@ from rich.progress import track
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
 from rn50_jax.data.bad_images import Quarantine
+from rn50_jax.data.batch import Batch
 from rn50_jax.data.dali_errors import need_dali
-from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, ImageSet, not_read_text, scan_split
+from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, not_read_text, scan_split
+from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.loader import eval_batches
+from rn50_jax.data.normalize import Normalisation, normalise
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
 from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import StoredModel, add_source_arguments, load_model, warn_assumed
@@ -24,9 +27,7 @@ from rn50_jax.io.files import written_whole
 from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted
 from rn50_jax.models.resnet import ResNet, Variables
-from rn50_jax.training.augment import Normalisation, normalise
 from rn50_jax.training.build import build_normalisation
-from rn50_jax.training.step import Batch
 
 
 def feature_step(

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from rn50_jax import cli
-from rn50_jax.data.formats.class_folders import check_same_classes, scan_split
+from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.data.formats.file_list import read_list
 from rn50_jax.data.formats.imagenet_names import likely_names
 from rn50_jax.data.formats.shards import DATASET_FILE, has_shards, index_tars, list_tars, read_description, write_index
 from rn50_jax.data.formats.tars import read_idx, read_members, write_idx
+from rn50_jax.data.image_set import check_same_classes
 from rn50_jax.data.prepare.output import holding, require_space, size_text, telling_of_the_disk, write_json_whole
 from rn50_jax.data.prepare.shard_writer import FORMAT, PackedSplit, bytes_to_write, fingerprint, pack, plan_split
 from rn50_jax.data.process_pool import count_workers

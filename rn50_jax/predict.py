@@ -19,6 +19,7 @@ from rn50_jax.distributed.devices import AXIS, make_mesh, place, shard, spread
 from rn50_jax.errors import UserError
 from rn50_jax.inference.image_files import Decoded, Found, batched, decode_files, find_images
 from rn50_jax.inference.output_formats import FOR_PEOPLE, FORMATS, Answer
+from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.inference.trained_model import (
     StoredModel,
     add_source_arguments,
@@ -32,7 +33,6 @@ from rn50_jax.io.text import counted
 from rn50_jax.runtime.progress_bar import progress
 from rn50_jax.runtime.run_folder import describe_devices
 from rn50_jax.training.build import build_normalisation
-from rn50_jax.training.step import predict_step
 
 BATCH_SIZES = {"cpu": 32, "gpu": 256}  # images per device: enough to fill one
 

@@ -7,43 +7,43 @@ state, then train and validate epoch by epoch.
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
 
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax import cli
+from rn50_jax.analysis.curves import tell_where
 from rn50_jax.analysis.validate_only import validate_only
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.config import loading as configs
-from rn50_jax.config.derived import Plan, make_plan
+from rn50_jax.config.derived import make_plan
+from rn50_jax.config.model import build_model
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.loader import make_quarantine, stream_facts, train_batches
 from rn50_jax.distributed import processes
-from rn50_jax.distributed.devices import AXIS, find_devices, find_divergence, make_mesh, replicate, spread
+from rn50_jax.distributed.devices import AXIS, find_devices, find_divergence, make_mesh, replicate
 from rn50_jax.errors import Interrupted, UserError
-from rn50_jax.evaluate import EvalStep, make_eval_step
 from rn50_jax.io import messages
 from rn50_jax.io.console_log import open_log
 from rn50_jax.io.messages import say
 from rn50_jax.loggers.base import check_loggers
 from rn50_jax.loggers.goodput import Goodput
-from rn50_jax.loggers.report import open_report, print_summary, tell_where
 from rn50_jax.models.norm import norm_sync
-from rn50_jax.models.resnet import ResNet
 from rn50_jax.runtime import jax_setup, streams
 from rn50_jax.runtime.run_folder import make_workdir
 from rn50_jax.runtime.run_lock import locked
-from rn50_jax.runtime.watchdog import Signals, Watchdog
-from rn50_jax.training.build import build_model, build_optimizer, build_options, build_schedule
+from rn50_jax.runtime.signals import Signals
+from rn50_jax.runtime.watchdog import Watchdog
+from rn50_jax.training.build import (
+    compile_steps,
+)
 from rn50_jax.training.context import Setup, check_same_everywhere, record_val_images, recorded_val_images
 from rn50_jax.training.divergence import telling_of_memory
-from rn50_jax.training.loop import Run, TrainStep, saves
+from rn50_jax.training.loop import Run, saves
 from rn50_jax.training.pretrained import take_architecture
 from rn50_jax.training.resume import find_start
-from rn50_jax.training.step import train_step
+from rn50_jax.training.run_report import open_report, print_summary
 
 
 def main(argv: Sequence[str]) -> int:
@@ -183,22 +183,6 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
         quarantine.tell()
     if processes.is_first():
         tell_where(config, workdir)
-
-
-def compile_steps(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> tuple[TrainStep, EvalStep]:
-    """The training and the evaluation step over all devices; each compiles at its first call."""
-    one_train_step = partial(
-        train_step,
-        model=model,
-        optimizer=build_optimizer(config),
-        learning_rate=build_schedule(config, plan),
-        options=build_options(config, plan.accumulation),
-        axis_name=AXIS,
-    )
-    return (
-        spread(one_train_step, mesh, mode=config.parallel, donate_state=True),
-        spread(make_eval_step(config, model), mesh, mode=config.parallel),
-    )
 
 
 if __name__ == "__main__":

@@ -99,11 +99,11 @@ def _compile(config: Any, mode: str) -> Any:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from rn50_jax.config.derived import make_plan
+    from rn50_jax.config.model import build_model
     from rn50_jax.distributed.devices import AXIS, make_mesh, spread
+    from rn50_jax.inference.predict_step import predict_step
     from rn50_jax.models.fold import fold, pack_model
-    from rn50_jax.train import compile_steps
-    from rn50_jax.training.build import build_model, build_state
-    from rn50_jax.training.step import predict_step
+    from rn50_jax.training.build import build_state, compile_steps
 
     devices = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices
     mesh = make_mesh(devices)

@@ -10,9 +10,10 @@ from conftest import Run, assert_user_error
 from PIL import Image
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
+from rn50_jax.analysis.figures import short_names, thumbnail
 from rn50_jax.analysis.predictions import Predictions, calibration
-from rn50_jax.analysis.tables import short_names, tell_mistakes, thumbnail
-from rn50_jax.data.formats.class_folders import ImageSet
+from rn50_jax.analysis.tables import tell_mistakes
+from rn50_jax.data.image_set import ImageSet
 
 
 def make_predictions(num_images: int = 500, num_classes: int = 7, seed: int = 0) -> tuple[Predictions, np.ndarray]:

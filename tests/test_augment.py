@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from rn50_jax.training.augment import Boxes, draw_boxes, draw_cutmix, draw_mixing, draw_mixup, erase, mix, normalise
+from rn50_jax.data.normalize import normalise
+from rn50_jax.training.augment import Boxes, draw_boxes, draw_cutmix, draw_mixing, draw_mixup, erase, mix
 
 SHAPE = (8, 12, 10)
 both = partial(draw_mixing, shape=SHAPE, mixup=0.4, cutmix=1.0)

@@ -26,9 +26,9 @@ from rn50_jax.bench.roofline import Ceiling, measure_ceiling
 from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError
 from rn50_jax.models.initial import variable_shapes
+from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.runtime import hardware
-from rn50_jax.training.loss_scale import PRECISIONS
 
 SMALL = (("model.arch", "resnet18"), ("model.width", "8"), ("model.stages", "(1, 1)"), ("model.num_classes", "5"))
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from tiny import make_model, make_state
 
+from rn50_jax.analysis.curves import _saved_text
 from rn50_jax.analysis.page import _epochs, _tiles
-from rn50_jax.checkpoint.integrity import best_validation, better_weights
 from rn50_jax.checkpoint.manager import Checkpoints
+from rn50_jax.checkpoint.selection import best_validation, better_weights
 from rn50_jax.config.derived import Plan
 from rn50_jax.loggers.history import History
-from rn50_jax.loggers.report import Report, _saved_text, result_table
+from rn50_jax.loggers.report import Report, result_table
 from rn50_jax.training.state import TrainState
 
 # (top-1, loss) of the epochs, and the best of them.

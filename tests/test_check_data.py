@@ -26,10 +26,11 @@ from rn50_jax.data.check import findings as health
 from rn50_jax.data.check.image_file import examine
 from rn50_jax.data.check.listing import Source, Split, list_dataset
 from rn50_jax.data.check.scan import look_at
-from rn50_jax.data.formats.class_folders import read_part, scan_split
+from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.data.formats.file_list import read_list
 from rn50_jax.data.formats.imagenet_names import IMAGENET_IMAGES, human_names, imagenet_notes, likely_names
 from rn50_jax.data.formats.shards import has_shards
+from rn50_jax.data.image_set import read_part
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.data.process_pool import map_in_processes
 from rn50_jax.errors import UserError

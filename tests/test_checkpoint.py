@@ -11,8 +11,8 @@ import pytest
 from conftest import REPO
 from tiny import assert_same_bits, make_model, make_state
 
-from rn50_jax.checkpoint.integrity import ema_is_better
 from rn50_jax.checkpoint.manager import Checkpoints
+from rn50_jax.checkpoint.selection import ema_is_better
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.training.state import TrainState
 

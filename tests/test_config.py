@@ -12,10 +12,12 @@ from conftest import REPO
 
 from configs import default
 from rn50_jax.config import loading as configs
+from rn50_jax.config import tree as tree_module
 from rn50_jax.config.derived import Plan, make_plan
+from rn50_jax.config.model import build_model
 from rn50_jax.config.schema import ADDED, RULES
 from rn50_jax.errors import UserError
-from rn50_jax.training.build import build_model, build_schedule
+from rn50_jax.training.build import build_schedule
 
 
 def test_default_is_valid() -> None:
@@ -23,7 +25,7 @@ def test_default_is_valid() -> None:
 
 
 def test_every_key_has_a_rule_and_a_comment() -> None:
-    keys = configs.flatten(default.get_config())
+    keys = tree_module.flatten(default.get_config())
     assert set(keys) == set(RULES)
     lines = (REPO / "configs/default.py").read_text().splitlines()
     documented = {line.split(" = ")[0].strip().removeprefix("config.") for line in lines if "  # " in line}
@@ -55,8 +57,8 @@ def test_override(key: str, text: str, value: object) -> None:
     before = default.get_config()
     config = configs.override(before, [(key, text)])
     configs.validate(config)
-    assert configs.flatten(config)[key] == value
-    assert configs.flatten(before)[key] != value
+    assert tree_module.flatten(config)[key] == value
+    assert tree_module.flatten(before)[key] != value
 
 
 @pytest.mark.parametrize(
@@ -127,11 +129,11 @@ def test_missing_config_file() -> None:
 
 def test_config_of_an_earlier_run_is_read_without_executing(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_text(configs.to_json(default.get_config()))
+    path.write_text(tree_module.to_json(default.get_config()))
     config, name = configs.load(str(path))
     configs.validate(config)
     assert name == "config"
-    assert configs.flatten(config) == configs.flatten(default.get_config())
+    assert tree_module.flatten(config) == tree_module.flatten(default.get_config())
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_values_of_the_wrong_kind_are_one_line(change: dict[str, Any], message: 
     for key, value in change.items():
         tree[key] = tree[key] | value if isinstance(value, dict) and isinstance(tree[key], dict) else value
     with pytest.raises(UserError, match=message) as error:
-        configs.validate(configs.override(configs.from_tree(tree), [("model.width", "64")]))
+        configs.validate(configs.override(tree_module.from_tree(tree), [("model.width", "64")]))
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
@@ -234,7 +236,7 @@ def test_names_that_no_file_can_have(name: str) -> None:
 
 
 def test_json_config_with_a_missing_key(tmp_path: Path) -> None:
-    tree = json.loads(configs.to_json(default.get_config()))
+    tree = json.loads(tree_module.to_json(default.get_config()))
     del tree["recipe"]["lr"]
     path = tmp_path / "config.json"
     path.write_text(json.dumps(tree))
@@ -323,8 +325,8 @@ def test_reference_configs(name: str) -> None:
 def test_exact_reference_switches_every_quirk() -> None:
     config = configs.override(default.get_config(), [("recipe.exact_reference", "true")])
     configs.validate(config)
-    before = configs.flatten(default.get_config())
-    changed = {key: value for key, value in configs.flatten(config).items() if before[key] != value}
+    before = tree_module.flatten(default.get_config())
+    changed = {key: value for key, value in tree_module.flatten(config).items() if before[key] != value}
     assert changed == {
         "recipe.exact_reference": True,
         "recipe.lr_update": "epoch",
@@ -337,27 +339,27 @@ def test_exact_reference_switches_every_quirk() -> None:
     with pytest.raises(UserError, match=r"exact_reference=True stands for config.recipe.lr_update='epoch', which is"):
         configs.validate(configs.override(default.get_config(), contradicting))
     # Read back from a run's JSON it stays what it was, and switching it off leaves the keys alone.
-    again = configs.from_tree(json.loads(configs.to_json(config)))
-    assert configs.flatten(configs.override(again, [])) == configs.flatten(config)
+    again = tree_module.from_tree(json.loads(tree_module.to_json(config)))
+    assert tree_module.flatten(configs.override(again, [])) == tree_module.flatten(config)
     off = configs.override(again, [("recipe.exact_reference", "false"), ("recipe.lr_update", "step")])
     configs.validate(off)
     assert (off.recipe.lr_update, off.recipe.decay_mask) == ("step", "reference")
 
 
 def test_keys_that_were_removed_do_not_lock_out_the_runs_that_have_them() -> None:
-    tree = json.loads(configs.to_json(default.get_config()))
+    tree = json.loads(tree_module.to_json(default.get_config()))
     tree["report"] |= {"mlperf_log": "m.log", "mlperf_org": "none", "mlperf_division": "open"}
-    config = configs.from_tree(tree)
+    config = tree_module.from_tree(tree)
     configs.validate(config)
     assert config.to_dict() == default.get_config().to_dict()
 
 
 def test_keys_that_were_added_do_not_lock_out_the_runs_that_lack_them() -> None:
-    tree = json.loads(configs.to_json(default.get_config()))
+    tree = json.loads(tree_module.to_json(default.get_config()))
     for key in ADDED:
         section, _, name = key.partition(".")
         del tree[section][name]
-    config = configs.from_tree(tree)
+    config = tree_module.from_tree(tree)
     configs.validate(config)
     assert config.to_dict() == default.get_config().to_dict()
 

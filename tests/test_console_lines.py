@@ -12,7 +12,7 @@ from runs import in_a_terminal as run_in_a_terminal
 from rn50_jax.config.derived import Plan
 from rn50_jax.loggers.console import Screen, clock, train_line
 from rn50_jax.loggers.report import result_table
-from rn50_jax.training.memory import megabytes
+from rn50_jax.runtime.device_memory import megabytes
 
 PLAN = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=20, peak_lr=0.1)
 WINDOW = {"train.loss": 2.5, "train.top1": 12.5, "lr": 0.1, "train.data_time": 0.1, "train.compute_time": 0.3}

@@ -13,9 +13,11 @@ from trees import make_config, write_image
 
 from rn50_jax.config.derived import make_plan
 from rn50_jax.data import dali
+from rn50_jax.data.batch import Position, TrainBatch
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.formats.class_folders import ImageSet
-from rn50_jax.data.loader import Position, TrainBatch, eval_batches, files_of_step, prefetch, train_batches
+from rn50_jax.data.image_set import ImageSet
+from rn50_jax.data.loader import eval_batches, files_of_step, train_batches
+from rn50_jax.data.prefetch import prefetch
 from rn50_jax.data.sampler import train_order
 from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.errors import UserError

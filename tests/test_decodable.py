@@ -18,8 +18,9 @@ from runs import PATIENCE
 
 from rn50_jax.data.dali import make_decoder
 from rn50_jax.data.images.decodable import read_header, to_decodable
-from rn50_jax.data.images.headers import ImageProblem, IncompleteError, sniff
+from rn50_jax.data.images.headers import ImageProblem, IncompleteError
 from rn50_jax.data.images.parsable import parsable
+from rn50_jax.io.file_kinds import sniff
 
 SIZE = 32
 

@@ -22,6 +22,7 @@ from torch_reference import normalise, to_torch, torch_name
 
 from rn50_jax import export
 from rn50_jax.data.formats.class_folders import scan_split
+from rn50_jax.data.normalize import MEAN, STD
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.exporting import onnx_file
 from rn50_jax.exporting.check import check_images
@@ -30,9 +31,8 @@ from rn50_jax.exporting.onnx_file import load_onnx, write_onnx
 from rn50_jax.exporting.stablehlo import load_stablehlo, write_stablehlo
 from rn50_jax.inference.image_files import decode_files, found_in
 from rn50_jax.inference.trained_model import StoredModel, load_run, load_weights
+from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.training.augment import MEAN, STD
-from rn50_jax.training.loss_scale import PRECISIONS
 from rn50_jax.weights.files import WeightFile, read_weights, write_weights
 from rn50_jax.weights.torch_names import to_torch as to_common
 

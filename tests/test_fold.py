@@ -14,8 +14,8 @@ from configs import default
 from rn50_jax.config import loading as configs
 from rn50_jax.inference.trained_model import StoredModel, load_for_inference
 from rn50_jax.models.fold import fold, fold_model, inference_form, pack_model
+from rn50_jax.models.precision import PRECISIONS, Precision
 from rn50_jax.models.resnet import FAMILY, ResNet, Variant
-from rn50_jax.training.loss_scale import PRECISIONS, Precision
 
 FLOAT64 = Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
 SHORT = {

@@ -16,15 +16,9 @@ from trees import make_config
 from rn50_jax.config.derived import make_plan
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.formats import shards, splits
-from rn50_jax.data.formats.class_folders import (
-    ImageSet,
-    check_class_names,
-    fingerprint,
-    names_from_root,
-    scan_split,
-    visible_entries,
-)
+from rn50_jax.data.formats.class_folders import scan_split, visible_entries
 from rn50_jax.data.formats.imagenet_names import human_names
+from rn50_jax.data.image_set import ImageSet, check_class_names, fingerprint, names_from_root
 from rn50_jax.data.loader import changed_fact, stream_facts
 from rn50_jax.data.prepare.digits import write_digits
 from rn50_jax.data.sampler import crop_seed, eval_order, train_order

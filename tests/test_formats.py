@@ -14,9 +14,10 @@ from damage import KINDS, write_kinds
 from trees import make_config
 
 from rn50_jax.config.derived import make_plan
+from rn50_jax.data.batch import Position
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.formats.file_list import write_list
-from rn50_jax.data.loader import Position, eval_batches, stream_facts, train_batches
+from rn50_jax.data.loader import eval_batches, stream_facts, train_batches
 from rn50_jax.distributed.devices import make_mesh
 
 

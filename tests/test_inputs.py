@@ -18,7 +18,8 @@ from trees import make_config, write_image
 
 from rn50_jax.data.dali import make_decoder
 from rn50_jax.data.formats import class_folders
-from rn50_jax.data.formats.class_folders import Members, scan_split
+from rn50_jax.data.formats.class_folders import scan_split
+from rn50_jax.data.image_set import Members
 from rn50_jax.data.images import decodable
 from rn50_jax.data.images.headers import PROBLEMS
 from rn50_jax.exporting.check import thin_out

@@ -15,8 +15,8 @@ from torch_reference import ResNet as TorchResNet
 from rn50_jax.models.conv import INITS, LOWERINGS, STEMS, conv2d
 from rn50_jax.models.initial import initial_variables
 from rn50_jax.models.norm import BatchNorm
+from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet, Variant
-from rn50_jax.training.loss_scale import PRECISIONS
 
 PARAMETERS = {
     "resnet18": 11_689_512,

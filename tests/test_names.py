@@ -21,17 +21,17 @@ from rn50_jax.analysis.predictions import Predictions
 from rn50_jax.analysis.tables import tell_mistakes, write_analysis, write_predictions
 from rn50_jax.check_data import check, report_text, write_clean_lists
 from rn50_jax.data.check.findings import PROBLEMS
-from rn50_jax.data.formats.class_folders import ImageSet
 from rn50_jax.data.formats.file_list import listable, read_list
+from rn50_jax.data.image_set import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.inference.output_formats import FORMATS, Answer
 from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted, csv_cell, csv_row, in_utf8, printable, shell
 from rn50_jax.loggers.console import print_rows
+from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.runtime import restart
 from rn50_jax.runtime.run_folder import check_path
-from rn50_jax.training.loss_scale import PRECISIONS
 from rn50_jax.weights.files import WeightFile, read_weights, write_weights
 from rn50_jax.weights.torch_names import to_torch
 

@@ -15,12 +15,13 @@ from tiny import OPTIONS, make_batch, make_model, make_state, make_step, place
 from trees import make_config
 
 from rn50_jax import export, features
+from rn50_jax.data.normalize import normalise
 from rn50_jax.inference.image_files import Found, decode_files
+from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.inference.trained_model import load_run
-from rn50_jax.training.augment import normalise
 from rn50_jax.training.build import build_normalisation, build_options
 from rn50_jax.training.state import variables_of
-from rn50_jax.training.step import eval_step, examine_step, predict_step
+from rn50_jax.training.validation import eval_step, examine_step
 
 MEAN, STD = (0.1, 0.2, 0.6), (0.3, 0.5, 0.25)
 CONSTANTS = (("data.mean", str(MEAN)), ("data.std", str(STD)))

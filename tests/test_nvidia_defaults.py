@@ -13,10 +13,10 @@ from torch_reference import decay_groups, smoothed_loss
 
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
+from rn50_jax.config.model import build_model
 from rn50_jax.distributed.devices import make_mesh, replicate
-from rn50_jax.train import compile_steps
-from rn50_jax.training.build import build_model, build_schedule, build_state
-from rn50_jax.training.loss_scale import Precision
+from rn50_jax.models.precision import Precision
+from rn50_jax.training.build import build_schedule, build_state, compile_steps
 
 FLOAT64 = Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
 # Its "non standard configuration": -c fanin --label-smoothing 0.1

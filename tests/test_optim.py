@@ -12,8 +12,8 @@ from torch_reference import ResNet as TorchResNet
 from torch_reference import decay_groups, epoch_rate, torch_name
 
 from rn50_jax.models.initial import variable_shapes
+from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.training.loss_scale import PRECISIONS
 from rn50_jax.training.optim import by_part, clipped, decay_mask, lamb, lars, make_schedule, sgd
 
 

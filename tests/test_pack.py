@@ -22,12 +22,13 @@ from test_shards import sample, write_tar
 from trees import make_config
 
 from rn50_jax.config.derived import make_plan
+from rn50_jax.data.batch import Position
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.data.formats.file_list import read_list, write_list
 from rn50_jax.data.formats.shards import ShardedImages, scan_shards
 from rn50_jax.data.formats.tars import read_idx, read_members
-from rn50_jax.data.loader import Position, stream_facts, train_batches
+from rn50_jax.data.loader import stream_facts, train_batches
 from rn50_jax.data.prepare.shard_writer import plan_split
 from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.errors import UserError

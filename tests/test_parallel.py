@@ -11,8 +11,8 @@ from tiny import OPTIONS, assert_same_bits, make_batch, make_model, make_state, 
 from rn50_jax.distributed import devices
 from rn50_jax.errors import UserError
 from rn50_jax.models.norm import EPSILON, batch_norm, norm_sync
+from rn50_jax.models.precision import Precision
 from rn50_jax.models.resnet import ResNet
-from rn50_jax.training.loss_scale import Precision
 
 
 def train(mode: str, num_devices: int, bn_group: int, steps: int = 3) -> object:

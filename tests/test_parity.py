@@ -27,9 +27,9 @@ from parity import (
     train_torch,
 )
 
+from rn50_jax.data import normalize
+from rn50_jax.models.precision import PRECISIONS, Precision
 from rn50_jax.models.resnet import FAMILY, ResNet, Variant
-from rn50_jax.training import augment
-from rn50_jax.training.loss_scale import PRECISIONS, Precision
 
 CHECKED = (1, 2, 10, 50)
 # Relative distance to the float64 run. PyTorch's own float32, for the seeds that we looked at: 1e-6 at most after two
@@ -131,7 +131,7 @@ def test_resnet50_logits_and_gradients_in_float32() -> None:
     images = batches[0]["image"][0]
     with torch.no_grad():
         wanted = copy.deepcopy(net).eval()(normalise(images)), copy.deepcopy(net).train()(normalise(images))
-    pixels = augment.normalise(images)
+    pixels = normalize.normalise(images)
     np.testing.assert_allclose(logits(variables, pixels), wanted[0], atol=1e-4, rtol=1e-4)
     np.testing.assert_allclose(train_logits(variables, pixels)[0], wanted[1], atol=1e-4, rtol=1e-4)
 

@@ -12,10 +12,10 @@ import pytest
 from conftest import REPO
 from tiny import CLASSES, OPTIONS, STATIC, make_batch, make_model, make_optimizer, make_state, place
 
+from rn50_jax.data.normalize import normalise
 from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, spread
+from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.training.augment import normalise
-from rn50_jax.training.loss_scale import PRECISIONS
 from rn50_jax.training.losses import cross_entropy
 from rn50_jax.training.state import abstract_state
 from rn50_jax.training.step import train_step

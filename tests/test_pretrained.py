@@ -12,6 +12,7 @@ from test_weights import make_net
 from trees import make_config
 
 from rn50_jax.config import loading as configs
+from rn50_jax.config import tree
 from rn50_jax.convert import main as convert
 from rn50_jax.errors import UserError
 from rn50_jax.training.pretrained import load_start, read_pretrained, take_architecture, tell_differences
@@ -37,7 +38,7 @@ def custom(tmp_path: Path) -> Path:
 def take(source: Path, *overrides: tuple[str, str]) -> tuple[dict[str, Any], str]:
     config = make_config("data", ("model.pretrained_weights", str(source)), *overrides)
     taken, told = take_architecture(config, overrides)
-    return configs.flatten(taken), told
+    return tree.flatten(taken), told
 
 
 def test_the_architecture_of_a_file_is_taken(custom: Path) -> None:

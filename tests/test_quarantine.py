@@ -15,10 +15,11 @@ from trees import make_config, write_image
 from rn50_jax.config.derived import make_plan
 from rn50_jax.data import dali, device_stream
 from rn50_jax.data.bad_images import Quarantine
+from rn50_jax.data.batch import Position
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.formats.class_folders import ImageSet, Members, read_image
+from rn50_jax.data.image_set import ImageSet, Members, read_image
 from rn50_jax.data.images.headers import MAX_BYTES
-from rn50_jax.data.loader import Position, eval_batches, train_batches
+from rn50_jax.data.loader import eval_batches, train_batches
 from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.errors import RunStopped, UserError
 

@@ -13,9 +13,9 @@ from tiny import CLASSES, OPTIONS, assert_same_bits, make_batch, place
 from torch_reference import ResNet as TorchResNet
 
 from rn50_jax.distributed import devices as parallel
+from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import ResNet, Variant
 from rn50_jax.training.augment import draw_boxes, draw_cutmix, draw_mixup
-from rn50_jax.training.loss_scale import PRECISIONS
 from rn50_jax.training.optim import clipped, lamb, lars
 from rn50_jax.training.state import TrainState, init_state
 from rn50_jax.training.step import TrainOptions, mixup_key, train_step

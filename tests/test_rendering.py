@@ -18,7 +18,7 @@ from trees import make_config
 from rn50_jax.config.derived import make_plan
 from rn50_jax.data import dali
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.formats.class_folders import ImageSet
+from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.images import pillow
 from rn50_jax.data.images.decodable import quiet_decoders, to_decodable
 from rn50_jax.data.images.transform import Rendering, eval_resize

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from trees import make_config
 
+from rn50_jax.data import image_set
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.formats import class_folders, shards
-from rn50_jax.data.formats.class_folders import ImageSet
 from rn50_jax.data.formats.file_list import read_list, write_list
 from rn50_jax.data.formats.shards import (
     ShardedImages,
@@ -26,6 +26,7 @@ from rn50_jax.data.formats.shards import (
     write_index,
 )
 from rn50_jax.data.formats.tars import read_idx, read_members, split_name
+from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.prepare.shard_writer import plan_split
 from rn50_jax.errors import UserError
 
@@ -389,7 +390,7 @@ def test_pipes_devices_and_folders_are_neither_waited_for_nor_read(tree: Path) -
     images = ImageSet((str(tree / "pipe.png"), str(tree / "train")), np.zeros(2, np.int32))
     for index in (0, 1):
         with pytest.raises(OSError, match="it is"):
-            class_folders.read_image(images, index)
+            image_set.read_image(images, index)
     with pytest.raises(UserError, match=r"pipe\.png is a folder, pipe or device"):
         plan_split(tree, ["pipe.png"], np.zeros(1, np.int32), max_bytes=1, max_images=1, seed=None)
 

@@ -20,7 +20,8 @@ from runs import PATIENCE, SMALL, read_lines, read_meta, wait_for_step, wait_unt
 
 from rn50_jax.runtime import streams
 from rn50_jax.runtime import watchdog as guard
-from rn50_jax.runtime.watchdog import FORWARDED, Signals, Watchdog
+from rn50_jax.runtime.signals import FORWARDED, Signals
+from rn50_jax.runtime.watchdog import Watchdog
 
 # A process of a run, but for the training: asked to end, it saves for a while.
 CHILD = """

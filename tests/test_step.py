@@ -27,11 +27,12 @@ from tiny import (
 from torch_reference import ResNet as TorchResNet
 from torch_reference import normalise
 
+from rn50_jax.data import normalize
 from rn50_jax.distributed import devices as parallel
-from rn50_jax.training import augment
+from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.training.optim import decay_mask
 from rn50_jax.training.state import variables_of
-from rn50_jax.training.step import eval_step, predict_step
+from rn50_jax.training.validation import eval_step
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -228,7 +229,9 @@ def test_flip_test_time_augmentation_is_the_mean_of_both_views() -> None:
     variables = variables_of(state)["val"]
     batch = {name: x[0] for name, x in make_batch(1, 6).items()}
     flipped = batch | {"image": batch["image"][:, :, ::-1]}
-    logits = [np.asarray(model.apply(variables, augment.normalise(b["image"]), train=False)) for b in (batch, flipped)]
+    logits = [
+        np.asarray(model.apply(variables, normalize.normalise(b["image"]), train=False)) for b in (batch, flipped)
+    ]
     mean = (logits[0] + logits[1]) / 2
     wanted = -np.sum(np.log(np.exp(mean) / np.exp(mean).sum(1, keepdims=True))[np.arange(6), batch["label"]])
     step = partial(eval_step, model=model, axis_name="one", flip_tta=True)

@@ -19,11 +19,11 @@ from conftest import REPO
 
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
+from rn50_jax.config.model import build_model
 from rn50_jax.distributed.devices import AXIS, make_mesh, spread
+from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.models.fold import fold, pack_model
-from rn50_jax.train import compile_steps
-from rn50_jax.training.build import build_model, build_state
-from rn50_jax.training.step import predict_step
+from rn50_jax.training.build import build_state, compile_steps
 
 BATCH, SIZE = 2, 224
 LAYERS = 53  # convolutions, each with its BatchNorm

@@ -23,12 +23,14 @@ from trees import make_config
 from configs import default
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.config import loading as configs
+from rn50_jax.config import tree as tree_module
+from rn50_jax.config.model import build_model
 from rn50_jax.distributed.devices import make_mesh, replicate
 from rn50_jax.errors import UserError
+from rn50_jax.models.precision import Precision
 from rn50_jax.models.resnet import ResNet, Variant
 from rn50_jax.train import prepare
-from rn50_jax.training.build import build_model, build_state
-from rn50_jax.training.loss_scale import Precision
+from rn50_jax.training.build import build_state
 from rn50_jax.training.resume import Start, find_start
 from rn50_jax.training.state import TrainState
 from rn50_jax.training.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
@@ -212,7 +214,7 @@ def nvidia_file(workdir: Path, step: int, path: Path, **more: Any) -> TrainState
     """Writes a checkpoint of a run of ours, after one epoch, in NVIDIA's layout; returns its state."""
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         meta = checkpoints.read_meta(str(step))
-        config = configs.from_tree(meta["config"])
+        config = tree_module.from_tree(meta["config"])
         model = build_model(config, num_classes=10, platform="cpu")
         state = checkpoints.restore(meta, build_state(config, model, abstract=True))
     params, momentum = by_torch_name(state.params), by_torch_name(state.opt_state[1].trace)

@@ -13,15 +13,16 @@ from tiny import CLASSES, OPTIONS, assert_same_bits, make_batch, place
 
 from configs import default
 from rn50_jax.config import loading as configs
+from rn50_jax.config import tree
 from rn50_jax.config.derived import make_plan
+from rn50_jax.config.model import build_model
 from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, spread
 from rn50_jax.errors import UserError
-from rn50_jax.models.parts import part_names, part_of, rate_factors, split
+from rn50_jax.models.parts import part_names, part_of, split
 from rn50_jax.models.resnet import FAMILY
-from rn50_jax.train import compile_steps
-from rn50_jax.training.build import build_model, build_optimizer, build_state
+from rn50_jax.training.build import build_optimizer, build_state, compile_steps
 from rn50_jax.training.memory import Memory, analyse_memory
-from rn50_jax.training.optim import lamb, lars, sgd
+from rn50_jax.training.optim import lamb, lars, rate_factors, sgd
 from rn50_jax.training.state import TrainState
 from rn50_jax.training.step import train_step
 
@@ -186,7 +187,7 @@ def test_a_rate_for_what_is_frozen_and_a_target_without_validation_are_refused()
 
 def test_pairs_come_back_from_json_as_they_were() -> None:
     config = make_config(("tune.lr_scales", "[['layer1', 0.1], ('fc', 2)]"))
-    again = configs.from_tree(json.loads(configs.to_json(config)))
+    again = tree.from_tree(json.loads(tree.to_json(config)))
     configs.validate(again)
     assert again.tune.lr_scales == (("layer1", 0.1), ("fc", 2))
 

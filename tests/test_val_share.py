@@ -10,8 +10,8 @@ from conftest import TINY, Run
 from trees import make_config, write_image
 
 from rn50_jax.data.dataset import at_another_place, open_dataset
-from rn50_jax.data.formats.class_folders import names_from_root, with_classes
 from rn50_jax.data.formats.file_list import read_list
+from rn50_jax.data.image_set import names_from_root, with_classes
 from rn50_jax.data.val_share import validation_mask
 from rn50_jax.errors import UserError
 

@@ -22,8 +22,8 @@ from torch_reference import ResNet as TorchResNet
 from torch_reference import normalise
 
 from rn50_jax.errors import UserError
+from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet, Variant
-from rn50_jax.training.loss_scale import PRECISIONS
 from rn50_jax.weights import files
 from rn50_jax.weights.files import WeightFile, read_weights, write_weights
 from rn50_jax.weights.torch_names import common_name, fit, infer_architecture, to_torch

@@ -18,7 +18,7 @@ from trees import make_config
 
 from rn50_jax import plot
 from rn50_jax.data.bad_images import Quarantine
-from rn50_jax.data.formats.class_folders import ImageSet
+from rn50_jax.data.image_set import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.io import files
 from rn50_jax.loggers.base import MetricsFile

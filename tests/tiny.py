@@ -10,8 +10,9 @@ import optax
 
 from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, shard, spread
 from rn50_jax.models.norm import NormSync
+from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import ResNet, Variant
-from rn50_jax.training.loss_scale import PRECISIONS, Scaling
+from rn50_jax.training.loss_scale import Scaling
 from rn50_jax.training.optim import sgd
 from rn50_jax.training.state import TrainState, init_state
 from rn50_jax.training.step import TrainOptions, train_step

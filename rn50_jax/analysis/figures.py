@@ -1,15 +1,19 @@
 """Figures of predictions: the image sheet of mistakes and the reliability diagram."""
 
-from pathlib import Path
+import io
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 
 from rn50_jax.analysis.curves import COLORS, GRID, INK, as_text, look, save
 from rn50_jax.analysis.predictions import Calibration, Predictions
-from rn50_jax.analysis.tables import short_names, thumbnail
 from rn50_jax.data.formats.imagenet_names import human_names
+from rn50_jax.data.image_set import read_image
+from rn50_jax.data.images.decodable import to_decodable
 
 COLUMNS, PIXELS = 6, 224
 
@@ -85,3 +89,48 @@ def draw_reliability(axes: Axes, calibration: Calibration) -> None:
     axes.grid(alpha=0.45, color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.text(0.03, 0.95, f"ECE {100 * calibration.error:.2f} %", va="top", transform=axes.transAxes)
+
+
+_LONGEST = 32  # characters of a name
+
+
+def short_names(files: Sequence[str], most: int) -> list[str]:
+    """Returns names by which files can be told apart: what their paths do not have in common, the middle cut out.
+
+    Args:
+      files: paths, each of them once.
+      most: characters of a name, exceeded where names would be the same.
+    """
+    names = list(files)
+    ends = [PurePath(file).name for file in files]
+    if len(set(ends)) == len(ends):
+        names = ends
+    for length in range(most, max(map(len, names), default=0) + 1):
+        cut = [_middle_cut(name, length) for name in names]
+        if len(set(cut)) == len(cut):
+            return cut
+    return names
+
+
+def _middle_cut(name: str, most: int) -> str:
+    if len(name) <= most:
+        return name
+    end = 2 * most // 3
+    return f"{name[: most - 1 - end]}…{name[-end:]}"
+
+
+def thumbnail(predictions: Predictions, row: int, size: int) -> Image.Image | None:
+    """The image of a row, at most `size` pixels high and wide, small ones enlarged; None if it cannot be shown."""
+    try:
+        data = to_decodable(read_image(predictions.images, int(predictions.places[row])), predictions.rendering)
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("RGB", (2 * size, 2 * size))  # large JPEGs are decoded at a fraction of their size
+            upright = ImageOps.exif_transpose(image) if predictions.rendering.exif_rotation else image
+            picture = upright.convert("RGB")
+    except Exception:  # DALI reads files that Pillow does not
+        return None
+    if max(picture.size) <= size // 2:
+        factor = size // max(picture.size)
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    picture.thumbnail((size, size))
+    return picture

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from rn50_jax.analysis.curves import PANELS, Run, kinds_drawn, look, single
 from rn50_jax.analysis.page_html import LegendItem, Table, Tile, inline_svg, render, themed
 from rn50_jax.analysis.page_mistakes import look_at_mistakes
-from rn50_jax.checkpoint.integrity import best_validation, better_weights
+from rn50_jax.checkpoint.selection import best_validation, better_weights
 from rn50_jax.config import loading as configs
+from rn50_jax.config import tree
 from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import Overrides, StoredModel, load_run
 from rn50_jax.io.files import no_such_run, write_whole
@@ -61,7 +62,7 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
         seconds=list(_shares(history)),
         epochs=_epochs(history, classes),
         longest=_LONG,
-        **_configuration(keys, configs.flatten(default)),
+        **_configuration(keys, tree.flatten(default)),
         **_hardware(read_facts(run)),
         now=time.strftime("%Y-%m-%d %H:%M"),
     )
@@ -80,7 +81,7 @@ def _load(run: Path, overrides: Overrides) -> StoredModel:
 def _keys(run: Path) -> dict[str, Any]:
     """The configuration of a work folder by dotted keys; {} if it has none."""
     try:
-        return configs.flatten(configs.from_tree(read_config(run)))
+        return tree.flatten(tree.from_tree(read_config(run)))
     except UserError:
         return {}
 

@@ -10,12 +10,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from rn50_jax.analysis.curves import look
-from rn50_jax.analysis.figures import draw_reliability
+from rn50_jax.analysis.evaluation import examine_stored
+from rn50_jax.analysis.figures import draw_reliability, thumbnail
 from rn50_jax.analysis.page_html import Table, inline_svg
 from rn50_jax.analysis.predictions import BINS, Predictions
-from rn50_jax.analysis.tables import thumbnail
 from rn50_jax.data.formats.imagenet_names import human_names
-from rn50_jax.evaluate import examine_stored
 from rn50_jax.inference.trained_model import StoredModel
 from rn50_jax.io.text import counted
 from rn50_jax.loggers.console import is_trivial, top5_text

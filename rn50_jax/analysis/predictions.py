@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rn50_jax.data.formats.class_folders import ImageSet, names_from_root
+from rn50_jax.data.image_set import ImageSet, names_from_root
 from rn50_jax.data.images.transform import AS_STORED, Rendering
 
 BINS = 15  # of confidence, as in Guo et al.

@@ -1,25 +1,21 @@
 """Tables and figures of what a model gets wrong, and its predictions as a file."""
 
 import importlib.util
-import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from rn50_jax.analysis.figures import _LONGEST
 from rn50_jax.analysis.predictions import Predictions
-from rn50_jax.data.formats.class_folders import read_image
 from rn50_jax.data.formats.imagenet_names import human_names
-from rn50_jax.data.images.decodable import to_decodable
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import write_whole, written_whole
 from rn50_jax.io.text import counted, csv_row, in_utf8, printable
 from rn50_jax.loggers.console import top5_text
 
 SHOWN = 10  # classes and pairs on the console
-_LONGEST = 32  # characters of a name
 SHEET = 24  # images on the sheet
 
 
@@ -87,31 +83,6 @@ def _mistakes(predictions: Predictions, rows: np.ndarray) -> Iterator[list[Any]]
         yield [files[predictions.places[row]], names[label], names[classes[0]], float(probabilities[0]), *(own or [""])]
 
 
-def short_names(files: Sequence[str], most: int) -> list[str]:
-    """Returns names by which files can be told apart: what their paths do not have in common, the middle cut out.
-
-    Args:
-      files: paths, each of them once.
-      most: characters of a name, exceeded where names would be the same.
-    """
-    names = list(files)
-    ends = [PurePath(file).name for file in files]
-    if len(set(ends)) == len(ends):
-        names = ends
-    for length in range(most, max(map(len, names), default=0) + 1):
-        cut = [_middle_cut(name, length) for name in names]
-        if len(set(cut)) == len(cut):
-            return cut
-    return names
-
-
-def _middle_cut(name: str, most: int) -> str:
-    if len(name) <= most:
-        return name
-    end = 2 * most // 3
-    return f"{name[: most - 1 - end]}…{name[-end:]}"
-
-
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]], *, own: bool = False) -> None:
     write_whole(path, "".join(map(csv_row, [header, *rows])).encode("utf-8", "surrogateescape"), own=own)
 
@@ -156,20 +127,3 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
             _write_csv(path, list(columns), list(zip(*columns.values(), strict=True)))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def thumbnail(predictions: Predictions, row: int, size: int) -> Image.Image | None:
-    """The image of a row, at most `size` pixels high and wide, small ones enlarged; None if it cannot be shown."""
-    try:
-        data = to_decodable(read_image(predictions.images, int(predictions.places[row])), predictions.rendering)
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (2 * size, 2 * size))  # large JPEGs are decoded at a fraction of their size
-            upright = ImageOps.exif_transpose(image) if predictions.rendering.exif_rotation else image
-            picture = upright.convert("RGB")
-    except Exception:  # DALI reads files that Pillow does not
-        return None
-    if max(picture.size) <= size // 2:
-        factor = size // max(picture.size)
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    picture.thumbnail((size, size))
-    return picture

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rn50_jax.config import loading as configs
+from rn50_jax.analysis.evaluation import evaluate_stored
+from rn50_jax.config import tree
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.distributed import processes
 from rn50_jax.errors import UserError
-from rn50_jax.evaluate import evaluate_stored
 from rn50_jax.inference.trained_model import MACHINE, StoredModel, load_run
 from rn50_jax.io.files import no_such_run
 from rn50_jax.io.messages import say
@@ -52,7 +52,7 @@ def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[s
 def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str, str]]) -> StoredModel:
     named = any(key in ("run.resume", "model.pretrained_weights") and text for key, text in overrides)
     if not named and _is_filled(workdir / "checkpoints"):
-        machine = [(key, configs.flatten(config)[key]) for key in MACHINE]
+        machine = [(key, tree.flatten(config)[key]) for key in MACHINE]
         return load_run(workdir, "latest", [*overrides, *machine])
     if not (config.run.resume or config.model.pretrained_weights or config.run.prof):
         if not workdir.exists() and "did you mean" in (told := no_such_run(workdir)):

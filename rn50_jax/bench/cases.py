@@ -16,11 +16,11 @@ from rn50_jax.bench.device import sheet
 from rn50_jax.bench.flops import count_flops
 from rn50_jax.bench.roofline import Ceiling
 from rn50_jax.config import loading as configs
+from rn50_jax.config.model import build_model
 from rn50_jax.distributed.devices import find_devices
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.io.text import counted
 from rn50_jax.runtime.run_folder import describe_devices
-from rn50_jax.training.build import build_model
 from rn50_jax.training.divergence import telling_of_memory
 
 

@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 
 from rn50_jax.bench import timing
 from rn50_jax.config.derived import make_plan
+from rn50_jax.config.model import build_model
 from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, replicate, spread
+from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.initial import initial_variables
-from rn50_jax.train import compile_steps
-from rn50_jax.training.build import build_model, build_normalisation, build_state
-from rn50_jax.training.step import predict_step
+from rn50_jax.training.build import build_normalisation, build_state, compile_steps
 
 Run = Callable[[int], list[float]]  # seconds of each of so many steps
 

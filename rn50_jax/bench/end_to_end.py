@@ -13,13 +13,13 @@ from rn50_jax.bench.record import Record
 from rn50_jax.bench.report import make_header
 from rn50_jax.bench.trials import Terms
 from rn50_jax.config.derived import make_plan
+from rn50_jax.config.model import build_model
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.distributed.devices import make_mesh, replicate
 from rn50_jax.io.messages import warn
 from rn50_jax.runtime import jax_setup
-from rn50_jax.train import compile_steps
-from rn50_jax.training.build import build_model, build_state
+from rn50_jax.training.build import build_state, compile_steps
 from rn50_jax.training.divergence import telling_of_memory
 
 

@@ -16,11 +16,12 @@ from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.report import make_header
 from rn50_jax.bench.trials import Found, Terms, run_trials, trial_names
-from rn50_jax.config import loading as configs
+from rn50_jax.config import tree
 from rn50_jax.config.derived import Plan, make_plan
+from rn50_jax.data.batch import Position, TrainBatch
 from rn50_jax.data.dataset import open_dataset, root_of
-from rn50_jax.data.formats.class_folders import ImageSet
-from rn50_jax.data.loader import Position, TrainBatch, train_batches
+from rn50_jax.data.image_set import ImageSet
+from rn50_jax.data.loader import train_batches
 from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.runtime import jax_setup
 from rn50_jax.runtime.machine import dali_version
@@ -39,7 +40,7 @@ def open_feed(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, step
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
     """Runs one trial of our own feed: makes batches, places them on the devices, and drops them."""
-    config = configs.from_tree(spec["config"])
+    config = tree.from_tree(spec["config"])
     jax_setup.prepare_runtime(config.data.backend, config.run.xla_flags)
     devices = find_local_devices(spec["device"])
     images = open_dataset(config, need_val=False).train

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rn50_jax.training.loss_scale import PRECISIONS
+from rn50_jax.models.precision import PRECISIONS
 
 # Sides of the matrices and bytes of the array, by platform; far beyond the caches.
 _SIDES = {"cpu": (512, 1024), "gpu": (4096, 8192)}

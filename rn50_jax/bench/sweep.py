@@ -15,7 +15,7 @@ from rn50_jax.bench.roofline import Ceiling
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
 from rn50_jax.errors import UserError
-from rn50_jax.training.loss_scale import PRECISIONS
+from rn50_jax.models.precision import PRECISIONS
 
 
 def parse_batch_sizes(text: str) -> list[int]:

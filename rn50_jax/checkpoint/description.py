@@ -8,7 +8,7 @@ from pydantic import Field, FiniteFloat
 from typing_extensions import TypedDict
 
 from rn50_jax.checkpoint.integrity import seal
-from rn50_jax.config import loading as configs
+from rn50_jax.config import tree
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import check_shape, open_regular, parse_json
 
@@ -101,6 +101,6 @@ def saved_config(meta: Meta, checkpoint: Path) -> ConfigDict:
       UserError: it is none.
     """
     try:
-        return configs.from_tree(meta["config"])
+        return tree.from_tree(meta["config"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"checkpoint {checkpoint} holds what is no config: {error}") from None

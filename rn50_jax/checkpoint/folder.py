@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from rn50_jax.checkpoint.description import Meta, read_description
 from rn50_jax.checkpoint.faults import passing_fault, reason
-from rn50_jax.checkpoint.integrity import rank
+from rn50_jax.checkpoint.selection import rank
 from rn50_jax.checkpoint.step_folders import (
     DAMAGED,
     EARLIER,

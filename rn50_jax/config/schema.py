@@ -263,3 +263,6 @@ EXACT_REFERENCE: dict[str, Any] = {
     "data.transform": "dali",
     "model.se_units": 16,
 }
+
+
+MOST_CLASSES = 1_000_000  # a label beyond is a mistake, for which no names are made

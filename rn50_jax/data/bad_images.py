@@ -8,7 +8,7 @@ from typing import NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
-from rn50_jax.data.formats.class_folders import ImageSet, names_from_root, root_of
+from rn50_jax.data.image_set import ImageSet, names_from_root, root_of
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.io.files import read_json, to_json, write_whole
 from rn50_jax.io.lines import Appended

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rn50_jax.data.dali_errors import PACKAGES, in_words, no_dali
-from rn50_jax.data.formats.class_folders import ImageSet, read_image
+from rn50_jax.data.image_set import ImageSet, read_image
 from rn50_jax.data.images.decodable import quiet_decoders, to_decodable
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.data.images.transform import AS_STORED, Rendering

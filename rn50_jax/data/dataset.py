@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from rn50_jax.data.formats.class_folders import Dataset, ImageSet, Members, check_same_classes, is_folder, scan_split
+from rn50_jax.data.formats.class_folders import is_folder, scan_split
 from rn50_jax.data.formats.file_list import find_odd, read_list
 from rn50_jax.data.formats.imagenet_names import imagenet_notes
 from rn50_jax.data.formats.shards import has_shards, scan_shards
 from rn50_jax.data.formats.splits import is_split, is_unsplit
+from rn50_jax.data.image_set import Dataset, ImageSet, Members, check_same_classes
 from rn50_jax.data.prepare.digits import write_digits
 from rn50_jax.data.synthetic import synthetic_dataset
 from rn50_jax.data.val_share import set_apart

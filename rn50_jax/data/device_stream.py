@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rn50_jax.data.dali import DecodeError, Delivery, deliver, make_decoder
-from rn50_jax.data.formats.class_folders import ImageSet, read_image
+from rn50_jax.data.image_set import ImageSet, read_image
 from rn50_jax.data.images.decodable import diagnose
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.errors import UserError

@@ -5,13 +5,11 @@ Of several processes each decodes and places the images of its own devices.
 """
 
 import json
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -19,40 +17,21 @@ from ml_collections import ConfigDict
 
 from rn50_jax.config.derived import Plan
 from rn50_jax.data.bad_images import Quarantine
-from rn50_jax.data.formats.class_folders import ImageSet, fingerprint
+from rn50_jax.data.batch import Batch, Position, TrainBatch
+from rn50_jax.data.image_set import ImageSet, fingerprint
 from rn50_jax.data.images.transform import eval_resize, rendering_of
+from rn50_jax.data.prefetch import prefetch
 from rn50_jax.data.sampler import crop_seed, eval_order, train_order
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.distributed.devices import local_indices, shard
 from rn50_jax.io.files import to_json
 from rn50_jax.runtime.machine import dali_version
-from rn50_jax.training.step import Batch
 
 if TYPE_CHECKING:
     from rn50_jax.data import dali
 
-T = TypeVar("T")
 
 FORM = "the form of the stream"  # another number where a version takes the images in another order
-
-
-class Position(NamedTuple):
-    """A place in the stream of training batches: so many steps into an epoch (both from 0).
-
-    pipelines: for each device of this process, where its pipeline stands; empty at the start of an epoch, and for
-    synthetic data.
-    """
-
-    epoch: int
-    step: int
-    pipelines: tuple[bytes, ...] = ()
-
-
-class TrainBatch(NamedTuple):
-    """A batch, and `Position.pipelines` behind it."""
-
-    batch: Batch
-    pipelines: tuple[bytes, ...]
 
 
 def train_size(config: ConfigDict, epoch: int) -> int:
@@ -257,12 +236,3 @@ def _pipeline_args(config: ConfigDict, mesh: Mesh, device: int, batch_size: int)
         "num_threads": config.data.workers,
         "device_id": ordinal,
     }
-
-
-def prefetch(batches: Iterator[T], depth: int) -> Iterator[T]:
-    """Keeps up to `depth` batches ready, made in a background thread in their order."""
-    with ThreadPoolExecutor(1, thread_name_prefix="feed") as worker:
-        ready = deque(worker.submit(next, batches, None) for _ in range(depth))
-        while (batch := ready.popleft().result()) is not None:
-            ready.append(worker.submit(next, batches, None))
-            yield batch

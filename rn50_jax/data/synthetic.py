@@ -4,9 +4,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rn50_jax.data.formats.class_folders import Dataset, ImageSet
+from rn50_jax.data.batch import Batch
+from rn50_jax.data.image_set import Dataset, ImageSet
 from rn50_jax.distributed.devices import local_indices, shard
-from rn50_jax.training.step import Batch
 
 
 def synthetic_dataset(config: ConfigDict) -> Dataset:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rn50_jax.data.formats.class_folders import Dataset, ImageSet, names_from_root
 from rn50_jax.data.formats.file_list import listable, read_list, write_list
+from rn50_jax.data.image_set import Dataset, ImageSet, names_from_root
 from rn50_jax.errors import UserError
 from rn50_jax.io.messages import warn
 

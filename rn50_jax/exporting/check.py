@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rn50_jax.data.formats.class_folders import ImageSet
+from rn50_jax.data.image_set import ImageSet
+from rn50_jax.data.normalize import normalise
 from rn50_jax.errors import RunStopped
 from rn50_jax.exporting.form import Exportable
 from rn50_jax.inference.image_files import Found, decode_files, found_in
-from rn50_jax.training.augment import normalise
 
 # From images as the file takes them to float32 [N, K].
 Run = Callable[[np.ndarray], np.ndarray]

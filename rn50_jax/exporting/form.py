@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rn50_jax.data.formats.imagenet_names import human_names
+from rn50_jax.data.normalize import Normalisation, normalise
 from rn50_jax.inference.trained_model import StoredModel, describe_model
 from rn50_jax.models.fold import fold_model
 from rn50_jax.models.resnet import ResNet, Variables
-from rn50_jax.training.augment import Normalisation, normalise
 from rn50_jax.training.build import build_normalisation
 
 INPUTS = ("uint8", "float32")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rn50_jax.data.formats.class_folders import ImageSet
+from rn50_jax.data.image_set import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.exporting.check import Run, evenly
 from rn50_jax.exporting.form import Form

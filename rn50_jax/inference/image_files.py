@@ -13,12 +13,13 @@ from typing import BinaryIO, NamedTuple, TypeVar
 import numpy as np
 from ml_collections import ConfigDict
 
-from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, ImageSet, kind_of, not_read_text, read_part
+from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, kind_of, not_read_text
+from rn50_jax.data.image_set import ImageSet, read_part
 from rn50_jax.data.images import pillow
 from rn50_jax.data.images.decodable import diagnose, quiet_decoders, read_header
 from rn50_jax.data.images.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
 from rn50_jax.data.images.transform import eval_resize, rendering_of
-from rn50_jax.data.loader import prefetch
+from rn50_jax.data.prefetch import prefetch
 from rn50_jax.io.messages import warn
 
 _READERS = 16  # files read at a time: network file systems answer slowly, but many questions at once

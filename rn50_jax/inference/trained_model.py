@@ -12,9 +12,12 @@ from ml_collections import ConfigDict
 
 from rn50_jax.checkpoint.description import RunDescription, check_description, saved_config
 from rn50_jax.checkpoint.folder import look
-from rn50_jax.checkpoint.integrity import ema_is_better, not_finite
+from rn50_jax.checkpoint.integrity import not_finite
 from rn50_jax.checkpoint.manager import Checkpoints
+from rn50_jax.checkpoint.selection import ema_is_better
 from rn50_jax.config import loading as configs
+from rn50_jax.config import tree
+from rn50_jax.config.model import build_model
 from rn50_jax.data.dataset import at_another_place
 from rn50_jax.data.formats.imagenet_names import likely_names
 from rn50_jax.data.images.transform import eval_resize
@@ -23,15 +26,16 @@ from rn50_jax.distributed.devices import find_devices
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import no_such_run
 from rn50_jax.io.messages import warn
+from rn50_jax.io.text import counted
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.runtime import jax_setup
 from rn50_jax.runtime.machine import versions
 from rn50_jax.runtime.run_folder import check_path
-from rn50_jax.training.build import build_model, build_state
-from rn50_jax.weights.files import WeightFile, read_weights
+from rn50_jax.training.build import build_state
+from rn50_jax.weights.files import WeightFile, read_weights, write_weights
 from rn50_jax.weights.metadata import PREPARATION, config_values, to_pixels
-from rn50_jax.weights.torch_names import fit, infer_architecture
+from rn50_jax.weights.torch_names import fit, infer_architecture, to_torch
 
 Overrides = Sequence[tuple[str, str]]
 
@@ -162,7 +166,7 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
 
 
 def _machine_defaults() -> Overrides:
-    defaults = configs.flatten(configs.load(str(configs.DEFAULT))[0])
+    defaults = tree.flatten(configs.load(str(configs.DEFAULT))[0])
     return [(key, defaults[key]) for key in MACHINE]
 
 
@@ -265,3 +269,27 @@ def variables_of_file(file: WeightFile, model: ResNet, source: str) -> Variables
     """
     params, batch_stats = fit(file.arrays, model, source)
     return {"params": params, "batch_stats": batch_stats}
+
+
+def save_weights(stored: StoredModel, target: Path) -> dict[str, Any]:
+    """Writes a model's weights in the format of the file's suffix.
+
+    Returns:
+      What the file says about itself: inside it, or of `.pth` in `FILE.json` beside it. What neither the source nor the
+      command line tells is left out.
+
+    Raises:
+      UserError: unknown suffix, the weights cannot be read or the file not be written.
+    """
+    meta = {key: value for key, value in describe_model(stored).items() if key not in stored.assumed}
+    write_weights(target, WeightFile(to_torch(**stored.load()), meta))
+    return meta
+
+
+def summary(stored: StoredModel) -> str:
+    """For example "resnet50, 25,557,032 parameters, 1000 classes"."""
+    shapes = jax.eval_shape(
+        partial(stored.model.init, train=False), jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+    )
+    parameters = sum(x.size for x in jax.tree.leaves(shapes["params"]))
+    return f"{stored.config.model.arch}, {parameters:,} parameters, {counted(stored.model.num_classes, 'class')}"

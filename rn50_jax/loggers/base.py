@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from typing_extensions import TypedDict
 
-from rn50_jax.config.loading import flatten, to_json
+from rn50_jax.config.tree import flatten, to_json
 from rn50_jax.errors import UserError
 from rn50_jax.io import files
 from rn50_jax.io.lines import Appended, LineFile

@@ -1,41 +1,21 @@
 """What a run tells: on the console, in `metrics.jsonl` and to the loggers that the config asks for."""
 
-import importlib.util
 import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from rn50_jax.checkpoint.folder import CheckpointFolder
-from rn50_jax.checkpoint.integrity import best_validation, better_weights
-from rn50_jax.checkpoint.step_folders import find_steps
+from rn50_jax.checkpoint.selection import best_validation, better_weights
 from rn50_jax.config.derived import Plan
-from rn50_jax.data.formats.class_folders import Dataset, count_suffixes, suffixes_text
-from rn50_jax.errors import UserError
-from rn50_jax.io.messages import say, warn
-from rn50_jax.io.text import counted, decimal, shell
-from rn50_jax.loggers.base import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
-from rn50_jax.loggers.console import Screen, clock, print_rows, time_of_day, top5_text, train_line, validation_parts
-from rn50_jax.loggers.dllogger import dle_parameters, open_dle
+from rn50_jax.io.text import decimal
+from rn50_jax.loggers.console import Screen, clock, time_of_day, top5_text, train_line, validation_parts
 from rn50_jax.loggers.goodput import goodput_text
-from rn50_jax.loggers.history import read_history, set_aside_unreadable
-from rn50_jax.loggers.records import Background, Guarded, Logger, Persistent, Record
-from rn50_jax.models.resnet import ResNet
-from rn50_jax.runtime.run_folder import describe_devices, write_run_files
-from rn50_jax.training.build import build_schedule
-from rn50_jax.training.memory import peak_text
-from rn50_jax.training.state import TrainState
-
-CURVES = "curves.png"
+from rn50_jax.loggers.records import Logger, Record
+from rn50_jax.runtime.device_memory import peak_text
 
 
 class Report:
@@ -166,142 +146,3 @@ def result_table(validations: Sequence[dict[str, Any]], *, classes: int) -> list
                 told = " ".join(f"{text:>9}" for text in texts)
                 rows.append(f"  {name:<8} {line['epoch']:>6} {told}{kind}")
     return rows
-
-
-def open_report(
-    config: ConfigDict, workdir: Path, mesh: Mesh, plan: Plan, dataset: Dataset, first_step: int, argv: Sequence[str]
-) -> Report:
-    """Writes the files that describe the run and opens its report; only the first of several processes has files.
-
-    Raises:
-      UserError: a file that the config names cannot be written, or holds something else.
-    """
-    eval_batches = -(-len(dataset.val.labels) // (config.batch_size * plan.num_devices))
-    eval_batches = min(eval_batches, config.run.prof or eval_batches)
-    if jax.process_index() > 0:
-        return Report([], plan, config.epochs, first_step, classes=len(dataset.class_names))
-    devices = list(mesh.devices.flat)
-    write_run_files(workdir, config, devices, argv)
-    report, file = config.report, workdir / config.report.file
-    loggers: list[Logger] = []
-    with ExitStack() as opened:  # one that cannot be opened leaves none of the others open
-
-        def add(name: str, logger: Logger) -> None:
-            opened.callback(logger.close)
-            loggers.append(Guarded(name, logger if isinstance(logger, Background) else Persistent(name, logger)))
-
-        add(str(file), _open_metrics(file))
-        if report.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            warn("no log for TensorBoard is written, as it is not installed: pip install tensorboard")
-        elif report.tensorboard:
-            add("the TensorBoard log", _open_tensorboard(workdir, config, first_step))
-        if report.dle_json:
-            passes = {"num_devices": plan.num_devices, "accumulation": plan.accumulation}
-            parameters = dle_parameters(config, workdir, lr=plan.peak_lr, **passes)
-            log = open_dle(config, workdir, parameters, steps_per_epoch=plan.steps_per_epoch)
-            add(str(workdir / report.dle_json), log)
-        if report.wandb:
-            add("wandb", Background("Weights & Biases", lambda: WeightsAndBiases(workdir, config)))
-        if report.mlflow:
-            add("mlflow", Background("MLflow", lambda: Mlflow(workdir, config)))
-        opened.pop_all()
-    earlier = read_history(file).validations() if first_step else []
-    return Report(loggers, plan, config.epochs, first_step, eval_batches, earlier, classes=len(dataset.class_names))
-
-
-def _open_metrics(file: Path) -> Logger:
-    try:
-        set_aside_unreadable(file)
-        return MetricsFile(file)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}; mend that, or choose another report.file") from error
-
-
-def _open_tensorboard(workdir: Path, config: ConfigDict, first_step: int) -> Logger:
-    try:
-        return TensorBoard(workdir / "tensorboard", config, first_step)
-    except OSError as error:
-        raise UserError(f"cannot write to {workdir / 'tensorboard'}: {error.strerror}") from error
-
-
-def print_summary(
-    config: ConfigDict, workdir: Path, mesh: Mesh, dataset: Dataset, plan: Plan, model: ResNet, state: TrainState
-) -> None:
-    """Says what the run will do."""
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    size = config.data.image_size
-    source = config.data.backend if config.data.backend == "synthetic" else f"{config.data.dir} ({config.data.backend})"
-    scaling = f", {config.loss_scale.mode} loss scale {config.loss_scale.init:g}" if config.precision == "fp16" else ""
-    share = f" ({config.data.val_share:.3g} of each class)" if config.data.val_share else ""
-    report = config.report
-    logs = [report.file, "tensorboard/" if report.tensorboard else "", report.dle_json]
-    logs += [f"{key} {report[key]}" for key in ("wandb", "mlflow") if report[key]]
-    print_rows(
-        {
-            "run": f"{workdir}, seed {config.seed}",
-            "devices": f"{describe_devices(list(mesh.devices.flat))}, {config.parallel}",
-            "data": f"{source}: {len(dataset.train.labels):,} training and "
-            f"{counted(len(dataset.val.labels), 'validation image')}{share}, "
-            f"{counted(len(dataset.class_names), 'class')}{_not_read(dataset)}",
-            "model": f"{config.model.arch}, {parameters:,} parameters, {size} px",
-            "precision": f"{config.precision}{scaling}, {model.lowering} convolutions",
-            "batch": f"{config.batch_size} per device x {counted(plan.num_devices, 'device')} x "
-            f"{counted(plan.accumulation, 'pass')} = {plan.global_batch} per update",
-            "schedule": f"{counted(config.epochs, 'epoch')} x {counted(plan.steps_per_epoch, 'step')} = "
-            f"{counted(plan.total_steps, 'step')}, {counted(config.recipe.warmup_epochs, 'epoch')} of warm-up, "
-            f"peak learning rate {plan.peak_lr:g}"
-            f"{_unreached(config, plan)}",
-            "logs": ", ".join(filter(None, logs)),
-        }
-    )
-
-
-def _not_read(dataset: Dataset) -> str:
-    # Both splits of an unsplit folder name the same ones.
-    counts = count_suffixes(dict.fromkeys(dataset.train.not_read + dataset.val.not_read))
-    return f"; not read: {suffixes_text(counts)}" if counts else ""
-
-
-def _unreached(config: ConfigDict, plan: Plan) -> str:
-    """Says where a run that is shorter than its warm-up ends; nothing of others."""
-    if config.epochs >= config.recipe.warmup_epochs:
-        return ""
-    last = float(build_schedule(config, plan)(jnp.asarray(plan.total_steps - 1)))
-    return f", not reached: the run ends within the warm-up, at {last:g}"
-
-
-def _saved_text(folder: Path, validations: Sequence[dict[str, Any]]) -> str:
-    """Names the checkpoints by step and marks the best; says where it is not the best validation; "" without any."""
-    steps = find_steps(folder)
-    if not steps:
-        return ""
-    found = CheckpointFolder(folder).readable()
-    best = found.best()
-    names = ", ".join(f"{step} (best)" if step == best else str(step) for step in steps)
-    text = f"{folder} (of {'step' if len(steps) == 1 else 'steps'} {names})"
-    if best is not None and validations:
-        epoch, wanted = found.metas[best]["epoch"], best_validation(validations)["epoch"]
-        if epoch != wanted:
-            text += f"; epoch {wanted}, which validated best, is not among them: the best of these is of epoch {epoch}"
-    return text
-
-
-def tell_where(config: ConfigDict, workdir: Path) -> None:
-    """Draws the curves of a finished run, and says where everything lies."""
-    curves = workdir / CURVES
-    rows = {"metrics": str(workdir / config.report.file), "curves": str(curves)}
-    try:
-        from rn50_jax.analysis.curves import draw_run  # takes a second to import
-
-        draw_run(workdir / config.report.file, curves)
-    except ModuleNotFoundError as error:
-        warn(f"{curves} is not drawn, as {error.name} is not installed: pip install matplotlib")
-        del rows["curves"]
-    except (OSError, UserError) as error:
-        warn(f"{curves} cannot be written: {getattr(error, 'strerror', None) or error}")
-    if saved := _saved_text(workdir / "checkpoints", read_history(workdir / config.report.file).validations()):
-        rows = {"saved": saved} | rows
-    page = shell(["python", "-m", "rn50_jax.plot", workdir, "--html", workdir / "report.html"])
-    print_rows(rows)
-    say(f"{'report':<10} {page}")
-    say("done")

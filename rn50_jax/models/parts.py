@@ -22,16 +22,3 @@ def split(tree: dict[str, Any], frozen: Iterable[str]) -> tuple[dict[str, Any], 
     names = set(frozen)
     held = {module: value for module, value in tree.items() if part_of(module) in names}
     return {module: value for module, value in tree.items() if module not in held}, held
-
-
-def rate_factors(num_stages: int, *, decay: float, scales: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """What the learning rate of each part is multiplied by.
-
-    Args:
-      decay: factor from each part to the one before it (layer-wise decay: Howard & Ruder 2018, arXiv:1801.06146; Bao et
-        al. 2021, arXiv:2106.08254): 1 for the classifier, decay for the last stage, decay**2 for the one before it, ...
-      scales: (part, factor) pairs, which go before.
-    """
-    parts = part_names(num_stages)
-    by_depth = {part: decay**depth for depth, part in enumerate(reversed(parts))}
-    return {part: by_depth[part] for part in parts} | {part: float(factor) for part, factor in scales}

@@ -16,7 +16,7 @@ from jax import lax
 from rn50_jax.models.conv import Conv
 from rn50_jax.models.norm import BatchNorm, FoldedNorm, NormSync, add_relu
 from rn50_jax.models.pool import mean_pool
-from rn50_jax.training.loss_scale import Precision
+from rn50_jax.models.precision import Precision
 
 
 class Variant(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rn50_jax.config.loading import to_json
+from rn50_jax.config.tree import to_json
 from rn50_jax.errors import UserError
 from rn50_jax.io import files
 from rn50_jax.io.text import in_utf8

@@ -5,26 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Channel means and standard deviations of ImageNet's RGB pixels on the 0-255 scale, as the reference has them.
-MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-
-
-class Normalisation(NamedTuple):
-    """Means and standard deviations of red, green and blue on the 0-255 scale."""
-
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
-
-
-IMAGENET = Normalisation()
-
-
-@jax.named_scope("augment")
-def normalise(images: jax.Array, constants: Normalisation = IMAGENET) -> jax.Array:
-    """(x - mean) / std per channel: uint8 [..., 3] to float32 [..., 3]."""
-    return (images.astype(jnp.float32) - jnp.asarray(constants.mean)) / jnp.asarray(constants.std)
-
 
 class Mixing(NamedTuple):
     """How the examples of a batch are mixed with others of it, the same way for all.

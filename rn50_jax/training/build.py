@@ -1,60 +1,26 @@
 """From config to model, optimiser and state."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rn50_jax.analysis.evaluation import _options
 from rn50_jax.config.derived import Plan
-from rn50_jax.models.conv import INITS
-from rn50_jax.models.norm import NormSync
-from rn50_jax.models.parts import rate_factors
+from rn50_jax.data.batch import Batch
+from rn50_jax.data.normalize import Normalisation
+from rn50_jax.distributed.devices import AXIS, spread
 from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.training.augment import Normalisation
-from rn50_jax.training.loss_scale import PRECISIONS, Scaling
-from rn50_jax.training.optim import Schedule, by_part, clipped, lamb, lars, make_schedule, sgd
-from rn50_jax.training.state import abstract_state, init_state
-from rn50_jax.training.step import TrainOptions
+from rn50_jax.training.loss_scale import Scaling
+from rn50_jax.training.optim import Schedule, by_part, clipped, lamb, lars, make_schedule, rate_factors, sgd
+from rn50_jax.training.state import TrainState, abstract_state, init_state
+from rn50_jax.training.step import Metrics, TrainOptions, train_step
+from rn50_jax.training.validation import EvalStep, eval_step
 
-
-def build_model(config: ConfigDict, *, num_classes: int, platform: str, sync: NormSync | None = None) -> ResNet:
-    """The config's model.
-
-    Args:
-      platform: "cpu" or "gpu", decides what "auto" stands for in `model.conv_lowering` and `model.stem`.
-      sync: devices that share BatchNorm's statistics; of use in training only.
-    """
-    variant = FAMILY[config.model.arch]
-    return ResNet(
-        variant=variant._replace(stages=config.model.stages or variant.stages),
-        num_classes=num_classes,
-        precision=PRECISIONS[config.precision],
-        width=config.model.width,
-        widths=config.model.widths,
-        se_units=config.model.se_units,
-        fan=INITS[config.model.init],
-        zero_init_last_gamma=config.model.zero_init_last_gamma,
-        lowering=conv_lowering(config, platform),
-        stem=stem(config, platform),
-        max_pool=config.model.max_pool,
-        sync=sync,
-        fused_norm=config.model.fused_norm,
-        frozen=config.tune.freeze,
-    )
-
-
-def conv_lowering(config: ConfigDict, platform: str) -> str:
-    """The lowering that `models.conv.conv2d` is to use."""
-    if config.model.conv_lowering != "auto":
-        return str(config.model.conv_lowering)
-    return "matmul" if platform == "cpu" else "native"
-
-
-def stem(config: ConfigDict, platform: str) -> str:
-    """How the first convolution is written: the config's choice, or by itself what XLA does for float16 alone."""
-    if config.model.stem != "auto":
-        return str(config.model.stem)
-    return "padded" if platform == "gpu" and config.precision == "bf16" else "conv"
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -132,3 +98,24 @@ def build_state(config: ConfigDict, model: ResNet, *, abstract: bool = False) ->
     if abstract:
         return abstract_state(model, optimizer, loss_scale=loss_scale, ema=ema)
     return init_state(model, optimizer, seed=config.seed, loss_scale=loss_scale, ema=ema)
+
+
+def make_eval_step(config: ConfigDict, model: ResNet, *, flip_tta: bool = False) -> EvalStep:
+    """The evaluation step of one device, the same in training and afterwards."""
+    return partial(eval_step, model=model, axis_name=AXIS, **_options(config, flip_tta))
+
+
+def compile_steps(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> tuple[TrainStep, EvalStep]:
+    """The training and the evaluation step over all devices; each compiles at its first call."""
+    one_train_step = partial(
+        train_step,
+        model=model,
+        optimizer=build_optimizer(config),
+        learning_rate=build_schedule(config, plan),
+        options=build_options(config, plan.accumulation),
+        axis_name=AXIS,
+    )
+    return (
+        spread(one_train_step, mesh, mode=config.parallel, donate_state=True),
+        spread(make_eval_step(config, model), mesh, mode=config.parallel),
+    )

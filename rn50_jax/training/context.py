@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from rn50_jax.checkpoint.step_folders import find_steps
 from rn50_jax.config.derived import Plan
-from rn50_jax.config.loading import flatten
-from rn50_jax.data.formats.class_folders import Dataset, fingerprint
+from rn50_jax.config.tree import flatten
+from rn50_jax.data.image_set import Dataset, fingerprint
 from rn50_jax.data.val_share import read_val_images, write_val_images
 from rn50_jax.distributed import processes
 from rn50_jax.models.resnet import ResNet

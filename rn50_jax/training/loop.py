@@ -9,25 +9,25 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rn50_jax.checkpoint.folder import is_gathered
-from rn50_jax.checkpoint.integrity import score
 from rn50_jax.checkpoint.manager import Checkpoints
+from rn50_jax.checkpoint.selection import score
 from rn50_jax.data.bad_images import Quarantine
-from rn50_jax.data.loader import Position, TrainBatch, eval_batches, train_size
+from rn50_jax.data.batch import Batch, Position, TrainBatch
+from rn50_jax.data.loader import eval_batches, train_size
 from rn50_jax.distributed import processes
 from rn50_jax.errors import Interrupted, RunStopped
-from rn50_jax.evaluate import EvalStep, evaluate
 from rn50_jax.loggers.goodput import Goodput
 from rn50_jax.loggers.meters import Window
 from rn50_jax.loggers.report import Report
-from rn50_jax.runtime.watchdog import Request, Signals, Watchdog
+from rn50_jax.runtime.signals import Request, Signals
+from rn50_jax.runtime.watchdog import Watchdog
+from rn50_jax.training.build import TrainStep
 from rn50_jax.training.context import Setup
 from rn50_jax.training.divergence import note_steps_left_out, stop_if_diverging
 from rn50_jax.training.memory import analyse_memory, memory_text
 from rn50_jax.training.resume import describe
 from rn50_jax.training.state import TrainState, variables_of
-from rn50_jax.training.step import Batch, Metrics
-
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+from rn50_jax.training.validation import EvalStep, evaluate
 
 _DIVERGED = "a device or its memory may be faulty; run the same command again to go on from the last checkpoint"
 

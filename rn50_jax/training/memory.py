@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from rn50_jax.runtime.device_memory import megabytes
+
 
 class Memory(NamedTuple):
     """Bytes on each device. workspace: activations, gradients and whatever else lives within a step."""
@@ -35,17 +37,3 @@ def memory_text(memory: Memory) -> str:
     """One line for people."""
     parts = f"{megabytes(memory.state)} state, {megabytes(memory.images)} images, {megabytes(memory.workspace)}"
     return f"{megabytes(sum(memory))} per device, as XLA plans it: {parts} activations, gradients and workspace"
-
-
-def megabytes(size: float) -> str:
-    """For example "123 MB" or "12.3 GB"."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
-
-
-def peak_text() -> str:
-    """The most that a device of this process has used so far; "" where it does not tell."""
-    used = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
-    if not used:
-        return ""
-    peak = max(used, key=lambda stats: stats["peak_bytes_in_use"])
-    return f"{megabytes(peak['peak_bytes_in_use'])} of {megabytes(peak['bytes_limit'])} device memory at most"

@@ -4,14 +4,14 @@ The `update(gradients, state, params, learning_rate=rate)` of an optimiser made 
 from the parameters. None keeps a learning rate of its own: it is a function of the steps of the run alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rn50_jax.models.parts import part_of
+from rn50_jax.models.parts import part_names, part_of
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -209,3 +209,16 @@ def make_schedule(
         return jnp.where(tick < warmup, peak * (tick + 1).astype(float) / max(warmup, 1), rate)
 
     return learning_rate
+
+
+def rate_factors(num_stages: int, *, decay: float, scales: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """What the learning rate of each part is multiplied by.
+
+    Args:
+      decay: factor from each part to the one before it (layer-wise decay: Howard & Ruder 2018, arXiv:1801.06146; Bao et
+        al. 2021, arXiv:2106.08254): 1 for the classifier, decay for the last stage, decay**2 for the one before it, ...
+      scales: (part, factor) pairs, which go before.
+    """
+    parts = part_names(num_stages)
+    by_depth = {part: decay**depth for depth, part in enumerate(reversed(parts))}
+    return {part: by_depth[part] for part in parts} | {part: float(factor) for part, factor in scales}

@@ -11,16 +11,17 @@ from ml_collections import ConfigDict
 
 from rn50_jax.checkpoint.description import saved_config
 from rn50_jax.checkpoint.folder import CheckpointFolder
-from rn50_jax.config import loading as configs
+from rn50_jax.config import tree
+from rn50_jax.config.model import build_model
 from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import StoredModel, describe_model, load_run, prepare_devices, variables_of_file
-from rn50_jax.io.text import shell
+from rn50_jax.io.text import counted, shell
 from rn50_jax.models.resnet import FAMILY, ResNet, Variables
-from rn50_jax.training.build import build_model, build_state
-from rn50_jax.training.state import variables_of
+from rn50_jax.training.build import build_state
+from rn50_jax.training.state import TrainState, variables_of
 from rn50_jax.weights.files import WeightFile, read_weights
 from rn50_jax.weights.metadata import config_values
-from rn50_jax.weights.torch_names import infer_architecture, to_torch
+from rn50_jax.weights.torch_names import Arrays, fit, infer_architecture, to_torch
 
 # What decides the shapes of a network's weights, but for the number of classes.
 ARCHITECTURE = tuple(f"model.{key}" for key in ("arch", "stages", "width", "widths", "se_units"))
@@ -71,7 +72,7 @@ def take_architecture(
     given = {key for key, _ in overrides if key in ARCHITECTURE}
     known = _of_checkpoints(workdir) if workdir else None
     keys = known or _of_source(source, resumed=bool(config.run.resume))
-    now = configs.flatten(config)
+    now = tree.flatten(config)
     differing = [key for key in keys if not _same(key, keys, now)]
     if known is None:
         _check_given([key for key in differing if key in given], keys, now, source)
@@ -90,7 +91,7 @@ def _of_checkpoints(workdir: Path) -> dict[str, Any] | None:
     found = folder.readable()
     for step in reversed(found.by_age()):
         with suppress(UserError, KeyError):
-            flat = configs.flatten(saved_config(found.metas[step], folder.directory / str(step)))
+            flat = tree.flatten(saved_config(found.metas[step], folder.directory / str(step)))
             return {key: flat[key] for key in ARCHITECTURE}
     return None
 
@@ -158,7 +159,7 @@ def tell_differences(file: WeightFile, config: ConfigDict, class_names: Sequence
     Args:
       class_names: of the run's data.
     """
-    known, now = config_values(file.meta), configs.flatten(config)
+    known, now = config_values(file.meta), tree.flatten(config)
     told = []
     for key in ("data.image_size", "data.mean", "data.std", "data.transform", "data.exif_rotation"):
         if key in known and known[key] != now[key]:
@@ -179,3 +180,23 @@ def tell_differences(file: WeightFile, config: ConfigDict, class_names: Sequence
     if assumed:
         told.append(f"assuming {', and '.join(assumed)}, as {name} does not say what it was trained with")
     return told
+
+
+def start_from(
+    state: TrainState, arrays: Arrays, model: ResNet, source: str, *, new_head: bool = False
+) -> tuple[TrainState, str]:
+    """A fresh state with the weights of a file, and a sentence that says what was taken.
+
+    The classifier stays as it was initialised with `new_head`, or if the file's is of another number of classes.
+
+    Raises:
+      UserError: see `fit`.
+    """
+    params, batch_stats = fit(arrays, model, source, any_head=True)
+    told = f"starting from the weights of {source}"
+    if new_head or "fc" not in params:
+        told += f"; its classifier of {counted(arrays['fc.weight'].shape[0], 'class')} is replaced by a new one"
+        told += f" of {model.num_classes}"
+        params = params | {"fc": state.params["fc"]}
+    ema = {"params": params, "batch_stats": batch_stats} if state.ema else {}
+    return state._replace(params=params, batch_stats=batch_stats, ema=ema), told

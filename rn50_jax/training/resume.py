@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rn50_jax.checkpoint.description import Meta, RunDescription, check_description, saved_config
-from rn50_jax.checkpoint.integrity import score
 from rn50_jax.checkpoint.manager import Checkpoints
-from rn50_jax.config import loading as configs
-from rn50_jax.data.formats.class_folders import check_class_names
-from rn50_jax.data.loader import FORM, Position, changed_fact
+from rn50_jax.checkpoint.selection import score
+from rn50_jax.config import tree
+from rn50_jax.data.batch import Position
+from rn50_jax.data.image_set import check_class_names
+from rn50_jax.data.loader import FORM, changed_fact
 from rn50_jax.data.val_share import VAL_IMAGES
 from rn50_jax.distributed import processes
 from rn50_jax.distributed.devices import local_indices
@@ -23,10 +24,9 @@ from rn50_jax.loggers.history import last_line
 from rn50_jax.runtime.machine import versions
 from rn50_jax.training.build import build_state
 from rn50_jax.training.context import Setup
-from rn50_jax.training.pretrained import ARCHITECTURE, read_pretrained, tell_differences
+from rn50_jax.training.pretrained import ARCHITECTURE, read_pretrained, start_from, tell_differences
 from rn50_jax.training.state import TrainState
 from rn50_jax.training.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
-from rn50_jax.weights.torch_names import start_from
 
 # What decides which arrays a state has.
 _FIXED = (
@@ -101,7 +101,7 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
     state, meta = found
     state, position = _position(setup, stream, state, meta, checkpoints)
     lost = max(last["time"] - meta["time"], 0.0) if "time" in last and last["step"] > meta["step"] else 0.0
-    before, now = (configs.flatten(c) for c in (saved_config(meta, checkpoints.directory), config))
+    before, now = (tree.flatten(c) for c in (saved_config(meta, checkpoints.directory), config))
     for key, value in now.items():
         if key in _SOURCES and value and value != before.get(key):
             warn(f"{workdir} goes on from its own checkpoints and not from {value}; for that give a new --workdir")
@@ -140,7 +140,7 @@ def _check_classes(setup: Setup, trained: tuple[str, ...], saved: ConfigDict) ->
 
 
 def _check_model(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
-    before, now = configs.flatten(saved), configs.flatten(config)
+    before, now = tree.flatten(saved), tree.flatten(config)
     for key in (*_FIXED, "recipe.ema_decay"):
         saved_value = before.get(key, now[key])  # what a checkpoint of an older version lacks, its arrays tell
         switched = bool(saved_value) != bool(now[key])  # a decay of another size goes on with the same averages
@@ -154,7 +154,7 @@ def _check_model(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
 def _check_split(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
     """Refuses to validate on images that were trained on."""
     for key in ("data.val_share", "seed"):
-        before, now = configs.flatten(saved)[key], configs.flatten(config)[key]
+        before, now = tree.flatten(saved)[key], tree.flatten(config)[key]
         if before != now and (saved.data.val_share or config.data.val_share):
             raise UserError(
                 f"{workdir} chose its validation images with config.{key}={before!r}, which is {now!r} now: it would "

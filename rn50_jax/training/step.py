@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from rn50_jax.data.batch import Batch
+from rn50_jax.data.normalize import IMAGENET, Normalisation, normalise
 from rn50_jax.models.parts import split
-from rn50_jax.models.resnet import ResNet, Variables
-from rn50_jax.training.augment import IMAGENET, Normalisation, draw_boxes, draw_mixing, erase, mix, normalise
+from rn50_jax.models.resnet import ResNet
+from rn50_jax.training.augment import draw_boxes, draw_mixing, erase, mix
 from rn50_jax.training.loss_scale import Scaling, all_finite, update_loss_scale
 from rn50_jax.training.losses import binary_cross_entropy, cross_entropy, top_k_hits
 from rn50_jax.training.optim import Schedule, moving_average
 from rn50_jax.training.state import TrainState
 
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -228,87 +229,3 @@ def _objective(logits: jax.Array, targets: jax.Array, options: TrainOptions) -> 
 
 def _add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
-
-
-def eval_step(
-    variables: Variables,
-    batch: Batch,
-    *,
-    model: ResNet,
-    axis_name: str,
-    label_smoothing: float = 0.0,
-    flip_tta: bool = False,
-    normalisation: Normalisation = IMAGENET,
-) -> Metrics:
-    """Sums over the real images of all devices' batches, with the running BatchNorm statistics.
-
-    Args:
-      variables: {"params", "batch_stats"}, live or averaged.
-      flip_tta: test-time augmentation, the mean of the logits of each image and its mirror image.
-      normalisation: of pixels.
-
-    Returns:
-      {"loss", "top1", "top5", "images"}: float32 [], weighted sums; loss is plain cross-entropy. With
-      `label_smoothing` also "loss_smoothed".
-    """
-    logits = _logits(variables, batch["image"], model, normalisation, flip_tta)
-    top1, top5 = top_k_hits(logits, batch["label"], 5)
-    weight = batch["weight"]
-
-    def loss(smoothing: float) -> jax.Array:
-        # A padded image may give any loss, infinities included: select, do not multiply.
-        return jnp.sum(jnp.where(weight > 0, cross_entropy(logits, batch["label"], smoothing), 0.0))
-
-    sums = {
-        "loss": loss(0.0),
-        "top1": jnp.sum(weight * top1),
-        "top5": jnp.sum(weight * top5),
-        "images": jnp.sum(weight),
-    }
-    if label_smoothing:
-        sums["loss_smoothed"] = loss(label_smoothing)
-    total: Metrics = _ordered_sum(sums, axis_name)
-    return total
-
-
-def predict_step(
-    variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, normalisation: Normalisation = IMAGENET
-) -> jax.Array:
-    """Class probabilities, float32 [B, K]."""
-    del axis_name  # every device answers for its own images
-    return jax.nn.softmax(_logits(variables, batch["image"], model, normalisation))
-
-
-def examine_step(
-    variables: Variables,
-    batch: Batch,
-    *,
-    model: ResNet,
-    axis_name: str,
-    label_smoothing: float = 0.0,
-    flip_tta: bool = False,
-    normalisation: Normalisation = IMAGENET,
-    top: int = 5,
-) -> tuple[Metrics, Metrics]:
-    """The sums of `eval_step`, and what it ranked best for each image.
-
-    Returns:
-      The sums, and {"class": int32 [D, B, top], "probability": float32 [D, B, top]}, best first, ties to the lower
-      index, with {"weight": float32 [D, B]}, gathered from all devices. A model of fewer classes than `top` has fewer.
-    """
-    options: dict[str, Any] = {"label_smoothing": label_smoothing, "flip_tta": flip_tta, "normalisation": normalisation}
-    sums = eval_step(variables, batch, model=model, axis_name=axis_name, **options)
-    logits = _logits(variables, batch["image"], model, normalisation, flip_tta)  # the compiler computes them once
-    _, best = lax.top_k(logits, min(top, model.num_classes))
-    probabilities = jnp.take_along_axis(jax.nn.softmax(logits), best, axis=1)
-    ranked = {"class": best, "probability": probabilities, "weight": batch["weight"]}
-    return sums, lax.all_gather(ranked, axis_name)
-
-
-def _logits(
-    variables: Variables, images: jax.Array, model: ResNet, normalisation: Normalisation, flip_tta: bool = False
-) -> jax.Array:
-    logits: jax.Array = model.apply(variables, normalise(images, normalisation), train=False)
-    if flip_tta:
-        logits = (logits + model.apply(variables, normalise(images[:, :, ::-1], normalisation), train=False)) / 2
-    return logits

@@ -13,8 +13,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rn50_jax.data.images.headers import sniff
 from rn50_jax.errors import UserError
+from rn50_jax.io.file_kinds import sniff
 from rn50_jax.io.files import open_regular, to_json, write_whole
 from rn50_jax.weights.metadata import has_facts, parse_facts, read_beside, refuse_foreign, write_beside
 from rn50_jax.weights.pickles import check_pickles

@@ -13,11 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from rn50_jax.data.formats.imagenet_names import MOST_CLASSES
+from rn50_jax.config.schema import MOST_CLASSES
 from rn50_jax.errors import UserError
-from rn50_jax.io.text import counted
 from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.training.state import TrainState
 
 Arrays = dict[str, np.ndarray]
 
@@ -195,23 +193,3 @@ def fit(arrays: Arrays, model: ResNet, source: str, *, any_head: bool = False) -
 def _enumerate(names: list[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(name[:160] for name in names[:most]) + more
-
-
-def start_from(
-    state: TrainState, arrays: Arrays, model: ResNet, source: str, *, new_head: bool = False
-) -> tuple[TrainState, str]:
-    """A fresh state with the weights of a file, and a sentence that says what was taken.
-
-    The classifier stays as it was initialised with `new_head`, or if the file's is of another number of classes.
-
-    Raises:
-      UserError: see `fit`.
-    """
-    params, batch_stats = fit(arrays, model, source, any_head=True)
-    told = f"starting from the weights of {source}"
-    if new_head or "fc" not in params:
-        told += f"; its classifier of {counted(arrays['fc.weight'].shape[0], 'class')} is replaced by a new one"
-        told += f" of {model.num_classes}"
-        params = params | {"fc": state.params["fc"]}
-    ema = {"params": params, "batch_stats": batch_stats} if state.ema else {}
-    return state._replace(params=params, batch_stats=batch_stats, ema=ema), told

@@ -8,7 +8,7 @@ from rn50_jax.bench.cases import Case, case_config, measure
 from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.bench.report import make_header
 from rn50_jax.bench.roofline import Ceiling, measure_ceiling
-from rn50_jax.config import loading as configs
+from rn50_jax.config import tree
 from rn50_jax.runtime import jax_setup
 from rn50_jax.runtime.machine import versions
 
@@ -19,7 +19,7 @@ def run(spec: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[st
     Args:
       keep: called with what there is before the profile is made.
     """
-    config = configs.from_tree(spec["config"])
+    config = tree.from_tree(spec["config"])
     jax_setup.prepare_runtime("synthetic", config.run.xla_flags)
     devices = find_local_devices(spec["device"])
     case = Case(spec["mode"], config.precision, config.batch_size, devices=1)

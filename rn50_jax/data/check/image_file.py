@@ -9,7 +9,8 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image
 
 from rn50_jax.data.images.decodable import ends_well, read_header
-from rn50_jax.data.images.headers import MAX_BYTES, Header, ImageProblem, IncompleteError, sniff
+from rn50_jax.data.images.headers import MAX_BYTES, Header, ImageProblem, IncompleteError
+from rn50_jax.io.file_kinds import sniff
 
 _WINDOW = 4096  # bytes at both ends that the quick look reads
 

@@ -15,8 +15,9 @@ from rn50_jax.data.formats.class_folders import OTHER_PICTURES, RAW, SUFFIXES, i
 from rn50_jax.data.formats.file_list import FileList, listable, read_list
 from rn50_jax.data.formats.shards import has_shards, index_tar, scan_shards
 from rn50_jax.data.formats.splits import SPLITS, is_unsplit
-from rn50_jax.data.images.headers import DECODABLE, PICTURES, sniff
+from rn50_jax.data.images.headers import DECODABLE, PICTURES
 from rn50_jax.errors import UserError
+from rn50_jax.io.file_kinds import sniff
 
 # What is wrong with the order of a data set, and what to do.
 PROBLEMS = {

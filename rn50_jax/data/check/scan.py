@@ -14,7 +14,7 @@ import numpy as np
 
 from rn50_jax.data.check.image_file import Examined, Verify, examine
 from rn50_jax.data.check.listing import Source
-from rn50_jax.data.formats.class_folders import read_part
+from rn50_jax.data.image_set import read_part
 from rn50_jax.data.images.decodable import quiet_decoders
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.data.process_pool import map_in_processes

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from importlib.resources import files
 
-MOST_CLASSES = 1_000_000  # a label beyond is a mistake, for which no names are made
-
 
 def _imagenet() -> dict[str, str]:
     """WordNet's words by synset, in the order of ImageNet's labels."""

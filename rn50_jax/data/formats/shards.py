@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
+from rn50_jax.config.schema import MOST_CLASSES
 from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, is_folder, kind_of, visible_entries
-from rn50_jax.data.formats.imagenet_names import MOST_CLASSES
 from rn50_jax.data.formats.tars import group_members, read_members
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import open_regular, read_json, written_whole

@@ -39,13 +39,13 @@ from rn50_jax.data.images.headers import (
     read_jpeg,
     read_png,
     read_webp,
-    sniff,
     unusual,
 )
 from rn50_jax.data.images.orientation import read_orientation, turn_upright, with_plain_tag
 from rn50_jax.data.images.parsable import parsable
 from rn50_jax.data.images.transform import AS_STORED, Rendering
 from rn50_jax.data.images.transparency import is_transparent, lay_over, may_be_transparent, with_transparent_gray
+from rn50_jax.io.file_kinds import sniff
 from rn50_jax.runtime import streams
 
 

@@ -18,9 +18,10 @@ from rn50_jax.data.formats.file_list import list_file, listable, write_list
 from rn50_jax.data.formats.shards import DATASET_FILE, index_tars, write_index
 from rn50_jax.data.formats.tars import BLOCK, Member, read_idx, read_members, write_idx
 from rn50_jax.data.images.decodable import read_header
-from rn50_jax.data.images.headers import DECODABLE, ImageProblem, sniff
+from rn50_jax.data.images.headers import DECODABLE, ImageProblem
 from rn50_jax.data.prepare.output import UNFINISHED, telling_of_the_disk, write_json_whole, write_whole
 from rn50_jax.errors import UserError
+from rn50_jax.io.file_kinds import sniff
 from rn50_jax.io.files import UNFINISHED as BEGUN
 from rn50_jax.io.files import open_regular, read_json
 from rn50_jax.io.messages import warn
