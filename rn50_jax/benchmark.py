@@ -1,12 +1,5 @@
 """Times training, inference, the feed or all together: `python -m rn50_jax.benchmark --config C --mode train`."""
 
-import sys
-
-from rn50_jax.runtime.restart import trains, use_huge_pages
-
-if __name__ == "__main__" and trains("benchmark", sys.argv):
-    use_huge_pages()  # as train does
-
 import argparse
 import os
 from collections.abc import Sequence

@@ -147,7 +147,7 @@ def _parser() -> cli.CommandLine:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the end of FILE's name")
     graphs = parser.add_argument_group("stablehlo and onnx, functions of images")
-    graphs.add_argument("--input", choices=INPUTS, help="RGB pixels (default), or normalised by the caller")
+    graphs.add_argument("--input", choices=INPUTS, help="RGB pixels (default), or normalized by the caller")
     graphs.add_argument("--layout", choices=LAYOUTS, help="of images (default: nhwc for stablehlo, nchw for onnx)")
     graphs.add_argument("--output", choices=OUTPUTS, help="default: probabilities")
     graphs.add_argument(

@@ -19,7 +19,7 @@ from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, not_read_text, scan_split
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.loader import eval_batches
-from rn50_jax.data.normalize import Normalisation, normalise
+from rn50_jax.data.normalize import Normalization, normalize, pixel_normalization
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
 from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import StoredModel, add_source_arguments, load_model, warn_assumed
@@ -27,15 +27,14 @@ from rn50_jax.io.files import written_whole
 from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted
 from rn50_jax.models.resnet import ResNet, Variables
-from rn50_jax.training.build import build_normalisation
 
 
 def feature_step(
-    variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, normalisation: Normalisation
+    variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, normalization: Normalization
 ) -> jax.Array:
     """What the classifier sees of each image: the last stage's mean over the pixels, float32 [B, C]."""
     del axis_name  # every device answers for its own images
-    images = normalise(batch["image"], normalisation)
+    images = normalize(batch["image"], normalization)
     features: jax.Array = model.apply(variables, images, train=False, head=False)
     return features
 
@@ -81,8 +80,8 @@ def extract(stored: StoredModel, images: ImageSet) -> tuple[np.ndarray, np.ndarr
     mesh = make_mesh(devices)
     with config.unlocked():
         config.batch_size = min(config.batch_size, math.ceil(count / len(devices)))
-    normalisation = build_normalisation(config)
-    step = partial(feature_step, model=stored.model, axis_name=AXIS, normalisation=normalisation)
+    normalization = pixel_normalization(config.data.mean, config.data.std)
+    step = partial(feature_step, model=stored.model, axis_name=AXIS, normalization=normalization)
     compiled = spread(step, mesh, mode=config.parallel, stacked=True)
     variables = place(stored.load(), mesh)
     result: np.ndarray | None = None

@@ -15,6 +15,7 @@ from rn50_jax import cli
 from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.imagenet_names import human_names, likely_names
+from rn50_jax.data.normalize import pixel_normalization
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, shard, spread
 from rn50_jax.errors import UserError
 from rn50_jax.inference.image_files import Decoded, Found, batched, decode_files, find_images
@@ -32,7 +33,6 @@ from rn50_jax.io.messages import tell_end
 from rn50_jax.io.text import counted
 from rn50_jax.runtime.progress_bar import progress
 from rn50_jax.runtime.run_folder import describe_devices
-from rn50_jax.training.build import build_normalisation
 
 BATCH_SIZES = {"cpu": 32, "gpu": 256}  # images per device: enough to fill one
 
@@ -48,8 +48,8 @@ def make_classifier(stored: StoredModel, *, batch_size: int, devices: Sequence[j
     """
     mesh = make_mesh(devices)
     model, loaded = load_for_inference(stored)
-    normalisation = build_normalisation(stored.config)
-    step = partial(predict_step, model=model, axis_name=AXIS, normalisation=normalisation)
+    normalization = pixel_normalization(stored.config.data.mean, stored.config.data.std)
+    step = partial(predict_step, model=model, axis_name=AXIS, normalization=normalization)
     compiled = spread(step, mesh, mode=stored.config.parallel, stacked=True)
     variables = place(loaded, mesh)
     size = stored.config.data.image_size

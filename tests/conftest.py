@@ -19,8 +19,6 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # PyTorch's threads, of which several processes have more than there are cores, wait for each other by spinning.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Small models do not need a second start for huge pages, and pytest must not start anew.
-os.environ["RN50_JAX_HUGE_PAGES"] = "0"
 # Scripts call `python`, which is this one whether or not its environment was activated.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 # What a process has once read stays with it: no test may be the one that lets Weights & Biases look for its server.

@@ -10,7 +10,7 @@ import torch
 from flax.traverse_util import flatten_dict
 from tiny import OPTIONS, place
 from torch_reference import ResNet as TorchResNet
-from torch_reference import decay_groups, epoch_rate, normalise, smoothed_loss, to_torch, torch_name
+from torch_reference import decay_groups, epoch_rate, normalize, smoothed_loss, to_torch, torch_name
 
 from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, spread
 from rn50_jax.models.resnet import ResNet
@@ -177,7 +177,7 @@ def train_torch(
             images = np.split(batch["image"][device], recipe.accumulation)
             labels = np.split(batch["label"][device], recipe.accumulation)
             for pixels, label, draw in zip(images, labels, draws, strict=True):
-                x = normalise(pixels, dtype)
+                x = normalize(pixels, dtype)
                 t = torch.nn.functional.one_hot(torch.from_numpy(label).long(), net.fc.out_features).to(dtype)
                 if draw is not None:
                     c, order = draw

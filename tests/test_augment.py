@@ -1,4 +1,4 @@
-"""Normalising, mixup, CutMix and random erasing against NumPy, given the same draws; and what the draws are."""
+"""Normalizing, mixup, CutMix and random erasing against NumPy, given the same draws; and what the draws are."""
 
 from functools import partial
 
@@ -6,17 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from rn50_jax.data.normalize import normalise
+from rn50_jax.data.normalize import normalize
 from rn50_jax.training.augment import Boxes, draw_boxes, draw_cutmix, draw_mixing, draw_mixup, erase, mix
 
 SHAPE = (8, 12, 10)
 both = partial(draw_mixing, shape=SHAPE, mixup=0.4, cutmix=1.0)
 
 
-def test_normalise() -> None:
+def test_normalize() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), np.uint8)
     wanted = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    result = normalise(images)
+    result = normalize(images)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, wanted, atol=1e-5)
 

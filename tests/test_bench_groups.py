@@ -202,14 +202,14 @@ ENTRY %main (a: bf16[4,8,8,16], u: u8[1,4,8,8,3]) -> f32[16] {
   %u = u8[1,4,8,8,3]{4,3,2,1,0} parameter(1)
   %pooled = bf16[4,4,4,16]{3,2,1,0} reduce-window(%a, %a), window={size=1x3x3x1}
   %stage = f32[8,16]{1,0} reduce-window(%a, %a), window={size=32x1}
-  %normalised = f32[4,8,8,3]{3,2,1,0} divide(%u, %a), metadata={op_name="jit(f)/div"}
+  %normalized = f32[4,8,8,3]{3,2,1,0} divide(%u, %a), metadata={op_name="jit(f)/div"}
   %alone = f32[8,16]{1,0} reduce-window(%a, %a), window={size=32x1}
   %plain = f32[8,16]{1,0} multiply(%a, %a)
   ROOT %sum = f32[16]{0} reduce(%stage, %plain), metadata={op_name="jit(f)/transpose(jvp(ResNet))/bn1/reduce_sum"}
 }
 """
     program = hlo.parse_program(text)
-    names = ("pooled", "stage", "sum", "normalised", "alone", "plain")
+    names = ("pooled", "stage", "sum", "normalized", "alone", "plain")
     found = [group_of_instruction(program.instructions[name], program, "train") for name in names]
     assert found == [groups.POOL, groups.SUMS_BACKWARD, groups.SUMS_BACKWARD, groups.INPUT, groups.OTHER, groups.OTHER]
 

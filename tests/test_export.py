@@ -18,7 +18,7 @@ from conftest import REPO, Run, Shared, assert_user_error
 from flax.traverse_util import flatten_dict
 from runs import PATIENCE
 from test_models import make_torch, random_variables
-from torch_reference import normalise, to_torch, torch_name
+from torch_reference import normalize, to_torch, torch_name
 
 from rn50_jax import export
 from rn50_jax.data.formats.class_folders import scan_split
@@ -58,7 +58,7 @@ def make_stored(arch: str, folder: Path, stages: tuple[int, ...] = ()) -> tuple[
 
 def wanted(net: torch.nn.Module, images: np.ndarray, form: Form) -> np.ndarray:
     with torch.no_grad():
-        logits = net(normalise(images))
+        logits = net(normalize(images))
     return (logits.softmax(1) if form.output == "probabilities" else logits).numpy()
 
 

@@ -119,7 +119,7 @@ def test_running_variance_is_unbiased() -> None:
     assert all(np.all(variables["batch_stats"][name] == value) for name, value in (("mean", 0), ("var", 1)))
     y, updated = module.apply(variables, x, mutable=["batch_stats"])
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * x.reshape(4, 5).var(0, ddof=1), rtol=1e-5)
-    np.testing.assert_allclose(np.asarray(y).reshape(4, 5).std(0), 1, rtol=1e-4)  # normalised by the biased one
+    np.testing.assert_allclose(np.asarray(y).reshape(4, 5).std(0), 1, rtol=1e-4)  # normalized by the biased one
     _, updated = module.apply(variables, x[:1, :, :1], mutable=["batch_stats"])
     assert np.all(np.isfinite(updated["batch_stats"]["var"]))  # torch refuses a single value per channel
 

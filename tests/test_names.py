@@ -17,6 +17,7 @@ from PIL import Image
 from runs import PATIENCE, SMALL
 from test_models import random_variables
 
+from rn50_jax import cli
 from rn50_jax.analysis.predictions import Predictions
 from rn50_jax.analysis.tables import tell_mistakes, write_analysis, write_predictions
 from rn50_jax.check_data import check, report_text, write_clean_lists
@@ -30,7 +31,6 @@ from rn50_jax.io.text import counted, csv_cell, csv_row, in_utf8, printable, she
 from rn50_jax.loggers.console import print_rows
 from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.runtime import restart
 from rn50_jax.runtime.run_folder import check_path
 from rn50_jax.weights.files import WeightFile, read_weights, write_weights
 from rn50_jax.weights.torch_names import to_torch
@@ -398,12 +398,12 @@ def test_it_starts_anew_in_utf8_once(monkeypatch: pytest.MonkeyPatch) -> None:
     started: dict[str, str] = {}
     monkeypatch.setattr(os, "execve", lambda program, argv, environ: started.update(environ))
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
-    restart.use_utf8()
+    cli.use_utf8()
     assert not started  # a test is no command
     monkeypatch.setattr(sys, "argv", [str(REPO / "rn50_jax/train.py")])
     monkeypatch.setenv("PYTHONUTF8", "1")
-    restart.use_utf8()
+    cli.use_utf8()
     assert not started
     monkeypatch.setenv("PYTHONUTF8", "0")
-    restart.use_utf8()
+    cli.use_utf8()
     assert started["PYTHONUTF8"] == "1"

@@ -49,7 +49,7 @@ def inputs(dtype: Any, shape: tuple[int, ...] = (4, 6, 5, 7)) -> Any:
     return *jax.tree.map(lambda v: jnp.asarray(v, wide), (stats, params)), x, residual, jnp.asarray(weight, wide)
 
 
-# In bf16 the plain composition rounds after normalising, after the sum and in between; the fused one once.
+# In bf16 the plain composition rounds after normalizing, after the sum and in between; the fused one once.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("float32", 2e-6), ("bfloat16", 0.03)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_fused_equals_the_plain_composition(kind: str, dtype: str, tolerance: float) -> None:
@@ -148,7 +148,7 @@ def test_pooling_in_one_with_batch_norm(dtype: str, tolerance: float, size: tupl
         arguments = pooled_inputs(jnp.dtype(dtype), size, ties)
         both = [jax.jit(apply(False, "relu", dtype, pool=name))(*arguments) for name in ("fused", "native")]
         if dtype == "bfloat16" and not ties:
-            # Two values that the type cannot tell apart after normalising: the plain one takes the first of them.
+            # Two values that the type cannot tell apart after normalizing: the plain one takes the first of them.
             both = [b | {"gradients": (b["gradients"][0], jnp.sum(b["gradients"][1]))} for b in both]
     fused, plain = both
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(fused), jax.tree.leaves(plain), strict=True):

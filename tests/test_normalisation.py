@@ -1,4 +1,4 @@
-"""The constants of normalisation, `data.mean` and `data.std`, from the config to every step, command and export."""
+"""The constants of normalization, `data.mean` and `data.std`, from the config to every step, command and export."""
 
 import json
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from tiny import OPTIONS, make_batch, make_model, make_state, make_step, place
 from trees import make_config
 
 from rn50_jax import export, features
-from rn50_jax.data.normalize import normalise
+from rn50_jax.data.normalize import normalize, pixel_normalization
 from rn50_jax.inference.image_files import Found, decode_files
 from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.inference.trained_model import load_run
-from rn50_jax.training.build import build_normalisation, build_options
+from rn50_jax.training.build import build_options
 from rn50_jax.training.state import variables_of
 from rn50_jax.training.validation import eval_step, examine_step
 
@@ -35,17 +35,17 @@ def scaled(images: np.ndarray) -> np.ndarray:
 
 def test_mean_and_std_of_the_config_act_in_every_step() -> None:
     config = make_config("data", *CONSTANTS)
-    constants = build_normalisation(config)
-    assert build_options(config, 1).normalisation == constants
+    constants = pixel_normalization(config.data.mean, config.data.std)
+    assert build_options(config, 1).normalization == constants
     model = make_model()
     variables, batch = variables_of(make_state(model))["val"], make_batch(1, 4)
     images = batch["image"][0]
-    np.testing.assert_allclose(normalise(images, constants), scaled(images), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(normalize(images, constants), scaled(images), rtol=1e-5, atol=1e-5)
     logits = model.apply(variables, scaled(images), train=False)
     wanted = -np.asarray(jax.nn.log_softmax(logits))[np.arange(4), batch["label"][0]].sum()
 
     def run(step: Callable[..., Any]) -> Any:
-        bound = partial(step, model=model, axis_name="one", normalisation=constants)
+        bound = partial(step, model=model, axis_name="one", normalization=constants)
         return jax.vmap(bound, in_axes=(None, 0), axis_name="one")(variables, batch)
 
     np.testing.assert_allclose(run(eval_step)["loss"], [wanted], rtol=1e-5)
@@ -63,7 +63,7 @@ def test_training_sees_the_mean_that_the_config_gives() -> None:
     model, losses = make_model(), []
     for options, images in (
         (OPTIONS, batch),
-        (OPTIONS._replace(normalisation=build_normalisation(config)), brighter),
+        (OPTIONS._replace(normalization=pixel_normalization(config.data.mean, config.data.std)), brighter),
         (OPTIONS, brighter),
     ):
         step, replicate = make_step(model, 1, options)

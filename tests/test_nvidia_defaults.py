@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from parity import Recipe, by_torch_name, distance, load, make_batches, normalise
+from parity import Recipe, by_torch_name, distance, load, make_batches, normalize
 from tiny import place
 from torch_reference import ResNet as TorchResNet
 from torch_reference import decay_groups, smoothed_loss
@@ -59,7 +59,7 @@ def test_three_steps_are_plain_pytorchs(flags: list[tuple[str, str]], smoothing:
         state, metrics = step(state, place(batch))
         optimizer.zero_grad()
         targets = torch.nn.functional.one_hot(torch.from_numpy(batch["label"][0]).long(), CLASSES).double()
-        loss = smoothed_loss(net(normalise(batch["image"][0], torch.float64)), targets, smoothing)
+        loss = smoothed_loss(net(normalize(batch["image"][0], torch.float64)), targets, smoothing)
         loss.backward()
         optimizer.step()
         assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-9)

@@ -29,10 +29,11 @@ from rn50_jax.data.formats.file_list import read_list, write_list
 from rn50_jax.data.formats.shards import ShardedImages, scan_shards
 from rn50_jax.data.formats.tars import read_idx, read_members
 from rn50_jax.data.loader import stream_facts, train_batches
+from rn50_jax.data.prepare.packing import open_splits, pack_folder
 from rn50_jax.data.prepare.shard_writer import plan_split
 from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.errors import UserError
-from rn50_jax.pack import main, open_splits, pack_folder, parse_size, read_class_names
+from rn50_jax.pack import main, parse_size, read_class_names
 
 LISTS: dict[str, Path | None] = {"train": None, "val": None}
 

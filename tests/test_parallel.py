@@ -93,8 +93,8 @@ def test_batch_norm_of_each_device_or_group_by_hand(group: int) -> None:
     np.testing.assert_allclose(var, variances.repeat(group, 0), rtol=1e-11)
     leaves = [torch.from_numpy(v).requires_grad_() for v in (x, scale, bias)]
     pixels = leaves[0].reshape(4 // group, -1, 5)
-    normalised = [torch.nn.functional.batch_norm(part, None, None, *leaves[1:], True, eps=EPSILON) for part in pixels]
-    wanted = torch.stack(normalised).reshape(x.shape)
+    normalized = [torch.nn.functional.batch_norm(part, None, None, *leaves[1:], True, eps=EPSILON) for part in pixels]
+    wanted = torch.stack(normalized).reshape(x.shape)
     (wanted * torch.from_numpy(weight)).sum().backward()
     np.testing.assert_allclose(y, wanted.detach().numpy(), rtol=1e-10, atol=1e-12)
     for found, leaf in zip((dx, dp[0][0], dp[1][0]), leaves, strict=True):

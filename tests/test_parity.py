@@ -21,13 +21,13 @@ from parity import (
     distance,
     make_batches,
     make_twins,
-    normalise,
+    normalize,
     total_distance,
     train_jax,
     train_torch,
 )
 
-from rn50_jax.data import normalize
+from rn50_jax.data.normalize import normalize as normalize_pixels
 from rn50_jax.models.precision import PRECISIONS, Precision
 from rn50_jax.models.resnet import FAMILY, ResNet, Variant
 
@@ -130,8 +130,8 @@ def test_resnet50_logits_and_gradients_in_float32() -> None:
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     images = batches[0]["image"][0]
     with torch.no_grad():
-        wanted = copy.deepcopy(net).eval()(normalise(images)), copy.deepcopy(net).train()(normalise(images))
-    pixels = normalize.normalise(images)
+        wanted = copy.deepcopy(net).eval()(normalize(images)), copy.deepcopy(net).train()(normalize(images))
+    pixels = normalize_pixels(images)
     np.testing.assert_allclose(logits(variables, pixels), wanted[0], atol=1e-4, rtol=1e-4)
     np.testing.assert_allclose(train_logits(variables, pixels)[0], wanted[1], atol=1e-4, rtol=1e-4)
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import REPO
 from tiny import CLASSES, OPTIONS, STATIC, make_batch, make_model, make_optimizer, make_state, place
 
-from rn50_jax.data.normalize import normalise
+from rn50_jax.data.normalize import normalize
 from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, spread
 from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet
@@ -49,7 +49,7 @@ def kept(model: ResNet, size: int, batch: int) -> list[Any]:
     def forward(variables: Any, images: jax.Array, labels: jax.Array) -> Any:
         def loss(params: Any) -> tuple[jax.Array, Any]:
             all_variables = {"params": params, "batch_stats": variables["batch_stats"]}
-            logits, updated = model.apply(all_variables, normalise(images), train=True, mutable=["batch_stats"])
+            logits, updated = model.apply(all_variables, normalize(images), train=True, mutable=["batch_stats"])
             return jnp.mean(cross_entropy(logits, labels, 0.1)), updated
 
         return jax.vjp(loss, variables["params"], has_aux=True)[1]

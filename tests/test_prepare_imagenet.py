@@ -24,9 +24,9 @@ from test_shards import HUGE, NEGATIVE, OCTAL, header
 from rn50_jax import prepare_imagenet
 from rn50_jax.data.formats.imagenet_names import likely_names
 from rn50_jax.data.formats.shards import scan_shards
-from rn50_jax.data.prepare import ilsvrc2012
+from rn50_jax.data.prepare import ilsvrc2012, imagenet
+from rn50_jax.data.prepare.imagenet import Expected, prepare
 from rn50_jax.errors import UserError
-from rn50_jax.prepare_imagenet import Expected, prepare
 
 SYNSETS = ("n01440764", "n01443537", "n02056570", "n07873807", "n15075141")
 TRAIN_IMAGES = (30, 25, 41, 7, 33)
@@ -370,7 +370,7 @@ def test_the_whole_way_to_shards(archives: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_what_is_expected_of_the_real_one() -> None:
-    expected = prepare_imagenet.imagenet()
+    expected = imagenet.imagenet()
     assert (len(expected.synsets), expected.train, expected.val) == (1000, 1_281_167, 50_000)
     assert expected.synsets == likely_names(1000)
 

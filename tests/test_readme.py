@@ -103,8 +103,8 @@ def test_commands_of_the_documents_run(page: str, project: Path, process_env: di
 @pytest.mark.nightly
 def test_the_quick_start_in_full(process_env: dict[str, str], tmp_path: Path) -> None:
     """It learns to read; then the README's other commands and those of all pages, with the full network."""
-    # As a user has it: XLA's own flags, huge pages, threads.
-    ours = ("XLA_FLAGS", "RN50_JAX_HUGE_PAGES", "OMP_NUM_THREADS")
+    # As a user has it: XLA's own flags and threads.
+    ours = ("XLA_FLAGS", "OMP_NUM_THREADS")
     env = {name: value for name, value in process_env.items() if name not in ours}
     copy_project(tmp_path)
     run_lines([QUICKSTART], tmp_path, env)

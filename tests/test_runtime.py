@@ -2,12 +2,9 @@
 
 import asyncio
 import gc
-import json
 import os
 import pwd
 import re
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +12,6 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import pytest
-from conftest import REPO, TINY
 from jaxlib import xla_client
 from trees import make_config
 
@@ -24,7 +20,7 @@ from rn50_jax.bench.jpegs import generated_folder
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.distributed import devices as parallel
 from rn50_jax.errors import UserError
-from rn50_jax.runtime import hardware, jax_setup, restart, run_folder
+from rn50_jax.runtime import hardware, jax_setup, run_folder
 
 
 def test_runtime_is_prepared_for_dali_on_the_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,76 +160,6 @@ def test_programs_that_a_killed_process_left_half_written_go(tmp_path: Path, mon
             (tmp_path / f"jit_{name}-cache").write_bytes(data)
         jax_setup.use_compile_cache(str(tmp_path))
         assert {path.name for path in tmp_path.glob("jit_*")} == {"jit_whole-cache", "jit_other-cache"}
-
-
-@pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """As if a command ran where Linux gives huge pages on request; what it would be started anew with."""
-    started: dict[str, str] = {}
-    monkeypatch.setattr(os, "execve", lambda program, argv, environ: started.update(environ, argv=argv))
-    monkeypatch.setattr(restart, "_huge_pages_on_request", lambda: True)
-    monkeypatch.setattr(sys, "argv", [str(REPO / "rn50_jax/train.py"), "--config", "x"])
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    monkeypatch.delenv("RN50_JAX_HUGE_PAGES", raising=False)
-    return started
-
-
-def test_huge_pages_on_a_cpu(on_cpu: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=4")
-    restart.use_huge_pages()
-    assert on_cpu["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=4:glibc.malloc.hugetlb=1"
-    assert on_cpu["argv"] == [sys.executable, *sys.orig_argv[1:]]
-    on_cpu.clear()
-    monkeypatch.setenv("RN50_JAX_HUGE_PAGES", "asked")  # as in the second start
-    restart.use_huge_pages()
-    assert not on_cpu
-
-
-@pytest.mark.parametrize("why_not", ["gpu", "user", "kernel", "not ours"])
-def test_no_second_start(on_cpu: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why_not: str) -> None:
-    if why_not == "gpu":
-        monkeypatch.delenv("JAX_PLATFORMS")
-        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
-        (tmp_path / "nvidia-smi").chmod(0o755)
-        monkeypatch.setenv("PATH", str(tmp_path))
-    elif why_not == "user":
-        monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
-    elif why_not == "kernel":
-        monkeypatch.setattr(restart, "_huge_pages_on_request", lambda: False)
-    else:
-        monkeypatch.setattr(sys, "argv", ["-c"])
-    restart.use_huge_pages()
-    assert not on_cpu
-
-
-def test_what_starts_a_command_anew_imports_next_to_nothing() -> None:
-    program = "import sys, rn50_jax.runtime.restart; print({'jax', 'numpy', 'flax', 'rn50_jax.config.loading'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
-    for name in ("train", "benchmark"):
-        text = (REPO / f"rn50_jax/{name}.py").read_text()
-        assert text.index("    use_huge_pages()") < text.index("\nfrom rn50_jax import")
-
-
-def test_a_folder_called_as_a_mode_changes_nothing() -> None:
-    assert restart.trains("train", ["--workdir", "infer"]) and restart.trains("benchmark", ["--mode", "train"])
-    for words in (["--mode", "infer"], ["--mode=input"]):
-        assert not restart.trains("benchmark", words)
-    assert not restart.trains("predict", ["--workdir", "train"])
-
-
-@pytest.mark.slow
-def test_a_command_starts_anew_as_it_was_called(process_env: dict[str, str], tmp_path: Path) -> None:
-    env = {name: value for name, value in process_env.items() if name != "RN50_JAX_HUGE_PAGES"}
-    result = tmp_path / "a result.json"
-    command = [sys.executable, "-m", "rn50_jax", "benchmark", "--config", "quickstart", *TINY]
-    command += ["--mode", "train", "--steps", "2", "--warmup", "0", "--config.batch_size=2", "--json", str(result)]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    environment = json.loads(result.read_text())["environment"]
-    wanted = "glibc.malloc.hugetlb=1" if restart._huge_pages_on_request() else None
-    assert environment.get("GLIBC_TUNABLES") == wanted
 
 
 def make_machine(root: Path, *, device: bool = False, driver: bool = False) -> Path:

@@ -25,9 +25,9 @@ from tiny import (
     place,
 )
 from torch_reference import ResNet as TorchResNet
-from torch_reference import normalise
+from torch_reference import normalize
 
-from rn50_jax.data import normalize
+from rn50_jax.data.normalize import normalize as normalize_pixels
 from rn50_jax.distributed import devices as parallel
 from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.training.optim import decay_mask
@@ -189,7 +189,7 @@ def test_evaluation_counts_real_images_only() -> None:
     net = TorchResNet(VARIANT.stages, VARIANT.bottleneck, CLASSES, width=8)
     load(net, state.params, state.batch_stats)
     with torch.no_grad():
-        logits = net.eval()(normalise(batch["image"].reshape(8, 32, 32, 3)[:6]))
+        logits = net.eval()(normalize(batch["image"].reshape(8, 32, 32, 3)[:6]))
     labels = torch.from_numpy(batch["label"].reshape(8)[:6]).long()
     assert float(sums["images"]) == 6
     for name, smoothing in (("loss", 0.0), ("loss_smoothed", 0.1)):
@@ -229,9 +229,7 @@ def test_flip_test_time_augmentation_is_the_mean_of_both_views() -> None:
     variables = variables_of(state)["val"]
     batch = {name: x[0] for name, x in make_batch(1, 6).items()}
     flipped = batch | {"image": batch["image"][:, :, ::-1]}
-    logits = [
-        np.asarray(model.apply(variables, normalize.normalise(b["image"]), train=False)) for b in (batch, flipped)
-    ]
+    logits = [np.asarray(model.apply(variables, normalize_pixels(b["image"]), train=False)) for b in (batch, flipped)]
     mean = (logits[0] + logits[1]) / 2
     wanted = -np.sum(np.log(np.exp(mean) / np.exp(mean).sum(1, keepdims=True))[np.arange(6), batch["label"]])
     step = partial(eval_step, model=model, axis_name="one", flip_tta=True)

@@ -17,7 +17,7 @@ from parity import Recipe, Snapshot, by_torch_name, compile_step, distance, make
 from runs import final_arrays, read_lines
 from tiny import assert_same_bits
 from torch_reference import ResNet as TorchResNet
-from torch_reference import epoch_rate, normalise, smoothed_loss
+from torch_reference import epoch_rate, normalize, smoothed_loss
 from trees import make_config
 
 from configs import default
@@ -75,7 +75,7 @@ def train_plain(
         optimizer.zero_grad()
         labels = torch.from_numpy(batch["label"][0]).long()
         targets = torch.nn.functional.one_hot(labels, net.fc.out_features).double()
-        loss = smoothed_loss(net(normalise(batch["image"][0], torch.float64)), targets, recipe.smoothing)
+        loss = smoothed_loss(net(normalize(batch["image"][0], torch.float64)), targets, recipe.smoothing)
         loss.backward()
         optimizer.step()
         parameters = dict(net.named_parameters())

@@ -19,7 +19,7 @@ from conftest import REPO, Run, assert_user_error
 from PIL import Image
 from test_shards import write_tar
 from torch_reference import ResNet as TorchResNet
-from torch_reference import normalise
+from torch_reference import normalize
 
 from rn50_jax.errors import UserError
 from rn50_jax.models.precision import PRECISIONS
@@ -421,7 +421,7 @@ def test_a_file_of_plain_pytorch_predicts_what_pytorch_does(run: Run, tmp_path: 
     # its classifier is sharpened, so that it has opinions. Pixels differ by one level at most: Pillow rounds twice.
     torch.manual_seed(1)
     net = TorchResNet((3, 4, 6, 3), True, 1000)
-    pixels = torch.cat([normalise(pillow_transform(photo)) for photo in PHOTOS])
+    pixels = torch.cat([normalize(pillow_transform(photo)) for photo in PHOTOS])
     with torch.no_grad():
         for name, module in net.named_modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -439,7 +439,7 @@ def test_a_file_of_plain_pytorch_predicts_what_pytorch_does(run: Run, tmp_path: 
         assert [p["index"] for p in answer["predictions"]] == best.indices.tolist()
         for p, probability in zip(answer["predictions"], best.values, strict=True):
             assert 100 * p["probability"] == pytest.approx(100 * probability.item(), abs=0.1)
-    names = (REPO / "rn50_jax/data/imagenet_classes.txt").read_text().splitlines()
+    names = (REPO / "rn50_jax/data/formats/imagenet_classes.txt").read_text().splitlines()
     top = json.loads(done.stdout)[0]["predictions"][0]
     assert top["class"] == names[top["index"]].split("\t")[1]
 

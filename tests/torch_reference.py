@@ -91,7 +91,7 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def normalise(images: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def normalize(images: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """uint8 [B, H, W, 3] to [B, 3, H, W]: minus 255 times the mean, over 255 times the standard deviation."""
     mean = 255 * torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)
     std = 255 * torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)

@@ -24,7 +24,7 @@ from rn50_jax.inference.trained_model import StoredModel, load_for_inference
 from rn50_jax.io.messages import say
 from rn50_jax.io.text import counted
 from rn50_jax.models.resnet import Variables
-from rn50_jax.training.build import build_normalisation, make_eval_step
+from rn50_jax.training.build import eval_options, make_eval_step
 from rn50_jax.training.step import Metrics
 from rn50_jax.training.validation import evaluate, examine_step
 
@@ -60,7 +60,7 @@ def examine_stored(stored: StoredModel, *, flip_tta: bool = False) -> tuple[dict
     mesh = make_mesh(stored.devices)
     model, loaded = load_for_inference(stored, exact=True)
     variables = place(loaded, mesh)
-    step = partial(examine_step, model=model, axis_name=AXIS, **_options(config, flip_tta))
+    step = partial(examine_step, model=model, axis_name=AXIS, **eval_options(config, flip_tta=flip_tta))
     compiled = spread(step, mesh, mode=config.parallel)
     ranked: list[Metrics] = []
 
@@ -108,11 +108,3 @@ def _open_dataset(stored: StoredModel) -> Dataset:
             f"of a model with {counted(stored.model.num_classes, 'class')}; pass --config.data.dir=DIR"
         )
     return dataset
-
-
-def _options(config: ConfigDict, flip_tta: bool) -> dict[str, Any]:
-    return {
-        "label_smoothing": config.recipe.label_smoothing,
-        "flip_tta": flip_tta,
-        "normalisation": build_normalisation(config),
-    }

@@ -41,7 +41,7 @@ class Table(NamedTuple):
 
 def render(**content: Any) -> str:
     """The page that page.html makes of its content, in which every text is escaped and in one line."""
-    home = files("rn50_jax")
+    home = files("rn50_jax.analysis")
     # What a page is told comes from files that anybody may have written.
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=_in_one_line, trim_blocks=True, lstrip_blocks=True

@@ -11,12 +11,13 @@ from ml_collections import ConfigDict
 from rn50_jax.bench import timing
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
+from rn50_jax.data.normalize import pixel_normalization
 from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, replicate, spread
 from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.initial import initial_variables
-from rn50_jax.training.build import build_normalisation, build_state, compile_steps
+from rn50_jax.training.build import build_state, compile_steps
 
 Run = Callable[[int], list[float]]  # seconds of each of so many steps
 
@@ -75,8 +76,8 @@ def _infer_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
     variables = initial_variables(model, config.seed)
     platform = mesh.devices.flat[0].platform
     model, variables = inference_form(model, variables, config.model.fold_batch_norm, platform=platform)
-    normalisation = build_normalisation(config)
-    one_step = partial(predict_step, model=model, axis_name=AXIS, normalisation=normalisation)
+    normalization = pixel_normalization(config.data.mean, config.data.std)
+    one_step = partial(predict_step, model=model, axis_name=AXIS, normalization=normalization)
     step = spread(one_step, mesh, mode=config.parallel, stacked=True)
     batch = synthetic_batch(config, config.batch_size, mesh)
     variables = place(variables, mesh)

@@ -13,9 +13,9 @@ from typing import Any
 from rn50_jax import cli
 from rn50_jax.bench import budget, report
 from rn50_jax.bench.stops import Stops
+from rn50_jax.cli import is_command
 from rn50_jax.errors import Interrupted, UserError
 from rn50_jax.loggers import goodput
-from rn50_jax.runtime.restart import is_command
 from rn50_jax.runtime.run_folder import write_file, write_json
 
 

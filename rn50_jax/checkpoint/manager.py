@@ -5,13 +5,13 @@ A folder `<directory>/<step>` is a checkpoint, see `checkpoint_folder.py`.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.serialization
 import jax
@@ -30,7 +30,8 @@ from rn50_jax.distributed import processes
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted
-from rn50_jax.training.state import TrainState
+
+T = TypeVar("T")
 
 _FAILURES = 3  # saves in a row that may fail before the run stops
 
@@ -120,7 +121,7 @@ class Checkpoints:
         """
         return self._folder.steps()
 
-    def save(self, state: TrainState, meta: Meta, metrics: dict[str, float]) -> None:
+    def save(self, state: Any, meta: Meta, metrics: dict[str, float]) -> None:
         """Starts writing a checkpoint of step `meta["step"]`; returns as soon as the state has been copied to the host.
 
         A save that failed is told of, and made good by this one.
@@ -227,27 +228,28 @@ class Checkpoints:
         """
         return look(lambda: self._folder.find(which))
 
-    def restore(self, meta: Meta, like: TrainState, parts: Sequence[str] = TrainState._fields) -> TrainState:
+    def restore(self, meta: Meta, like: T) -> T:
         """Returns the state of the checkpoint that `meta` was read from, as host arrays, verified array by array.
 
         Args:
-          like: a state (or its `jax.eval_shape`) of the shapes and dtypes to expect.
-          parts: fields of the state to read; the others stay those of `like`.
+          like: a state (or its `jax.eval_shape`) of the shapes and dtypes to expect; or a dict of some of its fields,
+            which alone are read.
 
         Raises:
           UserError: the checkpoint is of another model, is damaged or cannot be read.
         """
         try:
-            return self._restore(meta, like, parts)
+            return self._restore(meta, like)
         except DamagedError as error:
             if self._folder.meta(meta["step"]) != meta:
                 raise VanishedError(f"{self._folder.place(meta['step'])} was replaced while it was read") from error
             raise UserError(f"{error}; {NEXT_START}") from error
 
-    def _restore(self, meta: Meta, like: TrainState, parts: Sequence[str] = TrainState._fields) -> TrainState:
+    def _restore(self, meta: Meta, like: T) -> T:
         place = self._folder.place(meta["step"])
         expected = flax.serialization.to_state_dict(like)
-        saved, wanted = meta["arrays"], describe_shapes(expected)
+        wanted = describe_shapes(expected)
+        saved = {name: entry for name, entry in meta["arrays"].items() if name.partition(".")[0] in expected}
         # orbax itself neither compares shapes of host arrays nor refuses to cast dtypes.
         for name in sorted(saved.keys() | wanted.keys()):
             if saved.get(name, [])[:2] != wanted.get(name, []):
@@ -255,29 +257,27 @@ class Checkpoints:
                     f"{place} is of another model: {name} is {describe_entry(saved.get(name))} there and "
                     f"{describe_entry(wanted.get(name))} here; give the config that it was trained with"
                 )
-        arrays = self._read_arrays(meta, expected, parts)
+        arrays = self._read_arrays(meta, expected)
         found = describe_arrays(arrays)
         damaged = [name for name, entry in found.items() if saved[name] != entry]
         if damaged:
             raise DamagedError(f"{place} is damaged: {counted(len(damaged), 'array')} not as saved ({damaged[0]})")
-        restored: TrainState = flax.serialization.from_state_dict(like, expected | arrays)
+        restored: T = flax.serialization.from_state_dict(like, expected | arrays)
         return restored
 
-    def _read_arrays(self, meta: Meta, expected: dict[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    def _read_arrays(self, meta: Meta, expected: dict[str, Any]) -> dict[str, Any]:
         step, place = meta["step"], self.directory / str(meta["step"])
+        whole = all(name.partition(".")[0] in expected for name in meta["arrays"])
 
         def read() -> Any:
             with self._folder.judged(step):
                 check_files(place)
                 try:
                     check_headers(place / "state", meta["arrays"])
-                    wanted = {part: expected[part] for part in parts}
-                    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), wanted)
+                    target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), expected)
                     form = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-                    some, whole = ocp.args.PyTreeRestore, ocp.args.StandardRestore
-                    args = (
-                        whole(target) if wanted.keys() == expected.keys() else some(target, form, partial_restore=True)
-                    )
+                    some, everything = ocp.args.PyTreeRestore, ocp.args.StandardRestore
+                    args = everything(target) if whole else some(target, form, partial_restore=True)
                     restored = self._manager.restore(step, args=ocp.args.Composite(state=args))
                     return dict(restored["state"])
                 except Exception:
@@ -289,7 +289,7 @@ class Checkpoints:
                 return read()
         return read()
 
-    def restore_newest(self, like: TrainState, check: Callable[[Meta], None]) -> tuple[TrainState, Meta] | None:
+    def restore_newest(self, like: T, check: Callable[[Meta], None]) -> tuple[T, Meta] | None:
         """The newest checkpoint that is whole; damaged ones are named, set aside, and the next older one is taken.
 
         Args:

@@ -5,7 +5,7 @@ import ast
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +105,6 @@ def _execute(path: Path, variant: str) -> Any:
         raise UserError(f"config {path} cannot be used: {type(error).__name__}: {detail}") from error
     finally:
         sys.path[:] = before
-
-
-def _names(tree: dict[str, Any]) -> Iterator[str]:
-    for key, value in tree.items():
-        yield key
-        if isinstance(value, dict):
-            yield from _names(value)
 
 
 def override(config: ConfigDict, assignments: Iterable[tuple[str, str]]) -> ConfigDict:

@@ -8,11 +8,6 @@ from typing import Any, NamedTuple
 
 from rn50_jax.io.files import UNFINISHED
 from rn50_jax.io.text import printable
-from rn50_jax.models.conv import INITS, LOWERINGS, STEMS
-from rn50_jax.models.pool import LOWERINGS as POOLS
-from rn50_jax.models.resnet import FAMILY
-from rn50_jax.training.losses import LOSSES
-from rn50_jax.training.optim import DECAY_MASKS, OPTIMIZERS, SCHEDULES
 
 
 class Rule(NamedTuple):
@@ -113,18 +108,28 @@ RULES: dict[str, Rule] = {
     "precision": _choice("fp32", "tf32", "bf16", "fp16"),
     "all_reduce": _choice("fp32", "bf16", "ordered"),
     "parallel": _choice("pmap", "shard_map"),
-    "model.arch": _choice(*FAMILY),
+    "model.arch": _choice(
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "resnext50-32x4d",
+        "resnext101-32x4d",
+        "se-resnet50",
+        "se-resnext101-32x4d",
+    ),
     "model.stages": _integers("(3, 4, 6, 3), or () for those of model.arch", most=8, high=1000),
     "model.width": _integer(8, 2**14),
     "model.widths": _integers("(64, 128, 256, 512), or () to follow model.width", most=8, high=2**14),
     "model.se_units": _integer(0, 2**14),
     "model.num_classes": _integer(0, 10**6),
-    "model.init": _choice(*INITS),
+    "model.init": _choice("classic", "fanin", "grp-fanin", "grp-fanout"),
     "model.zero_init_last_gamma": _BOOLEAN,
     "model.pretrained_weights": _text("a weight file, the folder of a run, or empty"),
-    "model.conv_lowering": _choice("auto", *LOWERINGS),
-    "model.stem": _choice("auto", *STEMS),
-    "model.max_pool": _choice(*POOLS),
+    "model.conv_lowering": _choice("auto", "native", "matmul", "dot1x1"),
+    "model.stem": _choice("auto", "conv", "padded", "space_to_depth"),
+    "model.max_pool": _choice("fused", "indexed", "native"),
     "model.fused_norm": _BOOLEAN,
     "model.fold_batch_norm": _choice("auto", "on", "off"),
     "data.dir": _text("a folder", lambda v: v != ""),
@@ -168,14 +173,14 @@ RULES: dict[str, Rule] = {
     ),
     "recipe.lr": _number("> 0", lambda v: 0 < v < float("inf")),
     "recipe.lr_batch_size": _integer(0),
-    "recipe.schedule": _choice(*SCHEDULES),
+    "recipe.schedule": _choice("cosine", "linear", "step", "poly"),
     "recipe.lr_update": _choice("step", "epoch"),
     "recipe.warmup_epochs": _integer(0, 10**6),
     "recipe.end_lr": _number(">= 0", lambda v: 0 <= v < float("inf")),
     "recipe.milestones": _integers("(30, 60, 80)", most=1000, high=10**6),
     "recipe.milestone_factor": _number("> 0 and at most 1", lambda v: 0 < v <= 1),
     "recipe.poly_power": _POSITIVE,
-    "recipe.optimizer": _choice(*OPTIMIZERS),
+    "recipe.optimizer": _choice("sgd", "lars", "lamb"),
     "recipe.momentum": _FRACTION,
     "recipe.nesterov": _BOOLEAN,
     "recipe.lars_trust": _POSITIVE,
@@ -184,8 +189,8 @@ RULES: dict[str, Rule] = {
     "recipe.eps": _POSITIVE,
     "recipe.clip_norm": _NOT_NEGATIVE,
     "recipe.weight_decay": _number(">= 0", lambda v: 0 <= v < float("inf")),
-    "recipe.decay_mask": _choice(*DECAY_MASKS),
-    "recipe.loss": _choice(*LOSSES),
+    "recipe.decay_mask": _choice("no_bn", "no_bn_bias", "reference", "all"),
+    "recipe.loss": _choice("cross_entropy", "bce"),
     "recipe.bce_threshold": _FRACTION,
     "recipe.label_smoothing": _FRACTION,
     "recipe.mixup": _number(">= 0", lambda v: 0 <= v < float("inf")),

@@ -1,10 +1,10 @@
 """A config as a tree of plain values, and back."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from rn50_jax.config.loading import _names
 from rn50_jax.config.schema import ADDED, REMOVED
 from rn50_jax.errors import UserError
 from rn50_jax.io import files
@@ -57,3 +57,10 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def _names(tree: dict[str, Any]) -> Iterator[str]:
+    for key, value in tree.items():
+        yield key
+        if isinstance(value, dict):
+            yield from _names(value)

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rn50_jax.data.image_set import ImageSet
-from rn50_jax.data.normalize import normalise
+from rn50_jax.data.normalize import normalize
 from rn50_jax.errors import RunStopped
 from rn50_jax.exporting.form import Exportable
 from rn50_jax.inference.image_files import Found, decode_files, found_in
@@ -67,14 +67,14 @@ def check(run: Run, exportable: Exportable, images: np.ndarray, *, tolerance: fl
     Raises:
       RunStopped: the file does something else.
     """
-    form, model, normalisation = exportable.form, exportable.stored.model, exportable.normalisation
-    apply = jax.jit(lambda variables, x: model.apply(variables, normalise(x, normalisation), train=False))
+    form, model, normalization = exportable.form, exportable.stored.model, exportable.normalization
+    apply = jax.jit(lambda variables, x: model.apply(variables, normalize(x, normalization), train=False))
     logits = apply(exportable.trained, images)
     wanted = np.asarray(jax.nn.softmax(logits) if form.output == "probabilities" else logits)
     largest = np.max(np.abs(wanted))
     difference = 0.0
     for part in (images[:1], images):
-        found = run(form.convert(part, normalisation))
+        found = run(form.convert(part, normalization))
         difference = max(difference, float(np.max(np.abs(found - wanted[: len(part)])) / largest))
     if not difference <= tolerance:
         raise RunStopped(

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rn50_jax.data.formats.imagenet_names import human_names
-from rn50_jax.data.normalize import Normalisation, normalise
+from rn50_jax.data.normalize import Normalization, normalize, pixel_normalization
 from rn50_jax.inference.trained_model import StoredModel, describe_model
 from rn50_jax.models.fold import fold_model
 from rn50_jax.models.resnet import ResNet, Variables
-from rn50_jax.training.build import build_normalisation
 
 INPUTS = ("uint8", "float32")
 LAYOUTS = ("nhwc", "nchw")
@@ -22,7 +21,7 @@ OUTPUTS = ("probabilities", "logits")
 class Form(NamedTuple):
     """What an exported classifier takes and gives.
 
-    input: "uint8", RGB pixels, or "float32", normalised ones. layout: "nhwc", [N, S, S, 3], or "nchw", [N, 3, S, S].
+    input: "uint8", RGB pixels, or "float32", normalized ones. layout: "nhwc", [N, S, S, 3], or "nchw", [N, 3, S, S].
     output: "probabilities" or "logits", float32 [N, K]. fold: whether BatchNorm is folded into the convolutions.
     """
 
@@ -35,10 +34,10 @@ class Form(NamedTuple):
         """Of one image."""
         return (3, image_size, image_size) if self.layout == "nchw" else (image_size, image_size, 3)
 
-    def convert(self, images: np.ndarray, normalisation: Normalisation) -> np.ndarray:
+    def convert(self, images: np.ndarray, normalization: Normalization) -> np.ndarray:
         """Decoded images, uint8 [N, S, S, 3], as the model takes them."""
         if self.input == "float32":
-            mean, std = (np.asarray(values, np.float32) for values in normalisation)
+            mean, std = (np.asarray(values, np.float32) for values in normalization)
             images = (images.astype(np.float32) - mean) / std
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if self.layout == "nchw" else images
 
@@ -56,16 +55,16 @@ class Exportable(NamedTuple):
     variables: Variables
 
     @property
-    def normalisation(self) -> Normalisation:
+    def normalization(self) -> Normalization:
         """Of the pixels that it was trained with."""
-        return build_normalisation(self.stored.config)
+        return pixel_normalization(self.stored.config.data.mean, self.stored.config.data.std)
 
     def call(self, images: jax.Array) -> jax.Array:
         """Images as the form says, to float32 [N, K]."""
         if self.form.layout == "nchw":
             images = jnp.transpose(images, (0, 2, 3, 1))
         if self.form.input == "uint8":
-            images = normalise(images, self.normalisation)
+            images = normalize(images, self.normalization)
         logits = self.model.apply(self.variables, images, train=False)
         return jax.nn.softmax(logits) if self.form.output == "probabilities" else logits
 
@@ -99,7 +98,7 @@ def describe(exportable: Exportable, libraries: tuple[str, ...] = ()) -> dict[st
             "dtype": form.input,
             "layout": form.layout,
             "shape": ["batch", *form.shape(facts["image_size"])],
-            "normalisation_done_by": "the model" if form.input == "uint8" else "the caller",
+            "normalization_done_by": "the model" if form.input == "uint8" else "the caller",
         },
         "output": {"name": form.output, "dtype": "float32", "shape": ["batch", stored.model.num_classes]},
         "batch_norm_folded": form.fold,

@@ -97,15 +97,15 @@ def build_graph(exportable: Exportable, facts: dict[str, Any]) -> "onnx.ModelPro
 
 
 def _pixels(graph: _Graph, exportable: Exportable) -> str:
-    """The input, as normalised float32 [N, 3, S, S]."""
+    """The input, as normalized float32 [N, 3, S, S]."""
     x = "image"
     if exportable.form.layout == "nhwc":
         x = graph.add("Transpose", "image.nchw", x, perm=[0, 3, 1, 2])
     if exportable.form.input == "uint8":
         x = graph.add("Cast", "image.float", x, to=1)
-        mean, std = (np.asarray(values, np.float32).reshape(1, 3, 1, 1) for values in exportable.normalisation)
+        mean, std = (np.asarray(values, np.float32).reshape(1, 3, 1, 1) for values in exportable.normalization)
         x = graph.add("Sub", "image.centred", x, graph.weight("image.mean", mean))
-        x = graph.add("Div", "image.normalised", x, graph.weight("image.std", std))
+        x = graph.add("Div", "image.normalized", x, graph.weight("image.std", std))
     return x
 
 

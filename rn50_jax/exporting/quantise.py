@@ -11,13 +11,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rn50_jax.data.image_set import ImageSet
+from rn50_jax.data.normalize import pixel_normalization
 from rn50_jax.errors import UserError
 from rn50_jax.exporting.check import Run, evenly
 from rn50_jax.exporting.form import Form
 from rn50_jax.inference.image_files import Found, batched, decode_files, find_images, found_in
 from rn50_jax.io.files import to_json
 from rn50_jax.runtime.progress_bar import progress
-from rn50_jax.training.build import build_normalisation
 
 _BATCH = 32
 # What carries the arithmetic; the rest of the graph stays in float32.
@@ -69,7 +69,7 @@ def quantise(
         images = (image.image for image in decoded if image.image is not None)
         for batch in batched(images, _BATCH):
             used += len(batch)
-            yield {"image": form.convert(np.stack(batch), build_normalisation(config))}
+            yield {"image": form.convert(np.stack(batch), pixel_normalization(config.data.mean, config.data.std))}
 
     with closing(batches()) as reader:
         # It warns of a preparation that a graph with folded BatchNorm and known shapes does not need.
@@ -115,7 +115,9 @@ def compare(before: Run, after: Run, images: ImageSet, config: ConfigDict, form:
     counts = np.zeros(4, np.int64)  # images, hits before, hits after, same class
     with progress("measuring top-1", len(images.files), unit="img") as advance:
         for batch in batched(good, _BATCH):
-            pixels = form.convert(np.stack([image for image, _ in batch]), build_normalisation(config))
+            pixels = form.convert(
+                np.stack([image for image, _ in batch]), pixel_normalization(config.data.mean, config.data.std)
+            )
             labels = np.array([label for _, label in batch])
             first, second = before(pixels).argmax(axis=1), after(pixels).argmax(axis=1)
             counts += [len(batch), np.sum(first == labels), np.sum(second == labels), np.sum(first == second)]

@@ -28,11 +28,11 @@ from rn50_jax.io.files import no_such_run
 from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted
 from rn50_jax.models.fold import inference_form
+from rn50_jax.models.initial import variable_shapes
 from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.runtime import jax_setup
 from rn50_jax.runtime.machine import versions
 from rn50_jax.runtime.run_folder import check_path
-from rn50_jax.training.build import build_state
 from rn50_jax.weights.files import WeightFile, read_weights, write_weights
 from rn50_jax.weights.metadata import PREPARATION, config_values, to_pixels
 from rn50_jax.weights.torch_names import fit, infer_architecture, to_torch
@@ -154,9 +154,8 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     devices = prepare_devices(config)
     class_names = tuple(meta["class_names"])
     model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
-    parts = ("ema",) if averaged else ("params", "batch_stats")
-    state = checkpoints.restore(meta, build_state(config, model, abstract=True), parts)
-    variables = state.ema if averaged else {"params": state.params, "batch_stats": state.batch_stats}
+    like = variable_shapes(model)
+    variables = checkpoints.restore(meta, {"ema": like})["ema"] if averaged else checkpoints.restore(meta, like)
     facts = {"checkpoint": which, "step": meta["step"], "epoch": meta["epoch"]}
     name = f"checkpoint {which} of {workdir}: step {meta['step']}, epoch {meta['epoch']}"
     if has_ema:
@@ -201,7 +200,7 @@ def load_weights(path: Path, overrides: Overrides) -> StoredModel:
 
 
 def warn_assumed(stored: StoredModel) -> None:
-    """Tells what was assumed of a weight file because nothing says it: sizes, normalisation, class names."""
+    """Tells what was assumed of a weight file because nothing says it: sizes, normalization, class names."""
     data, parts, keys = stored.config.data, [], []
     if "image_size" in stored.assumed:
         parts.append(f"image_size={data.image_size}")
@@ -209,9 +208,9 @@ def warn_assumed(stored: StoredModel) -> None:
     if "image_size" in stored.assumed or "resize" in stored.assumed:
         parts.append(f"resize={eval_resize(data.image_size, data.resize)}")
         keys.append("resize")
-    if normalisation := [key for key in ("mean", "std") if key in stored.assumed]:
-        parts.append(f"{' and '.join(normalisation)} of ImageNet")
-        keys += normalisation
+    if normalization := [key for key in ("mean", "std") if key in stored.assumed]:
+        parts.append(f"{' and '.join(normalization)} of ImageNet")
+        keys += normalization
     if "class_names" in stored.assumed:
         classes = stored.model.num_classes
         imagenet = likely_names(classes)[0] != "0"
@@ -226,7 +225,7 @@ def describe_model(stored: StoredModel) -> dict[str, Any]:
 
     Returns:
       source (checkpoint or weight file) and its facts, such as the step; arch; class_names; what is done to images in
-      evaluation: `weight_facts.PREPARATION`, with mean and std, by which pixels from 0 to 255 are normalised; the split
+      evaluation: `weight_facts.PREPARATION`, with mean and std, by which pixels from 0 to 255 are normalized; the split
       of the data, val_share, seed and val_images, if the validation images were a share of it; versions.
     """
     data = stored.config.data

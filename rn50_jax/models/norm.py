@@ -1,4 +1,4 @@
-"""Batch normalisation with torch's running statistics, over one device's batch or that of several."""
+"""Batch normalization with torch's running statistics, over one device's batch or that of several."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ EPSILON = 1e-5
 
 
 class NormSync(NamedTuple):
-    """Which devices' batches are normalised together: all of a mapped axis, or groups of `size` neighbours on it."""
+    """Which devices' batches are normalized together: all of a mapped axis, or groups of `size` neighbours on it."""
 
     axis_name: str
     groups: tuple[tuple[int, ...], ...] | None
@@ -70,12 +70,12 @@ def _statistics(x: jax.Array, sync: NormSync | None) -> tuple[jax.Array, jax.Arr
 
 
 def _input_gradient(
-    dy: jax.Array, normalised: jax.Array, factor: jax.Array, sums: tuple[jax.Array, jax.Array], sync: NormSync | None
+    dy: jax.Array, normalized: jax.Array, factor: jax.Array, sums: tuple[jax.Array, jax.Array], sync: NormSync | None
 ) -> jax.Array:
-    """The gradient of `x`, given that of the result; `sums`: of `dy` and `dy * normalised`, on this device."""
+    """The gradient of `x`, given that of the result; `sums`: of `dy` and `dy * normalized`, on this device."""
     count = dy.size // dy.shape[-1]
     mean_dy, mean_dy_x = _mean_over(sync, (sums[0] / count, sums[1] / count))
-    return factor * (dy - mean_dy - normalised * mean_dy_x)
+    return factor * (dy - mean_dy - normalized * mean_dy_x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -88,7 +88,7 @@ def batch_norm(
     sync: NormSync | None,
     relu: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises with the batch's own statistics (Ioffe & Szegedy 2015, arXiv:1502.03167), adds, cuts off at zero.
+    """Normalizes with the batch's own statistics (Ioffe & Szegedy 2015, arXiv:1502.03167), adds, cuts off at zero.
 
     The derivative is written out, so that of the activations it keeps only what the convolutions beside it keep
     anyway: `x`, which the one before has written, and with a residual the result, which the one after reads. The
@@ -99,7 +99,7 @@ def batch_norm(
     Args:
       x: [..., C].
       scale, bias: float32 [C].
-      residual: [..., C] in `dtype`, added after normalising; None for nothing.
+      residual: [..., C] in `dtype`, added after normalizing; None for nothing.
       dtype: of the result, which is rounded once.
       sync: devices that share statistics.
       relu: whether negative results become 0.
@@ -140,9 +140,9 @@ def _batch_norm_backward(
         # Without a residual, x tells as well as the result what was cut off, and must be read here in any case.
         cut = centred * factor + bias if result is None else result
         dy = jnp.where(cut > 0, dy, 0)
-    normalised, wide_dy = centred * inverse, dy.astype(mean.dtype)
-    sums = _two_sums(wide_dy, wide_dy * normalised)
-    dx = _input_gradient(wide_dy, normalised, factor, sums, sync)
+    normalized, wide_dy = centred * inverse, dy.astype(mean.dtype)
+    sums = _two_sums(wide_dy, wide_dy * normalized)
+    dx = _input_gradient(wide_dy, normalized, factor, sums, sync)
     d_residual = None if result is None else dy
     return dx.astype(x.dtype), sums[1].astype(scale.dtype), sums[0].astype(scale.dtype), d_residual
 
@@ -156,7 +156,7 @@ def batch_norm_max_pool(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The stem's `batch_norm` with ReLU and then `max_pool`, without the array between them.
 
-    Normalising and ReLU never change which value of a channel is larger (or, for a negative scale, smaller). So the
+    Normalizing and ReLU never change which value of a channel is larger (or, for a negative scale, smaller). So the
     pooling goes first and the rest is done on a quarter of the pixels; the sums of the backward pass, too, need only
     these. A window whose values become equal by rounding gives its gradient to what was larger before.
 
@@ -190,8 +190,8 @@ def _batch_norm_max_pool_backward(
     centred = top.astype(mean.dtype) - mean
     dy = jnp.where(centred * factor + bias > 0, gradients[0].astype(mean.dtype), 0)
     sums = _two_sums(dy, dy * (centred * inverse))
-    normalised = (x.astype(mean.dtype) - mean) * inverse
-    dx = _input_gradient(put_back(dy, index, *x.shape[1:3]), normalised, factor, sums, sync)
+    normalized = (x.astype(mean.dtype) - mean) * inverse
+    dx = _input_gradient(put_back(dy, index, *x.shape[1:3]), normalized, factor, sums, sync)
     return dx.astype(x.dtype), sums[1].astype(scale.dtype), sums[0].astype(scale.dtype)
 
 
@@ -210,21 +210,21 @@ class FoldedNorm(nn.Module):
     def __call__(
         self, x: jax.Array, residual: jax.Array | None = None, *, relu: bool = False, pool: str | None = None
     ) -> jax.Array:
-        """As `BatchNorm`, without normalising."""
+        """As `BatchNorm`, without normalizing."""
         y = add_relu(x, residual, relu)
         return y if pool is None else max_pool(y, lowering=pool)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last.
+    """Batch normalization over all axes but the last.
 
     Parameters `scale` and `bias`, running averages `mean` and `var` (collection `batch_stats`), all float32 [C].
     Statistics are those of the device's own batch, or with `sync` of its group's, computed in float32.
 
     As torch, and unlike `flax.linen.BatchNorm`, the running `var` averages the unbiased batch variance
-    (n / (n - 1) times the biased one that normalises the batch), so that weights travel both ways unchanged.
+    (n / (n - 1) times the biased one that normalizes the batch), so that weights travel both ways unchanged.
 
-    fused: one derivative for normalising, sum and ReLU; False leaves the latter two to JAX.
+    fused: one derivative for normalizing, sum and ReLU; False leaves the latter two to JAX.
     """
 
     use_running_average: bool
@@ -236,7 +236,7 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: jax.Array, residual: jax.Array | None = None, *, relu: bool = False, pool: str | None = None
     ) -> jax.Array:
-        """Normalises, adds, cuts off what is negative: max(BN(x) + residual, 0). Then may pool.
+        """Normalizes, adds, cuts off what is negative: max(BN(x) + residual, 0). Then may pool.
 
         Args:
           x: [B, H, W, C] of any float type.

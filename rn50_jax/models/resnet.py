@@ -150,11 +150,11 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, head: bool = True) -> jax.Array:
-        """Classifies normalised images.
+        """Classifies normalized images.
 
         Args:
           x: [B, H, W, 3], any float dtype.
-          train: True normalises with the batch's statistics and updates the running ones (collection `batch_stats`).
+          train: True normalizes with the batch's statistics and updates the running ones (collection `batch_stats`).
           head: False leaves out the classifier.
 
         Returns:

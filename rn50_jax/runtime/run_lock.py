@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from rn50_jax.distributed import processes
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import lock, open_regular
 from rn50_jax.io.messages import warn
@@ -23,9 +22,6 @@ def locked(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it, or it cannot be read.
     """
-    if not processes.is_first():
-        yield
-        return
     path = workdir / "lock"
     with ExitStack() as stack:
         try:

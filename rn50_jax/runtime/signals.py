@@ -3,11 +3,10 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import NamedTuple
-
-from rn50_jax.distributed import processes
 
 
 class Request(NamedTuple):
@@ -40,10 +39,11 @@ class Signals:
 
     Args:
       save_every: seconds between saves; 0 for never.
+      gather: of several processes: returns what each of them has called it with, in their order.
     """
 
-    def __init__(self, save_every: float) -> None:
-        self._save_every = save_every
+    def __init__(self, save_every: float, gather: Callable[[list[int]], list[list[int]]] | None = None) -> None:
+        self._save_every, self._gather = save_every, gather
         self._save, self._stop = False, 0
         self._saved = time.monotonic()
         self._answered = False
@@ -93,12 +93,12 @@ class Signals:
         """
         due = 0 < self._save_every < time.monotonic() - self._saved
         mine = Request(self._save or due, self._stop)
-        if processes.count() == 1:
+        if self._gather is None:
             return mine
         if not together:
             return _NOTHING
-        every = [Request(*request) for request in processes.gather(list(mine))]
-        return Request(any(request.save for request in every), max(request.stop for request in every))
+        every = self._gather([int(mine.save), mine.stop])
+        return Request(any(save for save, _ in every), max(stop for _, stop in every))
 
     def saved(self) -> None:
         """Notes that a save was started."""

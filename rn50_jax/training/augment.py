@@ -129,7 +129,7 @@ def draw_boxes(key: jax.Array, probability: float, shape: tuple[int, ...]) -> Bo
 
 
 def erase(images: jax.Array, boxes: Boxes) -> jax.Array:
-    """Sets a box of each image, normalised float32 [B, H, W, 3], to the mean colour, 0."""
+    """Sets a box of each image, normalized float32 [B, H, W, 3], to the mean colour, 0."""
 
     def inside(start: jax.Array, size: jax.Array, length: int) -> jax.Array:
         place = jnp.arange(length)

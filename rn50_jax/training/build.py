@@ -8,10 +8,9 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rn50_jax.analysis.evaluation import _options
 from rn50_jax.config.derived import Plan
 from rn50_jax.data.batch import Batch
-from rn50_jax.data.normalize import Normalisation
+from rn50_jax.data.normalize import pixel_normalization
 from rn50_jax.distributed.devices import AXIS, spread
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.training.loss_scale import Scaling
@@ -82,13 +81,8 @@ def build_options(config: ConfigDict, accumulation: int) -> TrainOptions:
         ema_decay=config.recipe.ema_decay,
         scaling=scaling if config.precision == "fp16" else None,
         seed=config.seed,
-        normalisation=build_normalisation(config),
+        normalization=pixel_normalization(config.data.mean, config.data.std),
     )
-
-
-def build_normalisation(config: ConfigDict) -> Normalisation:
-    """The config's means and standard deviations of pixels, which it gives in 0 to 1."""
-    return Normalisation(*(tuple(255 * value for value in values) for values in (config.data.mean, config.data.std)))
 
 
 def build_state(config: ConfigDict, model: ResNet, *, abstract: bool = False) -> Any:
@@ -102,7 +96,7 @@ def build_state(config: ConfigDict, model: ResNet, *, abstract: bool = False) ->
 
 def make_eval_step(config: ConfigDict, model: ResNet, *, flip_tta: bool = False) -> EvalStep:
     """The evaluation step of one device, the same in training and afterwards."""
-    return partial(eval_step, model=model, axis_name=AXIS, **_options(config, flip_tta))
+    return partial(eval_step, model=model, axis_name=AXIS, **eval_options(config, flip_tta=flip_tta))
 
 
 def compile_steps(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> tuple[TrainStep, EvalStep]:
@@ -119,3 +113,12 @@ def compile_steps(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> 
         spread(one_train_step, mesh, mode=config.parallel, donate_state=True),
         spread(make_eval_step(config, model), mesh, mode=config.parallel),
     )
+
+
+def eval_options(config: ConfigDict, *, flip_tta: bool = False) -> dict[str, Any]:
+    """Returns the options of `eval_step` and `examine_step`, the same in training and afterwards."""
+    return {
+        "label_smoothing": config.recipe.label_smoothing,
+        "flip_tta": flip_tta,
+        "normalization": pixel_normalization(config.data.mean, config.data.std),
+    }

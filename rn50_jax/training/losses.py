@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-LOSSES = ("cross_entropy", "bce")
-
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
     """Label-smoothed cross-entropy, as the reference has it (Szegedy et al. 2016, arXiv:1512.00567).

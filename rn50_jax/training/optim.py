@@ -15,9 +15,6 @@ from rn50_jax.models.parts import part_names, part_of
 
 Schedule = Callable[[jax.Array], jax.Array]
 
-OPTIMIZERS = ("sgd", "lars", "lamb")
-DECAY_MASKS = ("no_bn", "no_bn_bias", "reference", "all")
-
 
 def decay_mask(params: Any, rule: str = "no_bn") -> Any:
     """Which parameters weight decay applies to.
@@ -158,9 +155,6 @@ def moving_average(average: Any, live: Any, *, decay: float, updates: jax.Array)
     t = updates.astype(float)
     d = jnp.minimum(decay, (1 + t) / (10 + t))
     return jax.tree.map(lambda a, x: a + (1 - d) * (x - a), average, live)
-
-
-SCHEDULES = ("cosine", "linear", "step", "poly")
 
 
 def make_schedule(

@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 from rn50_jax.data.batch import Batch
-from rn50_jax.data.normalize import IMAGENET, Normalisation, normalise
+from rn50_jax.data.normalize import IMAGENET, Normalization, normalize
 from rn50_jax.models.parts import split
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.augment import draw_boxes, draw_mixing, erase, mix
@@ -29,7 +29,7 @@ class TrainOptions(NamedTuple):
 
     mixup_draw: "device", each device and pass draws its own mixing, or "global", all devices the same.
     mixup, cutmix, cutmix_share: see `augment.draw_mixing`. random_erasing: probability for an image.
-    normalisation: of pixels. loss: one of `losses.LOSSES`. bce_threshold: see `losses.binary_cross_entropy`.
+    normalization: of pixels. loss: "cross_entropy" or "bce". bce_threshold: see `losses.binary_cross_entropy`.
     running_average: "mean" averages BatchNorm's running statistics over the devices, "first" keeps device 0's.
     all_reduce: how gradients are averaged over the devices: "fp32"; "bf16", rounded, at half the traffic; "ordered", in
     the order of the devices, at D times the traffic, for the same bits on any division of the devices into processes.
@@ -51,7 +51,7 @@ class TrainOptions(NamedTuple):
     random_erasing: float = 0.0
     loss: str = "cross_entropy"
     bce_threshold: float = 0.0
-    normalisation: Normalisation = IMAGENET
+    normalization: Normalization = IMAGENET
 
 
 def mixup_key(seed: int, step: jax.Array | int, device: jax.Array | int) -> jax.Array:
@@ -211,7 +211,7 @@ def _augment(
 ) -> tuple[jax.Array, jax.Array]:
     """The images as the model is to see them, and their targets: class indices, or probabilities if mixed."""
     mixing_key, erasing_key = keys
-    images, targets = normalise(part["image"], options.normalisation), part["label"]
+    images, targets = normalize(part["image"], options.normalization), part["label"]
     if options.random_erasing > 0:
         images = erase(images, draw_boxes(erasing_key, options.random_erasing, images.shape[:3]))
     if options.mixup > 0 or options.cutmix > 0:

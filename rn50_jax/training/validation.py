@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from rn50_jax.data.batch import Batch
-from rn50_jax.data.normalize import IMAGENET, Normalisation
+from rn50_jax.data.normalize import IMAGENET, Normalization
 from rn50_jax.inference.predict_step import _logits
 from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.training.losses import cross_entropy, top_k_hits
@@ -84,20 +84,20 @@ def eval_step(
     axis_name: str,
     label_smoothing: float = 0.0,
     flip_tta: bool = False,
-    normalisation: Normalisation = IMAGENET,
+    normalization: Normalization = IMAGENET,
 ) -> Metrics:
     """Sums over the real images of all devices' batches, with the running BatchNorm statistics.
 
     Args:
       variables: {"params", "batch_stats"}, live or averaged.
       flip_tta: test-time augmentation, the mean of the logits of each image and its mirror image.
-      normalisation: of pixels.
+      normalization: of pixels.
 
     Returns:
       {"loss", "top1", "top5", "images"}: float32 [], weighted sums; loss is plain cross-entropy. With
       `label_smoothing` also "loss_smoothed".
     """
-    logits = _logits(variables, batch["image"], model, normalisation, flip_tta)
+    logits = _logits(variables, batch["image"], model, normalization, flip_tta)
     top1, top5 = top_k_hits(logits, batch["label"], 5)
     weight = batch["weight"]
 
@@ -125,7 +125,7 @@ def examine_step(
     axis_name: str,
     label_smoothing: float = 0.0,
     flip_tta: bool = False,
-    normalisation: Normalisation = IMAGENET,
+    normalization: Normalization = IMAGENET,
     top: int = 5,
 ) -> tuple[Metrics, Metrics]:
     """The sums of `eval_step`, and what it ranked best for each image.
@@ -134,9 +134,9 @@ def examine_step(
       The sums, and {"class": int32 [D, B, top], "probability": float32 [D, B, top]}, best first, ties to the lower
       index, with {"weight": float32 [D, B]}, gathered from all devices. A model of fewer classes than `top` has fewer.
     """
-    options: dict[str, Any] = {"label_smoothing": label_smoothing, "flip_tta": flip_tta, "normalisation": normalisation}
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "flip_tta": flip_tta, "normalization": normalization}
     sums = eval_step(variables, batch, model=model, axis_name=axis_name, **options)
-    logits = _logits(variables, batch["image"], model, normalisation, flip_tta)  # the compiler computes them once
+    logits = _logits(variables, batch["image"], model, normalization, flip_tta)  # the compiler computes them once
     _, best = lax.top_k(logits, min(top, model.num_classes))
     probabilities = jnp.take_along_axis(jax.nn.softmax(logits), best, axis=1)
     ranked = {"class": best, "probability": probabilities, "weight": batch["weight"]}

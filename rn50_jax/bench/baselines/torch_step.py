@@ -136,7 +136,7 @@ def _autocast(precision: str, device: torch.device) -> Any:
 
 
 def _batch(spec: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    # Ready on the device, normalised and in torch's best layout; our own step also has to convert uint8.
+    # Ready on the device, normalized and in torch's best layout; our own step also has to convert uint8.
     size, batch = spec["config"]["data"]["image_size"], spec["config"]["batch_size"]
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, size, size, generator=generator)

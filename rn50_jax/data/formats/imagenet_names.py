@@ -6,7 +6,7 @@ from importlib.resources import files
 
 def _imagenet() -> dict[str, str]:
     """WordNet's words by synset, in the order of ImageNet's labels."""
-    text = (files("rn50_jax.data") / "imagenet_classes.txt").read_text(encoding="utf-8")
+    text = (files("rn50_jax.data.formats") / "imagenet_classes.txt").read_text(encoding="utf-8")
     return dict(line.split("\t") for line in text.splitlines())
 
 
