@@ -33,9 +33,9 @@ os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 import jax
 import pytest
 from filelock import FileLock
-from programs import keep_programs, linked_programs
-from runs import PATIENCE
-from trees import write_image
+from helpers.programs import keep_programs, linked_programs
+from helpers.runs import PATIENCE
+from helpers.trees import write_image
 
 from rn50_jax import cli
 from rn50_jax.data.prepare.digits import write_digits

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, TINY, Run, assert_user_error
-from runs import PATIENCE
+from helpers.runs import PATIENCE
 
 from rn50_jax import benchmark
 from rn50_jax.errors import UserError

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import REPO, Run, assert_user_error
-from damage import KINDS, encode, make_photo, write_kinds
-from deadly import double
+from helpers.damage import KINDS, encode, make_photo, write_kinds
+from helpers.deadly import double
+from helpers.runs import PATIENCE
 from PIL import Image
-from runs import PATIENCE
 from test_shards import write_tar
 
 from rn50_jax.check_data import check, main, report_text, write_clean_lists

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, assert_user_error
-from runs import PATIENCE
+from helpers.runs import PATIENCE
 
 from rn50_jax.__main__ import find_commands, main
 from rn50_jax.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Run, assert_user_error
-from runs import read_lines
+from helpers.runs import read_lines
 
 
 @pytest.mark.slow

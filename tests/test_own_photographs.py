@@ -17,8 +17,8 @@ import matplotlib
 import pytest
 import sklearn.datasets
 from conftest import REPO, Run, Shared
+from helpers.runs import read_lines
 from PIL import Image
-from runs import read_lines
 
 from rn50_jax import convert
 

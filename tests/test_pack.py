@@ -15,11 +15,11 @@ import jax
 import numpy as np
 import pytest
 from conftest import REPO, Run, assert_user_error
-from damage import encode, make_photo, write_kinds
-from runs import PATIENCE
+from helpers.damage import encode, make_photo, write_kinds
+from helpers.runs import PATIENCE
+from helpers.trees import make_config
 from test_formats import bits
 from test_shards import sample, write_tar
-from trees import make_config
 
 from rn50_jax.config.derived import make_plan
 from rn50_jax.data.batch import Position

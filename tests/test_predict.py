@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import sklearn.datasets
 from conftest import REPO, Run, assert_user_error
+from helpers.runs import PATIENCE
 from PIL import Image
-from runs import PATIENCE
 
 from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.inference.image_files import find_images

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import REPO, Run, assert_user_error
-from runs import PATIENCE
+from helpers.runs import PATIENCE
 from scipy.io import savemat
 from test_shards import HUGE, NEGATIVE, OCTAL, header
 

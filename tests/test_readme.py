@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, Shared
-from runs import PATIENCE, read_lines
+from helpers.runs import PATIENCE, read_lines
 
 from rn50_jax.config.schema import RULES
 

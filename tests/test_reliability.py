@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 from conftest import QUICK_COMPILE, REPO, TINY, Run, Shared, assert_user_error
+from helpers.runs import PATIENCE, SMALL, final_arrays, read_lines, read_meta, wait_for_step, wait_until
+from helpers.tiny import OPTIONS, STATIC, make_batch, make_model, make_state, make_step, place
 from PIL import Image
-from runs import PATIENCE, SMALL, final_arrays, read_lines, read_meta, wait_for_step, wait_until
-from tiny import OPTIONS, STATIC, make_batch, make_model, make_state, make_step, place
 
 from rn50_jax.training.state import TrainState
 

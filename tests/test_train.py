@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Run, assert_user_error
-from runs import read_lines, read_meta
-from test_dle import logged, read_dle
+from helpers.runs import read_lines, read_meta
+from test_dllogger import logged, read_dle
 
 from rn50_jax.loggers.history import KEYS
 

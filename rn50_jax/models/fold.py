@@ -29,7 +29,7 @@ def fold_model(model: ResNet, variables: Variables) -> tuple[ResNet, Variables]:
     """The model and its variables without BatchNorm, for `train=False`.
 
     The logits are those of the model in evaluation but for rounding: kernels are rounded to the compute type after the
-    scaling, not before. tests/test_fold.py has the tolerances.
+    scaling, not before. tests/models/test_fold.py has the tolerances.
     """
     return model.clone(folded=True), fold(variables)
 
