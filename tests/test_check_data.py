@@ -18,8 +18,8 @@ from conftest import REPO, Run, assert_user_error
 from helpers.damage import KINDS, encode, make_photo, write_kinds
 from helpers.deadly import double
 from helpers.runs import PATIENCE
+from helpers.tar_files import write_tar
 from PIL import Image
-from test_shards import write_tar
 
 from rn50_jax.check_data import check, main, report_text, write_clean_lists
 from rn50_jax.data.check import findings as health

@@ -16,9 +16,9 @@ import sklearn.datasets
 import torch
 from conftest import REPO, Run, Shared, assert_user_error
 from flax.traverse_util import flatten_dict
+from helpers.networks import make_torch, random_variables
 from helpers.runs import PATIENCE
 from helpers.torch_reference import normalize, to_torch, torch_name
-from test_models import make_torch, random_variables
 
 from rn50_jax import export
 from rn50_jax.data.formats.class_folders import scan_split

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPO, Run
+from helpers.ilsvrc import EXPECTED, write_archives
+from helpers.logs import logged, read_dle
+from helpers.project import copy_project
 from helpers.runs import PATIENCE
 from helpers.torch_reference import ResNet as TorchResNet
 from helpers.torch_reference import decay_groups
-from test_dllogger import logged, read_dle
-from test_prepare_imagenet import EXPECTED, write_archives
-from test_readme import copy_project
 
 from rn50_jax import prepare_imagenet
 from rn50_jax.config.schema import RULES

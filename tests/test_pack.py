@@ -17,9 +17,9 @@ import pytest
 from conftest import REPO, Run, assert_user_error
 from helpers.damage import encode, make_photo, write_kinds
 from helpers.runs import PATIENCE
+from helpers.tar_files import sample, write_tar
+from helpers.tiny import bits
 from helpers.trees import make_config
-from test_formats import bits
-from test_shards import sample, write_tar
 
 from rn50_jax.config.derived import make_plan
 from rn50_jax.data.batch import Position

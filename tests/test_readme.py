@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, Shared
+from helpers.project import copy_project
 from helpers.runs import PATIENCE, read_lines
 
 from rn50_jax.config.schema import RULES
@@ -46,20 +47,6 @@ def commands(page: Path) -> list[str]:
 
 README = commands(REPO / "README.md")
 PAGES = [page.name for page in sorted((REPO / "docs").glob("*.md")) if commands(page)]
-
-
-def copy_project(root: Path) -> None:
-    """A fresh copy of the project, with this environment as its .venv."""
-    for folder in ("rn50_jax", "configs", "scripts"):
-        shutil.copytree(REPO / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in (REPO / "constraints.txt", *REPO.glob("requirements*.txt")):
-        shutil.copy2(file, root)
-    wanted = subprocess.run(["bash", "-c", "cat constraints.txt requirements*.txt | cksum"], cwd=root, stdout=-1)
-    venv = root / ".venv"
-    (venv / "bin").mkdir(parents=True)
-    (venv / "bin/python").symlink_to(sys.executable)
-    (venv / "bin/activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
-    (venv / "installed-requirements.txt").write_bytes(wanted.stdout)
 
 
 def run_lines(lines: list[str], project: Path, env: dict[str, str]) -> None:

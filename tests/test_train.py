@@ -6,37 +6,10 @@ from pathlib import Path
 
 import pytest
 from conftest import Run, assert_user_error
-from helpers.runs import read_lines, read_meta
-from test_dllogger import logged, read_dle
+from helpers.logs import logged, read_dle
+from helpers.runs import TRAIN_METRICS, VAL_METRICS, read_lines, read_meta
 
 from rn50_jax.loggers.history import KEYS
-
-TRAIN_METRICS = {
-    "train.loss",
-    "train.top1",
-    "train.total_ips",
-    "train.compute_ips",
-    "train.data_time",
-    "train.compute_time",
-    "train.skipped_steps",
-    "train.skipped_in_a_row",
-    "lr",
-}
-VAL_METRICS = {
-    "val.loss",
-    "val.top1",
-    "val.top5",
-    "val.images",
-    "val.total_ips",
-    "val.compute_ips",
-    "val.data_time",
-    "val.compute_latency",
-    "val.compute_latency_at90",
-    "val.compute_latency_at95",
-    "val.compute_latency_at99",
-    "val.compute_latency_at100",
-    "val.loss_smoothed",
-}
 
 
 def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], digits: Path) -> None:

@@ -10,11 +10,11 @@ from xml.etree.ElementTree import Element
 import html5lib
 import pytest
 from conftest import Run
+from helpers.metrics_files import make_run
 from helpers.runs import read_lines
 from jinja2 import UndefinedError
 from markupsafe import Markup
 from PIL import Image
-from test_plot import make_run
 
 from rn50_jax import plot
 from rn50_jax.analysis.page_html import LegendItem, Table, Tile, render

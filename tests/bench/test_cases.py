@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPO
+from helpers.bench import small_config
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from PIL import Image
 
@@ -29,13 +29,6 @@ from rn50_jax.models.initial import variable_shapes
 from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.runtime import hardware
-
-SMALL = (("model.arch", "resnet18"), ("model.width", "8"), ("model.stages", "(1, 1)"), ("model.num_classes", "5"))
-
-
-def small_config() -> Any:
-    config, _ = configs.load(str(REPO / "configs/quickstart.py"))
-    return configs.override(config, [*SMALL, ("batch_size", "4"), ("data.backend", "synthetic")])
 
 
 def make_network(arch: str, lowering: str = "native", **kwargs: Any) -> ResNet:

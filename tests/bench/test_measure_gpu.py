@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from conftest import QUICK_COMPILE, REPO
+from helpers.programs import STANDIN
+from helpers.project import copy_project
 from helpers.runs import PATIENCE, wait_until
-from test_baselines import STANDIN
-from test_readme import copy_project
 
 from rn50_jax import benchmark
 from rn50_jax.config import loading

@@ -5,8 +5,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers.bench import small_config
 from helpers.recorded import Ran, recorded, write_trace
-from test_cases import small_config
 
 from rn50_jax.bench import cases, compiled, groups, hlo
 from rn50_jax.bench import profile as profiles

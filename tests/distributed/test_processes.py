@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import QUICK_COMPILE, REPO, TINY, assert_user_error
-from helpers.runs import PATIENCE, SMALL, final_arrays, read_lines
+from helpers.runs import PATIENCE, SMALL, final_arrays, free_port, read_lines
 
 from rn50_jax.distributed.processes import Cluster, find_cluster
 from rn50_jax.errors import UserError
@@ -23,11 +23,6 @@ from rn50_jax.errors import UserError
 def command(digits: Path, workdir: Path, *args: object, config: Path = REPO / "configs/quickstart.py") -> list[str]:
     options = ("--config", config, f"--config.data.dir={digits}", *TINY, *SMALL, "--workdir", workdir, *args)
     return [sys.executable, "-m", "rn50_jax.train", *map(str, options)]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
-from helpers.runs import PATIENCE
-from test_processes import free_port
+from helpers.runs import PATIENCE, free_port
 
 from rn50_jax.distributed import rendezvous
 from rn50_jax.distributed.rendezvous import meet

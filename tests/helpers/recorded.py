@@ -8,7 +8,8 @@ The programs were compiled ahead of time for an H100 by scripts/gpu_program.py w
                       --config.model.stages="(1, 1)" --config.model.width=16 --config.model.num_classes=10
                       --config.batch_size=16 --config.data.image_size=64
 
-`python tests/helpers/recorded.py FILE` cuts what `gpu_program.py --text FILE` wrote to what the parser reads, as FILE.xz.
+`python tests/helpers/recorded.py FILE` cuts what `gpu_program.py --text FILE` wrote to what the parser reads, as
+FILE.xz.
 """
 
 import lzma

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import termios
 import time
@@ -73,3 +74,38 @@ def in_a_terminal(command: list[str], env: dict[str, str], columns: int, cwd: Pa
             break
     os.close(leader)
     return written.decode(), process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+TRAIN_METRICS = {
+    "train.loss",
+    "train.top1",
+    "train.total_ips",
+    "train.compute_ips",
+    "train.data_time",
+    "train.compute_time",
+    "train.skipped_steps",
+    "train.skipped_in_a_row",
+    "lr",
+}
+
+
+VAL_METRICS = {
+    "val.loss",
+    "val.top1",
+    "val.top5",
+    "val.images",
+    "val.total_ips",
+    "val.compute_ips",
+    "val.data_time",
+    "val.compute_latency",
+    "val.compute_latency_at90",
+    "val.compute_latency_at95",
+    "val.compute_latency_at99",
+    "val.compute_latency_at100",
+    "val.loss_smoothed",
+}

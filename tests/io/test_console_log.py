@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, TINY, Run
+from helpers.logs import logged, read_dle, wandb_records
 from helpers.runs import PATIENCE, read_lines, wait_for_step
-from test_dllogger import logged, read_dle
-from test_loggers import wandb_records
 
 LOGS = ("--config.report.wandb=digits", "--config.report.mlflow=digits", "--config.report.dle_json=dle.json")
 

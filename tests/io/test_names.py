@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import pytest
 from conftest import REPO, Run, Shared, assert_user_error, tiny_args
+from helpers.networks import random_variables
 from helpers.runs import PATIENCE, SMALL
 from PIL import Image
-from test_models import random_variables
 
 from rn50_jax import cli
 from rn50_jax.analysis.predictions import Predictions

@@ -3,26 +3,14 @@
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Run, assert_user_error
-from test_loggers import files_of_at_most
+from helpers.logs import files_of_at_most, logged, read_dle
 
 from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError
 from rn50_jax.loggers.dllogger import METRICS, DleLog, dle_parameters
-
-
-def read_dle(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text().splitlines()
-    assert all(line.startswith("DLLL {") for line in lines)
-    return [json.loads(line.removeprefix("DLLL ")) for line in lines]
-
-
-def logged(lines: list[dict[str, Any]], length: int) -> list[dict[str, Any]]:
-    """The LOG lines whose step has that many numbers."""
-    return [line for line in lines if isinstance(line.get("step"), list) and len(line["step"]) == length]
 
 
 def test_lines_and_numbers(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from conftest import Run, assert_user_error
+from helpers.metrics_files import make_run, train_line, val_line, write
 from helpers.runs import read_lines
-from test_plot import make_run, train_line, val_line, write
 
 from rn50_jax import plot
 from rn50_jax.errors import UserError

@@ -1,15 +1,14 @@
 """Logs besides the console: whole lines, events, Weights & Biases and MLflow as their own readers see them."""
 
 import json
-import resource
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 
 import pytest
+from helpers.logs import files_of_at_most, record, wandb_records
 from helpers.trees import make_config
 
 from rn50_jax.errors import UserError
@@ -17,22 +16,6 @@ from rn50_jax.io.lines import LineFile
 from rn50_jax.loggers import base, records
 from rn50_jax.loggers.base import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
 from rn50_jax.loggers.records import Background, Guarded, Persistent, Record
-
-
-def record(step: int, kind: str = "train", **metrics: float) -> Record:
-    named = {name.replace("_", ".", 1): value for name, value in metrics.items()}
-    return Record(kind, 1000.0 + step, step, step // 10, step / 10, named)
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """What a full disk does: no file grows beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_lines_go_behind_the_last_whole_one(tmp_path: Path) -> None:
@@ -224,29 +207,6 @@ def test_events_are_read_by_tensorboard_and_repeated_steps_count_once(tmp_path: 
                 masked(content),
             )
             data = data[16 + length :]
-
-
-def wandb_records(path: Path) -> Iterator[object]:
-    """The records of a .wandb file: a log of LevelDB behind 7 bytes of head.
-
-    In blocks of 32 kB: pieces of records, each behind its checksum, length and kind (1 a whole record, 2 its first,
-    3 another, 4 its last), and less than the 7 bytes of these at the end of a block.
-    """
-    from wandb.proto import wandb_internal_pb2
-
-    data, place, record = path.read_bytes(), 7, b""
-    while place + 7 <= len(data):
-        if (left := 32768 - place % 32768) < 7:
-            place += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        record += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):
-            found = wandb_internal_pb2.Record()
-            found.ParseFromString(record)
-            record = b""
-            yield found
 
 
 def test_weights_and_biases_get_the_same_run_again(tmp_path: Path) -> None:

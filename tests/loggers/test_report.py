@@ -9,8 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 from conftest import REPO
-from helpers.runs import read_lines
-from test_train import TRAIN_METRICS, VAL_METRICS
+from helpers.runs import TRAIN_METRICS, VAL_METRICS, read_lines
 
 from rn50_jax.config.derived import Plan
 from rn50_jax.loggers.goodput import PHASES

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from test_models import random_variables, shapes_of
+from helpers.networks import random_variables, shapes_of
 
 from configs import default
 from rn50_jax.config import loading as configs

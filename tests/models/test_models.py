@@ -1,7 +1,6 @@
 """Numbers of the model against an independent PyTorch implementation."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
+from helpers.networks import make_torch, random_variables, shapes_of
 from helpers.parity import by_torch_name, load
-from helpers.torch_reference import ResNet as TorchResNet
 
 from rn50_jax.models.conv import INITS, LOWERINGS, STEMS, conv2d
 from rn50_jax.models.initial import initial_variables
@@ -29,28 +28,6 @@ PARAMETERS = {
     "se-resnet50": 28_088_024,
     "se-resnext101-32x4d": 48_955_416,
 }
-
-
-def make_torch(variant: Variant, num_classes: int, se_units: int = 0, **kwargs: Any) -> TorchResNet:
-    se = se_units if variant.se else None
-    options = {"groups": variant.groups, "inner": variant.inner, "se_units": se, **kwargs}
-    return TorchResNet(variant.stages, variant.bottleneck, num_classes, **options)
-
-
-def shapes_of(model: ResNet, size: int = 32) -> dict:
-    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, size, size, 3)))
-
-
-def random_variables(model: ResNet) -> dict:
-    """Kernels of He's size; scales and statistics other than the initial ones, so that a mix-up would show."""
-    rng = np.random.default_rng(0)
-
-    def draw(x: jax.ShapeDtypeStruct) -> np.ndarray:
-        if x.ndim == 1:
-            return rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
-        return (rng.standard_normal(x.shape) * (2 / np.prod(x.shape[:-1])) ** 0.5).astype(np.float32)
-
-    return jax.tree.map(draw, shapes_of(model))
 
 
 @pytest.mark.parametrize("arch", FAMILY)

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 from conftest import Run, assert_user_error
+from helpers.logs import files_of_at_most
+from helpers.metrics_files import make_run
 from helpers.trees import make_config
-from test_loggers import files_of_at_most
-from test_plot import make_run
 
 from rn50_jax import plot
 from rn50_jax.data.bad_images import Quarantine

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO, Run, assert_user_error
+from helpers.networks import make_net
 from helpers.trees import make_config
-from test_files import make_net
 
 from rn50_jax.config import loading as configs
 from rn50_jax.config import tree

@@ -16,10 +16,11 @@ import safetensors.torch
 import sklearn.datasets
 import torch
 from conftest import REPO, Run, assert_user_error
+from helpers.networks import make_net
+from helpers.tar_files import write_tar
 from helpers.torch_reference import ResNet as TorchResNet
 from helpers.torch_reference import normalize
 from PIL import Image
-from test_shards import write_tar
 
 from rn50_jax.errors import UserError
 from rn50_jax.models.precision import PRECISIONS
@@ -29,19 +30,6 @@ from rn50_jax.weights.files import WeightFile, read_weights, write_weights
 from rn50_jax.weights.torch_names import common_name, fit, infer_architecture, to_torch
 
 State = dict[str, torch.Tensor]
-
-
-def make_net(stages: tuple[int, ...] = (1, 1, 1, 1), classes: int = 7, **kwargs: object) -> TorchResNet:
-    """A network whose statistics and scales are not the initial ones."""
-    torch.manual_seed(0)
-    net = TorchResNet(stages, True, classes, **{"width": 8, **kwargs})
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, 0, 0.1)
-    return net.eval()
 
 
 def nvidia_names(state: State, *, prefix: str, layers: bool) -> State:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run, assert_user_error
-from test_files import make_net
+from helpers.networks import make_net
 
 from rn50_jax.config import tree
 from rn50_jax.convert import main as convert

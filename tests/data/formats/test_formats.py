@@ -11,13 +11,13 @@ import jax
 import numpy as np
 import pytest
 from helpers.damage import KINDS, write_kinds
+from helpers.tiny import bits
 from helpers.trees import make_config
 
 from rn50_jax.config.derived import make_plan
-from rn50_jax.data.batch import Position
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.formats.file_list import write_list
-from rn50_jax.data.loader import eval_batches, stream_facts, train_batches
+from rn50_jax.data.loader import eval_batches, stream_facts
 from rn50_jax.distributed.devices import make_mesh
 
 
@@ -36,17 +36,6 @@ def write_shards(root: Path, target: Path) -> None:
                             info = tarfile.TarInfo(f"{file.parent.name}_{file.stem}{suffix}")
                             info.size = len(data)
                             archive.addfile(info, io.BytesIO(data))
-
-
-def bits(root: Path, *overrides: tuple[str, str]) -> list[tuple[bytes, bytes]]:
-    """The batches of training and evaluation on two devices."""
-    config = make_config(root, ("batch_size", "150"), ("data.flip", "0.5"), *overrides)
-    dataset = open_dataset(config)
-    mesh = make_mesh(jax.devices()[:2])
-    plan = make_plan(config, num_images=1500, num_devices=2)
-    batches = [b.batch for b in train_batches(config, dataset.train, plan, mesh, Position(0, 0))]
-    batches += eval_batches(config, dataset.val, mesh)
-    return [(np.asarray(b["image"]).tobytes(), np.asarray(b["label"]).tobytes()) for b in batches]
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Reading the index of tar shards, and file lists."""
 
 import gzip
-import io
 import json
 import os
 import tarfile
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.tar_files import HUGE, NEGATIVE, OCTAL, header, sample, write_tar
 from helpers.trees import make_config
 
 from rn50_jax.data import image_set
@@ -29,19 +29,6 @@ from rn50_jax.data.formats.tars import read_idx, read_members, split_name
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.prepare.shard_writer import plan_split
 from rn50_jax.errors import UserError
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]], tar_format: int = tarfile.USTAR_FORMAT) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tar_format) as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
-def sample(key: str, label: int, suffix: str = "jpg") -> list[tuple[str, bytes]]:
-    return [(f"{key}.{suffix}", f"image {key}".encode() * 100), (f"{key}.cls", str(label).encode())]
 
 
 @pytest.fixture
@@ -187,17 +174,6 @@ def test_an_index_file_that_is_wrong_in_its_middle_changes_nothing(foreign: Path
         "seg.jpg 5632 800 k3.seg.jpg cls 7168 1 k3.cls\n"
     )
     check(foreign)
-
-
-def header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
-    """Of a member whose size is written in 12 bytes of any kind."""
-    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
-    block[124:136], block[156:157] = size, kind
-    block[148:156] = b"%06o\0 " % (sum(block) - sum(block[148:156]) + 256)
-    return bytes(block)
-
-
-HUGE, NEGATIVE, OCTAL = b"\x80\x7f" + b"\xff" * 10, b"\xff" * 11 + b"\0", b"%011o\0"
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ print("went on")
 @pytest.mark.slow
 def test_no_batch_of_them_ends_the_process(process_env: dict[str, str]) -> None:
     # From 32 images on DALI takes them apart in several threads, which an error in one of them used to end.
-    env = process_env | {"PYTHONPATH": f"{REPO}:{REPO / 'tests'}"}
+    env = process_env | {"PYTHONPATH": f"{REPO}:{Path(__file__).parent}:{REPO / 'tests'}"}
     done = subprocess.run(
         [sys.executable, "-c", BATCHES], env=env, cwd=REPO, capture_output=True, text=True, timeout=PATIENCE
     )
