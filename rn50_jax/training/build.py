@@ -23,7 +23,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The config's optimiser; the step tells it the learning rate."""
+    """Returns the config's optimizer, which takes the learning rate from the step."""
     recipe = config.recipe
     shared = {"weight_decay": recipe.weight_decay, "mask": recipe.decay_mask}
     if recipe.optimizer == "lamb":

@@ -1,7 +1,8 @@
-"""Optimisers, the weight-decay masks and the learning-rate schedules.
+"""Optimizers, the weight-decay masks and the learning-rate schedules.
 
-The `update(gradients, state, params, learning_rate=rate)` of an optimiser made here returns what is to be subtracted
-from the parameters. None keeps a learning rate of its own: it is a function of the steps of the run alone.
+They obey optax's contract: `update` returns what is to be added to the parameters, by `optax.apply_updates`. Those made
+here take the learning rate as an extra argument, `update(gradients, state, params, learning_rate=rate)`: it is a
+function of the steps of the run alone, and no part of their state. Any optimizer of optax can stand in their place.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,7 +51,7 @@ def sgd(
     With `nesterov`, w <- w - rate * (d + momentum * v). Decay is added before the momentum and the learning rate is
     applied outside, so a change of the rate acts at once on the whole buffer.
     """
-    return _rate_outside(
+    return _downhill(
         optax.chain(
             optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, mask)),
             optax.trace(decay=momentum, nesterov=nesterov),
@@ -82,7 +83,7 @@ def lars(
 
     return optax.chain(
         optax.GradientTransformation(lambda params: optax.EmptyState(), local_rate),
-        _rate_outside(optax.identity()),
+        _downhill(optax.identity()),
         optax.trace(decay=momentum, nesterov=nesterov),
     )
 
@@ -99,7 +100,7 @@ def lamb(
     def kernels(params: Any) -> Any:
         return jax.tree.map(lambda w: w.ndim > 1, params)
 
-    return _rate_outside(
+    return _downhill(
         optax.chain(
             optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps),
             optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, mask)),
@@ -108,18 +109,21 @@ def lamb(
     )
 
 
-def _rate_outside(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """What `inner` returns, times the learning rate."""
+def _downhill(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer that goes against the direction of `inner`, by the learning rate."""
 
     def update(gradients: Any, state: Any, params: Any, *, learning_rate: jax.Array, **_: Any) -> tuple[Any, Any]:
         updates, state = inner.update(gradients, state, params)
-        return jax.tree.map(lambda u: learning_rate * u, updates), state
+        return jax.tree.map(lambda u: -learning_rate * u, updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def clipped(optimizer: optax.GradientTransformation, max_norm: float) -> optax.GradientTransformationExtraArgs:
-    """Gradients whose global norm, that of all tensors as one vector, exceeds `max_norm` are scaled down to it."""
+    """Returns the optimizer behind a limit: gradients of a larger norm, as one vector, are scaled down to `max_norm`.
+
+    The state stays that of `optimizer`, so that a run may go on with another limit, or without.
+    """
     clip = optax.clip_by_global_norm(max_norm)
 
     def update(gradients: Any, state: Any, params: Any, **rate: Any) -> tuple[Any, Any]:
@@ -133,7 +137,7 @@ def clipped(optimizer: optax.GradientTransformation, max_norm: float) -> optax.G
 def by_part(
     optimizer: optax.GradientTransformation, factors: Mapping[str, float]
 ) -> optax.GradientTransformationExtraArgs:
-    """Learning rates by part of the network: what `optimizer` returns, times the factor of `tune.part_of` a module."""
+    """Returns the optimizer with a learning rate for each part of the network, see `rate_factors`."""
 
     def update(gradients: Any, state: Any, params: Any, **rate: Any) -> tuple[Any, Any]:
         updates, state = optimizer.update(gradients, state, params, **rate)

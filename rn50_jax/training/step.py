@@ -102,11 +102,12 @@ def train_step(
     batch_stats = moving | still
 
     lr = learning_rate(state.step)
+    tx = optax.with_extra_args_support(optimizer)  # optax's own ignore the rate: theirs is a schedule or a number
 
     def update(state: TrainState) -> TrainState:
         trained, held = split(state.params, model.frozen)
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained, learning_rate=lr)
-        params = jax.tree.map(jnp.subtract, trained, updates) | held
+        updates, opt_state = tx.update(grads, state.opt_state, trained, learning_rate=lr)
+        params = optax.apply_updates(trained, updates) | held
         ema = state.ema
         if options.ema_decay:
             live = {"params": params, "batch_stats": batch_stats}

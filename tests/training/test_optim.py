@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -62,7 +63,7 @@ def test_sgd_equals_torch(nesterov: bool) -> None:
         optimizer.step()
         grads = {"conv1": {"kernel": gradient["conv1"]}, "bn1": {"scale": gradient["bn1"]}}
         updates, state = tx.update(grads, state, params, learning_rate=rate)
-        params = jax.tree.map(jnp.subtract, params, updates)
+        params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(params["conv1"]["kernel"], theirs["conv1"].detach().numpy(), rtol=1e-5)
     np.testing.assert_allclose(params["bn1"]["scale"], theirs["bn1"].detach().numpy(), rtol=1e-5)
 
@@ -93,7 +94,7 @@ def train(tx: Any, rates: list[float]) -> tuple[dict[tuple[str, ...], np.ndarray
     for number, rate in enumerate(rates, 1):
         grads = unflatten_dict({path: jnp.asarray(g, jnp.float32) for path, g in make_tensors(number).items()})
         updates, state = tx.update(grads, state, params, learning_rate=jnp.float32(rate))
-        params = jax.tree.map(jnp.subtract, params, updates)
+        params = optax.apply_updates(params, updates)
     return flatten_dict(params), state
 
 

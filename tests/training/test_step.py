@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
@@ -29,9 +30,11 @@ from helpers.torch_reference import normalize
 
 from rn50_jax.data.normalize import normalize as normalize_pixels
 from rn50_jax.distributed import devices as parallel
+from rn50_jax.distributed.devices import AXIS, make_mesh, spread
 from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.training.optim import decay_mask
-from rn50_jax.training.state import variables_of
+from rn50_jax.training.state import init_state, variables_of
+from rn50_jax.training.step import train_step
 from rn50_jax.training.validation import eval_step
 
 
@@ -49,6 +52,18 @@ def test_overflow_changes_nothing_but_the_scale(dynamic: bool) -> None:
     assert np.isfinite(float(metrics["loss"]))
     assert int(metrics["skipped_steps"]) == int(metrics["skipped_in_a_row"]) == 1
     assert float(metrics["lr"]) == pytest.approx(0.1)
+
+
+def test_any_optimizer_of_optax_can_train() -> None:
+    model, adamw, mesh = make_model(), optax.adamw(0.01, weight_decay=0.1), make_mesh(jax.devices()[:1])
+    rest = {"learning_rate": optax.constant_schedule(0.01), "options": OPTIONS, "axis_name": AXIS}
+    step = spread(partial(train_step, model=model, optimizer=adamw, **rest), mesh, mode="pmap")
+    before = jax.device_get(init_state(model, adamw, seed=0, loss_scale=1.0))
+    after = jax.device_get(step(before, place(make_batch(1, 8)))[0])
+    # Adam's first direction is the gradient's sign, and nothing where there is no gradient; weights shrink by 0.001.
+    moved = jax.tree.map(lambda new, old: (old * 0.999 - new) / 0.01, after.params, before.params)
+    size = np.abs(np.concatenate([x.ravel() for x in jax.tree.leaves(moved)]))
+    assert np.mean(np.abs(size - 1) < 1e-3) > 0.9 and size.max() < 1.001
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
