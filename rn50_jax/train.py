@@ -1,12 +1,14 @@
 """Trains ResNet-50 v1.5: `python -m rn50_jax.train --config configs/dgx1_90e.py`.
 
-The recipe, top to bottom: read the config, look at devices and data, derive the numbers, restore or initialise the
-state, then train and validate epoch by epoch.
+`train` is the recipe, top to bottom: devices and data, the numbers that follow from them, the state to start from, then
+epochs of training steps, each followed by a validation and a checkpoint.
 """
 
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from itertools import islice
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -14,40 +16,42 @@ from ml_collections import ConfigDict
 from rn50_jax import cli
 from rn50_jax.analysis.curves import tell_where
 from rn50_jax.analysis.validate_only import validate_only
+from rn50_jax.checkpoint.folder import is_gathered
 from rn50_jax.checkpoint.manager import Checkpoints
+from rn50_jax.checkpoint.selection import score
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
+from rn50_jax.data.batch import Batch, Position
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.loader import make_quarantine, stream_facts, train_batches
-from rn50_jax.distributed import processes
-from rn50_jax.distributed.devices import AXIS, find_devices, find_divergence, make_mesh, replicate
-from rn50_jax.errors import Interrupted, UserError
-from rn50_jax.io import messages
+from rn50_jax.data.loader import eval_batches, files_of_step, make_quarantine, stream_facts, train_batches, train_size
+from rn50_jax.distributed import devices, processes
+from rn50_jax.errors import Interrupted, RunStopped, UserError
 from rn50_jax.io.console_log import open_log
-from rn50_jax.io.messages import say
+from rn50_jax.io.messages import say, warn_of_log
 from rn50_jax.loggers.base import check_loggers
 from rn50_jax.loggers.goodput import Goodput
+from rn50_jax.loggers.meters import Window
 from rn50_jax.models.norm import norm_sync
 from rn50_jax.runtime import jax_setup, streams
 from rn50_jax.runtime.run_folder import make_workdir
 from rn50_jax.runtime.run_lock import locked
-from rn50_jax.runtime.signals import Signals
+from rn50_jax.runtime.signals import Request, Signals
 from rn50_jax.runtime.watchdog import Watchdog
-from rn50_jax.training.build import (
-    compile_steps,
-)
-from rn50_jax.training.context import Setup, check_same_everywhere, record_val_images, recorded_val_images
-from rn50_jax.training.divergence import telling_of_memory
-from rn50_jax.training.loop import Run, saves
+from rn50_jax.training.build import compile_steps
+from rn50_jax.training.divergence import SKIPPED, explaining_memory, note_skipped_steps, stop_if_diverging
+from rn50_jax.training.memory import analyse_memory, memory_text
 from rn50_jax.training.pretrained import take_architecture
 from rn50_jax.training.resume import find_start
+from rn50_jax.training.run_facts import check_same_everywhere, describe, record_val_images, recorded_val_images
 from rn50_jax.training.run_report import open_report, print_summary
+from rn50_jax.training.state import TrainState, variables_of
+from rn50_jax.training.validation import evaluate
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     parser = cli.CommandLine(
         prog="rn50_jax.train",
         description="Train a ResNet, validate every epoch, keep checkpoints. The same command again resumes.",
@@ -74,112 +78,202 @@ def main(argv: Sequence[str]) -> int:
     config = configs.override(config, overrides)
     configs.validate(config)
     workdir = args.workdir or Path("runs") / name
+    # XLA reads its flags, and processes find each other, before JAX first looks at a device.
     jax_setup.prepare_runtime(config.data.backend, config.run.xla_flags)
     processes.connect(processes.find_cluster(args, os.environ), heartbeat_timeout=config.run.heartbeat_timeout)
     jax_setup.use_compile_cache(config.run.compile_cache)
     if config.run.evaluate:
         validate_only(config, workdir, overrides)
-    else:
-        config, told = take_architecture(config, overrides, workdir)
-        configs.validate(config)
-        if told and processes.is_first():
-            say(told)
-        try:
-            with streams.enduring():
-                train(prepare(config, workdir), argv)
-        except Interrupted:
-            processes.finish()
-            raise
+        processes.finish()
+        return 0
+    config, taken = take_architecture(config, overrides, workdir)
+    configs.validate(config)
+    if taken and processes.is_first():
+        say(taken)
+    try:
+        with streams.enduring():  # a closed terminal ends no run
+            train(config, workdir, argv)
+    except Interrupted:
+        processes.finish()
+        raise
     processes.finish()
     return 0
 
 
-def prepare(config: ConfigDict, workdir: Path) -> Setup:
-    """Looks at devices, data and work folder and derives what follows from them.
-
-    Raises:
-      UserError: something is missing or does not fit the validated config, or processes differ in it.
-    """
-    check_loggers(config)
-    if config.data.backend != "synthetic":
-        need_dali("config.data.backend=synthetic")
-    devices = find_devices(backend=config.data.backend, precision=config.precision)
-    dataset = open_dataset(config, need_val=not config.run.training_only, val_images=recorded_val_images(workdir))
-    plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
-    model = build_model(
-        config,
-        num_classes=len(dataset.class_names),
-        platform=devices[0].platform,
-        sync=norm_sync(AXIS, len(devices), config.recipe.bn_group),
-    )
-    make_workdir(workdir)
-    if saves(config):
-        processes.check_shared(workdir)
-    check_same_everywhere(config, dataset)
-    return Setup(config, workdir, make_mesh(devices), dataset, plan, model)
-
-
-def train(setup: Setup, argv: Sequence[str]) -> None:
+def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
     """Trains, or goes on training; `argv` is written down with the run.
 
     Raises:
+      UserError: something is missing or does not fit the validated config, or processes differ in it.
       Interrupted: by a signal, with everything saved.
       RunStopped: training or devices diverged, a device's memory is too small, or checkpoints cannot be written.
     """
-    config, workdir, mesh, dataset, plan, model = setup
-    with ExitStack() as stack:
+    # Whatever can be wrong is found now, in seconds, and not after minutes of compiling.
+    check_loggers(config)
+    if config.data.backend != "synthetic":
+        need_dali("config.data.backend=synthetic")
+    mesh = devices.make_mesh(devices.find_devices(backend=config.data.backend, precision=config.precision))
+    dataset = open_dataset(config, need_val=not config.run.training_only, val_images=recorded_val_images(workdir))
+    plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=mesh.devices.size)
+    model = build_model(
+        config,
+        num_classes=len(dataset.class_names),
+        platform=mesh.devices.flat[0].platform,
+        sync=norm_sync(devices.AXIS, mesh.devices.size, config.recipe.bn_group),
+    )
+    make_workdir(workdir)
+    saves = config.run.save_checkpoints and config.run.prof == 0
+    if saves:
+        processes.check_shared(workdir)
+    check_same_everywhere(config, dataset)
+
+    with ExitStack() as stack:  # closed from the last to the first, however the run ends
+        # A collective waits for ever for a process that has died: silence must end a run, or it costs a day.
         watchdog = stack.enter_context(Watchdog(config.run.hang_timeout))
-        stack.enter_context(locked(workdir))
-        if processes.is_first() and (error := open_log(workdir, ["python", "-m", "rn50_jax.train", *argv])):
-            messages.warn_of_log(error)
+        if processes.is_first():
+            stack.enter_context(locked(workdir))
+            if error := open_log(workdir, ["python", "-m", "rn50_jax.train", *argv]):
+                warn_of_log(error)
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, gather=config.checkpoint.gather)
         )
-        if not saves(config) and checkpoints.steps():
+        if not saves and checkpoints.steps():
             raise UserError(
                 f"{workdir} holds the checkpoints of a run; give a run without checkpoints another --workdir"
             )
+        # What decides which images come when: a run resumes within an epoch only if none of it has changed.
         stream = stream_facts(config, dataset.train, plan)
-        start = find_start(setup, stream, checkpoints)
+        start = find_start(
+            config,
+            workdir,
+            checkpoints,
+            model=model,
+            class_names=dataset.class_names,
+            plan=plan,
+            stream=stream,
+            local_devices=devices.local_indices(mesh),
+        )
         processes.check_agreement({"latest checkpoint (is the work folder shared?)": start.position[:2]})
-        if told := start.finished(config):
-            say(f"{workdir} is finished: {told}")
+        if reason := start.finished(config.epochs, config.run.target_top1):
+            say(f"{workdir} is finished: {reason}")
             return
         print_summary(config, workdir, mesh, dataset, plan, model, start.state)
-        record_val_images(setup)
+        if config.data.val_share:
+            record_val_images(workdir, dataset)
         step = start.position.epoch * plan.steps_per_epoch + start.position.step
         if step:
             say(f"resuming after epoch {start.position.epoch}, step {step}")
 
-        train_fn, eval_fn = compile_steps(config, model, plan, mesh)
+        # Each compiles at its first call, over all devices, and is compiled once: shapes never change within a run.
+        train_step, eval_step = compile_steps(config, model, plan, mesh)
+        find_divergence = devices.find_divergence(mesh, mode=config.parallel)
+        # SIGTERM asks for a save and an orderly end: batch systems send it a minute before they kill.
+        gather = processes.gather if processes.count() > 1 else None
+        signals = stack.enter_context(Signals(60 * config.checkpoint.every_minutes, gather))
+        report = stack.enter_context(open_report(config, workdir, mesh, plan, dataset, step, argv))
+        goodput = Goodput(start.goodput, start.lost)
+        meters = Window(plan.global_batch, loss_scaling=config.precision == "fp16")
         quarantine = make_quarantine(config, workdir / "quarantine.json")
-        run = Run(
-            setup=setup,
-            train_fn=train_fn,
-            eval_fn=eval_fn,
-            find_divergence=find_divergence(mesh, mode=config.parallel) if plan.num_devices > 1 else None,
-            stream=stream,
-            signals=stack.enter_context(Signals(60 * config.checkpoint.every_minutes)),
-            watchdog=watchdog,
-            checkpoints=checkpoints,
-            report=stack.enter_context(open_report(config, workdir, mesh, plan, dataset, step, argv)),
-            goodput=Goodput(start.goodput, start.lost),
-            quarantine=quarantine,
-            batches=stack.enter_context(
-                closing(train_batches(config, dataset.train, plan, mesh, start.position, quarantine))
-            ),
-            state=replicate(start.state, mesh),
-            position=start.position,
+        batches = stack.enter_context(
+            closing(train_batches(config, dataset.train, plan, mesh, start.position, quarantine))
         )
+        state, position = devices.replicate(start.state, mesh), start.position
         stack.enter_context(processes.ending_together())
-        stack.enter_context(telling_of_memory(config))
-        for epoch in range(start.position.epoch, config.epochs):
-            run.train_epoch(epoch)
-            metrics = run.validate(epoch)
-            run.finish_epoch(epoch, metrics)
-            if run.reached(metrics):
+        stack.enter_context(explaining_memory(config.batch_size, config.data.image_size, config.precision))
+
+        def save(state: TrainState, position: Position, metrics: dict[str, float]) -> None:
+            signals.saved()
+            if saves:
+                with goodput.during("checkpoint"):
+                    meta = describe(config, dataset.class_names, plan, stream, position)
+                    checkpoints.save(state, meta | {"goodput": goodput.totals()}, metrics)
+                watchdog.progress()
+
+        def obey(request: Request, state: TrainState, position: Position) -> None:
+            if request.save or request.stop:
+                save(state, position, {})
+            if request.stop:
+                with goodput.during("checkpoint"):
+                    checkpoints.wait()
+                report.end(step, position.epoch, goodput.totals(), finished=False)
+                kept = "everything is saved, and the same command goes on from there"
+                kept = kept if saves else "nothing is saved in such a run"
+                name = signal.Signals(request.stop).name
+                raise Interrupted(request.stop, f"ended by {name} after step {step}; {kept}")
+
+        def validation_batches(state: TrainState, position: Position) -> Iterator[Batch]:
+            found = eval_batches(config, dataset.val, mesh, epoch=position.epoch, quarantine=quarantine)
+            for number, batch in enumerate(watchdog.watch(islice(found, config.run.prof or None)), 1):
+                report.validating(number)
+                obey(signals.poll(together=number % config.report.print_every == 0), state, position)
+                yield batch
+
+        for epoch in range(position.epoch, config.epochs):
+            end = (epoch + 1) * plan.steps_per_epoch
+            goodput.switch("train")
+            if train_size(config, epoch) != train_size(config, epoch - 1):
+                meters.compiled = False  # images of another size are another program
+            meters.restart()
+            while step < end:
+                with meters.waiting(), goodput.during("data"):
+                    batch, pipelines = next(batches)
+                with goodput.during("train" if meters.compiled else "compile"):
+                    if not meters.compiled and (memory := analyse_memory(train_step, state, batch)):
+                        report.line(f"{'memory':<10} {memory_text(memory)}")
+                    state, metrics = train_step(state, batch)
+                    # Metrics stay on the device, and two steps stay queued: looking at each would stop it every time.
+                    meters.add(metrics)
+                step += 1
+                # The batch says how far its pipeline has read; others may be ready already, and must come again.
+                position = Position(epoch, step - epoch * plan.steps_per_epoch, pipelines)
+                watchdog.progress()
+                report.advance(step)
+                reported = step % config.report.print_every == 0 or step == end
+                if reported:
+                    summary = meters.summary()
+                    report.train(step, epoch, summary)
+                    skipped = [step + offset for offset in meters.left_out]
+                    if skipped and processes.is_first():
+                        note_skipped_steps(
+                            workdir / SKIPPED,
+                            {n + 1: files_of_step(config, dataset.train, plan, n) for n in skipped},
+                            expected=config.precision == "fp16" and config.loss_scale.mode == "dynamic",
+                        )
+                    stop_if_diverging(
+                        step,
+                        summary,
+                        limit=config.run.max_skipped_steps,
+                        precision=config.precision,
+                        scaling=config.loss_scale.mode,
+                        images=workdir / SKIPPED,
+                    )
+                # Processes agree on what was asked for, by a message: seldom, and where all of them are.
+                obey(signals.poll(together=reported), state, position)
+
+            results: dict[str, float] = {}
+            report.validating(0)
+            with goodput.during("validation"):
+                # Every device has the same state, or one of them computes wrongly.
+                if mesh.devices.size > 1 and (difference := find_divergence(state)):
+                    raise RunStopped(
+                        f"the devices diverged by step {step}: {difference}; a device or its memory may be faulty; run "
+                        "the same command again to go on from the last checkpoint"
+                    )
+                if not config.run.training_only:
+                    results = evaluate(eval_step, variables_of(state), validation_batches(state, position))
+            report.epoch(step, epoch, results)
+            position = Position(epoch + 1, 0)
+            reached = 0 < config.run.target_top1 <= score(results)
+            gathered = config.checkpoint.gather and is_gathered(epoch + 1)
+            last = reached or epoch + 1 == config.epochs
+            if last or gathered or (epoch + 1) % config.checkpoint.every_epochs == 0:
+                save(state, position, results)
+            if reached:
+                report.line(f"epoch {epoch + 1} reached the {config.run.target_top1:g} % top-1 of run.target_top1")
                 break
-        run.finish()
+        with goodput.during("checkpoint"):
+            checkpoints.wait()
+        report.end(step, position.epoch - 1, goodput.totals(), finished=True)
         quarantine.tell()
     if processes.is_first():
         tell_where(config, workdir)

@@ -21,7 +21,7 @@ from rn50_jax.distributed.devices import find_devices
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.io.text import counted
 from rn50_jax.runtime.run_folder import describe_devices
-from rn50_jax.training.divergence import telling_of_memory
+from rn50_jax.training.divergence import explaining_memory
 
 
 class Case(NamedTuple):
@@ -111,7 +111,7 @@ def measure(
     except UserError as error:
         return after(error=str(error))
     try:
-        with telling_of_memory(config):
+        with explaining_memory(config.batch_size, config.data.image_size, config.precision):
             peak_before = _peak(devices[0])
             program = make_program(config, case.mode, devices)
             result |= _time(program, steps, warmup, start)
@@ -128,7 +128,7 @@ def measure(
     if command_buffers is None:
         command_buffers = traced.has_command_buffers(platform, traced.xla_flags())
     try:
-        with telling_of_memory(config):
+        with explaining_memory(config.batch_size, config.data.image_size, config.precision):
             found = traced.trace(
                 program,
                 trace,

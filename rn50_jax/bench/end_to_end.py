@@ -20,7 +20,7 @@ from rn50_jax.distributed.devices import make_mesh, replicate
 from rn50_jax.io.messages import warn
 from rn50_jax.runtime import jax_setup
 from rn50_jax.training.build import build_state, compile_steps
-from rn50_jax.training.divergence import telling_of_memory
+from rn50_jax.training.divergence import explaining_memory
 
 
 def measure_end_to_end(
@@ -55,7 +55,10 @@ def measure_end_to_end(
     state = replicate(build_state(config, model), mesh)
     found: dict[str, list[float]] = {"synthetic": [], "real": [], "waiting": [], "seconds": []}
     total = (terms.warmup + terms.steps) * terms.rounds
-    with open_feed(config, dataset.train, plan, mesh, total) as batches, telling_of_memory(config):
+    with (
+        open_feed(config, dataset.train, plan, mesh, total) as batches,
+        explaining_memory(config.batch_size, config.data.image_size, config.precision),
+    ):
         waited = 0.0
 
         def synthetic_step() -> Any:

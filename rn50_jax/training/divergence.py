@@ -1,66 +1,71 @@
-"""What a run that goes wrong tells its user."""
+"""Advice to a run that goes wrong: steps that are not finite, and memory that is too small."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
-from rn50_jax.data.loader import files_of_step
 from rn50_jax.errors import RunStopped
 from rn50_jax.io.files import to_json
 from rn50_jax.io.lines import LineFile
 from rn50_jax.io.messages import warn
-from rn50_jax.training.context import Setup
 
-LEFT_OUT = "left_out.jsonl"
+SKIPPED = "left_out.jsonl"
 
 
-def note_steps_left_out(setup: Setup, steps: Sequence[int]) -> None:
-    """Writes the images of steps without finite gradients to `left_out.jsonl` in the work folder, a line a step.
+def note_skipped_steps(path: Path, files: Mapping[int, Sequence[str]], *, expected: bool) -> None:
+    """Appends the images of skipped steps to a file, {"step", "files"} a line.
 
-    A line is {"step", "files"}; a step is counted from 1 as in the metrics. With a loss scale that is tried out,
-    overflows are part of training; otherwise the user is told.
+    Args:
+      files: the images by number of the step, counted from 1 as in the metrics.
+      expected: overflows are part of training, as with a loss scale that is tried out; the user is told of others.
     """
-    config, path = setup.config, setup.workdir / LEFT_OUT
-    lines = [
-        {"step": step + 1, "files": files_of_step(config, setup.dataset.train, setup.plan, step)} for step in steps
-    ]
     try:
         with closing(LineFile(path)) as file:
-            for line in lines:
-                file.write(to_json(line))
+            for step, names in files.items():
+                file.write(to_json({"step": step, "files": list(names)}))
     except OSError as error:
         warn(f"{path} cannot be written: {error.strerror}")
-    if not (config.precision == "fp16" and config.loss_scale.mode == "dynamic"):
-        which = ", ".join(str(step + 1) for step in steps[:5]) + (" ..." if len(steps) > 5 else "")
+    if not expected:
+        which = ", ".join(map(str, list(files)[:5])) + (" ..." if len(files) > 5 else "")
         warn(f"step {which}: the loss or a gradient was not finite, nothing was changed; images in {path}")
 
 
-def stop_if_diverging(setup: Setup, step: int, summary: dict[str, float]) -> None:
-    """Ends a run that only leaves out steps.
+def stop_if_diverging(
+    step: int, summary: Mapping[str, float], *, limit: int, precision: str, scaling: str, images: Path
+) -> None:
+    """Ends a run that only skips steps.
+
+    Args:
+      summary: of `Meters.summary`.
+      limit: `run.max_skipped_steps`.
+      precision: `precision`; scaling: `loss_scale.mode`, of use with "fp16".
+      images: the file of `note_skipped_steps`.
 
     Raises:
-      RunStopped: after `run.max_skipped_steps` in a row.
+      RunStopped: so many steps in a row were skipped.
     """
-    config = setup.config
     skipped = int(summary["train.skipped_in_a_row"])
-    if skipped < config.run.max_skipped_steps:
+    if skipped < limit:
         return
     scale = f" and a loss scale of {summary['train.loss_scale']:g}" if "train.loss_scale" in summary else ""
     fix = "lower config.recipe.lr, warm up for longer"
-    if config.precision == "fp16":
-        fix += ", use config.loss_scale.mode='dynamic'" if config.loss_scale.mode == "static" else ", use bf16"
+    if precision == "fp16":
+        fix += ", use config.loss_scale.mode='dynamic'" if scaling == "static" else ", use bf16"
     raise RunStopped(
         f"by step {step}, the loss or a gradient was not finite in {skipped} steps in a row (run.max_skipped_steps="
-        f"{config.run.max_skipped_steps}), at a learning rate of {summary['lr']:g}{scale}. These steps changed "
-        f"nothing; to get beyond: {fix}, or look at the images in {setup.workdir / LEFT_OUT}"
+        f"{limit}), at a learning rate of {summary['lr']:g}{scale}. These steps changed "
+        f"nothing; to get beyond: {fix}, or look at the images in {images}"
     )
 
 
 @contextmanager
-def telling_of_memory(config: ConfigDict) -> Iterator[None]:
+def explaining_memory(batch_size: int, image_size: int, precision: str) -> Iterator[None]:
     """Turns a device's lack of memory into advice.
+
+    Args:
+      batch_size: images per device; image_size: pixels; precision: of the config.
 
     Raises:
       RunStopped: naming the batch size and what takes less.
@@ -70,10 +75,10 @@ def telling_of_memory(config: ConfigDict) -> Iterator[None]:
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        told = (str(error).splitlines() or ["the host's"])[0][:200]
+        cause = (str(error).splitlines() or ["the host's"])[0][:200]
         raise RunStopped(
-            f"out of memory with config.batch_size={config.batch_size} images of {config.data.image_size} px per "
-            f"device in {config.precision} ({told}). Use a smaller config.batch_size, with "
+            f"out of memory with config.batch_size={batch_size} images of {image_size} px per "
+            f"device in {precision} ({cause}). Use a smaller config.batch_size, with "
             "config.recipe.optimizer_batch_size set to the global batch of now to keep the update; precision bf16; or, "
             "if other programs share the GPU, or DALI does, the environment variable XLA_PYTHON_CLIENT_MEM_FRACTION"
         ) from error

@@ -1,6 +1,7 @@
-"""What a run starts from: a fresh state, foreign weights or a foreign checkpoint, or its newest whole checkpoint."""
+"""The start of a run: its newest whole checkpoint, a fresh state, pretrained weights, or NVIDIA's checkpoint."""
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,19 +12,17 @@ from rn50_jax.checkpoint.description import Meta, RunDescription, check_descript
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.selection import score
 from rn50_jax.config import tree
+from rn50_jax.config.derived import Plan
 from rn50_jax.data.batch import Position
 from rn50_jax.data.image_set import check_class_names
 from rn50_jax.data.loader import FORM, changed_fact
 from rn50_jax.data.val_share import VAL_IMAGES
-from rn50_jax.distributed import processes
-from rn50_jax.distributed.devices import local_indices
 from rn50_jax.errors import UserError
 from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted, shell
 from rn50_jax.loggers.history import last_line
-from rn50_jax.runtime.machine import versions
+from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.build import build_state
-from rn50_jax.training.context import Setup
 from rn50_jax.training.pretrained import ARCHITECTURE, read_pretrained, start_from, tell_differences
 from rn50_jax.training.state import TrainState
 from rn50_jax.training.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
@@ -41,10 +40,10 @@ _WAYS_ON = f"to train longer give a larger {{}}; {_NEW_RUN}"
 
 
 class Start(NamedTuple):
-    """Where a run begins or goes on.
+    """Where a run begins or resumes.
 
-    state: on the host. position: of the stream of batches. goodput: seconds by phase until the checkpoint; lost:
-    seconds after it, whose work must be done again. top1: of the checkpoint's validation, -1 if there was none.
+    state: on the host. position: of the next batch. goodput: seconds by phase until the checkpoint; lost: seconds
+    after it, whose work must be done again. top1: of the checkpoint's validation, -1 if there was none.
     """
 
     state: TrainState
@@ -53,53 +52,70 @@ class Start(NamedTuple):
     lost: float
     top1: float = -1.0
 
-    def finished(self, config: ConfigDict) -> str | None:
-        """Why the run has nothing left to do, if so."""
-        if self.position.epoch >= config.epochs:
-            done = f"{self.position.epoch} of {counted(config.epochs, 'epoch')} done"
-            if self.position.epoch > config.epochs:
-                done = f"{counted(self.position.epoch, 'epoch')} done, and config.epochs={config.epochs}"
+    def finished(self, epochs: int, target_top1: float) -> str | None:
+        """Returns why the run has nothing left to do, if so."""
+        if self.position.epoch >= epochs:
+            done = f"{self.position.epoch} of {counted(epochs, 'epoch')} done"
+            if self.position.epoch > epochs:
+                done = f"{counted(self.position.epoch, 'epoch')} done, and config.epochs={epochs}"
             return f"{done}; {_WAYS_ON.format('--config.epochs')}"
-        if 0 < config.run.target_top1 <= self.top1:
-            wanted = f"{config.run.target_top1:g} wanted"
+        if 0 < target_top1 <= self.top1:
+            wanted = f"{target_top1:g} wanted"
             told = f"epoch {self.position.epoch} reached {self.top1:.3f} % top-1 ({wanted})"
             return f"{told}; {_WAYS_ON.format('--target_top1')}"
         return None
 
 
-def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -> Start:
-    """The newest whole checkpoint of the work folder, or a fresh start.
+def find_start(
+    config: ConfigDict,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    *,
+    model: ResNet,
+    class_names: tuple[str, ...],
+    plan: Plan,
+    stream: dict[str, Any],
+    local_devices: Sequence[int],
+) -> Start:
+    """Reads the newest whole checkpoint of the work folder, or makes a fresh start.
 
     Args:
+      class_names: of the data.
       stream: of `stream_facts`.
+      local_devices: places in the mesh of this process's devices.
 
     Raises:
       UserError: checkpoints or weight file cannot be read, are of another model or other classes, or of the middle of
         an epoch that cannot go on in the same way.
     """
-    config, workdir, model = setup.config, setup.workdir, setup.model
 
     def check(meta: Meta) -> None:
         place = checkpoints.directory / str(meta["step"])
         check_description(meta, RunDescription, place)
-        _check_classes(setup, tuple(meta["class_names"]), saved_config(meta, place))
-        _check_model(config, saved_config(meta, place), workdir)
-        _check_split(config, saved_config(meta, place), workdir)
+        saved = saved_config(meta, place)
+        _check_classes(class_names, config.data.dir, tuple(meta["class_names"]), saved.data.dir, workdir)
+        _check_model(config, saved, workdir)
+        _check_split(config, saved, workdir)
 
     found = checkpoints.restore_newest(build_state(config, model, abstract=True), check)
     last = last_line(workdir / config.report.file)
     if found is None:
         if last and config.run.save_checkpoints:
-            place = f"from {config.run.resume}" if config.run.resume else "at step 0"
+            where = f"from {config.run.resume}" if config.run.resume else "at step 0"
             warn(
-                f"{workdir} has metrics up to step {last['step']}, but no checkpoints: training starts anew {place}, "
+                f"{workdir} has metrics up to step {last['step']}, but no checkpoints: training starts anew {where}, "
                 f"and {config.report.file} goes on behind them"
             )
         if config.run.resume:
-            return _foreign_start(setup)
-        return Start(_fresh_state(setup), Position(0, 0), {}, 0.0)
+            return _foreign_start(config, model, plan)
+        return Start(_fresh_state(config, model, class_names), Position(0, 0), {}, 0.0)
     state, meta = found
-    state, position = _position(setup, stream, state, meta, checkpoints)
+    place = checkpoints.directory / str(meta["step"])
+    if 0 < meta["position"]["step"] < meta["steps_per_epoch"]:
+        pipelines = 0 if config.data.backend == "synthetic" else plan.num_devices
+        position = _in_the_middle(meta, place, plan, stream, pipelines, local_devices)
+    else:
+        state, position = _at_an_end(meta, place, plan, state)
     lost = max(last["time"] - meta["time"], 0.0) if "time" in last and last["step"] > meta["step"] else 0.0
     before, now = (tree.flatten(c) for c in (saved_config(meta, checkpoints.directory), config))
     for key, value in now.items():
@@ -108,7 +124,7 @@ def find_start(setup: Setup, stream: dict[str, Any], checkpoints: Checkpoints) -
     start = Start(state, position, meta["goodput"], lost, score(meta["metrics"]))
     if changed := _changes(before, now, meta["stream"], stream):
         finished = "; none of this takes effect, since the run is finished"  # how to go on, the next line says
-        ending = finished if start.finished(config) else f"; {_NEW_RUN}"
+        ending = finished if start.finished(config.epochs, config.run.target_top1) else f"; {_NEW_RUN}"
         warn(f"the run in {workdir} was started with other settings: {', '.join(changed)}{ending}")
     return start
 
@@ -128,14 +144,13 @@ def _changes(
     return changed
 
 
-def _check_classes(setup: Setup, trained: tuple[str, ...], saved: ConfigDict) -> None:
-    found, config = setup.dataset.class_names, setup.config
+def _check_classes(found: tuple[str, ...], now: str, trained: tuple[str, ...], before: str, workdir: Path) -> None:
     try:
-        check_class_names(found, trained, config.data.dir)
+        check_class_names(found, trained, now)
     except UserError as error:
         raise UserError(
-            f"{error}; the run in {setup.workdir} is on {saved.data.dir} with {len(trained)} classes, and "
-            f"{config.data.dir} has {len(found)}: {_NEW_RUN}, or --config.data.dir={saved.data.dir} to resume this one"
+            f"{error}; the run in {workdir} is on {before} with {len(trained)} classes, and "
+            f"{now} has {len(found)}: {_NEW_RUN}, or --config.data.dir={before} to resume this one"
         ) from None
 
 
@@ -167,66 +182,46 @@ def _check_split(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
         )
 
 
-def _position(
-    setup: Setup, stream: dict[str, Any], state: TrainState, meta: Meta, checkpoints: Checkpoints
-) -> tuple[TrainState, Position]:
-    plan = setup.plan
+def _in_the_middle(
+    meta: Meta, place: Path, plan: Plan, stream: dict[str, Any], pipelines: int, local_devices: Sequence[int]
+) -> Position:
+    """Returns the position of a checkpoint within an epoch, which resumes with the very same batches or not at all."""
     epoch, step = meta["position"]["epoch"], meta["position"]["step"]
-    in_the_middle = 0 < step < meta["steps_per_epoch"]
-    if in_the_middle:
-        place = checkpoints.directory / str(meta["step"])
-        if name := changed_fact(meta["stream"], stream):
-            changed = f"{name} was {meta['stream'].get(name)!s:.200} and is {stream.get(name)} now; set it back"
-            if name == FORM:
-                changed = "this version of rn50-jax takes the images in another order; use the one that saved it"
-            raise UserError(
-                f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
-                f"{changed} until the epoch has ended, or remove that folder to go on from the one before; {_NEW_RUN}"
-            )
-        try:
-            kept = [base64.b64decode(text, validate=True) for text in meta["position"]["pipelines"]]
-        except ValueError as error:
-            raise UserError(f"checkpoint {place} has no place in the stream of images: {error}") from None
-        if len(kept) != (0 if setup.config.data.backend == "synthetic" else plan.num_devices):
-            raise UserError(f"checkpoint {place} has places in the stream of images of {counted(len(kept), 'device')}")
-        if meta["step"] != epoch * plan.steps_per_epoch + step:
-            raise UserError(f"checkpoint {place} cannot be of step {step} of epoch {epoch + 1}")
-        mine = tuple(kept[device] for device in local_indices(setup.mesh)) if kept else ()
-        return state, Position(epoch, step, mine)
+    if name := changed_fact(meta["stream"], stream):
+        changed = f"{name} was {meta['stream'].get(name)!s:.200} and is {stream.get(name)} now; set it back"
+        if name == FORM:
+            changed = "this version of rn50-jax takes the images in another order; use the one that saved it"
+        raise UserError(
+            f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
+            f"{changed} until the epoch has ended, or remove that folder to go on from the one before; {_NEW_RUN}"
+        )
+    try:
+        kept = [base64.b64decode(text, validate=True) for text in meta["position"]["pipelines"]]
+    except ValueError as error:
+        raise UserError(f"checkpoint {place} has no place in the stream of images: {error}") from None
+    if len(kept) != pipelines:
+        raise UserError(f"checkpoint {place} has places in the stream of images of {counted(len(kept), 'device')}")
+    if meta["step"] != epoch * plan.steps_per_epoch + step:
+        raise UserError(f"checkpoint {place} cannot be of step {step} of epoch {epoch + 1}")
+    return Position(epoch, step, tuple(kept[device] for device in local_devices) if kept else ())
+
+
+def _at_an_end(meta: Meta, place: Path, plan: Plan, state: TrainState) -> tuple[TrainState, Position]:
+    """Returns state and position of a checkpoint between two epochs, which may have another number of steps now."""
+    epoch, step = meta["position"]["epoch"], meta["position"]["step"]
     done = epoch + (step > 0)  # epochs whose training is done, if not yet their validation
     if meta["steps_per_epoch"] != plan.steps_per_epoch:
         now = done * plan.steps_per_epoch
         if now >= 2**31:
-            raise UserError(f"checkpoint {checkpoints.directory / str(meta['step'])} cannot be of epoch {epoch + 1}")
+            raise UserError(f"checkpoint {place} cannot be of epoch {epoch + 1}")
         warn(f"an epoch has another number of steps now: step {meta['step']} became {now}")
         state = state._replace(step=jnp.asarray(now, jnp.int32))
     return state, Position(epoch, plan.steps_per_epoch if step else 0)
 
 
-def describe(setup: Setup, stream: dict[str, Any], position: Position) -> Meta:
-    """What a checkpoint says beside its state; all processes take part.
-
-    Args:
-      stream: of `stream_facts`, which takes seconds on a large training set.
-    """
-    plan = setup.plan
-    pipelines = [base64.b64encode(kept).decode() for kept in position.pipelines]
-    every = [text for texts in processes.gather(pipelines) for text in texts]
-    return {
-        "step": position.epoch * plan.steps_per_epoch + position.step,
-        "epoch": position.epoch,
-        "position": {"epoch": position.epoch, "step": position.step, "pipelines": every},
-        "steps_per_epoch": plan.steps_per_epoch,
-        "stream": stream,
-        "class_names": list(setup.dataset.class_names),
-        "config": setup.config.to_dict(),
-        "versions": versions(),
-    }
-
-
-def _foreign_start(setup: Setup) -> Start:
-    """Where a training checkpoint of NVIDIA's code left off."""
-    config, source = setup.config, setup.config.run.resume
+def _foreign_start(config: ConfigDict, model: ResNet, plan: Plan) -> Start:
+    """Returns the start from where a training checkpoint of NVIDIA's code ended."""
+    source = config.run.resume
     checkpoint = read_checkpoint(Path(source))
     done = checkpoint.epoch
     if done >= config.epochs:
@@ -235,7 +230,7 @@ def _foreign_start(setup: Setup) -> Start:
             f"{source} has {counted(done, 'epoch')} done, and config.epochs={config.epochs} leaves none to train; give "
             f"a larger --config.epochs, or use its weights: {shell(command)}"
         )
-    state = go_on_from(build_state(config, setup.model), checkpoint, setup.model, source)
+    state = go_on_from(build_state(config, model), checkpoint, model, source)
     for told in differing_settings(checkpoint, config.recipe):
         warn(f"{source} was trained with {told}")
     if config.recipe.ema_decay > 0 and not checkpoint.ema:
@@ -244,13 +239,12 @@ def _foreign_start(setup: Setup) -> Start:
         warn(f"{source} has averaged weights, which config.recipe.ema_decay=0 does without")
     momentum = "with its momentum" if checkpoint.momentum else "without momentum: the file has none"
     say(f"resuming from {source}: {done} of {counted(config.epochs, 'epoch')} done, {momentum}")
-    step = jnp.asarray(done * setup.plan.steps_per_epoch, jnp.int32)
+    step = jnp.asarray(done * plan.steps_per_epoch, jnp.int32)
     return Start(state._replace(step=step), Position(done, 0), {}, 0.0)
 
 
-def _fresh_state(setup: Setup) -> TrainState:
-    """Initialised, or with pretrained weights."""
-    config, model = setup.config, setup.model
+def _fresh_state(config: ConfigDict, model: ResNet, class_names: tuple[str, ...]) -> TrainState:
+    """Returns a state with initial values, or with pretrained weights."""
     source = config.model.pretrained_weights
     if not source:
         if config.tune.freeze:
@@ -264,10 +258,10 @@ def _fresh_state(setup: Setup) -> TrainState:
             )
         return build_state(config, model)
     source, file = read_pretrained(Path(source))
-    for told in tell_differences(file, config, setup.dataset.class_names, source):
+    for told in tell_differences(file, config, class_names, source):
         warn(told)
-    classes = tuple(file.meta.get("class_names", setup.dataset.class_names))
-    new_head = config.tune.new_head or classes != setup.dataset.class_names
+    classes = tuple(file.meta.get("class_names", class_names))
+    new_head = config.tune.new_head or classes != class_names
     if new_head and "fc" in config.tune.freeze:
         raise UserError(
             f"config.tune.freeze holds 'fc', but {source} has a classifier of other classes than {config.data.dir}; "

@@ -24,12 +24,12 @@ from configs import default
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.config import loading as configs
 from rn50_jax.config import tree as tree_module
+from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
 from rn50_jax.distributed.devices import make_mesh, replicate
 from rn50_jax.errors import UserError
 from rn50_jax.models.precision import Precision
 from rn50_jax.models.resnet import ResNet, Variant
-from rn50_jax.train import prepare
 from rn50_jax.training.build import build_state
 from rn50_jax.training.resume import Start, find_start
 from rn50_jax.training.state import TrainState
@@ -491,7 +491,11 @@ def start(tmp_path: Path, content: Content, *overrides: tuple[str, str]) -> Star
     same = [("recipe.momentum", "0.875"), ("recipe.weight_decay", "1e-3"), ("epochs", "6")]
     config = make_config("/nowhere", *shape, *data, *same, ("run.resume", str(path)), *overrides)
     with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
-        return find_start(prepare(config, tmp_path / "run"), {}, checkpoints)
+        plan = make_plan(config, num_images=320, num_devices=len(jax.devices()))
+        names = tuple(map(str, range(5)))
+        model = build_model(config, num_classes=5, platform="cpu")
+        run = {"model": model, "class_names": names, "plan": plan, "stream": {}, "local_devices": [0]}
+        return find_start(config, tmp_path / "run", checkpoints, **run)
 
 
 @pytest.mark.parametrize(
