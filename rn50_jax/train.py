@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rn50_jax import cli
-from rn50_jax.analysis.curves import tell_where
+from rn50_jax.analysis.finished_run import tell_where
 from rn50_jax.analysis.validate_only import validate_only
 from rn50_jax.checkpoint.folder import is_gathered
 from rn50_jax.checkpoint.manager import Checkpoints

@@ -173,24 +173,3 @@ def test_constraints_pin_every_requirement() -> None:
         for line in (REPO / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r")):
                 assert re.split(r"[\[<>=]", line)[0] in pinned, line
-
-
-@pytest.mark.parametrize(
-    ("pattern", "home"),
-    [
-        (r"^\s*(import|from) orbax", {"checkpoint.py"}),
-        (r"^\s*(import|from) nvidia", {"dali.py", "verify.py"}),
-        (r"jax\.pmap\(|jax\.shard_map\(", {"parallel.py"}),
-        (r"jax\.distributed\.initialize|multihost_utils", {"hosts.py"}),
-        (r"^\s*(import|from) torch", {"weight_files.py", "torch_peer.py"}),
-        (r"^\s*(import|from) safetensors", {"weight_files.py"}),
-    ],
-)
-def test_what_has_one_home_stays_there(pattern: str, home: set[str]) -> None:
-    files = (REPO / "rn50_jax").rglob("*.py")
-    assert {path.name for path in files if re.search(pattern, path.read_text(), re.MULTILINE)} == home
-
-
-def test_no_room_is_crowded() -> None:
-    for path in (REPO / "rn50_jax").rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 320, path

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.tiny import make_model, make_state
 
-from rn50_jax.analysis.curves import _saved_text
+from rn50_jax.analysis.finished_run import _saved_text
 from rn50_jax.analysis.page import _epochs, _tiles
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.selection import best_validation, better_weights
