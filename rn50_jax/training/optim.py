@@ -114,7 +114,8 @@ def _downhill(inner: optax.GradientTransformation) -> optax.GradientTransformati
 
     def update(gradients: Any, state: Any, params: Any, *, learning_rate: jax.Array, **_: Any) -> tuple[Any, Any]:
         updates, state = inner.update(gradients, state, params)
-        return jax.tree.map(lambda u: -learning_rate * u, updates), state
+        rate = -learning_rate
+        return jax.tree.map(lambda u: rate * u, updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
