@@ -44,7 +44,7 @@ from rn50_jax.training.divergence import SKIPPED, explaining_memory, note_skippe
 from rn50_jax.training.memory import analyse_memory, memory_text
 from rn50_jax.training.pretrained import take_architecture
 from rn50_jax.training.resume import find_start
-from rn50_jax.training.run_facts import check_same_everywhere, describe, record_val_images, recorded_val_images
+from rn50_jax.training.run_facts import check_same_everywhere, checkpoint_meta, record_val_images, recorded_val_images
 from rn50_jax.training.run_report import open_report, print_summary
 from rn50_jax.training.state import TrainState, variables_of
 from rn50_jax.training.validation import evaluate
@@ -185,7 +185,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
             signals.saved()
             if saves:
                 with goodput.during("checkpoint"):
-                    meta = describe(config, dataset.class_names, plan, stream, position)
+                    meta = checkpoint_meta(config, dataset.class_names, plan, stream, position)
                     checkpoints.save(state, meta | {"goodput": goodput.totals()}, metrics)
                 watchdog.progress()
 

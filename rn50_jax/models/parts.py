@@ -14,11 +14,11 @@ def part_of(module: str) -> str:
     return "stem" if module in ("conv1", "bn1") else module.partition("_")[0]
 
 
-def split(tree: dict[str, Any], frozen: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_frozen(tree: dict[str, Any], frozen: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters or running statistics of the parts that are trained, and of the `frozen` ones.
 
     `trained | frozen` is the tree again.
     """
     names = set(frozen)
-    held = {module: value for module, value in tree.items() if part_of(module) in names}
-    return {module: value for module, value in tree.items() if module not in held}, held
+    fixed = {module: value for module, value in tree.items() if part_of(module) in names}
+    return {module: value for module, value in tree.items() if module not in fixed}, fixed

@@ -81,8 +81,8 @@ def take_architecture(
         return config, ""
     config = ConfigDict(config.to_dict())
     config.update_from_flattened_dict(changed)
-    told = ", ".join(f"{key}={value}" for key, value in changed.items())
-    return config.lock(), "" if known else f"architecture of {source}: {told}"
+    taken = ", ".join(f"{key}={value}" for key, value in changed.items())
+    return config.lock(), "" if known else f"architecture of {source}: {taken}"
 
 
 def _of_checkpoints(workdir: Path) -> dict[str, Any] | None:
@@ -153,22 +153,22 @@ def _random_variables(config: ConfigDict, model: ResNet) -> Variables:
     return variables_of(build_state(config, model))["val"]
 
 
-def tell_differences(file: WeightFile, config: ConfigDict, class_names: Sequence[str], name: str) -> list[str]:
+def list_differences(file: WeightFile, config: ConfigDict, class_names: Sequence[str], name: str) -> list[str]:
     """Lists what a run should know of the weights that it starts from: what it does otherwise, and what is assumed.
 
     Args:
       class_names: of the run's data.
     """
     known, now = config_values(file.meta), tree.flatten(config)
-    told = []
+    notes = []
     for key in ("data.image_size", "data.mean", "data.std", "data.transform", "data.exif_rotation"):
         if key in known and known[key] != now[key]:
             write = shell([f"--config.{key}={known[key]}"])
-            told.append(f"{name} was trained with another config.{key} than {now[key]!r}; to keep it, add {write}")
+            notes.append(f"{name} was trained with another config.{key} than {now[key]!r}; to keep it, add {write}")
     same_classes = list(class_names) == list(file.meta.get("class_names", ()))
     split = [(values.get("data.val_share"), values.get("seed")) for values in (known, now)]
     if same_classes and "data.val_share" in known and config.data.val_share > 0 and split[0] != split[1]:
-        told.append(
+        notes.append(
             f"{name} was trained with config.data.val_share={split[0][0]} and config.seed={split[0][1]}; on the same "
             "images, with another share or seed, this run validates on some that it was trained on"
         )
@@ -178,8 +178,8 @@ def tell_differences(file: WeightFile, config: ConfigDict, class_names: Sequence
     if fits and "class_names" not in file.meta and not config.tune.new_head:
         assumed.append(f"the data's {len(class_names):,} classes in their order (if not: --config.tune.new_head=true)")
     if assumed:
-        told.append(f"assuming {', and '.join(assumed)}, as {name} does not say what it was trained with")
-    return told
+        notes.append(f"assuming {', and '.join(assumed)}, as {name} does not say what it was trained with")
+    return notes
 
 
 def start_from(
@@ -193,10 +193,10 @@ def start_from(
       UserError: see `fit`.
     """
     params, batch_stats = fit(arrays, model, source, any_head=True)
-    told = f"starting from the weights of {source}"
+    message = f"starting from the weights of {source}"
     if new_head or "fc" not in params:
-        told += f"; its classifier of {counted(arrays['fc.weight'].shape[0], 'class')} is replaced by a new one"
-        told += f" of {model.num_classes}"
+        message += f"; its classifier of {counted(arrays['fc.weight'].shape[0], 'class')} is replaced by a new one"
+        message += f" of {model.num_classes}"
         params = params | {"fc": state.params["fc"]}
     ema = {"params": params, "batch_stats": batch_stats} if state.ema else {}
-    return state._replace(params=params, batch_stats=batch_stats, ema=ema), told
+    return state._replace(params=params, batch_stats=batch_stats, ema=ema), message

@@ -23,9 +23,9 @@ from rn50_jax.io.text import counted, shell
 from rn50_jax.loggers.history import last_line
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.build import build_state
-from rn50_jax.training.pretrained import ARCHITECTURE, read_pretrained, start_from, tell_differences
+from rn50_jax.training.pretrained import ARCHITECTURE, list_differences, read_pretrained, start_from
 from rn50_jax.training.state import TrainState
-from rn50_jax.training.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
+from rn50_jax.training.torch_checkpoint import differing_settings, read_checkpoint, resume_from
 
 # What decides which arrays a state has.
 _FIXED = (
@@ -61,8 +61,8 @@ class Start(NamedTuple):
             return f"{done}; {_WAYS_ON.format('--config.epochs')}"
         if 0 < target_top1 <= self.top1:
             wanted = f"{target_top1:g} wanted"
-            told = f"epoch {self.position.epoch} reached {self.top1:.3f} % top-1 ({wanted})"
-            return f"{told}; {_WAYS_ON.format('--target_top1')}"
+            done = f"epoch {self.position.epoch} reached {self.top1:.3f} % top-1 ({wanted})"
+            return f"{done}; {_WAYS_ON.format('--target_top1')}"
         return None
 
 
@@ -230,9 +230,9 @@ def _foreign_start(config: ConfigDict, model: ResNet, plan: Plan) -> Start:
             f"{source} has {counted(done, 'epoch')} done, and config.epochs={config.epochs} leaves none to train; give "
             f"a larger --config.epochs, or use its weights: {shell(command)}"
         )
-    state = go_on_from(build_state(config, model), checkpoint, model, source)
-    for told in differing_settings(checkpoint, config.recipe):
-        warn(f"{source} was trained with {told}")
+    state = resume_from(build_state(config, model), checkpoint, model, source)
+    for note in differing_settings(checkpoint, config.recipe):
+        warn(f"{source} was trained with {note}")
     if config.recipe.ema_decay > 0 and not checkpoint.ema:
         warn(f"{source} has no averaged weights: those of config.recipe.ema_decay start from its weights")
     if checkpoint.ema and not config.recipe.ema_decay:
@@ -258,8 +258,8 @@ def _fresh_state(config: ConfigDict, model: ResNet, class_names: tuple[str, ...]
             )
         return build_state(config, model)
     source, file = read_pretrained(Path(source))
-    for told in tell_differences(file, config, class_names, source):
-        warn(told)
+    for note in list_differences(file, config, class_names, source):
+        warn(note)
     classes = tuple(file.meta.get("class_names", class_names))
     new_head = config.tune.new_head or classes != class_names
     if new_head and "fc" in config.tune.freeze:
@@ -267,6 +267,6 @@ def _fresh_state(config: ConfigDict, model: ResNet, class_names: tuple[str, ...]
             f"config.tune.freeze holds 'fc', but {source} has a classifier of other classes than {config.data.dir}; "
             "leave 'fc' out"
         )
-    state, told = start_from(build_state(config, model), file.arrays, model, source, new_head=new_head)
-    say(told)
+    state, message = start_from(build_state(config, model), file.arrays, model, source, new_head=new_head)
+    say(message)
     return state

@@ -57,7 +57,7 @@ def record_val_images(workdir: Path, dataset: Dataset) -> None:
             write_val_images(workdir, dataset)
 
 
-def describe(
+def checkpoint_meta(
     config: ConfigDict, class_names: Sequence[str], plan: Plan, stream: dict[str, Any], position: Position
 ) -> Meta:
     """Returns what a checkpoint says beside its state; all processes take part.

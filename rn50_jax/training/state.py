@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from rn50_jax.models.initial import initial_variables, variable_shapes
-from rn50_jax.models.parts import split
+from rn50_jax.models.parts import split_frozen
 from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.training.loss_scale import LossScale, init_loss_scale
 
@@ -60,7 +60,7 @@ def _start(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(split(variables["params"], model.frozen)[0]),
+        opt_state=optimizer.init(split_frozen(variables["params"], model.frozen)[0]),
         ema=variables if ema else {},
         loss_scale=init_loss_scale(loss_scale),
     )

@@ -13,7 +13,7 @@ from jax import lax
 
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.normalize import IMAGENET, Normalization, normalize
-from rn50_jax.models.parts import split
+from rn50_jax.models.parts import split_frozen
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.augment import draw_boxes, draw_mixing, erase, mix
 from rn50_jax.training.loss_scale import Scaling, all_finite, update_loss_scale
@@ -94,7 +94,7 @@ def train_step(
     grads = _mean(grads, options.all_reduce, axis_name)
     exact = "ordered" if options.all_reduce == "ordered" else "fp32"
     metrics = _mean(metrics, exact, axis_name)
-    moving, still = split(batch_stats, model.frozen)  # a mean over devices might round what stays the same
+    moving, still = split_frozen(batch_stats, model.frozen)  # a mean over devices might round what stays the same
     if options.running_average == "mean":
         moving = _mean(moving, exact, axis_name)
     else:
@@ -105,9 +105,9 @@ def train_step(
     tx = optax.with_extra_args_support(optimizer)  # optax's own ignore the rate: theirs is a schedule or a number
 
     def update(state: TrainState) -> TrainState:
-        trained, held = split(state.params, model.frozen)
+        trained, frozen = split_frozen(state.params, model.frozen)
         updates, opt_state = tx.update(grads, state.opt_state, trained, learning_rate=lr)
-        params = optax.apply_updates(trained, updates) | held
+        params = optax.apply_updates(trained, updates) | frozen
         ema = state.ema
         if options.ema_decay:
             live = {"params": params, "batch_stats": batch_stats}
@@ -162,14 +162,14 @@ def _accumulate(
 ) -> tuple[Any, Any, Metrics]:
     """Mean gradients and metrics over the slices of the batch, BatchNorm's running averages after the last."""
     scale = state.loss_scale.value if options.scaling is not None else None
-    trained, held = split(state.params, model.frozen)
+    trained, frozen = split_frozen(state.params, model.frozen)
 
     def one_pass(batch_stats: Any, part: Batch, keys: tuple[jax.Array, jax.Array]) -> tuple[Any, Any, Metrics]:
         images, targets = _augment(part, keys, model, options)
 
         def loss_fn(trained: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
             logits, updated = model.apply(
-                {"params": trained | held, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+                {"params": trained | frozen, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
             )
             loss = _weighted_mean(_objective(logits, targets, options), part["weight"])
             top1, _ = top_k_hits(logits, part["label"], 1)

@@ -14,7 +14,7 @@ from rn50_jax.checkpoint.integrity import not_finite
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import check_shape
 from rn50_jax.io.text import shell
-from rn50_jax.models.parts import split
+from rn50_jax.models.parts import split_frozen
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.state import TrainState
 from rn50_jax.weights.files import load_torch, to_arrays
@@ -159,18 +159,18 @@ def _read_momentum(optimizer: _Optimizer, groups: list[list[str]], weights: Arra
 
 def differing_settings(checkpoint: TorchCheckpoint, recipe: Mapping[str, Any]) -> list[str]:
     """Lists what the optimiser of a checkpoint was set to and the config's recipe is not, but for the learning rate."""
-    told = [
+    notes = [
         f"{key} {theirs}, and config.recipe.{key} is {recipe[key]} here"
         for key, theirs in checkpoint.settings.items()
         if not isclose(theirs, recipe[key], rel_tol=1e-6)
     ]
     if checkpoint.decays_bn != (recipe["decay_mask"] == "all"):
         decayed = "decayed" if checkpoint.decays_bn else "undecayed"
-        told.append(f"{decayed} BatchNorms, and config.recipe.decay_mask is {recipe['decay_mask']!r} here")
-    return told
+        notes.append(f"{decayed} BatchNorms, and config.recipe.decay_mask is {recipe['decay_mask']!r} here")
+    return notes
 
 
-def go_on_from(state: TrainState, checkpoint: TorchCheckpoint, model: ResNet, source: str) -> TrainState:
+def resume_from(state: TrainState, checkpoint: TorchCheckpoint, model: ResNet, source: str) -> TrainState:
     """Puts the checkpoint's weights, statistics, momentum and averages into the fresh state of an SGD run.
 
     Its step stays, which the caller knows. Averages that a run keeps and the file lacks start from the weights.
@@ -188,7 +188,7 @@ def go_on_from(state: TrainState, checkpoint: TorchCheckpoint, model: ResNet, so
     ema, opt_state = state.ema, state.opt_state
     if checkpoint.momentum:
         momentum, _ = fit(checkpoint.arrays | checkpoint.momentum, model, source)
-        opt_state = optax.tree_utils.tree_set(opt_state, trace=split(momentum, model.frozen)[0])
+        opt_state = optax.tree_utils.tree_set(opt_state, trace=split_frozen(momentum, model.frozen)[0])
     if ema:
         averages = fit(checkpoint.ema or checkpoint.arrays, model, source)
         ema = dict(zip(("params", "batch_stats"), averages, strict=True))

@@ -18,7 +18,7 @@ from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
 from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, spread
 from rn50_jax.errors import UserError
-from rn50_jax.models.parts import part_names, part_of, split
+from rn50_jax.models.parts import part_names, part_of, split_frozen
 from rn50_jax.models.resnet import FAMILY
 from rn50_jax.training.build import build_optimizer, build_state, compile_steps
 from rn50_jax.training.memory import Memory, analyse_memory
@@ -56,7 +56,7 @@ def test_parts_go_from_the_input_to_the_output() -> None:
     params = build_state(make_config(), model, abstract=True).params
     assert part_names(2) == ("stem", "layer1", "layer2", "fc")
     assert {part_of(module) for module in params} == set(part_names(2))
-    trained, held = split(params, ("stem", "layer1"))
+    trained, held = split_frozen(params, ("stem", "layer1"))
     assert sorted(held) == ["bn1", "conv1", "layer1_0"] and sorted(trained) == ["fc", "layer2_0"]
     assert rate_factors(4, decay=0.5, scales=()) == {
         "stem": 1 / 32, "layer1": 1 / 16, "layer2": 1 / 8, "layer3": 1 / 4, "layer4": 1 / 2, "fc": 1
@@ -86,9 +86,9 @@ def test_frozen_parts_stay_bit_for_bit(optimizer: str) -> None:
             (getattr(start, trees), jax.device_get(getattr(state, trees))),
             (start.ema[trees], jax.device_get(state.ema[trees])),
         ):
-            trained, held = split(after, frozen)
-            assert_same_bits(held, split(before, frozen)[1])
-            moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), trained, split(before, frozen)[0])
+            trained, held = split_frozen(after, frozen)
+            assert_same_bits(held, split_frozen(before, frozen)[1])
+            moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), trained, split_frozen(before, frozen)[0])
             assert all(jax.tree.leaves(moved))
     assert not any("layer2" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state[3]))
 

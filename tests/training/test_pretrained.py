@@ -15,7 +15,7 @@ from rn50_jax.config import loading as configs
 from rn50_jax.config import tree
 from rn50_jax.convert import main as convert
 from rn50_jax.errors import UserError
-from rn50_jax.training.pretrained import load_start, read_pretrained, take_architecture, tell_differences
+from rn50_jax.training.pretrained import list_differences, load_start, read_pretrained, take_architecture
 from rn50_jax.weights.files import WeightFile, read_weights
 
 CUSTOM = {
@@ -140,7 +140,7 @@ def test_what_a_run_does_otherwise_or_assumes_is_told() -> None:
     config = make_config("data", ("data.val_share", "0.2"), ("seed", "1"))
 
     def told(names: str, **meta: Any) -> list[str]:
-        return tell_differences(WeightFile(head, meta), config, names, "x.pth")
+        return list_differences(WeightFile(head, meta), config, names, "x.pth")
 
     (line,) = told("ab")
     assert line.startswith("assuming config.data.mean and config.data.std, and the data's 2 classes in their order")

@@ -33,7 +33,7 @@ from rn50_jax.models.resnet import ResNet, Variant
 from rn50_jax.training.build import build_state
 from rn50_jax.training.resume import Start, find_start
 from rn50_jax.training.state import TrainState
-from rn50_jax.training.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
+from rn50_jax.training.torch_checkpoint import differing_settings, read_checkpoint, resume_from
 from rn50_jax.weights.files import read_weights
 
 FLOAT64 = Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
@@ -194,7 +194,7 @@ def test_training_goes_on_as_in_plain_pytorch(
     save(make_content(net, optimizer, 4, prefix), net, path)
 
     checkpoint = read_checkpoint(path)
-    state = go_on_from(fresh, checkpoint, model, str(path))
+    state = resume_from(fresh, checkpoint, model, str(path))
     assert checkpoint.epoch == 4 and int(state.step) == 0
     wanted = {"momentum": recipe.momentum, "nesterov": recipe.nesterov, "weight_decay": recipe.weight_decay}
     assert differing_settings(checkpoint, wanted | {"decay_mask": recipe.mask}) == []
@@ -424,7 +424,7 @@ def test_momentum_that_is_not_there_is_zero(before_any_step: bool, tmp_path: Pat
     torch.save(content, path)
     checkpoint = read_checkpoint(path)
     state, model = small_state()
-    trace = by_torch_name(go_on_from(state, checkpoint, model, "it").opt_state[1].trace)
+    trace = by_torch_name(resume_from(state, checkpoint, model, "it").opt_state[1].trace)
     batch_norms = [name for name, _ in net.named_parameters() if "bn" in name]
     assert bool(checkpoint.momentum) != before_any_step
     zero = {name for name, x in trace.items() if not x.any()}
@@ -437,10 +437,10 @@ def test_every_wrapper_of_sgd_has_the_momentum_of_what_it_trains(tmp_path: Path)
     torch.save(content, path)
     checkpoint = read_checkpoint(path)
     state, model = small_state()
-    wanted = go_on_from(state, checkpoint, model, "it").opt_state[1].trace
+    wanted = resume_from(state, checkpoint, model, "it").opt_state[1].trace
     wrapped = (("recipe.clip_norm", "1.0"), ("tune.lr_decay", "0.5"), ("tune.freeze", "('stem', 'layer1')"))
     state, model = small_state(*wrapped)
-    found = go_on_from(state, checkpoint, model, "it").opt_state
+    found = resume_from(state, checkpoint, model, "it").opt_state
     assert jax.tree.structure(found) == jax.tree.structure(state.opt_state)
     assert set(found[1].trace) == {"layer2_0", "fc"}
     assert_same_bits(found[1].trace, {name: wanted[name] for name in found[1].trace})
@@ -454,7 +454,7 @@ def test_averages_are_those_of_the_file_or_start_from_its_weights(averaged: bool
     path = tmp_path / "checkpoint.pth.tar"
     torch.save(content, path)
     state, model = small_state(("recipe.ema_decay", "0.9"))
-    state = go_on_from(state, read_checkpoint(path), model, "it")
+    state = resume_from(state, read_checkpoint(path), model, "it")
     found = by_torch_name(state.ema["params"]) | by_torch_name(state.ema["batch_stats"])
     for name, average in found.items():
         torch.testing.assert_close(average, (0.5 if averaged else 1) * net.state_dict()[name], rtol=1e-6, atol=0)
