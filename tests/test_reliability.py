@@ -101,7 +101,7 @@ INJECTED = """
 import os, signal, time
 import jax, jax.numpy as jnp
 import __main__ as train
-from rn50_jax import config, running
+from rn50_jax.config import loading as config
 
 def get_config():
     loaded, _ = config.load({quickstart!r})
@@ -118,13 +118,13 @@ def inject(tmp_path: Path, what: str) -> Path:
 
 
 SIGNAL_DURING_VALIDATION = """
-batches = running.eval_batches
+batches = train.eval_batches
 def eval_batches(*args, **kwargs):
     for number, batch in enumerate(batches(*args, **kwargs)):
         if number == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         yield batch
-running.eval_batches = eval_batches
+train.eval_batches = eval_batches
 """
 
 
