@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.bench import small_config
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from helpers.jaxprs import operations
 from PIL import Image
 
 from rn50_jax.bench import cases, device, jpegs, stats, sweep, tables, timing
@@ -48,23 +48,7 @@ def test_flops_are_those_of_the_traced_program(arch: str) -> None:
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = variable_shapes(model)
     traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, image)
-    assert count_flops(model, 64).infer == 2 * multiplications(traced.jaxpr)
-
-
-def multiplications(jaxpr: Jaxpr) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        out = equation.outvars[0].aval
-        if equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape  # HWIO
-            total += out.size * kernel[0] * kernel[1] * kernel[2]
-        elif equation.primitive.name == "dot_general":
-            (contracting, _), _ = equation.params["dimension_numbers"]
-            total += out.size * int(np.prod([equation.invars[0].aval.shape[i] for i in contracting]))
-        for value in equation.params.values():
-            if isinstance(value, ClosedJaxpr):
-                total += multiplications(value.jaxpr)
-    return total
+    assert count_flops(model, 64).infer == operations(traced.jaxpr)
 
 
 def test_percentiles_are_numpys() -> None:
