@@ -10,8 +10,8 @@ import jax
 from ml_collections import ConfigDict
 
 from rn50_jax import cli
-from rn50_jax.bench import report as documents
-from rn50_jax.bench.baselines.compare import OURS, PEERS, compare, parse_peers
+from rn50_jax.bench import report
+from rn50_jax.bench.baselines.compare import BASELINES, OURS, compare, parse_baselines
 from rn50_jax.bench.cases import Case
 from rn50_jax.bench.device import find_local_devices
 from rn50_jax.bench.end_to_end import measure_end_to_end
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         need_dali("--mode train or infer, which need no files")
     batch_sizes = parse_batch_sizes(args.batch_sizes or str(config.batch_size))
     precisions = parse_precisions(args.precisions or config.precision)
-    peers = parse_peers(args.compare) if args.compare else {}
+    baselines = parse_baselines(args.compare) if args.compare else {}
     variants = parse_variants(config, args.vary)
     for option, value in {"--profile": args.profile, "--vary": variants}.items():
         if value and len(precisions) * len(batch_sizes) > 1:
@@ -66,9 +66,9 @@ def main(argv: Sequence[str]) -> int:
     with record:
         if args.mode == "input":
             measure_input(config, record, terms, tell=_tell)
-        elif peers:
+        elif baselines:
             cases = make_cases(args.mode, precisions, batch_sizes, available=1, scaling=None)
-            _compare(make_sweep(config, cases), peers, record, terms, args.profile)
+            _compare(make_sweep(config, cases), baselines, record, terms, args.profile)
         elif args.mode == "end-to-end":
             measure_end_to_end(config, _devices(args), record, terms, tell=_tell)
         else:
@@ -87,13 +87,13 @@ def _devices(args: argparse.Namespace) -> list[jax.Device]:
 
 
 def _compare(
-    sweep: list[tuple[Case, ConfigDict]], peers: dict[str, str], record: Record, terms: Terms, trace: Path | None
+    sweep: list[tuple[Case, ConfigDict]], baselines: dict[str, str], record: Record, terms: Terms, trace: Path | None
 ) -> None:
-    names = [name for case, _ in sweep for name in trial_names(str(case), [OURS, *peers], terms.rounds)]
+    names = [name for case, _ in sweep for name in trial_names(str(case), [OURS, *baselines], terms.rounds)]
     record.plan(names, single=len(sweep) == 1)
     before: list[tuple[str, float]] = []
     for case, config in sweep:
-        compare(config, case, peers, record, terms, trace=trace, tell=_tell, before=before)
+        compare(config, case, baselines, record, terms, trace=trace, tell=_tell, before=before)
 
 
 def _sweep(
@@ -106,7 +106,7 @@ def _sweep(
         _tell(f"ceilings in {precision}")
         return measure_ceiling(devices[0], precision)
 
-    header = documents.make_header(terms.command, devices)
+    header = report.make_header(terms.command, devices)
     record.plan([str(case) for case, _ in sweep], single=len(sweep) == 1, **header)
     steps, warmup = terms.steps, terms.warmup
     run_sweep(sweep, record, ceiling_of=ceiling_of, steps=steps, warmup=warmup, trace=trace, tell=_tell)
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("weak", "strong", "both"),
         help="time 1, 2, 4, ... devices: weak keeps the images per device, strong shares them",
     )
-    add("--compare", metavar="BASELINE,...", help=f"baselines to time beside ours: {', '.join(PEERS)}=DIR")
+    add("--compare", metavar="BASELINE,...", help=f"baselines to time beside ours: {', '.join(BASELINES)}=DIR")
     add(
         "--rounds",
         type=int,

@@ -48,7 +48,7 @@ def as_markdown(document: dict[str, Any]) -> str:
         what = f"{c['mode']}, {c['arch']}, {c['image_size']} px, {c['precision']}, batch size {c['batch_size']}"
         parts += [
             f"## Side by side: {what}, {counted(c['rounds'], 'round')} of {c['steps']} steps",
-            tables.peer_table(c),
+            tables.baseline_table(c),
         ]
     if "input" in document:
         i = document["input"]

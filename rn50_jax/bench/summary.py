@@ -166,12 +166,12 @@ def _changed(entries: Iterator[tuple[Result, Row, str, Row | None]]) -> str:
     return _table(header, rows)
 
 
-def _peer_tables(results: Sequence[Result]) -> str:
+def _baseline_tables(results: Sequence[Result]) -> str:
     return _captioned(
         (
             f"{c['mode']}, {c['precision']}, {c['batch_size']} images, {c['rounds']} x {c['steps']} steps",
             result,
-            tables.peer_table(c),
+            tables.baseline_table(c),
         )
         for result in results
         for c in result.document.get("comparisons", [])
@@ -250,7 +250,7 @@ def _commands(results: Sequence[Result]) -> str:
 
 _TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
     "Training": _train_table,
-    "Beside others": _peer_tables,
+    "Beside others": _baseline_tables,
     "Where a step's time goes": _profile_tables,
     "Inference": _infer_table,
     "One key changed": _variant_table,

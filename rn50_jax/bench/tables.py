@@ -120,8 +120,8 @@ def ceiling_table(ceilings: dict[str, dict[str, float]]) -> str:
     return table(["precision", "matrix product, TFLOP/s", "copy, GB/s read and written"], rows)
 
 
-def peer_table(comparison: Row) -> str:
-    """Ours and the peers: speed over the rounds and ours over each."""
+def baseline_table(comparison: Row) -> str:
+    """Ours and the baselines: speed over the rounds and ours over each."""
     header = ["program", "img/s: median of rounds (range)", "ours / it (range)", "precision"]
     cpu = any("cpu_ms_per_image" in entry for entry in comparison["programs"])
     starts = _in_order(entry["start"] for entry in comparison["programs"] if "start" in entry)

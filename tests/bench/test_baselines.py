@@ -1,4 +1,4 @@
-"""Peers run in processes of their own; PyTorch's network and transform are what they stand for."""
+"""Baselines run in processes of their own; PyTorch's network and transform are what they stand for."""
 
 import textwrap
 from pathlib import Path
@@ -50,7 +50,7 @@ def recorded(case: str, programs: list[str], rounds: int) -> Record:
 
 
 @pytest.mark.slow
-def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baselines_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As it is beside the CPU build of PyTorch that is pinned here, for which there is no torchvision.
     (tmp_path / "timm.py").write_text("import torchvision_of_another_world")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -58,7 +58,7 @@ def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
     case = Case("train", "fp32", 4, 1)
     config = case_config(small_config(), case)
-    named = compare.parse_peers(f"torch,timm,flax-example={flax_example}")
+    named = compare.parse_baselines(f"torch,timm,flax-example={flax_example}")
     record, before = recorded(str(case), [compare.OURS, *named], 1), []
     terms = Terms(("--mode", "train"), "cpu", steps=3, warmup=1, rounds=1)
     trace = tmp_path / "trace"
@@ -75,7 +75,7 @@ def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: 
         by_round = np.divide(ours["images_per_second"]["rounds"], entry["images_per_second"]["rounds"])
         assert entry["ours_over_it"]["median"] == pytest.approx(np.median(by_round))
     assert f"torch {torch.__version__}" in torchs["about"]
-    text = tables.peer_table(found)
+    text = tables.baseline_table(found)
     assert text.count("\n| ") == 3 and "timm: not compared, timm cannot be imported" in text
     assert "| first step, s (cold) |" in text
     assert not (tmp_path / "kept").exists()
@@ -141,7 +141,7 @@ def test_how_programs_started_is_in_the_table() -> None:
         report |= {"platform": "gpu", "trial_seconds": 2.0}
         names = (compare.OURS, "torch")
         found = {name: {"trials": [report | {"start": start}]} for name, start in zip(names, starts, strict=True)}
-        return tables.peer_table({"programs": compare.summarise(found)})
+        return tables.baseline_table({"programs": compare.summarise(found)})
 
     assert "| first step, s (cold) |" in start_of("cold", "cold")
     mixed = start_of("warm", "cold")
@@ -166,8 +166,8 @@ def test_timm_is_used_as_its_users_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
         torch_step.run(spec)
 
 
-def test_mistakes_in_the_list_of_peers(tmp_path: Path) -> None:
-    assert compare.parse_peers("torch, timm") == {"torch": "", "timm": ""}
+def test_mistakes_in_the_list_of_baselines(tmp_path: Path) -> None:
+    assert compare.parse_baselines("torch, timm") == {"torch": "", "timm": ""}
     for text, message in (
         ("torch,keras", "'keras' is none of torch, torch-compile, timm, flax-example"),
         ("flax-example", "write flax-example=DIR"),
@@ -175,10 +175,10 @@ def test_mistakes_in_the_list_of_peers(tmp_path: Path) -> None:
         (f"flax-example={tmp_path}", "no train.py"),
     ):
         with pytest.raises(UserError, match=message):
-            compare.parse_peers(text)
+            compare.parse_baselines(text)
 
 
-def test_ours_and_peers_on_different_kinds_of_device_are_not_compared() -> None:
+def test_ours_and_baselines_on_different_kinds_of_device_are_not_compared() -> None:
     report = {"device": "x", "precision": "bf16", "about": "", "peak_memory_bytes": 1, "start_seconds": 1.0}
     report |= {"images_per_step": 8, "step_seconds": {"median": 2.0}, "cpu_seconds_per_step": 1.0}
     report |= {"start": "cold", "trial_seconds": 2.0}
@@ -231,7 +231,7 @@ def test_a_single_round_has_no_range() -> None:
     assert cells(2, 1, 3)[2:5] == ["2.0 (1.0-3.0)", "2.0 (1.0-3.0)", "2.000 (1.000-3.000)"]
 
 
-def test_squeeze_and_excitation_has_no_peer() -> None:
+def test_squeeze_and_excitation_has_no_baseline() -> None:
     with pytest.raises(UserError, match="no squeeze and excitation"):
         torch_step.make_resnet(compare.network(small_config(("model.arch", "se-resnet50"))))
 

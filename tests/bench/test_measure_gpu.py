@@ -140,7 +140,7 @@ def test_the_commands_for_a_gpu_are_accepted(tmp_path: Path, standin: Path, monk
         monkeypatch.setattr(benchmark, name, lambda *_, name=name, **__: begun.append(name))
     monkeypatch.setattr(benchmark, "_devices", lambda args: [None] * (args.devices or 2))
     monkeypatch.setattr(benchmark, "generated_folder", lambda count: tmp_path)
-    monkeypatch.setattr(benchmark.runtime, "prepare_runtime", lambda *_: None)
+    monkeypatch.setattr(benchmark.jax_setup, "prepare_runtime", lambda *_: None)
     for call in standin.read_text().splitlines():
         words = call.split()
         if words[1] == "rn50_jax.benchmark":

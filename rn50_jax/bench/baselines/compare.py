@@ -15,7 +15,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY
 
 OURS = "rn50_jax"
-PEERS = {
+BASELINES = {
     "torch": "plain PyTorch, eager",
     "torch-compile": "the same through torch.compile",
     "timm": "timm's resnet50, eager",
@@ -23,7 +23,7 @@ PEERS = {
 }
 
 
-def parse_peers(text: str) -> dict[str, str]:
+def parse_baselines(text: str) -> dict[str, str]:
     """Reads `torch,torch-compile,timm,flax-example=DIR`; returns the folder of each by name, "" for those without.
 
     Raises:
@@ -32,8 +32,8 @@ def parse_peers(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in text.split(","):
         name, _, folder = word.strip().partition("=")
-        if name not in PEERS:
-            raise UserError(f"--compare {word!r} is none of {', '.join(PEERS)}")
+        if name not in BASELINES:
+            raise UserError(f"--compare {word!r} is none of {', '.join(BASELINES)}")
         if (name == "flax-example") != bool(folder):
             form = "flax-example=DIR, with DIR your checkout of flax's examples/imagenet" if not folder else name
             raise UserError(f"--compare {word!r}: write {form}")
@@ -66,7 +66,7 @@ def network(config: ConfigDict) -> dict[str, Any]:
 def compare(
     config: ConfigDict,
     case: Case,
-    peers: dict[str, str],
+    baselines: dict[str, str],
     record: Record,
     terms: Terms,
     *,
@@ -74,16 +74,16 @@ def compare(
     tell: Callable[[str], None],
     before: list[tuple[str, float]],
 ) -> None:
-    """Times ours and the peers on one device, in interleaved rounds, each trial in a process of its own.
+    """Times ours and the baselines on one device, in interleaved rounds, each trial in a process of its own.
 
     Into the record go "comparisons": the setting and "programs", each with its images_per_second by round, their
-    median and extremes, and the ratios ours / peer by round; and from the first trial of ours "results", "ceilings"
+    median and extremes, and the ratios ours / baseline by round; and from the first trial of ours "results", "ceilings"
     and what its process knows of the machine. This process touches no device.
 
     Args:
       config: a case's config, see `cases.case_config`: everybody gets its batch size, image size, network and
-        precision, SGD with momentum, label smoothing where the peer has it.
-      peers: see `parse_peers`.
+        precision, SGD with momentum, label smoothing where the baseline has it.
+      baselines: see `parse_baselines`.
       record: has the trials in its plan, see `trials.trial_names`.
       trace: a folder for a trace of ours, which is made after its first trial's timing.
       before: programs and seconds of earlier trials; those of these trials are added.
@@ -101,7 +101,7 @@ def compare(
     }
     first = {"ceiling": ceilings.get(config.precision), "profile": str(trace.resolve()) if trace else ""}
     specs = {OURS: shared | {"kind": "ours"} | first}
-    specs |= {name: shared | {"kind": name, "folder": folder} for name, folder in peers.items()}
+    specs |= {name: shared | {"kind": name, "folder": folder} for name, folder in baselines.items()}
     setting = {"mode": case.mode, "precision": config.precision, "batch_size": config.batch_size}
     setting |= {"image_size": config.data.image_size, "arch": config.model.arch}
     setting |= {"steps": terms.steps, "rounds": terms.rounds}
@@ -120,7 +120,7 @@ def compare(
 
 
 def summarise(reports: Found) -> list[dict[str, Any]]:
-    """Returns what `trials.run_trials` found, as speeds and ratios; not over a peer on another kind of device."""
+    """Returns what `trials.run_trials` found, as speeds and ratios; not over a baseline on another kind of device."""
     speeds = {name: [_speed(report) for report in found["trials"]] for name, found in reports.items()}
     result = []
     for name, found in reports.items():

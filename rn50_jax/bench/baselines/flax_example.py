@@ -30,7 +30,7 @@ _UNUSED = ("clu", "tensorflow", "tensorflow_datasets", "input_pipeline")
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
-    """Runs one trial, see `bench.peers`.
+    """Runs one trial, see `bench.trials`.
 
     Raises:
       UserError: inference was asked for, or the checkout is not one that this fits.

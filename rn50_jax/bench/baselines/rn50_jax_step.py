@@ -14,7 +14,7 @@ from rn50_jax.runtime.machine import versions
 
 
 def run(spec: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Runs one trial, see `bench.peers`; the first one also reports the whole result, the ceiling and the header.
+    """Runs one trial, see `bench.trials`; the first one also reports the whole result, the ceiling and the header.
 
     Args:
       keep: called with what there is before the profile is made.

@@ -49,10 +49,10 @@ def make_resnet(net: dict[str, Any]) -> nn.Module:
     """The network that `models.resnet.ResNet` computes, for images [B, 3, H, W]; without squeeze and excitation.
 
     Args:
-      net: see `bench.peers.network`.
+      net: see `compare.network`.
     """
     if net["se"]:
-        raise UserError("the torch peers have no squeeze and excitation; choose another config.model.arch")
+        raise UserError("the torch baselines have no squeeze and excitation; choose another config.model.arch")
     stem = net["stem"]
     layers: list[nn.Module] = [
         nn.Conv2d(3, stem, 7, 2, 3, bias=False),
@@ -69,7 +69,7 @@ def make_resnet(net: dict[str, Any]) -> nn.Module:
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
-    """Runs one trial, see `bench.peers` and `bench.feed`."""
+    """Runs one trial, see `bench.trials`."""
     if spec["kind"] == "torch-loader":
         return _run_loader(spec)
     cuda = spec["device"] != "cpu" and torch.cuda.is_available()
