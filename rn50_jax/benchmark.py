@@ -1,4 +1,4 @@
-"""Times training, inference, the feed or all together: `python -m rn50_jax.benchmark --config C --mode train`."""
+"""Times training, inference, the loader or all together: `python -m rn50_jax.benchmark --config C --mode train`."""
 
 import argparse
 import os
@@ -89,11 +89,10 @@ def _devices(args: argparse.Namespace) -> list[jax.Device]:
 def _compare(
     sweep: list[tuple[Case, ConfigDict]], baselines: dict[str, str], record: Record, terms: Terms, trace: Path | None
 ) -> None:
-    names = [name for case, _ in sweep for name in trial_names(str(case), [OURS, *baselines], terms.rounds)]
+    names = [name for case, _ in sweep for name in trial_names(str(case), [OURS, *baselines], terms.trials)]
     record.plan(names, single=len(sweep) == 1)
-    before: list[tuple[str, float]] = []
     for case, config in sweep:
-        compare(config, case, baselines, record, terms, trace=trace, tell=_tell, before=before)
+        compare(config, case, baselines, record, terms, trace=trace, tell=_tell)
 
 
 def _sweep(
@@ -115,14 +114,14 @@ def _sweep(
 def _parser() -> argparse.ArgumentParser:
     parser = cli.CommandLine(
         prog="rn50_jax.benchmark",
-        description="Times the compiled step on synthetic data (train, infer), the feed (input), or real training "
+        description="Times the compiled step on synthetic data (train, infer), the loader (input), or real training "
         "(end-to-end). docs/benchmark.md says what each number means.",
         epilog="Any key of configs/default.py can be changed with --config.key=value, e.g. --config.batch_size=64.",
     )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")
     add("--mode", choices=MODES, default="train", help="what to time (default: train)")
-    add("--steps", type=int, default=100, help="steps that are timed, in each round (default: 100)")
+    add("--steps", type=int, default=100, help="steps that are timed, in each trial (default: 100)")
     add("--warmup", type=int, default=10, help="steps before them (default: 10)")
     add("--batch_sizes", metavar="N,N,...", help="images per device (default: config.batch_size)")
     add("--precisions", metavar="P,P,...", help="of bf16, fp16, tf32, fp32 (default: config.precision)")

@@ -1,7 +1,6 @@
 """The cases of a sweep, and their measurement one after the other."""
 
 import gc
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def make_sweep(config: ConfigDict, cases: list[Case]) -> list[tuple[Case, Config
     return sweep
 
 
-# Keys that say how to report, save or feed a run, or for how long; nothing of it is in a step on synthetic data.
+# Keys that say how to report, save or load, or for how long to train; nothing of it is in a step on synthetic data.
 _NOT_IN_A_STEP = ("checkpoint.", "report.", "run.", "data.", "epochs", "seed")
 _OPTIONS_FOR = {"precision": "--precisions", "batch_size": "--batch_sizes"}
 
@@ -135,7 +134,7 @@ def run_sweep(
 ) -> None:
     """Measures every case for which there is time, into the record's "ceilings" and "results".
 
-    One for which the memory does not suffice is written down, and the sweep goes on.
+    One for which the memory does not suffice is written down, and the next is measured.
 
     Args:
       record: has the cases, as texts, in its plan.
@@ -143,11 +142,9 @@ def run_sweep(
     """
     ceilings: dict[str, Ceiling] = {}
     results: list[dict[str, Any]] = []
-    longest = 0.0
     for case, config in sweep:
-        if not record.begins(str(case), longest):
+        if not record.begins(str(case)):
             continue
-        start = time.perf_counter()
         if case.precision not in ceilings:
             ceilings[case.precision] = ceiling_of(case.precision)
             record.put(ceilings={precision: ceiling._asdict() for precision, ceiling in ceilings.items()})
@@ -158,7 +155,6 @@ def run_sweep(
 
         ceiling = ceilings[case.precision]
         results.append(measure(config, case, steps=steps, warmup=warmup, ceiling=ceiling, trace=trace, timed=timed))
-        longest = max(longest, time.perf_counter() - start)
         record.done(str(case), results=list(results))
         if "error" in results[-1]:
             tell(results[-1]["error"])

@@ -1,21 +1,21 @@
 """Programs in turns, each trial in a process of its own: A, B, C, A, B, C, ...
 
-Whatever drifts (clocks, temperature, other users of the machine) then drifts for all of them, the spread over rounds
+Whatever drifts (clocks, temperature, other users of the machine) then drifts for all of them, the spread over trials
 shows how far single figures can be trusted, and no program holds memory while another is timed.
 """
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rn50_jax.bench.budget import expect_trial
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.stops import Stops
 from rn50_jax.errors import UserError
@@ -26,13 +26,16 @@ Found = dict[str, dict[str, Any]]
 
 
 class Terms(NamedTuple):
-    """What every trial is asked for. command: the benchmark's own words. timeout: seconds that a trial may take."""
+    """What every trial is asked for.
+
+    command: the benchmark's own words. trials: of each program. timeout: seconds that one may take.
+    """
 
     command: tuple[str, ...]
     device: str
     steps: int
     warmup: int
-    rounds: int
+    trials: int
     timeout: float = 1800.0
 
     def for_a_trial(self) -> dict[str, Any]:
@@ -43,19 +46,19 @@ class Terms(NamedTuple):
 class _Failed(UserError):
     """A trial that reported nothing. detail: the end of what it wrote to standard error."""
 
-    def __init__(self, message: str, detail: str = "") -> None:
+    def __init__(self, message: str, detail: str) -> None:
         super().__init__(message)
         self.detail = detail
 
 
-def trial_names(case: str, programs: list[str], rounds: int) -> list[str]:
+def trial_names(case: str, programs: Sequence[str], trials: int) -> list[str]:
     """Returns the name of every trial of a case, in the order in which they are run, as a record's plan has them."""
-    return [trial_name(case, name, number, rounds) for number in range(1, rounds + 1) for name in programs]
+    return [trial_name(case, name, number, trials) for number in range(1, trials + 1) for name in programs]
 
 
-def trial_name(case: str, program: str, number: int, rounds: int) -> str:
+def trial_name(case: str, program: str, number: int, trials: int) -> str:
     """Returns the name of one trial."""
-    return f"{case}, {program}, round {number} of {rounds}"
+    return f"{case}, {program}, trial {number} of {trials}"
 
 
 def run_trials(
@@ -66,17 +69,15 @@ def run_trials(
     *,
     parts: Callable[[Found], dict[str, Any]],
     tell: Callable[[str], None],
-    before: list[tuple[str, float]] | None = None,
 ) -> Found:
-    """Runs every program once in each round, as far as there is time.
+    """Runs the programs in turns, as far as there is time.
 
     Args:
       case: what is compared.
-      programs: by name, the spec that `bench.worker` takes. One that fails is left out from then on.
+      programs: by name, the spec that `bench.worker` takes. One that fails is not run any more.
       record: has the trials in its plan, see `trial_names`.
       parts: makes parts of the record's document of what was found; called after each trial.
       tell: called with a line of progress before each trial.
-      before: programs and seconds of earlier trials in this call; those of these trials are added.
 
     Returns:
       By name, "trials": list of what the worker reported, with "trial_seconds"; and if one failed, "error", why, and
@@ -86,41 +87,46 @@ def run_trials(
       UserError: the first trial of the first program, which the others are compared with, failed.
     """
     found: Found = {name: {"trials": []} for name in programs}
-    before = [] if before is None else before
-    here: list[tuple[str, float]] = []
     with record.stops.folder("rn50-jax-compiled-") as cache:
-        for number in range(1, terms.rounds + 1):
-            for name, spec in programs.items():
-                text = trial_name(case, name, number, terms.rounds)
-                if "error" in found[name] or not record.begins(text, expect_trial(name, here, before)):
-                    continue
-                tell(text)
-                start = time.perf_counter()
+        for number, name in itertools.product(range(1, terms.trials + 1), programs):
+            text = trial_name(case, name, number, terms.trials)
+            if "error" in found[name] or not record.begins(text, case=case, program=name):
+                continue
+            tell(text)
+            start = time.perf_counter()
 
-                def keep(report: dict[str, Any], name: str = name, text: str = text, start: float = start) -> None:
-                    if "error" in report:
-                        found[name] |= report
-                    else:
-                        found[name]["trials"].append(report | {"trial_seconds": time.perf_counter() - start})
-                    record.done(text, **parts(found))
-
-                try:
-                    report = run_trial(spec | {"round": number}, cache, terms.timeout, record.stops, salvage=keep)
-                except UserError as error:
-                    if name == next(iter(programs)) and not found[name]["trials"]:
-                        raise
-                    report = {"error": str(error)}
-                    if isinstance(error, _Failed) and error.detail:
-                        report["error_detail"] = error.detail
-                here.append((name, time.perf_counter() - start))
-                keep(report)
+            def keep(report: dict[str, Any], name: str = name, text: str = text, start: float = start) -> None:
                 if "error" in report:
-                    tell(f"{name}: {report['error']}")
-                    record.drop(
-                        [trial_name(case, name, later, terms.rounds) for later in range(number, terms.rounds + 1)]
-                    )
-    before += here
+                    found[name] |= report
+                else:
+                    found[name]["trials"].append(report | {"trial_seconds": time.perf_counter() - start})
+                record.done(text, **parts(found))
+
+            try:
+                spec = programs[name] | {"trial": number}
+                report = run_trial(spec, cache, terms.timeout, record.stops, salvage=keep)
+            except UserError as error:
+                if name == next(iter(programs)) and not found[name]["trials"]:
+                    raise
+                report = {"error": str(error)}
+                if isinstance(error, _Failed) and error.detail:
+                    report["error_detail"] = error.detail
+            keep(report)
+            if "error" in report:
+                tell(f"{name}: {report['error']}")
+                later = range(number + 1, terms.trials + 1)
+                record.drop([trial_name(case, name, n, terms.trials) for n in later])
     return found
+
+
+def describe(found: Found) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Yields the name, errors and seconds of each program that was run, as the document has them, and its reports."""
+    for name, one in found.items():
+        if one["trials"] or "error" in one:
+            entry = {"name": name} | {key: one[key] for key in ("error", "error_detail") if key in one}
+            if one["trials"]:
+                entry["trial_seconds"] = [report["trial_seconds"] for report in one["trials"]]
+            yield entry, one["trials"]
 
 
 def run_trial(
@@ -133,7 +139,7 @@ def run_trial(
 ) -> dict[str, Any]:
     """Runs one trial in a process of its own and returns what it reports.
 
-    Compiled programs are kept in the folder `cache` for the later rounds.
+    Compiled programs stay in the folder `cache` for the later trials.
 
     What it reported before it failed counts, with the failure as "cut_short".
 
@@ -197,8 +203,8 @@ def trial_environment(env: Mapping[str, str], cache: Path, *, one_device: bool) 
     """Returns the environment of a trial.
 
     Args:
-      env: of the benchmark. Compiled programs that it has kept elsewhere would make the first trial of one program
-        start warm beside the others' cold ones: everybody's are kept in `cache`.
+      env: of the benchmark. Compiled programs that it has elsewhere would make the first trial of one program
+        start warm beside the others' cold ones: everybody's are in `cache`.
       one_device: only the first of the devices is to be seen.
     """
     path = os.pathsep.join(filter(None, [str(_ROOT), env.get("PYTHONPATH", "")]))

@@ -43,7 +43,7 @@ def _run(spec: dict[str, Any], keep: Keep) -> dict[str, Any]:
         from rn50_jax.bench.baselines import rn50_jax_step
 
         return rn50_jax_step.run(spec, keep)
-    if kind == "feed":
+    if kind == "loader":
         from rn50_jax.bench import input_pipeline
 
         return input_pipeline.run(spec)

@@ -43,9 +43,9 @@ def flax_example(tmp_path: Path) -> Path:
     return tmp_path / "imagenet"
 
 
-def recorded(case: str, programs: list[str], rounds: int) -> Record:
+def recorded(case: str, programs: list[str], trials_each: int) -> Record:
     record = Record(tell=print)
-    record.plan(trials.trial_names(case, programs, rounds), single=False)
+    record.plan(trials.trial_names(case, programs, trials_each), single=False)
     return record
 
 
@@ -59,10 +59,10 @@ def test_baselines_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypat
     case = Case("train", "fp32", 4, 1)
     config = case_config(small_config(), case)
     named = compare.parse_baselines(f"torch,timm,flax-example={flax_example}")
-    record, before = recorded(str(case), [compare.OURS, *named], 1), []
-    terms = Terms(("--mode", "train"), "cpu", steps=3, warmup=1, rounds=1)
+    record = recorded(str(case), [compare.OURS, *named], 1)
+    terms = Terms(("--mode", "train"), "cpu", steps=3, warmup=1, trials=1)
     trace = tmp_path / "trace"
-    compare.compare(config, case, named, record, terms, trace=trace, tell=print, before=before)
+    compare.compare(config, case, named, record, terms, trace=trace, tell=print)
     (found,) = record.get("comparisons", [])
     ours, torchs, timms, flaxs = found["programs"]
     assert "timm cannot be imported" in timms["error"] and "pip install timm" in timms["error"]
@@ -72,8 +72,8 @@ def test_baselines_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypat
         assert (entry["platform"], entry["precision"], entry["start"]) == ("cpu", "fp32", "cold")
         assert entry["cpu_ms_per_image"]["min"] > 0
     for entry in (torchs, flaxs):
-        by_round = np.divide(ours["images_per_second"]["rounds"], entry["images_per_second"]["rounds"])
-        assert entry["ours_over_it"]["median"] == pytest.approx(np.median(by_round))
+        by_trial = np.divide(ours["images_per_second"]["rounds"], entry["images_per_second"]["rounds"])
+        assert entry["ours_over_it"]["median"] == pytest.approx(np.median(by_trial))
     assert f"torch {torch.__version__}" in torchs["about"]
     text = tables.baseline_table(found)
     assert text.count("\n| ") == 3 and "timm: not compared, timm cannot be imported" in text
@@ -86,21 +86,20 @@ def test_baselines_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypat
     ceiling = record.get("ceilings", {})["fp32"]
     assert result["flops_of_ceiling"] == pytest.approx(result["tflops"] / ceiling["tflops"])
     assert record.get("hardware", {})["platform"] == "cpu" and record.get("command", [])[-1] == "train"
-    assert [name for name, _ in before] == [compare.OURS, *named]
 
 
-def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_are_run_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[str] = []
 
     def run_trial(spec: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         kinds.append(spec["kind"])
         if spec["kind"] == "b" or kinds == list("abcac"):
             raise UserError("broken")
-        return {"number": len(kinds), "round": spec["round"]}
+        return {"number": len(kinds), "trial": spec["trial"]}
 
     def run(kinds: str) -> trials.Found:
         programs = {k: {"kind": k} for k in kinds}
-        terms = Terms((), "cpu", steps=1, warmup=0, rounds=3)
+        terms = Terms((), "cpu", steps=1, warmup=0, trials=3)
         record = recorded("x", list(kinds), 3)
         found = trials.run_trials("x", programs, record, terms, parts=lambda found: {"last": str(found)}, tell=print)
         assert record.get("last", "") == str(found)
@@ -111,7 +110,7 @@ def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     # One that failed is not tried again; what it did before stays.
     assert kinds == ["a", "b", "c", "a", "c", "a"]
     reports = {
-        name: [(report["number"], report["round"]) for report in entry["trials"]] for name, entry in found.items()
+        name: [(report["number"], report["trial"]) for report in entry["trials"]] for name, entry in found.items()
     }
     assert reports == {"a": [(1, 1), (4, 2), (6, 3)], "b": [], "c": [(3, 1)]}
     assert {name: entry.get("error") for name, entry in found.items()} == {"a": None, "b": "broken", "c": "broken"}
@@ -157,7 +156,7 @@ def test_timm_is_used_as_its_users_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.syspath_prepend(str(tmp_path))
     config = small_config(("model.arch", "resnet50"), ("model.width", "64"))
     spec = {"kind": "timm", "mode": "infer", "steps": 3, "warmup": 1, "device": "cpu"}
-    spec |= {"round": 1, "config": config.to_dict(), "network": compare.network(config)}
+    spec |= {"trial": 1, "config": config.to_dict(), "network": compare.network(config)}
     report = torch_step.run(spec)
     assert (report["images_per_step"], report["platform"]) == (4, "cpu")
     assert "timm 0" in report["about"]
@@ -220,7 +219,7 @@ def test_torchs_network_computes_what_the_reference_does(arch: str) -> None:
     torch.testing.assert_close(net.eval()(images), reference.eval()(images), rtol=1e-5, atol=1e-5)
 
 
-def test_a_single_round_has_no_range() -> None:
+def test_a_single_trial_has_no_range() -> None:
     def cells(*speeds: float) -> list[str]:
         spread = {"median": speeds[0], "min": min(speeds), "max": max(speeds)}
         result = {"precision": "bf16", "batch_size_per_device": 8, "waiting": {"median": 0.5, "min": 0.5, "max": 0.5}}
@@ -264,7 +263,7 @@ def test_torchs_boxes_are_drawn_as_torchvision_does() -> None:
     assert 0 <= large[0] < large[2] <= 500 and 0 <= large[1] < large[3] <= 375
 
 
-def test_feeds_are_summed_up() -> None:
+def test_loaders_are_summed_up() -> None:
     def found_in(*pairs: tuple[float, float]) -> dict[str, Any]:
         same = {"images": 100, "about": "x", "trial_seconds": 9.0}
         return {"trials": [same | {"seconds": s, "cpu_seconds": c} for s, c in pairs]}

@@ -48,7 +48,7 @@ def test_a_real_training_step(tmp_path: Path) -> None:
         assert kernel["bytes"] == hlo.bytes_of(parsed.instructions[kernel["name"]], parsed)
         assert kernel["gbytes_per_second"] == pytest.approx(kernel["bytes"] / kernel["seconds"] / 1e9)
         assert kernel["of_copy_ceiling"] == pytest.approx(kernel["gbytes_per_second"] / 1000)
-    assert groups.SUMS_BACKWARD in kernel_tables(found)
+    assert groups.SUMS_BACKWARD in kernel_tables(result)
 
 
 def kernel_of(instruction: hlo.Instruction) -> str:
@@ -203,7 +203,7 @@ def test_a_step_counted_by_hand(tmp_path: Path) -> None:
         },
     ]
     assert found["kernels"][-1]["bytes"] is found["kernels"][-1]["of_copy_ceiling"] is None
-    text = kernel_tables(found)
+    text = kernel_tables({"profile": found})
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert ["convolution forward", "0.000", "40.0%", "2"] in rows
     assert ["idle", "0.000", "20.0%", "0"] in rows
@@ -250,7 +250,7 @@ def test_overlapping_kernels_share_the_time() -> None:
 def test_a_trace_without_kernels_is_said_in_the_tables(tmp_path: Path) -> None:
     found = profiles.profile(lambda _: None, HLO, tmp_path, steps=1, mode="train")
     assert set(found) == {"dir", "steps", "error"}
-    assert kernel_tables(found).startswith("the profiler saw no kernels")
+    assert kernel_tables({"profile": found}).startswith("the profiler saw no kernels")
 
 
 def test_a_folder_without_a_trace(tmp_path: Path) -> None:

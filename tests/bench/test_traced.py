@@ -94,7 +94,7 @@ def test_without_them_it_does_not_compile(tmp_path: Path, monkeypatch: pytest.Mo
     assert "Traced with command buffers: XLA does not compile without them" in text
     result["command_buffers"] = {"images_per_second": 300.0, "images_per_second_without": 250.0, "ratio": 1.2}
     text = as_markdown(header | {"hardware": hardware, "results": [result]})
-    assert "Traced without command buffers: 250.0 img/s; with them, as timed above, 300.0 img/s, 1.200 times" in text
+    assert "Traced without command buffers: 250.0 img/s; with them, as timed, 300.0 img/s, 1.200 times" in text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from rn50_jax.bench import stats
 from rn50_jax.bench.cases import Case
 from rn50_jax.bench.compiled import num_classes
 from rn50_jax.bench.record import Record
-from rn50_jax.bench.trials import Found, Terms, run_trials
+from rn50_jax.bench.trials import Found, Terms, describe, run_trials
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY
 
@@ -72,12 +72,11 @@ def compare(
     *,
     trace: Path | None,
     tell: Callable[[str], None],
-    before: list[tuple[str, float]],
 ) -> None:
-    """Times ours and the baselines on one device, in interleaved rounds, each trial in a process of its own.
+    """Times ours and the baselines on one device, in turns, each trial in a process of its own.
 
-    Into the record go "comparisons": the setting and "programs", each with its images_per_second by round, their
-    median and extremes, and the ratios ours / baseline by round; and from the first trial of ours "results", "ceilings"
+    Into the record go "comparisons": the setting and "programs", each with its images_per_second by trial, their
+    median and extremes, and the ratios ours / baseline by trial; and from the first trial of ours "results", "ceilings"
     and what its process knows of the machine. This process touches no device.
 
     Args:
@@ -86,7 +85,6 @@ def compare(
       baselines: see `parse_baselines`.
       record: has the trials in its plan, see `trials.trial_names`.
       trace: a folder for a trace of ours, which is made after its first trial's timing.
-      before: programs and seconds of earlier trials; those of these trials are added.
 
     Raises:
       UserError: the first trial of ours failed.
@@ -104,7 +102,7 @@ def compare(
     specs |= {name: shared | {"kind": name, "folder": folder} for name, folder in baselines.items()}
     setting = {"mode": case.mode, "precision": config.precision, "batch_size": config.batch_size}
     setting |= {"image_size": config.data.image_size, "arch": config.model.arch}
-    setting |= {"steps": terms.steps, "rounds": terms.rounds}
+    setting |= {"steps": terms.steps, "rounds": terms.trials}
 
     def parts(found: Found) -> dict[str, Any]:
         made: dict[str, Any] = {"comparisons": [*comparisons, setting | {"programs": summarise(found)}]}
@@ -116,32 +114,29 @@ def compare(
             made |= report["header"]
         return made
 
-    run_trials(str(case), specs, record, terms, parts=parts, tell=tell, before=before)
+    run_trials(str(case), specs, record, terms, parts=parts, tell=tell)
 
 
-def summarise(reports: Found) -> list[dict[str, Any]]:
+def summarise(found: Found) -> list[dict[str, Any]]:
     """Returns what `trials.run_trials` found, as speeds and ratios; not over a baseline on another kind of device."""
-    speeds = {name: [_speed(report) for report in found["trials"]] for name, found in reports.items()}
+    ours = found[OURS]["trials"]
     result = []
-    for name, found in reports.items():
-        entry: dict[str, Any] = {"name": name}
-        entry |= {key: found[key] for key in ("error", "error_detail") if key in found}
-        if not found["trials"]:
-            result += [entry] if "error" in found else []
+    for entry, reports in describe(found):
+        result.append(entry)
+        if not reports:
             continue
-        first, last = found["trials"][0], found["trials"][-1]
+        first, last = reports[0], reports[-1]
         entry |= {key: last[key] for key in ("platform", "device", "precision", "about", "peak_memory_bytes")}
-        entry["images_per_second"] = {"rounds": speeds[name], **stats.spread_of(speeds[name])}
+        entry |= {key: first[key] for key in ("start_seconds", "start")}  # later trials find their programs compiled
+        speeds = [_speed(report) for report in reports]
+        entry["images_per_second"] = {"rounds": speeds, **stats.spread_of(speeds)}
         if last["platform"] == "cpu":
-            entry["cpu_ms_per_image"] = stats.spread_of([_cpu_ms(report) for report in found["trials"]])
-        entry |= {key: first[key] for key in ("start_seconds", "start")}  # later rounds find their programs compiled
-        entry["trial_seconds"] = [report["trial_seconds"] for report in found["trials"]]
-        if name != OURS and speeds[OURS]:
-            if last["platform"] != reports[OURS]["trials"][-1]["platform"]:
+            entry["cpu_ms_per_image"] = stats.spread_of([_cpu_ms(report) for report in reports])
+        if entry["name"] != OURS and ours:
+            if last["platform"] != ours[-1]["platform"]:
                 entry["error"] = f"it ran on a {last['platform']}, and ours did not"
             else:
-                entry["ours_over_it"] = stats.ratios(speeds[OURS], speeds[name])
-        result.append(entry)
+                entry["ours_over_it"] = stats.ratios([_speed(report) for report in ours], speeds)
     return result
 
 

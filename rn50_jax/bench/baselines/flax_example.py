@@ -76,7 +76,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         "step_seconds": summarise(seconds),
         "cpu_seconds_per_step": cpu / spec["steps"],
         "start_seconds": first,
-        "start": "cold" if spec["round"] == 1 else "warm",
+        "start": "cold" if spec["trial"] == 1 else "warm",
         "peak_memory_bytes": stats.get("peak_bytes_in_use"),
         "about": f"its own train_step and models.py, jax {jax.__version__}",
     }

@@ -24,7 +24,7 @@ def run(spec: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[st
     devices = find_local_devices(spec["device"])
     case = Case(spec["mode"], config.precision, config.batch_size, devices=1)
     options: dict[str, Any] = {"steps": spec["steps"], "warmup": spec["warmup"]}
-    if spec["round"] > 1:
+    if spec["trial"] > 1:
         return _report(measure(case_config(config, case), case, **options), devices)
     ceiling = Ceiling(**spec["ceiling"]) if spec["ceiling"] else measure_ceiling(devices[0], config.precision)
     whole = {"ceiling": ceiling._asdict(), "header": make_header(spec["command"], devices)}

@@ -100,7 +100,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         "step_seconds": summarise(seconds),
         "cpu_seconds_per_step": cpu / spec["steps"],
         "start_seconds": first,
-        "start": "cold" if spec["round"] == 1 else "warm",
+        "start": "cold" if spec["trial"] == 1 else "warm",
         "peak_memory_bytes": torch.cuda.max_memory_reserved() if cuda else None,
         "about": f"torch {torch.__version__}{_timm_version(spec)}{threads}",
     }
