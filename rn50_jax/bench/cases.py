@@ -1,17 +1,17 @@
 """One case of a benchmark: a mode, a precision, a batch size and a number of devices."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from rn50_jax.bench import stats, traced
-from rn50_jax.bench.compiled import Program, make_program, num_classes
-from rn50_jax.bench.cpu_time import TreeClock
+from rn50_jax.bench import traced
+from rn50_jax.bench.compiled import make_program, num_classes
+from rn50_jax.bench.cpu_time import time_steps
 from rn50_jax.bench.device import sheet
 from rn50_jax.bench.flops import count_flops
 from rn50_jax.bench.roofline import Ceiling
@@ -80,8 +80,8 @@ def measure(
 
     Returns:
       What was timed; images_per_second at the median step; step_seconds, see `stats.summarise`; what compiling cost;
-      memory; how far the devices were used, see `usage`; and "seconds" that it all took. Where the device lacks memory
-      or the precision: what was to be timed, and "error"; where it cannot be traced, "profile_error".
+      memory; how far the devices were used, see `usage`; and "seconds" that it all took. If the device lacks memory
+      or the precision: what was to be timed, and "error"; if it cannot be traced, "profile_error".
     """
     start = time.perf_counter()
     devices = jax.local_devices()[: case.devices]
@@ -112,21 +112,31 @@ def measure(
         return after(error=str(error))
     try:
         with telling_of_memory(config):
-            peak_before = _peak(devices[0])
+            before = _peak(devices[0])
             program = make_program(config, case.mode, devices)
-            result |= _time(program, steps, warmup, start)
+            result |= time_steps(program.run, steps=steps, warmup=warmup, began=start)
     except RunStopped as error:
         return after(error="out of memory", error_detail=str(error))
-    compilation = program.compilation
-    result |= peak_memory(case.mode, platform, peak_before, _peak(devices[0]), compilation.memory_bytes)
+    made = program.compilation
+    result |= {
+        "images_per_step": program.images,
+        "images_per_second": program.images / result["step_seconds"]["median"],
+        "images_per_second_mean": program.images / result["step_seconds"]["mean"],
+        "conv_lowering": program.lowering,
+        "trace_seconds": made.trace_seconds,
+        "compile_seconds": made.compile_seconds,
+        "compiled_from_cache": made.cached,
+        "first_call_seconds": made.trace_seconds + made.compile_seconds + result["first_step_seconds"],
+    }
+    result |= peak_memory(case.mode, platform, before, _peak(devices[0]), made.memory_bytes)
     model = build_model(config, num_classes=num_classes(config), platform=platform)
     flops = count_flops(model, config.data.image_size).of(case.mode)
-    result |= usage(result, flops, compilation.bytes_accessed, ceiling, devices[0].device_kind)
+    result |= usage(result, flops, made.bytes_accessed, ceiling, devices[0].device_kind)
     if trace is None:
         return after()
     timed(after())
     if command_buffers is None:
-        command_buffers = traced.has_command_buffers(platform, traced.xla_flags())
+        command_buffers = traced.has_command_buffers(platform, os.environ.get("XLA_FLAGS", ""))
     try:
         with telling_of_memory(config):
             found = traced.trace(
@@ -141,32 +151,6 @@ def measure(
     except (RunStopped, UserError) as error:
         return after(profile_error=str(error))
     return after(**found)
-
-
-def _time(program: Program, steps: int, warmup: int, began: float) -> dict[str, Any]:
-    start = time.perf_counter()
-    program.run(1)
-    done = time.perf_counter()
-    if warmup:
-        program.run(warmup)
-    clock = TreeClock()
-    seconds = program.run(steps)
-    _, cpu = clock.stop()
-    compilation = program.compilation
-    return {
-        "conv_lowering": program.lowering,
-        "images_per_step": program.images,
-        "trace_seconds": compilation.trace_seconds,
-        "compile_seconds": compilation.compile_seconds,
-        "compiled_from_cache": compilation.cached,
-        "first_call_seconds": compilation.trace_seconds + compilation.compile_seconds + done - start,
-        "first_step_seconds": done - start,
-        "start_seconds": done - began,
-        "images_per_second": program.images / float(np.median(seconds)),
-        "images_per_second_mean": program.images * steps / sum(seconds),
-        "cpu_seconds_per_step": cpu / steps,
-        "step_seconds": stats.summarise(seconds),
-    }
 
 
 def _peak(device: jax.Device) -> int:

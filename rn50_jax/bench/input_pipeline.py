@@ -11,14 +11,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax.bench import stats
-from rn50_jax.bench.cpu_time import TreeClock
+from rn50_jax.bench.cpu_time import time_batches
 from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.report import make_header
 from rn50_jax.bench.trials import Found, Terms, describe, run_trials, trial_names
 from rn50_jax.config import tree
 from rn50_jax.config.derived import Plan, make_plan
-from rn50_jax.data.batch import Position, TrainBatch
+from rn50_jax.data.batch import Position
 from rn50_jax.data.dataset import open_dataset, root_of
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.loader import train_batches
@@ -47,26 +47,19 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     plan = make_plan(config, num_images=len(images.labels), num_devices=len(devices))
     steps = spec["warmup"] + spec["steps"]
     with open_loader(config, images, plan, make_mesh(devices), steps) as batches:
-        clock = TreeClock()
-        for _ in range(spec["warmup"]):
-            _wait(next(batches))
-        clock.start()
-        for _ in range(spec["steps"]):
-            _wait(next(batches))
-        wall, cpu = clock.stop()
+        timed = time_batches(
+            batches,
+            steps=spec["steps"],
+            warmup=spec["warmup"],
+            wait=lambda batch: jax.block_until_ready(batch.batch),
+        )
     dali = dali_version() or "unknown"
-    return {
+    return timed | {
         "images": spec["steps"] * plan.global_batch,
-        "seconds": wall,
-        "cpu_seconds": cpu,
         "header": make_header(spec["command"], devices),
         "about": f"{config.data.backend}, DALI {dali}, {config.data.workers} threads per device, "
         f"{len(devices)} x {describe_hardware(devices)['device']}",
     }
-
-
-def _wait(batch: TrainBatch) -> None:
-    jax.block_until_ready(batch.batch)
 
 
 def measure_input(config: ConfigDict, record: Record, terms: Terms, *, tell: Callable[[str], None]) -> None:

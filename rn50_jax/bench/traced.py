@@ -1,6 +1,5 @@
 """The profile of a timed program, on GPUs without command buffers, and what these are worth."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def trace(
     Raises:
       UserError: the folder cannot be written.
     """
-    run, compiled = program.run, program.compiled
+    run, compiled = program.run, program.compilation.compiled
     found: dict[str, Any] = {}
     if command_buffers:
         try:
@@ -60,13 +59,8 @@ def trace(
             speeds = {"images_per_second": images_per_second, "images_per_second_without": without, "ratio": ratio}
             found["command_buffers"] = speeds
         except jax.errors.JaxRuntimeError as error:
-            run, compiled = program.run, program.compiled
+            run, compiled = program.run, program.compilation.compiled
             found["command_buffers"] = {"error": str(error).splitlines()[0]}
-    options: dict[str, Any] = {"steps": min(steps, 10), "mode": mode}
-    options["copy_gbytes_per_second"] = copy_gbytes_per_second
-    return found | {"profile": profile(run, compiled.as_text(), folder, **options)}
-
-
-def xla_flags() -> str:
-    """Returns what the environment says, where `runtime.prepare_runtime` puts the config's flags too."""
-    return os.environ.get("XLA_FLAGS", "")
+    ceiling = copy_gbytes_per_second
+    made = profile(run, compiled.as_text(), folder, steps=min(steps, 10), mode=mode, copy_gbytes_per_second=ceiling)
+    return found | {"profile": made}

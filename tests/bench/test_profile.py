@@ -24,7 +24,7 @@ def test_a_real_training_step(tmp_path: Path) -> None:
     # Seven classes, as in no other test: a kept program may have the names that an older version gave.
     config = configs.override(small_config(), [("model.num_classes", "7")])
     devices = jax.devices()[:1]
-    text = compiled.make_program(config, "train", devices).compiled.as_text()
+    text = compiled.make_program(config, "train", devices).compilation.compiled.as_text()
     case, ceiling = cases.Case("train", config.precision, config.batch_size, devices=1), Ceiling(1.0, 1000.0)
     result = cases.measure(config, case, steps=3, warmup=1, ceiling=ceiling, trace=tmp_path / "trace")
     found = result["profile"]

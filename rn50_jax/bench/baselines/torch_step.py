@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from rn50_jax.bench.cpu_time import TreeClock
-from rn50_jax.bench.stats import summarise
+from rn50_jax.bench.cpu_time import time_batches, time_steps
 from rn50_jax.errors import UserError
 
 
@@ -83,23 +82,19 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     net: nn.Module = _make_net(spec).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     step = _train_step(spec, net, device) if spec["mode"] == "train" else _infer_step(spec, net, device)
-    _seconds(step, 1, cuda, spec["mode"])
-    first = time.perf_counter() - start
-    _seconds(step, spec["warmup"], cuda, spec["mode"])
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    clock = TreeClock()
-    seconds = _seconds(step, spec["steps"], cuda, spec["mode"])
-    _, cpu = clock.stop()
+    timed = time_steps(
+        lambda count: _seconds(step, count, cuda, spec["mode"]),
+        steps=spec["steps"],
+        warmup=spec["warmup"],
+        began=start,
+        ready=torch.cuda.reset_peak_memory_stats if cuda else lambda: None,
+    )
     threads = "" if cuda else f", {torch.get_num_threads()} threads"
-    return {
+    return timed | {
         "platform": "gpu" if cuda else "cpu",
         "device": torch.cuda.get_device_name() if cuda else "CPU",
         "precision": precision,
         "images_per_step": spec["config"]["batch_size"],
-        "step_seconds": summarise(seconds),
-        "cpu_seconds_per_step": cpu / spec["steps"],
-        "start_seconds": first,
         "start": "cold" if spec["trial"] == 1 else "warm",
         "peak_memory_bytes": torch.cuda.max_memory_reserved() if cuda else None,
         "about": f"torch {torch.__version__}{_timm_version(spec)}{threads}",
@@ -246,22 +241,8 @@ def _run_loader(spec: dict[str, Any]) -> dict[str, Any]:
         persistent_workers=True,
     )
 
-    def batches() -> Iterator[Any]:
-        while True:
-            yield from loader
-
-    stream = batches()
-    clock = TreeClock()
-    for _ in range(spec["warmup"]):
-        next(stream)
-    clock.start()
-    for _ in range(spec["steps"]):
-        images, _ = next(stream)
-    wall, cpu = clock.stop()
-    count = spec["steps"] * len(images)
-    return {
-        "images": count,
-        "seconds": wall,
-        "cpu_seconds": cpu,
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    return time_batches(batches, steps=spec["steps"], warmup=spec["warmup"]) | {
+        "images": spec["steps"] * spec["config"]["batch_size"],
         "about": f"torch {torch.__version__} DataLoader, Pillow, {spec['workers']} processes",
     }
