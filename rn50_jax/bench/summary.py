@@ -1,14 +1,14 @@
 """The tables of folders of results: `python -m rn50_jax.bench.summary OUT...`, the end of scripts/measure_gpu.sh."""
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rn50_jax import cli, errors
 from rn50_jax.bench import tables
 from rn50_jax.bench.results import CPU, Result, by_source, read_results
-from rn50_jax.io.files import write_whole
+from rn50_jax.runtime.run_folder import write_file
 
 Row = dict[str, Any]
 
@@ -22,11 +22,8 @@ def main(argv: Sequence[str]) -> int:
     if not folders or not all(folder.is_dir() for folder in folders):
         raise errors.UserError("usage: python -m rn50_jax.bench.summary FOLDER...")
     text = summarise(*folders)
-    try:
-        if len(folders) == 1:
-            write_whole(folders[0] / "summary.md", text + "\n")
-    except OSError as error:
-        raise errors.UserError(f"cannot write {error.filename}: {error.strerror}") from error
+    if len(folders) == 1:
+        write_file(folders[0] / "summary.md", text + "\n")
     print(text)
     return 0
 
@@ -84,19 +81,18 @@ def _missed(result: Result) -> Iterator[str]:
         yield f"{result.name}, {entry['case']}: {reasons.get(entry['why'], entry['why'])}"
 
 
-def _measured(results: Sequence[Result], mode: str = "") -> list[Row]:
+def _measured(results: Sequence[Result]) -> list[Row]:
     """What was timed, with "from", the result's name, "flags" and "beside", all that was timed in the same call."""
     return [
         row | {"from": result.name, "flags": _flags(result), "beside": result.document["results"]}
         for result in results
         for row in result.document.get("results", [])
-        if mode in ("", row["mode"])
     ]
 
 
 def _plain(results: Sequence[Result], mode: str) -> list[Row]:
     """What was timed with the config as it is and no flags of XLA's, by devices, batch size and precision."""
-    found = [row for row in _measured(results, mode) if not row["flags"] and not row.get("variant")]
+    found = [r for r in _measured(results) if r["mode"] == mode and not r["flags"] and not r.get("variant")]
     return sorted(found, key=lambda row: [row[key] for key in ("num_devices", "batch_size_per_device", "precision")])
 
 
@@ -125,12 +121,16 @@ def _variant_table(results: Sequence[Result]) -> str:
 
 def _flag_table(results: Sequence[Result]) -> str:
     """Flags of XLA's, over none in another process of the same part."""
-    rows = [row for row in _measured(results) if row["flags"] or _name(row).startswith("flags-")]
+
+    def folder(row: Row) -> str:
+        return str(row["from"]).rpartition("/")[0]
+
+    part = [result for result in results if result.name.rpartition("/")[2].startswith("flags-") or _flags(result)]
+    rows = _measured(part)
     found = []
-    for row in rows:
-        if row["flags"]:
-            without = [other for other in rows if not other["flags"] and _folder(other) == _folder(row)]
-            found.append(row | {"changed": f"`{row['flags']}`", "base": _find(row | {"beside": without})})
+    for row in filter(lambda row: row["flags"], rows):
+        without = [other for other in rows if not other["flags"] and folder(other) == folder(row)]
+        found.append(row | {"changed": f"`{row['flags']}`", "base": _find(row | {"beside": without})})
     return _changed(found)
 
 
@@ -142,44 +142,42 @@ def _changed(rows: Sequence[Row]) -> str:
     return _case_table(ordered, case, measured | {"peak memory, MB": tables.memory})
 
 
+def _captioned(
+    results: Sequence[Result], key: str, caption: Callable[[Row], str], make: Callable[[Row], str], needs: str = ""
+) -> str:
+    """The tables of all entries under a key of the documents that have what is needed."""
+    parts = []
+    for result in results:
+        found = result.document.get(key, [])
+        for entry in found if isinstance(found, list) else [found]:
+            if not needs or needs in entry:
+                parts.append(f"{caption(entry)} ({result.name}):\n\n{make(entry)}")
+    return "\n\n".join(parts)
+
+
 def _baseline_tables(results: Sequence[Result]) -> str:
-    return _captioned(
-        (
-            f"{c['mode']}, {c['precision']}, {c['batch_size']} images, {c['rounds']} x {c['steps']} steps",
-            result.name,
-            tables.baseline_table(c),
-        )
-        for result in results
-        for c in result.document.get("comparisons", [])
-    )
+    def caption(c: Row) -> str:
+        return f"{c['mode']}, {c['precision']}, {c['batch_size']} images, {c['rounds']} x {c['steps']} steps"
+
+    return _captioned(results, "comparisons", caption, tables.baseline_table)
 
 
 def _profile_tables(results: Sequence[Result]) -> str:
-    return _captioned(
-        (
-            f"{row['mode']}, {row['precision']}, {row['batch_size_per_device']} images",
-            row["from"],
-            tables.kernel_tables(row),
-        )
-        for row in _measured(results)
-        if "profile" in row
-    )
+    def caption(row: Row) -> str:
+        return f"{row['mode']}, {row['precision']}, {row['batch_size_per_device']} images"
+
+    return _captioned(results, "results", caption, tables.kernel_tables, needs="profile")
 
 
 def _input_tables(results: Sequence[Result]) -> str:
-    return _captioned(
-        (f"{found['image_size']} px, {found['workers']} workers", result.name, tables.input_table(found))
-        for result in results
-        if (found := result.document.get("input"))
-    )
+    return _captioned(results, "input", lambda i: f"{i['image_size']} px, {i['workers']} workers", tables.input_table)
 
 
 def _end_to_end_tables(results: Sequence[Result]) -> str:
-    return _captioned(
-        (f"{real['backend']}, {real['workers']} threads per device", result.name, tables.end_to_end_table(real))
-        for result in results
-        if (real := result.document.get("end_to_end"))
-    )
+    def caption(real: Row) -> str:
+        return f"{real['backend']}, {real['workers']} threads per device"
+
+    return _captioned(results, "end_to_end", caption, tables.end_to_end_table)
 
 
 def _quick_start_table(results: Sequence[Result]) -> str:
@@ -237,18 +235,6 @@ _USE: tables.Columns = {
 
 def _case_table(rows: Sequence[Row], case: tables.Columns, measured: tables.Columns) -> str:
     return tables.case_table(rows, case, measured, {"from": tables.value("from")}) if rows else ""
-
-
-def _captioned(found: Iterable[tuple[str, str, str]]) -> str:
-    return "\n\n".join(f"{caption} ({name}):\n\n{text}" for caption, name, text in found)
-
-
-def _folder(row: Row) -> str:
-    return str(row["from"]).rpartition("/")[0]
-
-
-def _name(row: Row) -> str:
-    return str(row["from"]).rpartition("/")[2]
 
 
 def _flags(result: Result) -> str:
