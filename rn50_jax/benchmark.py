@@ -65,12 +65,12 @@ def main(argv: Sequence[str]) -> int:
     record = Record(json=args.json, markdown=args.markdown, seconds=args.budget, tell=_tell)
     with record:
         if args.mode == "input":
-            measure_input(config, record, terms, tell=_tell)
+            measure_input(config, record, terms)
         elif baselines:
             cases = make_cases(args.mode, precisions, batch_sizes, available=1, scaling=None)
             _compare(make_sweep(config, cases), baselines, record, terms, args.profile)
         elif args.mode == "end-to-end":
-            measure_end_to_end(config, _devices(args), record, terms, tell=_tell)
+            measure_end_to_end(config, _devices(args), record, terms)
         else:
             devices = _devices(args)
             cases = make_cases(args.mode, precisions, batch_sizes, available=len(devices), scaling=args.scaling)
@@ -92,7 +92,7 @@ def _compare(
     names = [name for case, _ in sweep for name in trial_names(str(case), [OURS, *baselines], terms.trials)]
     record.plan(names, single=len(sweep) == 1)
     for case, config in sweep:
-        compare(config, case, baselines, record, terms, trace=trace, tell=_tell)
+        compare(config, case, baselines, record, terms, trace=trace)
 
 
 def _sweep(
@@ -102,13 +102,13 @@ def _sweep(
         raise UserError(f"--profile takes one precision, batch size and number of devices, not {len(sweep)}")
 
     def ceiling_of(precision: str) -> Ceiling:
-        _tell(f"ceilings in {precision}")
+        record.tell(f"ceilings in {precision}")
         return measure_ceiling(devices[0], precision)
 
     header = report.make_header(terms.command, devices)
     record.plan([str(case) for case, _ in sweep], single=len(sweep) == 1, **header)
     steps, warmup = terms.steps, terms.warmup
-    run_sweep(sweep, record, ceiling_of=ceiling_of, steps=steps, warmup=warmup, trace=trace, tell=_tell)
+    run_sweep(sweep, record, ceiling_of=ceiling_of, steps=steps, warmup=warmup, trace=trace)
 
 
 def _parser() -> argparse.ArgumentParser:

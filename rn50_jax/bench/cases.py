@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from rn50_jax.bench import traced
+from rn50_jax.bench import profile
 from rn50_jax.bench.compiled import make_program, num_classes
 from rn50_jax.bench.cpu_time import time_steps
-from rn50_jax.bench.device import sheet
+from rn50_jax.bench.device import sheet_tflops
 from rn50_jax.bench.flops import count_flops
 from rn50_jax.bench.roofline import Ceiling
 from rn50_jax.config import loading as configs
@@ -68,15 +68,13 @@ def measure(
     ceiling: Ceiling | None = None,
     trace: Path | None = None,
     timed: Callable[[dict[str, Any]], None] = lambda _: None,
-    command_buffers: bool | None = None,
 ) -> dict[str, Any]:
     """Times `steps` steps after a first call and `warmup` further ones; the batch stays on the devices.
 
     Args:
       config: as `case_config` makes it.
-      trace: a folder for a trace of ten further steps, which "profile" then sums up, see `traced.trace`.
+      trace: a folder for a trace of ten further steps, which "profile" then sums up, see `profile.profile_program`.
       timed: called with the result before it is traced.
-      command_buffers: the program has them; by default what `traced.has_command_buffers` says.
 
     Returns:
       What was timed; images_per_second at the median step; step_seconds, see `stats.summarise`; what compiling cost;
@@ -135,18 +133,16 @@ def measure(
     if trace is None:
         return after()
     timed(after())
-    if command_buffers is None:
-        command_buffers = traced.has_command_buffers(platform, os.environ.get("XLA_FLAGS", ""))
     try:
         with telling_of_memory(config):
-            found = traced.trace(
+            found = profile.profile_program(
                 program,
                 trace,
                 steps=steps,
                 mode=case.mode,
                 images_per_second=result["images_per_second"],
                 copy_gbytes_per_second=ceiling.gbytes_per_second if ceiling else None,
-                command_buffers=command_buffers,
+                command_buffers=profile.has_command_buffers(platform, os.environ.get("XLA_FLAGS", "")),
             )
     except (RunStopped, UserError) as error:
         return after(profile_error=str(error))
@@ -200,5 +196,5 @@ def usage(
     if ceiling:
         used["flops_of_ceiling"] = tflops / ceiling.tflops
         used["bandwidth_of_ceiling"] = gbytes / ceiling.gbytes_per_second
-    known = sheet(device_kind, result["precision"])
-    return used | ({"mfu": tflops / known[0]} if known else {})
+    known = sheet_tflops(device_kind, result["precision"])
+    return used | ({"mfu": tflops / known} if known else {})

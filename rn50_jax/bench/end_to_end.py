@@ -1,7 +1,6 @@
 """Real training steps from real files, beside the same steps on synthetic data."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,14 +22,7 @@ from rn50_jax.training.build import build_state, compile_steps
 from rn50_jax.training.divergence import telling_of_memory
 
 
-def measure_end_to_end(
-    config: ConfigDict,
-    devices: list[jax.Device],
-    record: Record,
-    terms: Terms,
-    *,
-    tell: Callable[[str], None],
-) -> None:
+def measure_end_to_end(config: ConfigDict, devices: list[jax.Device], record: Record, terms: Terms) -> None:
     """Times `steps` steps on a synthetic batch and on the loader's in turns; two steps queued, as in training.
 
     Into the record's "end_to_end" go, after each trial, for each kind images_per_second by trial (all images over all
@@ -75,7 +67,7 @@ def measure_end_to_end(
         for text in trials:
             if not record.begins(text):
                 continue
-            tell(text)
+            record.tell(text)
             start = time.perf_counter()
             for name, one_step in (("synthetic", synthetic_step), ("real", real_step)):
                 # The loader has worked ahead while others were timed: the warm-up uses that up.

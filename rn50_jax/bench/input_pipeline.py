@@ -1,6 +1,6 @@
 """The loader alone, beside a PyTorch DataLoader on the same files: images per second and processor time per image."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure_input(config: ConfigDict, record: Record, terms: Terms, *, tell: Callable[[str], None]) -> None:
+def measure_input(config: ConfigDict, record: Record, terms: Terms) -> None:
     """Times both loaders in turns, each trial in a process of its own.
 
     Both decode the same files to uint8 batches of the config's crop, size and flip; the DataLoader's with Pillow in
@@ -75,7 +75,7 @@ def measure_input(config: ConfigDict, record: Record, terms: Terms, *, tell: Cal
       UserError: the data cannot be used, or the first trial of ours failed.
     """
     images = open_dataset(config, need_val=False).train
-    shared = terms.for_a_trial() | {"config": config.to_dict()}
+    shared = terms._asdict() | {"config": config.to_dict()}
     theirs = shared | {"kind": "torch-loader", "folder": str(root_of(config) / "train")}
     programs = {OURS: shared | {"kind": "loader"}, TORCH: theirs | {"workers": config.data.workers}}
     setting = {
@@ -93,7 +93,7 @@ def measure_input(config: ConfigDict, record: Record, terms: Terms, *, tell: Cal
         header = found[OURS]["trials"][0]["header"] if found[OURS]["trials"] else {}
         return {"input": setting | {"programs": summarise(found)}} | header
 
-    run_trials("input", programs, record, terms, parts=parts, tell=tell)
+    run_trials("input", programs, record, terms, parts=parts)
 
 
 def describe_files(images: ImageSet, sample: int = 2000) -> dict[str, float]:

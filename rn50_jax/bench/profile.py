@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from rn50_jax.bench import compiled as programs
 from rn50_jax.bench.groups import CONTAINERS, GROUPS, group_of_instruction, group_of_kernel
 from rn50_jax.bench.hlo import Instruction, Program, bytes_of, parse_program
 from rn50_jax.errors import UserError
 
 IDLE = "idle"
+_COMMAND_BUFFERS = "xla_gpu_enable_command_buffer"
+_TIMED = 20  # steps at most that are timed without command buffers
 # On a GPU's streams, but nothing that runs.
 _BOOKKEEPING = frozenset(("MemoryAlloc", "MemoryFree", "MemoryResidency", "HostRegister", "HostUnregister"))
 
@@ -68,6 +72,59 @@ def profile(
     if not events:
         return about | {"error": "the profiler saw no kernels; on a GPU it needs CUPTI and the right to use it"}
     return about | summarise(events, parse_program(program_text), mode, steps, copy_gbytes_per_second)
+
+
+def has_command_buffers(platform: str, xla_flags: str) -> bool:
+    """Returns whether XLA records kernels in command buffers (CUDA graphs), in which a profiler cannot name them.
+
+    Args:
+      platform: of the devices. xla_flags: as in the environment; the last of the same name counts.
+    """
+    given = [flag.partition("=")[2] for flag in xla_flags.split() if flag.partition("=")[0] == f"--{_COMMAND_BUFFERS}"]
+    return platform == "gpu" and (not given or given[-1] != "")
+
+
+def profile_program(
+    program: programs.Program,
+    folder: Path,
+    *,
+    steps: int,
+    mode: str,
+    images_per_second: float,
+    copy_gbytes_per_second: float | None,
+    command_buffers: bool,
+) -> dict[str, Any]:
+    """Traces at most ten steps of a program that has been timed.
+
+    Args:
+      steps: that were timed. mode: "train" or "infer".
+      images_per_second: what was timed. copy_gbytes_per_second: see `profile`.
+      command_buffers: the program has them: it is compiled once more, without.
+
+    Returns:
+      "profile", see `profile`; and where there were command buffers "command_buffers": images_per_second with and
+      images_per_second_without, each at the median step, and "ratio", with over without; or "error", if XLA does not
+      compile without, and the program was traced as it is.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    run, compiled = program.run, program.compilation.compiled
+    found: dict[str, Any] = {}
+    if command_buffers:
+        try:
+            run, compiled = program.again({_COMMAND_BUFFERS: ""})
+            run(2)
+            without = program.images / float(np.median(run(min(steps, _TIMED))))
+            ratio = images_per_second / without
+            speeds = {"images_per_second": images_per_second, "images_per_second_without": without, "ratio": ratio}
+            found["command_buffers"] = speeds
+        except jax.errors.JaxRuntimeError as error:
+            run, compiled = program.run, program.compilation.compiled
+            found["command_buffers"] = {"error": str(error).splitlines()[0]}
+    ceiling = copy_gbytes_per_second
+    made = profile(run, compiled.as_text(), folder, steps=min(steps, 10), mode=mode, copy_gbytes_per_second=ceiling)
+    return found | {"profile": made}
 
 
 def newest_trace(folder: Path) -> Path:

@@ -28,7 +28,7 @@ class Record:
       json: file that holds the document from `plan` on, None for none.
       markdown: file for the tables at the end.
       seconds: since the process's start, after which nothing is begun; None for no limit.
-      tell: called with a line of progress.
+      tell: called with a line of progress, also by those who measure.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Record:
         seconds: float | None = None,
         tell: Callable[[str], None],
     ) -> None:
-        self._json, self._markdown, self._seconds, self._tell = json, markdown, seconds, tell
+        self._json, self._markdown, self._seconds, self.tell = json, markdown, seconds, tell
         self._parts: dict[str, Any] = {}
         self._pending: list[str] = []
         self._no_time: list[str] = []
@@ -90,7 +90,7 @@ class Record:
         if left > 0 and expected <= left:
             self._began = (case, program, age)
             return True
-        self._tell(f"not run for --budget {self._seconds:g}: {name}")
+        self.tell(f"not run for --budget {self._seconds:g}: {name}")
         with self.stops.lock:
             self._pending.remove(name)
             self._no_time.append(name)
@@ -144,7 +144,7 @@ class Record:
             self._write(complete=False)
         except UserError as error:
             if not self._warned:
-                self._tell(f"{error}; it is tried again")
+                self.tell(f"{error}; it is tried again")
             self._warned = True
 
     def _report(self, *, complete: bool) -> None:

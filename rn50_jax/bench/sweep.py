@@ -130,7 +130,6 @@ def run_sweep(
     steps: int,
     warmup: int,
     trace: Path | None,
-    tell: Callable[[str], None],
 ) -> None:
     """Measures every case for which there is time, into the record's "ceilings" and "results".
 
@@ -148,7 +147,7 @@ def run_sweep(
         if case.precision not in ceilings:
             ceilings[case.precision] = ceiling_of(case.precision)
             record.put(ceilings={precision: ceiling._asdict() for precision, ceiling in ceilings.items()})
-        tell(str(case))
+        record.tell(str(case))
 
         def timed(result: dict[str, Any]) -> None:
             record.put(results=[*results, result])
@@ -157,6 +156,6 @@ def run_sweep(
         results.append(measure(config, case, steps=steps, warmup=warmup, ceiling=ceiling, trace=trace, timed=timed))
         record.done(str(case), results=list(results))
         if "error" in results[-1]:
-            tell(results[-1]["error"])
+            record.tell(results[-1]["error"])
         gc.collect()
         jax.clear_caches()

@@ -38,27 +38,11 @@ class Terms(NamedTuple):
     trials: int
     timeout: float = 1800.0
 
-    def for_a_trial(self) -> dict[str, Any]:
-        """Returns what of it a trial's process needs."""
-        return {name: getattr(self, name) for name in ("command", "device", "steps", "warmup")}
-
-
-class _Failed(UserError):
-    """A trial that reported nothing. detail: the end of what it wrote to standard error."""
-
-    def __init__(self, message: str, detail: str) -> None:
-        super().__init__(message)
-        self.detail = detail
-
 
 def trial_names(case: str, programs: Sequence[str], trials: int) -> list[str]:
     """Returns the name of every trial of a case, in the order in which they are run, as a record's plan has them."""
-    return [trial_name(case, name, number, trials) for number in range(1, trials + 1) for name in programs]
-
-
-def trial_name(case: str, program: str, number: int, trials: int) -> str:
-    """Returns the name of one trial."""
-    return f"{case}, {program}, trial {number} of {trials}"
+    turns = itertools.product(range(1, trials + 1), programs)
+    return [f"{case}, {program}, trial {number} of {trials}" for number, program in turns]
 
 
 def run_trials(
@@ -68,7 +52,6 @@ def run_trials(
     terms: Terms,
     *,
     parts: Callable[[Found], dict[str, Any]],
-    tell: Callable[[str], None],
 ) -> Found:
     """Runs the programs in turns, as far as there is time.
 
@@ -77,7 +60,6 @@ def run_trials(
       programs: by name, the spec that `bench.worker` takes. One that fails is not run any more.
       record: has the trials in its plan, see `trial_names`.
       parts: makes parts of the record's document of what was found; called after each trial.
-      tell: called with a line of progress before each trial.
 
     Returns:
       By name, "trials": list of what the worker reported, with "trial_seconds"; and if one failed, "error", why, and
@@ -88,11 +70,12 @@ def run_trials(
     """
     found: Found = {name: {"trials": []} for name in programs}
     with record.stops.folder("rn50-jax-compiled-") as cache:
-        for number, name in itertools.product(range(1, terms.trials + 1), programs):
-            text = trial_name(case, name, number, terms.trials)
+        turns = list(itertools.product(range(1, terms.trials + 1), programs))
+        names = trial_names(case, list(programs), terms.trials)
+        for (number, name), text in zip(turns, names, strict=True):
             if "error" in found[name] or not record.begins(text, case=case, program=name):
                 continue
-            tell(text)
+            record.tell(text)
             start = time.perf_counter()
 
             def keep(report: dict[str, Any], name: str = name, text: str = text, start: float = start) -> None:
@@ -109,13 +92,12 @@ def run_trials(
                 if name == next(iter(programs)) and not found[name]["trials"]:
                     raise
                 report = {"error": str(error)}
-                if isinstance(error, _Failed) and error.detail:
-                    report["error_detail"] = error.detail
+                if detail := getattr(error, "__notes__", None):
+                    report["error_detail"] = "\n".join(detail)
             keep(report)
             if "error" in report:
-                tell(f"{name}: {report['error']}")
-                later = range(number + 1, terms.trials + 1)
-                record.drop([trial_name(case, name, n, terms.trials) for n in later])
+                record.tell(f"{name}: {report['error']}")
+                record.drop([text for (_, other), text in zip(turns, names, strict=True) if other == name])
     return found
 
 
@@ -147,7 +129,7 @@ def run_trial(
       salvage: given what it has reported so far if a signal ends the benchmark meanwhile.
 
     Raises:
-      UserError: it failed and reported nothing; the message is its last line.
+      UserError: it failed and reported nothing; the message is its last line, with the last twenty as a note.
     """
     with stops.folder("rn50-jax-bench-") as folder:
         request, answer, errors = folder / "spec.json", folder / "result.json", folder / "stderr"
@@ -178,7 +160,10 @@ def run_trial(
             problem = (lines or [problem])[-1].removeprefix("error: ")[:300]
         if answer.is_file():
             return _read(answer) | ({"cut_short": problem} if problem else {})
-        raise _Failed(problem or "it reported nothing", "\n".join(lines[-20:]) if len(lines) > 1 else "")
+        error = UserError(problem or "it reported nothing")
+        if len(lines) > 1:
+            error.add_note("\n".join(lines[-20:]))
+        raise error
 
 
 def worker_command(request: Path, answer: Path) -> list[str]:
@@ -210,19 +195,11 @@ def trial_environment(env: Mapping[str, str], cache: Path, *, one_device: bool) 
     path = os.pathsep.join(filter(None, [str(_ROOT), env.get("PYTHONPATH", "")]))
     # JAX would take most of the memory at once, which its own time does not depend on, but a reader of it does.
     found = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **env, "PYTHONPATH": path}
-    found |= {
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
-        "TRITON_CACHE_DIR": str(cache / "triton"),
-        "CUDA_CACHE_PATH": str(cache / "cuda"),
-    }
+    folders = ("JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
+    found |= {name: str(cache / name.partition("_")[0].lower()) for name in folders}
+    found |= {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     if one_device:
         found["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        found["XLA_FLAGS"] = _without_fake_devices(env.get("XLA_FLAGS", ""))
+        flags = env.get("XLA_FLAGS", "").split()
+        found["XLA_FLAGS"] = " ".join(flag for flag in flags if "host_platform_device_count" not in flag)
     return found
-
-
-def _without_fake_devices(flags: str) -> str:
-    return " ".join(flag for flag in flags.split() if "host_platform_device_count" not in flag)

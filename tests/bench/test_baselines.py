@@ -62,7 +62,7 @@ def test_baselines_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypat
     record = recorded(str(case), [compare.OURS, *named], 1)
     terms = Terms(("--mode", "train"), "cpu", steps=3, warmup=1, trials=1)
     trace = tmp_path / "trace"
-    compare.compare(config, case, named, record, terms, trace=trace, tell=print)
+    compare.compare(config, case, named, record, terms, trace=trace)
     (found,) = record.get("comparisons", [])
     ours, torchs, timms, flaxs = found["programs"]
     assert "timm cannot be imported" in timms["error"] and "pip install timm" in timms["error"]
@@ -101,7 +101,7 @@ def test_programs_are_run_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         programs = {k: {"kind": k} for k in kinds}
         terms = Terms((), "cpu", steps=1, warmup=0, trials=3)
         record = recorded("x", list(kinds), 3)
-        found = trials.run_trials("x", programs, record, terms, parts=lambda found: {"last": str(found)}, tell=print)
+        found = trials.run_trials("x", programs, record, terms, parts=lambda found: {"last": str(found)})
         assert record.get("last", "") == str(found)
         return found
 

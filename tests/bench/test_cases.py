@@ -104,11 +104,11 @@ def test_usage_is_arithmetic() -> None:
 
 
 def test_known_cards() -> None:
-    assert device.sheet("NVIDIA A100-SXM4-80GB", "tf32") == (156.0, 2039.0)
-    assert device.sheet("NVIDIA A100-SXM4-40GB", "fp16") == (312.0, 1555.0)
-    assert device.sheet("NVIDIA H100 PCIe", "bf16") == (756.0, 2000.0)
-    assert device.sheet("Tesla V100-SXM2-16GB", "fp32") == (15.7, 900.0)
-    assert device.sheet("NVIDIA GeForce RTX 4090", "bf16") is None
+    assert device.sheet_tflops("NVIDIA A100-SXM4-80GB", "tf32") == 156.0
+    assert device.sheet_tflops("NVIDIA A100-SXM4-40GB", "fp16") == 312.0
+    assert device.sheet_tflops("NVIDIA H100 PCIe", "bf16") == 756.0
+    assert device.sheet_tflops("Tesla V100-SXM2-16GB", "fp32") == 15.7
+    assert device.sheet_tflops("NVIDIA GeForce RTX 4090", "bf16") is None
 
 
 def test_a_fallback_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_lack_of_memory_is_told_and_the_sweep_goes_on(monkeypatch: pytest.Monkey
     record = Record(tell=told.append)
     record.plan([str(case) for case in todo], single=False)
     with_configs = sweep.make_sweep(small_config(), todo)
-    sweep.run_sweep(with_configs, record, ceiling_of=ceiling_of, steps=2, warmup=0, trace=None, tell=told.append)
+    sweep.run_sweep(with_configs, record, ceiling_of=ceiling_of, steps=2, warmup=0, trace=None)
     results = record.get("results", [])
     assert precisions == ["fp32"] and record.get("ceilings", {}) == {"fp32": Ceiling(1.0, 1.0)._asdict()}
     assert [r.get("error") for r in results] == [None, "out of memory", None]

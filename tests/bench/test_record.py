@@ -193,7 +193,7 @@ trials.worker_command = lambda request, answer: [sys.executable, "-c", {WORKER!r
 terms = trials.Terms((), "cpu", steps=1, warmup=0, trials=1)
 with Record(json=Path(sys.argv[1]), tell=print) as record:
     record.plan(trials.trial_names("x", ["a", "b"], 1), single=False)
-    trials.run_trials("x", {{"a": {{}}, "b": {{}}}}, record, terms, parts=dict, tell=print)
+    trials.run_trials("x", {{"a": {{}}, "b": {{}}}}, record, terms, parts=dict)
 """
 
 

@@ -1,6 +1,5 @@
 """Other implementations of the same step beside ours: who they are, and what is asked of them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +48,12 @@ def network(config: ConfigDict) -> dict[str, Any]:
     """The config's network in plain numbers, for those who build it without our modules."""
     variant = FAMILY[config.model.arch]
     stages = config.model.stages or variant.stages
-    return {
+    return variant._asdict() | {
         "arch": config.model.arch,
         "stages": list(stages),
         "widths": list(config.model.widths or (config.model.width * 2**stage for stage in range(len(stages)))),
         "stem": config.model.width,
-        "bottleneck": variant.bottleneck,
         "expansion": variant.expansion,
-        "groups": variant.groups,
-        "inner": variant.inner,
-        "se": variant.se,
         "classes": num_classes(config),
     }
 
@@ -71,7 +66,6 @@ def compare(
     terms: Terms,
     *,
     trace: Path | None,
-    tell: Callable[[str], None],
 ) -> None:
     """Times ours and the baselines on one device, in turns, each trial in a process of its own.
 
@@ -91,7 +85,7 @@ def compare(
     """
     ceilings = record.get("ceilings", {})
     comparisons, results = record.get("comparisons", []), record.get("results", [])
-    shared = terms.for_a_trial() | {
+    shared = terms._asdict() | {
         "mode": case.mode,
         "config": config.to_dict(),
         "network": network(config),
@@ -114,7 +108,7 @@ def compare(
             made |= report["header"]
         return made
 
-    run_trials(str(case), specs, record, terms, parts=parts, tell=tell)
+    run_trials(str(case), specs, record, terms, parts=parts)
 
 
 def summarise(found: Found) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """PyTorch beside us: ResNet v1.5 eager, compiled or timm's, and a DataLoader; plain, as its users write it."""
 
 import itertools
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -89,6 +90,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         began=start,
         ready=torch.cuda.reset_peak_memory_stats if cuda else lambda: None,
     )
+    timm = f", timm {sys.modules['timm'].__version__}" if spec["kind"] == "timm" else ""
     threads = "" if cuda else f", {torch.get_num_threads()} threads"
     return timed | {
         "platform": "gpu" if cuda else "cpu",
@@ -97,7 +99,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         "images_per_step": spec["config"]["batch_size"],
         "start": "cold" if spec["trial"] == 1 else "warm",
         "peak_memory_bytes": torch.cuda.max_memory_reserved() if cuda else None,
-        "about": f"torch {torch.__version__}{_timm_version(spec)}{threads}",
+        "about": f"torch {torch.__version__}{timm}{threads}",
     }
 
 
@@ -115,14 +117,6 @@ def _make_net(spec: dict[str, Any]) -> nn.Module:
     made = make_resnet(net)
     # "reduce-overhead" and "max-autotune" need more memory and minutes; the default is what users write.
     return torch.compile(made) if spec["kind"] == "torch-compile" else made  # type: ignore[return-value]
-
-
-def _timm_version(spec: dict[str, Any]) -> str:
-    if spec["kind"] != "timm":
-        return ""
-    import timm
-
-    return f", timm {timm.__version__}"
 
 
 def _autocast(precision: str, device: torch.device) -> Any:
