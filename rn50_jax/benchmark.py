@@ -18,7 +18,6 @@ from rn50_jax.bench.end_to_end import measure_end_to_end
 from rn50_jax.bench.input_pipeline import measure_input
 from rn50_jax.bench.jpegs import generated_folder
 from rn50_jax.bench.record import Record
-from rn50_jax.bench.roofline import Ceiling, measure_ceiling
 from rn50_jax.bench.sweep import (
     make_cases,
     make_sweep,
@@ -100,15 +99,9 @@ def _sweep(
 ) -> None:
     if trace and len(sweep) > 1:
         raise UserError(f"--profile takes one precision, batch size and number of devices, not {len(sweep)}")
-
-    def ceiling_of(precision: str) -> Ceiling:
-        record.tell(f"ceilings in {precision}")
-        return measure_ceiling(devices[0], precision)
-
     header = report.make_header(terms.command, devices)
     record.plan([str(case) for case, _ in sweep], single=len(sweep) == 1, **header)
-    steps, warmup = terms.steps, terms.warmup
-    run_sweep(sweep, record, ceiling_of=ceiling_of, steps=steps, warmup=warmup, trace=trace)
+    run_sweep(sweep, devices, record, steps=terms.steps, warmup=terms.warmup, trace=trace)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rn50_jax import cli
@@ -52,10 +51,8 @@ class Record:
         self.stops.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stops.__exit__(kind, error, trace)
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        self.stops.__exit__()
         if error is None or self._took or self._parts.get("results"):
             self._report(complete=error is None)
 
@@ -124,9 +121,7 @@ class Record:
     def exit_code(self) -> int:
         """0, or 1 if nothing could be measured for lack of time, memory or precision."""
         results = self._parts.get("results", [])
-        if results:
-            return int(all("error" in result for result in results))
-        return int(not self._took)
+        return int(all("error" in result for result in results) if results else not self._took)
 
     def _document(self, *, complete: bool) -> dict[str, Any]:
         rest = [{"case": case, "why": "budget"} for case in self._no_time]

@@ -1,7 +1,7 @@
 """The cases of a sweep, and their measurement one after the other."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from rn50_jax.bench.cases import Case, case_config, measure
 from rn50_jax.bench.record import Record
-from rn50_jax.bench.roofline import Ceiling
+from rn50_jax.bench.roofline import Ceiling, measure_ceiling
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
 from rn50_jax.errors import UserError
@@ -124,9 +124,9 @@ def parse_variants(config: ConfigDict, texts: Sequence[str]) -> list[str]:
 
 def run_sweep(
     sweep: list[tuple[Case, ConfigDict]],
+    devices: list[jax.Device],
     record: Record,
     *,
-    ceiling_of: Callable[[str], Ceiling],
     steps: int,
     warmup: int,
     trace: Path | None,
@@ -137,7 +137,6 @@ def run_sweep(
 
     Args:
       record: has the cases, as texts, in its plan.
-      ceiling_of: measures that of a precision; called before the first case in it.
     """
     ceilings: dict[str, Ceiling] = {}
     results: list[dict[str, Any]] = []
@@ -145,7 +144,8 @@ def run_sweep(
         if not record.begins(str(case)):
             continue
         if case.precision not in ceilings:
-            ceilings[case.precision] = ceiling_of(case.precision)
+            record.tell(f"ceilings in {case.precision}")
+            ceilings[case.precision] = measure_ceiling(devices[0], case.precision)
             record.put(ceilings={precision: ceiling._asdict() for precision, ceiling in ceilings.items()})
         record.tell(str(case))
 

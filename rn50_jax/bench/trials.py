@@ -145,7 +145,7 @@ def run_trial(
         def stop() -> None:
             _end(process)
             if answer.is_file():
-                salvage(_read(answer) | {"cut_short": "stopped"})
+                salvage(json.loads(answer.read_text(encoding="utf-8")) | {"cut_short": "stopped"})
 
         problem = ""
         with process, stops.undoing(stop):
@@ -159,7 +159,8 @@ def run_trial(
         if process.returncode > 0:
             problem = (lines or [problem])[-1].removeprefix("error: ")[:300]
         if answer.is_file():
-            return _read(answer) | ({"cut_short": problem} if problem else {})
+            report: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+            return report | ({"cut_short": problem} if problem else {})
         error = UserError(problem or "it reported nothing")
         if len(lines) > 1:
             error.add_note("\n".join(lines[-20:]))
@@ -169,11 +170,6 @@ def run_trial(
 def worker_command(request: Path, answer: Path) -> list[str]:
     """Returns the command that runs one trial, see `bench.worker`."""
     return [sys.executable, "-m", "rn50_jax.bench.worker", str(request), str(answer)]
-
-
-def _read(answer: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    return report
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -159,14 +159,15 @@ def test_lack_of_memory_is_told_and_the_sweep_goes_on(monkeypatch: pytest.Monkey
     told: list[str] = []
     precisions: list[str] = []
 
-    def ceiling_of(precision: str) -> Ceiling:
+    def measure_ceiling(device: jax.Device, precision: str) -> Ceiling:
         precisions.append(precision)
         return Ceiling(1.0, 1.0)
 
+    monkeypatch.setattr(sweep, "measure_ceiling", measure_ceiling)
     record = Record(tell=told.append)
     record.plan([str(case) for case in todo], single=False)
     with_configs = sweep.make_sweep(small_config(), todo)
-    sweep.run_sweep(with_configs, record, ceiling_of=ceiling_of, steps=2, warmup=0, trace=None)
+    sweep.run_sweep(with_configs, jax.devices()[:1], record, steps=2, warmup=0, trace=None)
     results = record.get("results", [])
     assert precisions == ["fp32"] and record.get("ceilings", {}) == {"fp32": Ceiling(1.0, 1.0)._asdict()}
     assert [r.get("error") for r in results] == [None, "out of memory", None]

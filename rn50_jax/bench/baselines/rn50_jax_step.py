@@ -12,6 +12,9 @@ from rn50_jax.config import tree
 from rn50_jax.runtime import jax_setup
 from rn50_jax.runtime.machine import versions
 
+_SAME = ("platform", "precision", "images_per_step", "peak_memory_bytes")
+_TIMES = ("step_seconds", "cpu_seconds_per_step", "start_seconds")
+
 
 def run(spec: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Runs one trial, see `bench.trials`; the first one also reports the whole result, the ceiling and the header.
@@ -41,16 +44,9 @@ def _report(result: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
     if "error" in result:
         return {"error": result["error"], "result": result}
     found = versions()
-    return {
-        "platform": devices[0].platform,
+    return {key: result[key] for key in (*_SAME, *_TIMES)} | {
         "device": describe_hardware(devices)["device"],
-        "precision": result["precision"],
-        "images_per_step": result["images_per_step"],
-        "step_seconds": result["step_seconds"],
-        "cpu_seconds_per_step": result["cpu_seconds_per_step"],
-        "start_seconds": result["start_seconds"],
         "start": "warm" if result["compiled_from_cache"] else "cold",
-        "peak_memory_bytes": result["peak_memory_bytes"],
         "about": f"jax {found['jax']}, flax {found['flax']}",
         "result": result,
     }
