@@ -73,11 +73,11 @@ def measure(
 
     Args:
       config: as `case_config` makes it.
-      trace: a folder for a trace of ten further steps, which "profile" then sums up, see `profile.profile_program`.
+      trace: a folder for a trace of ten further steps, which "profile" then sums up, see `profile.profile`.
       timed: called with the result before it is traced.
 
     Returns:
-      What was timed; images_per_second at the median step; step_seconds, see `stats.summarise`; what compiling cost;
+      What was timed; images_per_second at the median step; step_seconds, see `stats.summarize`; what compiling cost;
       memory; how far the devices were used, see `usage`; and "seconds" that it all took. If the device lacks memory
       or the precision: what was to be timed, and "error"; if it cannot be traced, "profile_error".
     """
@@ -135,7 +135,7 @@ def measure(
     timed(after())
     try:
         with telling_of_memory(config):
-            found = profile.profile_program(
+            found = profile.profile(
                 program,
                 trace,
                 steps=steps,
@@ -182,7 +182,7 @@ def usage(
     Returns:
       tflops and gbytes_per_second achieved; megabytes_per_image; flops_of_ceiling and bandwidth_of_ceiling, shares of
       what the ceiling's matrix product and copy reached; and for known GPUs mfu, the share of the data sheet's TFLOP/s
-      (model FLOP utilisation, Chowdhery et al. 2022, arXiv:2204.02311).
+      (model FLOP utilization, Chowdhery et al. 2022, arXiv:2204.02311).
     """
     median = result["step_seconds"]["median"]
     images = result["images_per_step"] / result["num_devices"]

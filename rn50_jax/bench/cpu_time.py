@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rn50_jax.bench.stats import summarise
+from rn50_jax.bench.stats import summarize
 
 
 def time_steps(
@@ -26,7 +26,7 @@ def time_steps(
 
     Returns:
       start_seconds, until the end of the first step, and of these first_step_seconds; step_seconds, see
-      `stats.summarise`; and cpu_seconds_per_step.
+      `stats.summarize`; and cpu_seconds_per_step.
     """
     start = time.perf_counter()
     run(1)
@@ -40,7 +40,7 @@ def time_steps(
     return {
         "start_seconds": done - began,
         "first_step_seconds": done - start,
-        "step_seconds": summarise(seconds),
+        "step_seconds": summarize(seconds),
         "cpu_seconds_per_step": cpu / steps,
     }
 

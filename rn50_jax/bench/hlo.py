@@ -1,4 +1,4 @@
-"""The text of an optimised HLO module, as XLA prints it: its instructions and the bytes that they touch."""
+"""The text of an optimized HLO module, as XLA prints it: its instructions and the bytes that they touch."""
 
 import math
 import re

@@ -91,7 +91,7 @@ def measure_input(config: ConfigDict, record: Record, terms: Terms) -> None:
 
     def parts(found: Found) -> dict[str, Any]:
         header = found[OURS]["trials"][0]["header"] if found[OURS]["trials"] else {}
-        return {"input": setting | {"programs": summarise(found)}} | header
+        return {"input": setting | {"programs": summarize(found)}} | header
 
     run_trials("input", programs, record, terms, parts=parts)
 
@@ -110,7 +110,7 @@ def describe_files(images: ImageSet, sample: int = 2000) -> dict[str, float]:
     }
 
 
-def summarise(found: Found) -> list[dict[str, Any]]:
+def summarize(found: Found) -> list[dict[str, Any]]:
     """Returns what `trials.run_trials` found, as speeds, processor time and ratios."""
     result = []
     ours: dict[str, list[float]] = {}

@@ -35,45 +35,6 @@ class Event(NamedTuple):
     end: float
 
 
-def profile(
-    run: Callable[[int], Any],
-    program_text: str,
-    folder: Path,
-    *,
-    steps: int,
-    mode: str,
-    copy_gbytes_per_second: float | None = None,
-) -> dict[str, Any]:
-    """Runs `steps` steps under the profiler; the trace in `folder` opens in XProf, TensorBoard or Perfetto.
-
-    Args:
-      run: does so many steps and waits for them.
-      program_text: the optimised HLO that they run.
-      mode: "train" or "infer".
-      copy_gbytes_per_second: what a large copy reached on the same device, bytes read and written; None if unknown.
-
-    Returns:
-      dir, steps, and what `summarise` makes of the trace; if that has no kernels, "error" instead.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
-    run(2)
-    options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with jax.profiler.trace(str(folder), profiler_options=options):
-            run(steps)
-    except OSError as error:
-        raise UserError(f"cannot write a trace to {folder}: {error.strerror}") from error
-    events = list(read_events(newest_trace(folder)))
-    about = {"dir": str(folder), "steps": steps}
-    if not events:
-        return about | {"error": "the profiler saw no kernels; on a GPU it needs CUPTI and the right to use it"}
-    return about | summarise(events, parse_program(program_text), mode, steps, copy_gbytes_per_second)
-
-
 def has_command_buffers(platform: str, xla_flags: str) -> bool:
     """Returns whether XLA records kernels in command buffers (CUDA graphs), in which a profiler cannot name them.
 
@@ -84,7 +45,7 @@ def has_command_buffers(platform: str, xla_flags: str) -> bool:
     return platform == "gpu" and (not given or given[-1] != "")
 
 
-def profile_program(
+def profile(
     program: programs.Program,
     folder: Path,
     *,
@@ -94,17 +55,18 @@ def profile_program(
     copy_gbytes_per_second: float | None,
     command_buffers: bool,
 ) -> dict[str, Any]:
-    """Traces at most ten steps of a program that has been timed.
+    """Traces at most ten steps of a program that has been timed; XProf, TensorBoard and Perfetto open the trace.
 
     Args:
-      steps: that were timed. mode: "train" or "infer".
-      images_per_second: what was timed. copy_gbytes_per_second: see `profile`.
+      steps: that were timed. mode: "train" or "infer". images_per_second: what was timed.
+      copy_gbytes_per_second: what a large copy reached on the same device, bytes read and written; None if unknown.
       command_buffers: the program has them: it is compiled once more, without.
 
     Returns:
-      "profile", see `profile`; and where there were command buffers "command_buffers": images_per_second with and
-      images_per_second_without, each at the median step, and "ratio", with over without; or "error", if XLA does not
-      compile without, and the program was traced as it is.
+      "profile": dir, steps, and what `summarize` makes of the trace; if that has no kernels, "error" instead. If there
+      were command buffers also "command_buffers": images_per_second with and images_per_second_without, each at the
+      median step, and "ratio", with over without; or "error", if XLA does not compile without, and the program was
+      traced as it is.
 
     Raises:
       UserError: the folder cannot be written.
@@ -122,9 +84,21 @@ def profile_program(
         except jax.errors.JaxRuntimeError as error:
             run, compiled = program.run, program.compilation.compiled
             found["command_buffers"] = {"error": str(error).splitlines()[0]}
-    ceiling = copy_gbytes_per_second
-    made = profile(run, compiled.as_text(), folder, steps=min(steps, 10), mode=mode, copy_gbytes_per_second=ceiling)
-    return found | {"profile": made}
+    run(2)
+    steps = min(steps, 10)
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with jax.profiler.trace(str(folder), profiler_options=options):
+            run(steps)
+    except OSError as error:
+        raise UserError(f"cannot write a trace to {folder}: {error.strerror}") from error
+    events = list(read_events(newest_trace(folder)))
+    made: dict[str, Any] = {"error": "the profiler saw no kernels; on a GPU it needs CUPTI and the right to use it"}
+    if events:
+        made = summarize(events, parse_program(compiled.as_text()), mode, steps, copy_gbytes_per_second)
+    return found | {"profile": {"dir": str(folder), "steps": steps, **made}}
 
 
 def newest_trace(folder: Path) -> Path:
@@ -152,7 +126,7 @@ def read_events(trace: Path) -> Iterator[Event]:
                     yield Event(device, event.name, op, start, start + event.duration_ns / 1e9)
 
 
-def summarise(
+def summarize(
     events: Sequence[Event], program: Program, mode: str, steps: int, copy_gbytes_per_second: float | None = None
 ) -> dict[str, Any]:
     """Adds up the events by group and by instruction. All numbers are of one step on one device, the mean over both.

@@ -7,7 +7,7 @@ import numpy as np
 PERCENTILES = (25, 75, 90, 95, 99)
 
 
-def summarise(seconds: Sequence[float]) -> dict[str, float]:
+def summarize(seconds: Sequence[float]) -> dict[str, float]:
     """Median, mean, extremes, quartiles (p25, p75) and upper percentiles (p90, p95, p99, linearly interpolated)."""
     return {
         "median": float(np.median(seconds)),

@@ -21,14 +21,14 @@ def main(argv: Sequence[str]) -> int:
     folders = [Path(word) for word in argv]
     if not folders or not all(folder.is_dir() for folder in folders):
         raise errors.UserError("usage: python -m rn50_jax.bench.summary FOLDER...")
-    text = summarise(*folders)
+    text = summarize(*folders)
     if len(folders) == 1:
         write_file(folders[0] / "summary.md", text + "\n")
     print(text)
     return 0
 
 
-def summarise(*folders: Path) -> str:
+def summarize(*folders: Path) -> str:
     """Returns Markdown: for each card, and on it for each day, commit and versions, a table of each kind.
 
     What there is no result of reads "not measured"; at the end stands what failed, was not run, or cannot be read. Of

@@ -140,7 +140,7 @@ def test_how_programs_started_is_in_the_table() -> None:
         report |= {"platform": "gpu", "trial_seconds": 2.0}
         names = (compare.OURS, "torch")
         found = {name: {"trials": [report | {"start": start}]} for name, start in zip(names, starts, strict=True)}
-        return tables.baseline_table({"programs": compare.summarise(found)})
+        return tables.baseline_table({"programs": compare.summarize(found)})
 
     assert "| first step, s (cold) |" in start_of("cold", "cold")
     mixed = start_of("warm", "cold")
@@ -182,7 +182,7 @@ def test_ours_and_baselines_on_different_kinds_of_device_are_not_compared() -> N
     report |= {"images_per_step": 8, "step_seconds": {"median": 2.0}, "cpu_seconds_per_step": 1.0}
     report |= {"start": "cold", "trial_seconds": 2.0}
     on = {name: {"trials": [report | {"platform": where}]} for name, where in ((compare.OURS, "gpu"), ("torch", "cpu"))}
-    _, theirs = compare.summarise(on)
+    _, theirs = compare.summarize(on)
     assert theirs["error"] == "it ran on a cpu, and ours did not" and "ours_over_it" not in theirs
 
 
@@ -268,14 +268,14 @@ def test_loaders_are_summed_up() -> None:
         same = {"images": 100, "about": "x", "trial_seconds": 9.0}
         return {"trials": [same | {"seconds": s, "cpu_seconds": c} for s, c in pairs]}
 
-    found = input_pipeline.summarise(
+    found = input_pipeline.summarize(
         {input_pipeline.OURS: found_in((1.0, 0.2), (2.0, 0.3)), input_pipeline.TORCH: found_in((2.0, 0.4), (2.0, 0.3))}
     )
     assert found[0]["images_per_second"] == {"rounds": [100, 50], "median": 75, "min": 50, "max": 100}
     assert found[0]["cpu_ms_per_image"]["rounds"] == pytest.approx([2, 3])
     assert found[1]["ours_over_it_images_per_second"] == {"median": 1.5, "min": 1.0, "max": 2.0}
     assert found[1]["ours_over_it_cpu_ms_per_image"]["median"] == pytest.approx(0.75)
-    failed = input_pipeline.summarise(
+    failed = input_pipeline.summarize(
         {input_pipeline.OURS: found_in((1.0, 0.2)), input_pipeline.TORCH: {"trials": [], "error": "no torch"}}
     )
     text = tables.input_table({"programs": failed})

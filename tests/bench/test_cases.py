@@ -53,7 +53,7 @@ def test_flops_are_those_of_the_traced_program(arch: str) -> None:
 
 def test_percentiles_are_numpys() -> None:
     seconds = np.random.default_rng(0).lognormal(size=237)
-    found = stats.summarise(list(seconds))
+    found = stats.summarize(list(seconds))
     assert found["median"] == np.percentile(seconds, 50)
     assert [found[f"p{q}"] for q in (25, 75, 90, 95, 99)] == [np.percentile(seconds, q) for q in (25, 75, 90, 95, 99)]
     assert (found["mean"], found["min"], found["max"]) == (seconds.mean(), seconds.min(), seconds.max())
@@ -179,7 +179,7 @@ def test_lack_of_memory_is_told_and_the_sweep_goes_on(monkeypatch: pytest.Monkey
 
 
 def result(precision: str, devices: int, batch: int, speed: float) -> dict[str, Any]:
-    seconds = stats.summarise([batch * devices / speed])
+    seconds = stats.summarize([batch * devices / speed])
     return {
         "mode": "train",
         "precision": precision,
@@ -212,7 +212,7 @@ def test_tables_of_the_reference() -> None:
         ["7.71x", "96%"],
     ]
     latency = cells(
-        tables.latency_table([result("fp32", 1, 1, 136.82) | {"step_seconds": stats.summarise([0.0073] * 3)}])
+        tables.latency_table([result("fp32", 1, 1, 136.82) | {"step_seconds": stats.summarize([0.0073] * 3)}])
     )
     assert latency[1] == ["1", "136.82 img/s", "7.30 ms", "7.30 ms", "7.30 ms", "7.30 ms", "7.30 ms"]
 

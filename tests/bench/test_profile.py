@@ -1,6 +1,8 @@
 """Where the time of a step goes, from traces with known answers and from a real one of this CPU."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ from helpers.recorded import Ran, recorded, write_trace
 
 from rn50_jax.bench import cases, compiled, groups, hlo
 from rn50_jax.bench import profile as profiles
-from rn50_jax.bench.profile import IDLE, Event, share_out, summarise
+from rn50_jax.bench.profile import IDLE, Event, share_out, summarize
 from rn50_jax.bench.roofline import Ceiling
 from rn50_jax.bench.tables import kernel_tables
 from rn50_jax.config import loading as configs
@@ -87,7 +89,7 @@ def test_the_recorded_program_on_two_gpus(tmp_path: Path) -> None:
 
     events = list(profiles.read_events(write_trace(tmp_path, [run(1), run(2)])))
     assert len(events) == 2 * 2 * 1161
-    found = summarise(events, program, "train", 2, copy_gbytes_per_second=4000.0)
+    found = summarize(events, program, "train", 2, copy_gbytes_per_second=4000.0)
 
     # The mean over one and two times the same. The first gap of the first step comes before any kernel.
     wall = 1.5e-9 * (2 * period - 50) / 2
@@ -151,7 +153,7 @@ def test_a_step_counted_by_hand(tmp_path: Path) -> None:
         Ran(COMPUTE, "some_kernel", 990, 10, {"hlo_op": "of.another.module"}),
     ]
     events = list(profiles.read_events(write_trace(tmp_path, [ran])))
-    found = summarise(events, hlo.parse_program(HLO), "train", 1, copy_gbytes_per_second=100.0)
+    found = summarize(events, hlo.parse_program(HLO), "train", 1, copy_gbytes_per_second=100.0)
     nanoseconds = {name: round(1e9 * g["seconds"], 3) for name, g in found["groups"].items() if g["seconds"]}
     assert round(1e9 * found["step_seconds"], 3) == 1000
     assert nanoseconds == {
@@ -217,14 +219,14 @@ def test_a_step_counted_by_hand(tmp_path: Path) -> None:
 
 def test_without_a_ceiling_there_is_no_share_of_it() -> None:
     event = Event("", "loop_maximum_fusion_12", "", 0.0, 1e-6)
-    found = summarise([event], hlo.parse_program(HLO), "train", 1)
+    found = summarize([event], hlo.parse_program(HLO), "train", 1)
     assert found["kernels"][0]["gbytes_per_second"] == pytest.approx(16)
     assert found["kernels"][0]["of_copy_ceiling"] is None
 
 
 def test_a_loop_as_a_whole_does_not_count_beside_what_is_in_it() -> None:
     events = [Event("0", "while.2", "while.2", 0.0, 9.0), Event("0", "cudnn-conv.3", "cudnn-conv.3", 1.0, 3.0)]
-    found = summarise(events, hlo.parse_program(HLO), "train", 1)
+    found = summarize(events, hlo.parse_program(HLO), "train", 1)
     assert found["step_seconds"] == 2.0 == found["groups"][groups.CONV_FORWARD]["seconds"]
     assert [(k["name"], k["count"], k["seconds"]) for k in found["kernels"]] == [("cudnn-conv.3", 1, 2.0)]
 
@@ -248,7 +250,10 @@ def test_overlapping_kernels_share_the_time() -> None:
 
 
 def test_a_trace_without_kernels_is_said_in_the_tables(tmp_path: Path) -> None:
-    found = profiles.profile(lambda _: None, HLO, tmp_path, steps=1, mode="train")
+    compilation = SimpleNamespace(compiled=SimpleNamespace(as_text=lambda: HLO))
+    program: Any = SimpleNamespace(run=lambda _: None, images=1, compilation=compilation)
+    speeds = {"images_per_second": 1.0, "copy_gbytes_per_second": None}
+    found = profiles.profile(program, tmp_path, steps=1, mode="train", command_buffers=False, **speeds)["profile"]
     assert set(found) == {"dir", "steps", "error"}
     assert kernel_tables({"profile": found}).startswith("the profiler saw no kernels")
 

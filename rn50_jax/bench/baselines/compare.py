@@ -14,12 +14,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY
 
 OURS = "rn50_jax"
-BASELINES = {
-    "torch": "plain PyTorch, eager",
-    "torch-compile": "the same through torch.compile",
-    "timm": "timm's resnet50, eager",
-    "flax-example": "the step of Flax's ImageNet example, from your own checkout of it",
-}
+BASELINES = ("torch", "torch-compile", "timm", "flax-example")  # docs/benchmark.md says what they are
 
 
 def parse_baselines(text: str) -> dict[str, str]:
@@ -99,7 +94,7 @@ def compare(
     setting |= {"steps": terms.steps, "rounds": terms.trials}
 
     def parts(found: Found) -> dict[str, Any]:
-        made: dict[str, Any] = {"comparisons": [*comparisons, setting | {"programs": summarise(found)}]}
+        made: dict[str, Any] = {"comparisons": [*comparisons, setting | {"programs": summarize(found)}]}
         report = next(iter(found[OURS]["trials"]), found[OURS])
         if "result" in report:
             cut_short = {"profile_error": report["cut_short"]} if "cut_short" in report else {}
@@ -111,7 +106,7 @@ def compare(
     run_trials(str(case), specs, record, terms, parts=parts)
 
 
-def summarise(found: Found) -> list[dict[str, Any]]:
+def summarize(found: Found) -> list[dict[str, Any]]:
     """Returns what `trials.run_trials` found, as speeds and ratios; not over a baseline on another kind of device."""
     ours = found[OURS]["trials"]
     result = []
