@@ -1,4 +1,4 @@
-"""Times training, inference, the feed or all together: `python -m rn50_jax.benchmark --config C --mode train`."""
+"""Times training, inference, the loader or all together: `python -m rn50_jax.benchmark --config C --mode train`."""
 
 import argparse
 import os
@@ -10,15 +10,14 @@ import jax
 from ml_collections import ConfigDict
 
 from rn50_jax import cli
-from rn50_jax.bench import report as documents
-from rn50_jax.bench.baselines.compare import OURS, PEERS, compare, parse_peers
+from rn50_jax.bench import report
+from rn50_jax.bench.baselines.compare import BASELINES, OURS, compare, parse_baselines
 from rn50_jax.bench.cases import Case
 from rn50_jax.bench.device import find_local_devices
 from rn50_jax.bench.end_to_end import measure_end_to_end
 from rn50_jax.bench.input_pipeline import measure_input
 from rn50_jax.bench.jpegs import generated_folder
 from rn50_jax.bench.record import Record
-from rn50_jax.bench.roofline import Ceiling, measure_ceiling
 from rn50_jax.bench.sweep import (
     make_cases,
     make_sweep,
@@ -52,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         need_dali("--mode train or infer, which need no files")
     batch_sizes = parse_batch_sizes(args.batch_sizes or str(config.batch_size))
     precisions = parse_precisions(args.precisions or config.precision)
-    peers = parse_peers(args.compare) if args.compare else {}
+    baselines = parse_baselines(args.compare) if args.compare else {}
     variants = parse_variants(config, args.vary)
     for option, value in {"--profile": args.profile, "--vary": variants}.items():
         if value and len(precisions) * len(batch_sizes) > 1:
@@ -65,12 +64,12 @@ def main(argv: Sequence[str]) -> int:
     record = Record(json=args.json, markdown=args.markdown, seconds=args.budget, tell=_tell)
     with record:
         if args.mode == "input":
-            measure_input(config, record, terms, tell=_tell)
-        elif peers:
+            measure_input(config, record, terms)
+        elif baselines:
             cases = make_cases(args.mode, precisions, batch_sizes, available=1, scaling=None)
-            _compare(make_sweep(config, cases), peers, record, terms, args.profile)
+            _compare(make_sweep(config, cases), baselines, record, terms, args.profile)
         elif args.mode == "end-to-end":
-            measure_end_to_end(config, _devices(args), record, terms, tell=_tell)
+            measure_end_to_end(config, _devices(args), record, terms)
         else:
             devices = _devices(args)
             cases = make_cases(args.mode, precisions, batch_sizes, available=len(devices), scaling=args.scaling)
@@ -87,13 +86,12 @@ def _devices(args: argparse.Namespace) -> list[jax.Device]:
 
 
 def _compare(
-    sweep: list[tuple[Case, ConfigDict]], peers: dict[str, str], record: Record, terms: Terms, trace: Path | None
+    sweep: list[tuple[Case, ConfigDict]], baselines: dict[str, str], record: Record, terms: Terms, trace: Path | None
 ) -> None:
-    names = [name for case, _ in sweep for name in trial_names(str(case), [OURS, *peers], terms.rounds)]
+    names = [name for case, _ in sweep for name in trial_names(str(case), [OURS, *baselines], terms.trials)]
     record.plan(names, single=len(sweep) == 1)
-    before: list[tuple[str, float]] = []
     for case, config in sweep:
-        compare(config, case, peers, record, terms, trace=trace, tell=_tell, before=before)
+        compare(config, case, baselines, record, terms, trace=trace)
 
 
 def _sweep(
@@ -101,28 +99,22 @@ def _sweep(
 ) -> None:
     if trace and len(sweep) > 1:
         raise UserError(f"--profile takes one precision, batch size and number of devices, not {len(sweep)}")
-
-    def ceiling_of(precision: str) -> Ceiling:
-        _tell(f"ceilings in {precision}")
-        return measure_ceiling(devices[0], precision)
-
-    header = documents.make_header(terms.command, devices)
+    header = report.make_header(terms.command, devices)
     record.plan([str(case) for case, _ in sweep], single=len(sweep) == 1, **header)
-    steps, warmup = terms.steps, terms.warmup
-    run_sweep(sweep, record, ceiling_of=ceiling_of, steps=steps, warmup=warmup, trace=trace, tell=_tell)
+    run_sweep(sweep, devices, record, steps=terms.steps, warmup=terms.warmup, trace=trace)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = cli.CommandLine(
         prog="rn50_jax.benchmark",
-        description="Times the compiled step on synthetic data (train, infer), the feed (input), or real training "
+        description="Times the compiled step on synthetic data (train, infer), the loader (input), or real training "
         "(end-to-end). docs/benchmark.md says what each number means.",
         epilog="Any key of configs/default.py can be changed with --config.key=value, e.g. --config.batch_size=64.",
     )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")
     add("--mode", choices=MODES, default="train", help="what to time (default: train)")
-    add("--steps", type=int, default=100, help="steps that are timed, in each round (default: 100)")
+    add("--steps", type=int, default=100, help="steps that are timed, in each trial (default: 100)")
     add("--warmup", type=int, default=10, help="steps before them (default: 10)")
     add("--batch_sizes", metavar="N,N,...", help="images per device (default: config.batch_size)")
     add("--precisions", metavar="P,P,...", help="of bf16, fp16, tf32, fp32 (default: config.precision)")
@@ -132,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("weak", "strong", "both"),
         help="time 1, 2, 4, ... devices: weak keeps the images per device, strong shares them",
     )
-    add("--compare", metavar="BASELINE,...", help=f"baselines to time beside ours: {', '.join(PEERS)}=DIR")
+    add("--compare", metavar="BASELINE,...", help=f"baselines to time beside ours: {', '.join(BASELINES)}=DIR")
     add(
         "--rounds",
         type=int,

@@ -51,7 +51,7 @@ def kernels(text: str, activation: int, mode: str) -> list[Kernel]:
     """The kernels of a compiled program, in order.
 
     Args:
-      text: HLO text of an optimised module.
+      text: HLO text of an optimized module.
       activation: elements from which on an array is an activation.
       mode: "train" or "infer".
     """
@@ -72,7 +72,7 @@ def kernels(text: str, activation: int, mode: str) -> list[Kernel]:
 
 
 def compile_program(argv: Sequence[str]) -> tuple[str, str, int, int]:
-    """Returns the optimised program, its mode, the images of a call and their size in pixels."""
+    """Returns the optimized program, its mode, the images of a call and their size in pixels."""
     from rn50_jax import cli
     from rn50_jax.config import loading as configs
 

@@ -5,9 +5,9 @@
 #   PART  first real precisions batches variants flags peers-infer timm flax-example resume latencies scaling quickstarts
 # Without PART all of them, in this order. Each ends within its seconds, `budgets` below; what it had measured by then is kept. A part
 # can be repeated, on another day or card: the results of before stay, as NAME-1.json and so on, and the tables keep them apart.
-# OUT/not_measured.txt says what failed or was left out.
+# OUT/not_measured.txt says what failed or was not run.
 #   BUDGET=SECONDS    for each part, instead of its own
-#   TOTAL=SECONDS     for all parts together: those that do not fit are left out; 780 fits into 15 minutes
+#   TOTAL=SECONDS     for all parts together: those that do not fit are not run; 780 fits into 15 minutes
 #   FLAX_EXAMPLE=DIR  a checkout of flax's examples/imagenet
 #   WHEELS=DIR        wheels of what is missing here, for a machine without a package index; they are not installed, but used
 #   DATA=DIR          real images for part real, train/<class>/<image>; otherwise JPEGs are generated
@@ -51,8 +51,8 @@ missing=$("$python" -c 'import importlib.util as u, sys; print(*(name for name i
 [ -z "$missing" ] ||
   refuse "$(command -v "$python") lacks $missing; install requirements.txt, or give their wheels with WHEELS=DIR"
 mkdir -p "$out" || refuse "cannot write to $out"
-left_out=$out/not_measured.txt no_algorithm='strict_conv_algorithm_picker|Autotuning failed|No valid config found' failed='' stopped='' child='' waiting=''
-touch "$left_out"
+not_measured=$out/not_measured.txt no_algorithm='strict_conv_algorithm_picker|Autotuning failed|No valid config found' failed='' stopped='' child='' waiting=''
+touch "$not_measured"
 # Autotuning's results are kept there too, so that a program is cheaper for those before it.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${TMPDIR:-/tmp}/rn50-jax-compiled} PYTHONUNBUFFERED=1
 
@@ -78,9 +78,9 @@ data=(--generated "$images")
 left() { echo $((deadline > SECONDS ? deadline - SECONDS : 0)); }
 miss() { # NAME WHY: it is not measured
   forget "$1"
-  echo "$1: $2" | tee -a "$left_out"
+  echo "$1: $2" | tee -a "$not_measured"
 }
-forget() { sed -i "/^$1: /d" "$left_out"; } # NAME: what an earlier call has missed
+forget() { sed -i "/^$1: /d" "$not_measured"; } # NAME: what an earlier call has missed
 keep() { # NAME: what an earlier call has measured, under a name of its own
   local number=1
   [ -e "$out/$1.json" ] || [ -e "$out/$1" ] || return 0
@@ -163,7 +163,7 @@ first_part() { # training cold, as PyTorch beside it, and profiled in the same c
   one 480 train-largest --precisions "$common" --batch_sizes "$largest"
 }
 
-real_part() { # does the quick start reach 96 %; the feed alone; training on real files
+real_part() { # does the quick start reach 96 %; the loader alone; training on real files
   local real=(--rounds 1 "${data[@]}" "--config.batch_size=$batch" "--config.data.workers=$workers" "--config.data.backend=$decoder")
   needs_dali || return 0
   train 120 quickstart-bf16 --config.precision=bf16

@@ -69,11 +69,11 @@ def all_reduce_seconds(gpus: int, machine: Machine, gradient_bytes: float) -> fl
 
 
 def epochs_needed(batch: int) -> float:
-    """Linear between the published points."""
-    points = sorted(EPOCHS.items())
-    if batch <= points[0][0]:
-        return points[0][1]
-    for (low, few), (high, many) in itertools.pairwise(points):
+    """Linear between what was published."""
+    known = sorted(EPOCHS.items())
+    if batch <= known[0][0]:
+        return known[0][1]
+    for (low, few), (high, many) in itertools.pairwise(known):
         if batch <= high:
             return few + (many - few) * (batch - low) / (high - low)
     return math.inf

@@ -1,18 +1,18 @@
 """One case of a benchmark: a mode, a precision, a batch size and a number of devices."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from rn50_jax.bench import stats, traced
-from rn50_jax.bench.compiled import Program, make_program, num_classes
-from rn50_jax.bench.cpu_time import TreeClock
-from rn50_jax.bench.device import sheet
+from rn50_jax.bench import profile
+from rn50_jax.bench.compiled import make_program, num_classes
+from rn50_jax.bench.cpu_time import time_steps
+from rn50_jax.bench.device import sheet_tflops
 from rn50_jax.bench.flops import count_flops
 from rn50_jax.bench.roofline import Ceiling
 from rn50_jax.config import loading as configs
@@ -68,20 +68,18 @@ def measure(
     ceiling: Ceiling | None = None,
     trace: Path | None = None,
     timed: Callable[[dict[str, Any]], None] = lambda _: None,
-    command_buffers: bool | None = None,
 ) -> dict[str, Any]:
     """Times `steps` steps after a first call and `warmup` further ones; the batch stays on the devices.
 
     Args:
       config: as `case_config` makes it.
-      trace: a folder for a trace of ten further steps, which "profile" then sums up, see `traced.trace`.
+      trace: a folder for a trace of ten further steps, which "profile" then sums up, see `profile.profile`.
       timed: called with the result before it is traced.
-      command_buffers: the program has them; by default what `traced.has_command_buffers` says.
 
     Returns:
-      What was timed; images_per_second at the median step; step_seconds, see `stats.summarise`; what compiling cost;
-      memory; how far the devices were used, see `usage`; and "seconds" that it all took. Where the device lacks memory
-      or the precision: what was to be timed, and "error"; where it cannot be traced, "profile_error".
+      What was timed; images_per_second at the median step; step_seconds, see `stats.summarize`; what compiling cost;
+      memory; how far the devices were used, see `usage`; and "seconds" that it all took. If the device lacks memory
+      or the precision: what was to be timed, and "error"; if it cannot be traced, "profile_error".
     """
     start = time.perf_counter()
     devices = jax.local_devices()[: case.devices]
@@ -112,61 +110,43 @@ def measure(
         return after(error=str(error))
     try:
         with explaining_memory(config.batch_size, config.data.image_size, config.precision):
-            peak_before = _peak(devices[0])
+            before = _peak(devices[0])
             program = make_program(config, case.mode, devices)
-            result |= _time(program, steps, warmup, start)
+            result |= time_steps(program.run, steps=steps, warmup=warmup, began=start)
     except RunStopped as error:
         return after(error="out of memory", error_detail=str(error))
-    compilation = program.compilation
-    result |= peak_memory(case.mode, platform, peak_before, _peak(devices[0]), compilation.memory_bytes)
+    made = program.compilation
+    result |= {
+        "images_per_step": program.images,
+        "images_per_second": program.images / result["step_seconds"]["median"],
+        "images_per_second_mean": program.images / result["step_seconds"]["mean"],
+        "conv_lowering": program.lowering,
+        "trace_seconds": made.trace_seconds,
+        "compile_seconds": made.compile_seconds,
+        "compiled_from_cache": made.cached,
+        "first_call_seconds": made.trace_seconds + made.compile_seconds + result["first_step_seconds"],
+    }
+    result |= peak_memory(case.mode, platform, before, _peak(devices[0]), made.memory_bytes)
     model = build_model(config, num_classes=num_classes(config), platform=platform)
     flops = count_flops(model, config.data.image_size).of(case.mode)
-    result |= usage(result, flops, compilation.bytes_accessed, ceiling, devices[0].device_kind)
+    result |= usage(result, flops, made.bytes_accessed, ceiling, devices[0].device_kind)
     if trace is None:
         return after()
     timed(after())
-    if command_buffers is None:
-        command_buffers = traced.has_command_buffers(platform, traced.xla_flags())
     try:
         with explaining_memory(config.batch_size, config.data.image_size, config.precision):
-            found = traced.trace(
+            found = profile.profile(
                 program,
                 trace,
                 steps=steps,
                 mode=case.mode,
                 images_per_second=result["images_per_second"],
                 copy_gbytes_per_second=ceiling.gbytes_per_second if ceiling else None,
-                command_buffers=command_buffers,
+                command_buffers=profile.has_command_buffers(platform, os.environ.get("XLA_FLAGS", "")),
             )
     except (RunStopped, UserError) as error:
         return after(profile_error=str(error))
     return after(**found)
-
-
-def _time(program: Program, steps: int, warmup: int, began: float) -> dict[str, Any]:
-    start = time.perf_counter()
-    program.run(1)
-    done = time.perf_counter()
-    if warmup:
-        program.run(warmup)
-    clock = TreeClock()
-    seconds = program.run(steps)
-    _, cpu = clock.stop()
-    compilation = program.compilation
-    return {
-        "conv_lowering": program.lowering,
-        "images_per_step": program.images,
-        "trace_seconds": compilation.trace_seconds,
-        "compile_seconds": compilation.compile_seconds,
-        "compiled_from_cache": compilation.cached,
-        "first_call_seconds": compilation.trace_seconds + compilation.compile_seconds + done - start,
-        "first_step_seconds": done - start,
-        "start_seconds": done - began,
-        "images_per_second": program.images / float(np.median(seconds)),
-        "images_per_second_mean": program.images * steps / sum(seconds),
-        "cpu_seconds_per_step": cpu / steps,
-        "step_seconds": stats.summarise(seconds),
-    }
 
 
 def _peak(device: jax.Device) -> int:
@@ -202,7 +182,7 @@ def usage(
     Returns:
       tflops and gbytes_per_second achieved; megabytes_per_image; flops_of_ceiling and bandwidth_of_ceiling, shares of
       what the ceiling's matrix product and copy reached; and for known GPUs mfu, the share of the data sheet's TFLOP/s
-      (model FLOP utilisation, Chowdhery et al. 2022, arXiv:2204.02311).
+      (model FLOP utilization, Chowdhery et al. 2022, arXiv:2204.02311).
     """
     median = result["step_seconds"]["median"]
     images = result["images_per_step"] / result["num_devices"]
@@ -216,5 +196,5 @@ def usage(
     if ceiling:
         used["flops_of_ceiling"] = tflops / ceiling.tflops
         used["bandwidth_of_ceiling"] = gbytes / ceiling.gbytes_per_second
-    known = sheet(device_kind, result["precision"])
-    return used | ({"mfu": tflops / known[0]} if known else {})
+    known = sheet_tflops(device_kind, result["precision"])
+    return used | ({"mfu": tflops / known} if known else {})

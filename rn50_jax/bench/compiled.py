@@ -32,7 +32,6 @@ class Program(NamedTuple):
     run: Run
     images: int
     compilation: timing.Compilation
-    compiled: Any
     lowering: str
     again: Callable[[dict[str, str]], tuple[Run, Any]]
 
@@ -41,8 +40,32 @@ def make_program(config: ConfigDict, mode: str, devices: list[jax.Device]) -> Pr
     """Compiles the step of training ("train", two steps queued) or prediction ("infer", one after the other)."""
     mesh = make_mesh(devices)
     model = build_model(config, num_classes=num_classes(config), platform=devices[0].platform)
-    make = _train_program if mode == "train" else _infer_program
-    return make(config, model, mesh)
+    if mode == "train":
+        plan = make_plan(config, num_images=config.data.synthetic_images[0], num_devices=len(devices))
+        device_batch = plan.device_batch
+        step, _ = compile_steps(config, model, plan, mesh)
+        state: Any = replicate(build_state(config, model), mesh)
+    else:
+        device_batch = config.batch_size
+        step, state = _infer_step(config, model, mesh)
+    batch = synthetic_batch(config, device_batch, mesh)
+    compilation = timing.compile_program(step, state, batch)
+
+    def runs(call: Any) -> Run:
+        def train_step() -> Any:
+            nonlocal state  # each step uses up the state that it is given
+            state, metrics = call(state, batch)
+            return metrics
+
+        if mode == "train":
+            return partial(timing.time_queued, train_step)
+        return partial(timing.time_single, lambda: call(state, batch))
+
+    def again(options: dict[str, str]) -> tuple[Run, Any]:
+        other = compilation.lowered.compile(compiler_options=options)
+        return runs(other), other
+
+    return Program(runs(step), device_batch * len(devices), compilation, model.lowering, again)
 
 
 def num_classes(config: ConfigDict) -> int:
@@ -50,45 +73,11 @@ def num_classes(config: ConfigDict) -> int:
     return len(synthetic_dataset(config).class_names)
 
 
-def _train_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
-    plan = make_plan(config, num_images=config.data.synthetic_images[0], num_devices=mesh.devices.size)
-    step, _ = compile_steps(config, model, plan, mesh)
-    batch = synthetic_batch(config, plan.device_batch, mesh)
-    state = replicate(build_state(config, model), mesh)
-    compilation, lowered, compiled = timing.compile_program(step, state, batch)
-
-    def runs(call: Any) -> Run:
-        def one_step() -> Any:
-            nonlocal state  # each step uses up the state that it is given
-            state, metrics = call(state, batch)
-            return metrics
-
-        return partial(timing.time_queued, one_step)
-
-    def again(options: dict[str, str]) -> tuple[Run, Any]:
-        other = lowered.compile(compiler_options=options)
-        return runs(other), other
-
-    return Program(runs(step), plan.global_batch, compilation, compiled, model.lowering, again)
-
-
-def _infer_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
-    variables = initial_variables(model, config.seed)
+def _infer_step(config: ConfigDict, model: Any, mesh: Mesh) -> tuple[Any, Any]:
+    """The step and the variables, as `predict` has them."""
     platform = mesh.devices.flat[0].platform
+    variables = initial_variables(model, config.seed)
     model, variables = inference_form(model, variables, config.model.fold_batch_norm, platform=platform)
     normalization = pixel_normalization(config.data.mean, config.data.std)
     one_step = partial(predict_step, model=model, axis_name=AXIS, normalization=normalization)
-    step = spread(one_step, mesh, mode=config.parallel, stacked=True)
-    batch = synthetic_batch(config, config.batch_size, mesh)
-    variables = place(variables, mesh)
-    compilation, lowered, compiled = timing.compile_program(step, variables, batch)
-
-    def runs(call: Any) -> Run:
-        return partial(timing.time_single, lambda: call(variables, batch))
-
-    def again(options: dict[str, str]) -> tuple[Run, Any]:
-        other = lowered.compile(compiler_options=options)
-        return runs(other), other
-
-    images = config.batch_size * mesh.devices.size
-    return Program(runs(step), images, compilation, compiled, model.lowering, again)
+    return spread(one_step, mesh, mode=config.parallel, stacked=True), place(variables, mesh)

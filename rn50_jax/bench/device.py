@@ -9,15 +9,13 @@ from rn50_jax.errors import UserError
 from rn50_jax.runtime.hardware import signs_of_gpu
 from rn50_jax.runtime.machine import describe_host
 
-# Vendors' data sheets, dense, TFLOP/s of (float16 and bfloat16, TF32, float32 without tensor cores) and GB/s of memory.
+# Vendors' data sheets, dense TFLOP/s of float16 and bfloat16, of TF32, and of float32 without tensor cores.
 _SHEETS = {
-    "H200": (989.4, 494.7, 66.9, 4800.0),
-    "H100 PCIe": (756.0, 378.0, 51.2, 2000.0),
-    "H100 80GB HBM3": (989.4, 494.7, 66.9, 3350.0),
-    "A100-SXM4-40GB": (312.0, 156.0, 19.5, 1555.0),
-    "A100-PCIE-40GB": (312.0, 156.0, 19.5, 1555.0),
-    "A100": (312.0, 156.0, 19.5, 2039.0),
-    "V100": (125.0, 15.7, 15.7, 900.0),
+    "H200": (989.4, 494.7, 66.9),
+    "H100 PCIe": (756.0, 378.0, 51.2),
+    "H100 80GB HBM3": (989.4, 494.7, 66.9),
+    "A100": (312.0, 156.0, 19.5),
+    "V100": (125.0, 15.7, 15.7),
 }
 
 
@@ -65,9 +63,9 @@ def describe_hardware(devices: list[jax.Device]) -> dict[str, Any]:
     }
 
 
-def sheet(device: str, precision: str) -> tuple[float, float] | None:
-    """The data sheet's (TFLOP/s, GB/s) of a known GPU in a precision, else None."""
-    for name, (half, tf32, single, memory) in _SHEETS.items():
+def sheet_tflops(device: str, precision: str) -> float | None:
+    """Returns the data sheet's TFLOP/s of a known GPU in a precision, else None."""
+    for name, (half, tf32, single) in _SHEETS.items():
         if all(part in device for part in name.split()):
-            return {"tf32": tf32, "fp32": single}.get(precision, half), memory
+            return {"tf32": tf32, "fp32": single}.get(precision, half)
     return None

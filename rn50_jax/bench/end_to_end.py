@@ -1,14 +1,13 @@
 """Real training steps from real files, beside the same steps on synthetic data."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from rn50_jax.bench import stats, timing
-from rn50_jax.bench.input_pipeline import open_feed
+from rn50_jax.bench.input_pipeline import open_loader
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.report import make_header
 from rn50_jax.bench.trials import Terms
@@ -23,30 +22,23 @@ from rn50_jax.training.build import build_state, compile_steps
 from rn50_jax.training.divergence import explaining_memory
 
 
-def measure_end_to_end(
-    config: ConfigDict,
-    devices: list[jax.Device],
-    record: Record,
-    terms: Terms,
-    *,
-    tell: Callable[[str], None],
-) -> None:
-    """Interleaves rounds of `steps` steps on a synthetic batch and on the feed's; two steps queued, as in training.
+def measure_end_to_end(config: ConfigDict, devices: list[jax.Device], record: Record, terms: Terms) -> None:
+    """Times `steps` steps on a synthetic batch and on the loader's in turns; two steps queued, as in training.
 
-    Into the record's "end_to_end" go, after each round, for each kind images_per_second by round (all images over all
-    time), median and extremes; "ratio", real over synthetic by round; "waiting", the share of the real rounds' time
-    spent waiting for the feed; and the seconds that the rounds took.
+    Into the record's "end_to_end" go, after each trial, for each kind images_per_second by trial (all images over all
+    time), median and extremes; "ratio", real over synthetic by trial; "waiting", the share of the real trials' time
+    spent waiting for the loader; and the seconds that the trials took.
 
     Raises:
       UserError: the data cannot be used.
       RunStopped: a device's memory is too small.
     """
-    if told := jax_setup.share_beside_dali(config.data.backend, devices[0].platform):
-        warn(told)
+    if hint := jax_setup.share_beside_dali(config.data.backend, devices[0].platform):
+        warn(hint)
     dataset = open_dataset(config, need_val=False)
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
-    rounds = [f"end to end, round {number} of {terms.rounds}" for number in range(1, terms.rounds + 1)]
-    record.plan(rounds, single=False, **make_header(terms.command, devices))
+    trials = [f"end to end, trial {number} of {terms.trials}" for number in range(1, terms.trials + 1)]
+    record.plan(trials, single=False, **make_header(terms.command, devices))
     mesh = make_mesh(devices)
     model = build_model(config, num_classes=len(dataset.class_names), platform=devices[0].platform)
     step, _ = compile_steps(config, model, plan, mesh)
@@ -54,9 +46,9 @@ def measure_end_to_end(
     synthetic["label"] = synthetic["label"] % len(dataset.class_names)
     state = replicate(build_state(config, model), mesh)
     found: dict[str, list[float]] = {"synthetic": [], "real": [], "waiting": [], "seconds": []}
-    total = (terms.warmup + terms.steps) * terms.rounds
+    total = (terms.warmup + terms.steps) * terms.trials
     with (
-        open_feed(config, dataset.train, plan, mesh, total) as batches,
+        open_loader(config, dataset.train, plan, mesh, total) as batches,
         explaining_memory(config.batch_size, config.data.image_size, config.precision),
     ):
         waited = 0.0
@@ -75,13 +67,13 @@ def measure_end_to_end(
             return metrics
 
         timing.time_queued(synthetic_step, 1)
-        for text in rounds:
-            if not record.begins(text, max(found["seconds"], default=0.0)):
+        for text in trials:
+            if not record.begins(text):
                 continue
-            tell(text)
+            record.tell(text)
             start = time.perf_counter()
             for name, one_step in (("synthetic", synthetic_step), ("real", real_step)):
-                # The feed has worked ahead while others were timed: the warm-up uses that up.
+                # The loader has worked ahead while others were timed: the warm-up uses that up.
                 timing.time_queued(one_step, max(terms.warmup, 1))
                 waited = 0.0
                 seconds = sum(timing.time_queued(one_step, terms.steps))
@@ -103,7 +95,7 @@ def _describe(config: ConfigDict, devices: int, terms: Terms, found: dict[str, l
         "backend": config.data.backend,
         "workers": config.data.workers,
         "steps": terms.steps,
-        "rounds": terms.rounds,
+        "rounds": terms.trials,
         "images_per_second": {"rounds": list(found["real"]), **stats.spread_of(found["real"])},
         "images_per_second_synthetic": {"rounds": list(found["synthetic"]), **stats.spread_of(found["synthetic"])},
         "ratio": stats.ratios(found["real"], found["synthetic"]),

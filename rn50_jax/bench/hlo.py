@@ -1,4 +1,4 @@
-"""The text of an optimised HLO module, as XLA prints it: its instructions and the bytes that they touch."""
+"""The text of an optimized HLO module, as XLA prints it: its instructions and the bytes that they touch."""
 
 import math
 import re
@@ -9,7 +9,7 @@ SIZES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, 
 SIZES |= {"u8": 1, "s8": 1, "pred": 1}
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
 _ARRAY = re.compile(rf"\b({'|'.join(SIZES)})\[([\d,]*)\]")
 
 
@@ -31,7 +31,6 @@ class Instruction(NamedTuple):
     window: str
     labels: str
     called: str
-    root: bool
 
 
 class Program(NamedTuple):
@@ -65,7 +64,7 @@ def parse_program(text: str) -> Program:
 
 
 def _instruction(match: re.Match[str]) -> Instruction:
-    root, name, shape, opcode, rest = match.groups()
+    name, shape, opcode, rest = match.groups()
     operands = tuple(dict.fromkeys(re.findall(r"%([\w.\-]+)", rest.split("), ")[0])))
 
     def value(pattern: str) -> str:
@@ -82,7 +81,6 @@ def _instruction(match: re.Match[str]) -> Instruction:
         window=value(r"window=\{size=(\w+)"),
         labels=value(r"dim_labels=([^\s,]+)"),
         called=value(r"calls=%?([\w.\-]+)"),
-        root=bool(root),
     )
 
 

@@ -1,6 +1,6 @@
-"""The feed alone, beside a PyTorch DataLoader on the same files: images per second and processor time per image."""
+"""The loader alone, beside a PyTorch DataLoader on the same files: images per second and processor time per image."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rn50_jax.bench import stats
-from rn50_jax.bench.cpu_time import TreeClock
+from rn50_jax.bench.cpu_time import time_batches
 from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.report import make_header
-from rn50_jax.bench.trials import Found, Terms, run_trials, trial_names
+from rn50_jax.bench.trials import Found, Terms, describe, run_trials, trial_names
 from rn50_jax.config import tree
 from rn50_jax.config.derived import Plan, make_plan
-from rn50_jax.data.batch import Position, TrainBatch
+from rn50_jax.data.batch import Position
 from rn50_jax.data.dataset import open_dataset, root_of
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.loader import train_batches
@@ -26,12 +26,12 @@ from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.runtime import jax_setup
 from rn50_jax.runtime.machine import dali_version
 
-OURS, TORCH = "rn50_jax feed", "torch DataLoader"
+OURS, TORCH = "rn50_jax loader", "torch DataLoader"
 
 
 @contextmanager
-def open_feed(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, steps: int) -> Iterator[Iterator[Any]]:
-    """The training feed as a run has it, for at least so many steps over however many epochs that takes."""
+def open_loader(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, steps: int) -> Iterator[Iterator[Any]]:
+    """Gives the batches of training as a run has them, at least so many, over however many epochs that takes."""
     longer = ConfigDict(config.to_dict())
     longer.epochs = max(config.epochs, steps // plan.steps_per_epoch + 3)
     with closing(train_batches(longer, images, plan, mesh, Position(0, 0))) as batches:
@@ -39,52 +39,45 @@ def open_feed(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, step
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
-    """Runs one trial of our own feed: makes batches, places them on the devices, and drops them."""
+    """Runs one trial of our own loader: makes batches, places them on the devices, and drops them."""
     config = tree.from_tree(spec["config"])
     jax_setup.prepare_runtime(config.data.backend, config.run.xla_flags)
     devices = find_local_devices(spec["device"])
     images = open_dataset(config, need_val=False).train
     plan = make_plan(config, num_images=len(images.labels), num_devices=len(devices))
     steps = spec["warmup"] + spec["steps"]
-    with open_feed(config, images, plan, make_mesh(devices), steps) as batches:
-        clock = TreeClock()
-        for _ in range(spec["warmup"]):
-            _wait(next(batches))
-        clock.start()
-        for _ in range(spec["steps"]):
-            _wait(next(batches))
-        wall, cpu = clock.stop()
+    with open_loader(config, images, plan, make_mesh(devices), steps) as batches:
+        timed = time_batches(
+            batches,
+            steps=spec["steps"],
+            warmup=spec["warmup"],
+            wait=lambda batch: jax.block_until_ready(batch.batch),
+        )
     dali = dali_version() or "unknown"
-    return {
+    return timed | {
         "images": spec["steps"] * plan.global_batch,
-        "seconds": wall,
-        "cpu_seconds": cpu,
         "header": make_header(spec["command"], devices),
         "about": f"{config.data.backend}, DALI {dali}, {config.data.workers} threads per device, "
         f"{len(devices)} x {describe_hardware(devices)['device']}",
     }
 
 
-def _wait(batch: TrainBatch) -> None:
-    jax.block_until_ready(batch.batch)
-
-
-def measure_input(config: ConfigDict, record: Record, terms: Terms, *, tell: Callable[[str], None]) -> None:
-    """Times both feeds in interleaved rounds, each trial in a process of its own.
+def measure_input(config: ConfigDict, record: Record, terms: Terms) -> None:
+    """Times both loaders in turns, each trial in a process of its own.
 
     Both decode the same files to uint8 batches of the config's crop, size and flip; the DataLoader's with Pillow in
     `data.workers` processes, and without placing them on a device.
 
     Into the record's "input" go the setting, what the files are like, and "programs": images_per_second and
-    cpu_ms_per_image by round, their median and extremes, and ours over theirs.
+    cpu_ms_per_image by trial, their median and extremes, and ours over theirs.
 
     Raises:
       UserError: the data cannot be used, or the first trial of ours failed.
     """
     images = open_dataset(config, need_val=False).train
-    shared = terms.for_a_trial() | {"config": config.to_dict()}
+    shared = terms._asdict() | {"config": config.to_dict()}
     theirs = shared | {"kind": "torch-loader", "folder": str(root_of(config) / "train")}
-    programs = {OURS: shared | {"kind": "feed"}, TORCH: theirs | {"workers": config.data.workers}}
+    programs = {OURS: shared | {"kind": "loader"}, TORCH: theirs | {"workers": config.data.workers}}
     setting = {
         "dir": str(config.data.dir),
         "files": describe_files(images),
@@ -92,15 +85,15 @@ def measure_input(config: ConfigDict, record: Record, terms: Terms, *, tell: Cal
         "image_size": config.data.image_size,
         "workers": config.data.workers,
         "steps": terms.steps,
-        "rounds": terms.rounds,
+        "rounds": terms.trials,
     }
-    record.plan(trial_names("input", list(programs), terms.rounds), single=False)
+    record.plan(trial_names("input", list(programs), terms.trials), single=False)
 
     def parts(found: Found) -> dict[str, Any]:
         header = found[OURS]["trials"][0]["header"] if found[OURS]["trials"] else {}
-        return {"input": setting | {"programs": summarise(found)}} | header
+        return {"input": setting | {"programs": summarize(found)}} | header
 
-    run_trials("input", programs, record, terms, parts=parts, tell=tell)
+    run_trials("input", programs, record, terms, parts=parts)
 
 
 def describe_files(images: ImageSet, sample: int = 2000) -> dict[str, float]:
@@ -117,26 +110,22 @@ def describe_files(images: ImageSet, sample: int = 2000) -> dict[str, float]:
     }
 
 
-def summarise(reports: Found) -> list[dict[str, Any]]:
+def summarize(found: Found) -> list[dict[str, Any]]:
     """Returns what `trials.run_trials` found, as speeds, processor time and ratios."""
     result = []
     ours: dict[str, list[float]] = {}
-    for name, found in reports.items():
-        entry: dict[str, Any] = {"name": name}
-        entry |= {key: found[key] for key in ("error", "error_detail") if key in found}
-        if not found["trials"]:
-            result += [entry] if "error" in found else []
+    for entry, reports in describe(found):
+        result.append(entry)
+        if not reports:
             continue
         measures = {
-            "images_per_second": [report["images"] / report["seconds"] for report in found["trials"]],
-            "cpu_ms_per_image": [1000 * report["cpu_seconds"] / report["images"] for report in found["trials"]],
+            "images_per_second": [report["images"] / report["seconds"] for report in reports],
+            "cpu_ms_per_image": [1000 * report["cpu_seconds"] / report["images"] for report in reports],
         }
-        ours = ours or (measures if name == OURS else {})
-        entry["about"] = found["trials"][-1]["about"]
-        entry["trial_seconds"] = [report["trial_seconds"] for report in found["trials"]]
+        entry["about"] = reports[-1]["about"]
         for key, values in measures.items():
             entry[key] = {"rounds": values, **stats.spread_of(values)}
-            if ours and name != OURS:
+            if ours:
                 entry[f"ours_over_it_{key}"] = stats.ratios(ours[key], values)
-        result.append(entry)
+        ours = measures if entry["name"] == OURS else ours
     return result

@@ -3,16 +3,21 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from rn50_jax.bench import compiled as programs
 from rn50_jax.bench.groups import CONTAINERS, GROUPS, group_of_instruction, group_of_kernel
 from rn50_jax.bench.hlo import Instruction, Program, bytes_of, parse_program
 from rn50_jax.errors import UserError
 
 IDLE = "idle"
+_COMMAND_BUFFERS = "xla_gpu_enable_command_buffer"
+_TIMED = 20  # steps at most that are timed without command buffers
 # On a GPU's streams, but nothing that runs.
 _BOOKKEEPING = frozenset(("MemoryAlloc", "MemoryFree", "MemoryResidency", "HostRegister", "HostUnregister"))
 
@@ -30,30 +35,57 @@ class Event(NamedTuple):
     end: float
 
 
+def has_command_buffers(platform: str, xla_flags: str) -> bool:
+    """Returns whether XLA records kernels in command buffers (CUDA graphs), in which a profiler cannot name them.
+
+    Args:
+      platform: of the devices. xla_flags: as in the environment; the last of the same name counts.
+    """
+    given = [flag.partition("=")[2] for flag in xla_flags.split() if flag.partition("=")[0] == f"--{_COMMAND_BUFFERS}"]
+    return platform == "gpu" and (not given or given[-1] != "")
+
+
 def profile(
-    run: Callable[[int], Any],
-    program_text: str,
+    program: programs.Program,
     folder: Path,
     *,
     steps: int,
     mode: str,
-    copy_gbytes_per_second: float | None = None,
+    images_per_second: float,
+    copy_gbytes_per_second: float | None,
+    command_buffers: bool,
 ) -> dict[str, Any]:
-    """Runs `steps` steps under the profiler; the trace in `folder` opens in XProf, TensorBoard or Perfetto.
+    """Traces at most ten steps of a program that has been timed; XProf, TensorBoard and Perfetto open the trace.
 
     Args:
-      run: does so many steps and waits for them.
-      program_text: the optimised HLO that they run.
-      mode: "train" or "infer".
+      steps: that were timed. mode: "train" or "infer". images_per_second: what was timed.
       copy_gbytes_per_second: what a large copy reached on the same device, bytes read and written; None if unknown.
+      command_buffers: the program has them: it is compiled once more, without.
 
     Returns:
-      dir, steps, and what `summarise` makes of the trace; if that has no kernels, "error" instead.
+      "profile": dir, steps, and what `summarize` makes of the trace; if that has no kernels, "error" instead. If there
+      were command buffers also "command_buffers": images_per_second with and images_per_second_without, each at the
+      median step, and "ratio", with over without; or "error", if XLA does not compile without, and the program was
+      traced as it is.
 
     Raises:
       UserError: the folder cannot be written.
     """
+    run, compiled = program.run, program.compilation.compiled
+    found: dict[str, Any] = {}
+    if command_buffers:
+        try:
+            run, compiled = program.again({_COMMAND_BUFFERS: ""})
+            run(2)
+            without = program.images / float(np.median(run(min(steps, _TIMED))))
+            ratio = images_per_second / without
+            speeds = {"images_per_second": images_per_second, "images_per_second_without": without, "ratio": ratio}
+            found["command_buffers"] = speeds
+        except jax.errors.JaxRuntimeError as error:
+            run, compiled = program.run, program.compilation.compiled
+            found["command_buffers"] = {"error": str(error).splitlines()[0]}
     run(2)
+    steps = min(steps, 10)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     try:
@@ -63,10 +95,10 @@ def profile(
     except OSError as error:
         raise UserError(f"cannot write a trace to {folder}: {error.strerror}") from error
     events = list(read_events(newest_trace(folder)))
-    about = {"dir": str(folder), "steps": steps}
-    if not events:
-        return about | {"error": "the profiler saw no kernels; on a GPU it needs CUPTI and the right to use it"}
-    return about | summarise(events, parse_program(program_text), mode, steps, copy_gbytes_per_second)
+    made: dict[str, Any] = {"error": "the profiler saw no kernels; on a GPU it needs CUPTI and the right to use it"}
+    if events:
+        made = summarize(events, parse_program(compiled.as_text()), mode, steps, copy_gbytes_per_second)
+    return found | {"profile": {"dir": str(folder), "steps": steps, **made}}
 
 
 def newest_trace(folder: Path) -> Path:
@@ -94,7 +126,7 @@ def read_events(trace: Path) -> Iterator[Event]:
                     yield Event(device, event.name, op, start, start + event.duration_ns / 1e9)
 
 
-def summarise(
+def summarize(
     events: Sequence[Event], program: Program, mode: str, steps: int, copy_gbytes_per_second: float | None = None
 ) -> dict[str, Any]:
     """Adds up the events by group and by instruction. All numbers are of one step on one device, the mean over both.
@@ -110,18 +142,18 @@ def summarise(
       seconds (its own, also if others ran beside it), bytes read and written, gbytes_per_second and of_copy_ceiling;
       the last three are None where they are not known.
     """
-    find = _Finder(program, mode)
-    counted = [event for event in events if find(event).group]
-    by_device: dict[str, list[Event]] = defaultdict(list)
-    for event in counted:
-        by_device[event.device].append(event)
-    runs = steps * max(len(by_device), 1)
-    wall = sum(max(e.end for e in some) - min(e.start for e in some) for some in by_device.values())
+    find = _finder(program, mode)
+    counted = [(event, found) for event in events if (found := find(event.kernel, event.op)).group]
+    intervals: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
+    for event, found in counted:
+        intervals[event.device].append((found.group, event.start, event.end))
+    runs = steps * max(len(intervals), 1)
+    wall = sum(max(end for *_, end in some) - min(start for _, start, _ in some) for some in intervals.values())
     seconds: dict[str, float] = dict.fromkeys((*GROUPS, IDLE), 0.0)
-    for some in by_device.values():
-        for group, share in share_out([(find(e).group, e.start, e.end) for e in some]).items():
+    for some in intervals.values():
+        for group, share in share_out(some).items():
             seconds[group or IDLE] += share
-    numbers = Counter(find(event).group for event in counted)
+    numbers = Counter(found.group for _, found in counted)
     return {
         "step_seconds": wall / runs,
         "groups": {
@@ -132,7 +164,7 @@ def summarise(
             }
             for group, value in seconds.items()
         },
-        "kernels": _largest(counted, find, runs, copy_gbytes_per_second),
+        "kernels": _largest(counted, program, runs, copy_gbytes_per_second),
     }
 
 
@@ -162,37 +194,29 @@ def share_out(intervals: Sequence[tuple[str, float, float]]) -> dict[str, float]
 
 
 class _Found(NamedTuple):
-    """What an event belongs to. group: "" if its time is that of other events."""
+    """The instruction that an event belongs to, and its name or the event's. group: "" if its time is other events'."""
 
+    name: str
     group: str
     instruction: Instruction | None
 
 
-class _Finder:
-    """Finds what events belong to, each kind of event once."""
+def _finder(program: Program, mode: str) -> Callable[[str, str], _Found]:
+    """Returns what finds that by an event's kernel and op."""
+    # XLA names a GPU kernel after its instruction, with "_" for what a symbol cannot hold.
+    by_kernel = {_symbol(name): name for name in program.instructions}
 
-    def __init__(self, program: Program, mode: str) -> None:
-        self.program, self._mode = program, mode
-        # XLA names a GPU kernel after its instruction, with "_" for what a symbol cannot hold.
-        self._by_kernel = {_symbol(name): name for name in program.instructions}
-        self._known: dict[tuple[str, str], _Found] = {}
-
-    def __call__(self, event: Event) -> _Found:
-        key = (event.kernel, event.op)
-        if key not in self._known:
-            self._known[key] = self._find(event)
-        return self._known[key]
-
-    def _find(self, event: Event) -> _Found:
+    @cache
+    def find(kernel: str, op: str) -> _Found:
         # Kernels in a CUDA graph carry no op.
-        name = event.op or self._by_kernel.get(_symbol(event.kernel), "")
-        instruction = self.program.instructions.get(name)
-        if instruction is None:
-            return _Found(group_of_kernel(event.kernel), None)
-        if instruction.opcode not in CONTAINERS:
-            return _Found(group_of_instruction(instruction, self.program, self._mode), instruction)
-        # On CPU, a loop as a whole; on a GPU, what its thunk runs itself: a copy of the condition.
-        return _Found("" if event.kernel == event.op else group_of_kernel(event.kernel), None)
+        instruction = program.instructions.get(op or by_kernel.get(_symbol(kernel), ""))
+        if instruction is not None and instruction.opcode not in CONTAINERS:
+            return _Found(instruction.name, group_of_instruction(instruction, program, mode), instruction)
+        # Of a loop: on CPU it as a whole; on a GPU what its thunk runs itself, a copy of the condition.
+        whole = instruction is not None and kernel == op
+        return _Found(op or kernel, "" if whole else group_of_kernel(kernel), None)
+
+    return find
 
 
 def _symbol(name: str) -> str:
@@ -200,31 +224,26 @@ def _symbol(name: str) -> str:
 
 
 def _largest(
-    events: Sequence[Event], find: _Finder, runs: int, copy_gbytes_per_second: float | None, top: int = 20
+    events: Sequence[tuple[Event, _Found]], program: Program, runs: int, copy_gbytes_per_second: float | None
 ) -> list[dict[str, Any]]:
-    spent: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    found: dict[str, _Found] = {}
-    for event in events:
-        this = find(event)
-        name = this.instruction.name if this.instruction else event.op or event.kernel
-        found[name] = this
-        spent[name][event.kernel].append(event.end - event.start)
-    seconds = {name: {kernel: sum(times) for kernel, times in own.items()} for name, own in spent.items()}
+    spent: dict[_Found, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for event, found in events:
+        spent[found][event.kernel].append(event.end - event.start)
+    totals = {found: sum(map(sum, own.values())) for found, own in spent.items()}
     kernels = []
-    for name in sorted(seconds, key=lambda name: -sum(seconds[name].values()))[:top]:
-        group, instruction = found[name]
-        counts = [len(times) / runs for times in spent[name].values()]
-        total = sum(seconds[name].values()) / runs
+    for found in sorted(totals, key=lambda found: -totals[found])[:20]:
+        own, seconds = spent[found], totals[found] / runs
         # An instruction may start several kernels: it ran as often as the rarest of them.
-        nbytes = min(counts) * bytes_of(instruction, find.program) if instruction else None
-        speed = nbytes / total / 1e9 if nbytes is not None and total else None
+        times = min(map(len, own.values())) / runs
+        nbytes = times * bytes_of(found.instruction, program) if found.instruction else None
+        speed = nbytes / seconds / 1e9 if nbytes is not None and seconds else None
         kernels.append(
             {
-                "name": name,
-                "kernel": max(seconds[name], key=lambda kernel: seconds[name][kernel]),
-                "group": group,
-                "count": sum(counts),
-                "seconds": total,
+                "name": found.name,
+                "kernel": max(own, key=lambda kernel: sum(own[kernel])),
+                "group": found.group,
+                "count": sum(map(len, own.values())) / runs,
+                "seconds": seconds,
                 "bytes": nbytes,
                 "gbytes_per_second": speed,
                 "of_copy_ceiling": speed / copy_gbytes_per_second if speed and copy_gbytes_per_second else None,

@@ -1,4 +1,4 @@
-"""What a benchmark has measured: kept in a file from the start, and told however the command ends."""
+"""What a benchmark has measured: in a file from the start, and printed however the command ends."""
 
 import os
 import signal
@@ -7,11 +7,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rn50_jax import cli
-from rn50_jax.bench import budget, report
+from rn50_jax.bench import report
 from rn50_jax.bench.stops import Stops
 from rn50_jax.cli import is_command
 from rn50_jax.errors import Interrupted, UserError
@@ -20,7 +19,7 @@ from rn50_jax.runtime.run_folder import write_file, write_json
 
 
 class Record:
-    """The document of one call, and what of it is still to be measured; used in a `with`, at whose end it is told.
+    """The document of one call, and what of it is still to be measured; used in a `with`, at whose end it is printed.
 
     A signal ends the command within with what there is, see `Stops`, if it is a command and not somebody's own program.
 
@@ -28,7 +27,7 @@ class Record:
       json: file that holds the document from `plan` on, None for none.
       markdown: file for the tables at the end.
       seconds: since the process's start, after which nothing is begun; None for no limit.
-      tell: called with a line of progress.
+      tell: called with a line of progress, also by those who measure.
     """
 
     def __init__(
@@ -39,29 +38,29 @@ class Record:
         seconds: float | None = None,
         tell: Callable[[str], None],
     ) -> None:
-        self._json, self._markdown, self._seconds, self._tell = json, markdown, seconds, tell
+        self._json, self._markdown, self._seconds, self.tell = json, markdown, seconds, tell
         self._parts: dict[str, Any] = {}
         self._pending: list[str] = []
-        self._left_out: list[str] = []
-        self._done, self._single = 0, False
-        self._warned = False
+        self._no_time: list[str] = []
+        self._took: list[tuple[str, str, float]] = []  # case, program and seconds of what was measured
+        self._began = ("", "", 0.0)
+        self._single = self._warned = False
         self.stops = Stops(self._stop, listening=is_command())
 
     def __enter__(self) -> "Record":
         self.stops.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stops.__exit__(kind, error, trace)
-        if error is None or self._done or self._parts.get("results"):
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        self.stops.__exit__()
+        if error is None or self._took or self._parts.get("results"):
             self._report(complete=error is None)
 
-    def plan(self, cases: Sequence[str], *, single: bool, **parts: Any) -> None:
+    def plan(self, names: Sequence[str], *, single: bool, **parts: Any) -> None:
         """Says what is to be measured, and puts parts into the document.
 
         Args:
+          names: of cases or trials.
           single: there will be one result, whose keys stand at the top of the file too.
 
         Raises:
@@ -70,19 +69,28 @@ class Record:
         for path in filter(None, (self._json, self._markdown)):
             _check_writable(path)
         with self.stops.lock:
-            self._pending, self._single = list(cases), single
+            self._pending, self._single = list(names), single
             self._parts |= parts
             self._write(complete=False)
 
-    def begins(self, case: str, expected: float) -> bool:
-        """Returns whether there is time for a case that takes `expected` seconds; if not, it is noted as left out."""
-        left = float("inf") if self._seconds is None else self._seconds - goodput.process_age()
-        if budget.fits(left, expected):
+    def begins(self, name: str, *, case: str = "", program: str = "") -> bool:
+        """Returns whether there is time for what was planned as `name`; if not, it is not run.
+
+        It is expected to take as long as the last trial of the same program in the same case, since the first of them
+        compiled it; without one as the longest of the program, and without that as the longest of all.
+        """
+        age = goodput.process_age()
+        same = [seconds for of, by, seconds in self._took if (of, by) == (case, program)]
+        of_program = [seconds for _, by, seconds in self._took if by == program]
+        expected = same[-1] if program and same else max(of_program or [s for *_, s in self._took], default=0.0)
+        left = float("inf") if self._seconds is None else self._seconds - age
+        if left > 0 and expected <= left:
+            self._began = (case, program, age)
             return True
-        self._tell(f"left out for --budget {self._seconds:g}: {case}")
+        self.tell(f"not run for --budget {self._seconds:g}: {name}")
         with self.stops.lock:
-            self._pending.remove(case)
-            self._left_out.append(case)
+            self._pending.remove(name)
+            self._no_time.append(name)
             self._keep()
         return False
 
@@ -92,17 +100,18 @@ class Record:
             self._parts |= parts
             self._keep()
 
-    def done(self, case: str, **parts: Any) -> None:
-        """Puts parts, as `put` does, with which a case is measured."""
+    def done(self, name: str, **parts: Any) -> None:
+        """Puts parts, as `put` does, with which what was begun last is measured."""
         with self.stops.lock:
-            self._pending.remove(case)
-            self._done += 1
+            self._pending.remove(name)
+            case, program, began = self._began
+            self._took.append((case, program, goodput.process_age() - began))
             self.put(**parts)
 
-    def drop(self, cases: Sequence[str]) -> None:
-        """Takes cases off the plan, of something that has failed before."""
+    def drop(self, names: Sequence[str]) -> None:
+        """Takes off the plan what belongs to something that has failed before."""
         with self.stops.lock:
-            self._pending = [case for case in self._pending if case not in cases]
+            self._pending = [name for name in self._pending if name not in names]
 
     def get(self, name: str, default: Any) -> Any:
         """Returns a part of the document."""
@@ -112,12 +121,10 @@ class Record:
     def exit_code(self) -> int:
         """0, or 1 if nothing could be measured for lack of time, memory or precision."""
         results = self._parts.get("results", [])
-        if results:
-            return int(all("error" in result for result in results))
-        return int(not self._done)
+        return int(all("error" in result for result in results) if results else not self._took)
 
     def _document(self, *, complete: bool) -> dict[str, Any]:
-        rest = [{"case": case, "why": "budget"} for case in self._left_out]
+        rest = [{"case": case, "why": "budget"} for case in self._no_time]
         rest += [{"case": case, "why": "stopped"} for case in self._pending]
         limit = {} if self._seconds is None else {"budget": self._seconds}
         return self._parts | limit | {"complete": complete, "not_run": rest}
@@ -132,7 +139,7 @@ class Record:
             self._write(complete=False)
         except UserError as error:
             if not self._warned:
-                self._tell(f"{error}; going on")
+                self.tell(f"{error}; it is tried again")
             self._warned = True
 
     def _report(self, *, complete: bool) -> None:
@@ -153,8 +160,8 @@ class Record:
             self._report(complete=False)
         except Exception as error:
             cli.tell(error)
-        name, rest = signal.Signals(number).name, len(self._pending) + len(self._left_out)
-        cli.tell(Interrupted(number, f"stopped by {name}: {self._done} measured, {rest} not"))
+        name, rest = signal.Signals(number).name, len(self._pending) + len(self._no_time)
+        cli.tell(Interrupted(number, f"stopped by {name}: {len(self._took)} measured, {rest} not"))
         with suppress(Exception):
             sys.stdout.flush()
 

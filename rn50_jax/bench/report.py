@@ -14,7 +14,7 @@ from rn50_jax.runtime.machine import describe_machine, gpu_lines
 
 
 def make_header(argv: Sequence[str], devices: list[jax.Device]) -> dict[str, Any]:
-    """What was run, when and on what."""
+    """Returns what was run, when and on what."""
     facts = describe_machine(devices)
     drivers = dict.fromkeys(gpu["driver"] for gpu in facts.get("gpus", ()) if gpu["driver"])
     return {
@@ -32,7 +32,7 @@ def as_json(document: dict[str, Any], *, single: bool) -> dict[str, Any]:
 
 
 def as_markdown(document: dict[str, Any]) -> str:
-    """Returns heading, circumstances, a table for each thing that was measured, and what was left out."""
+    """Returns heading, circumstances, a table for each thing that was measured, and what was not run."""
     if "hardware" not in document:
         return "\n\n".join(["Nothing was measured.", *_not_run(document)])
     hardware = document["hardware"]
@@ -46,37 +46,29 @@ def as_markdown(document: dict[str, Any]) -> str:
     parts += _results(document.get("results", []))
     for c in document.get("comparisons", []):
         what = f"{c['mode']}, {c['arch']}, {c['image_size']} px, {c['precision']}, batch size {c['batch_size']}"
-        parts += [
-            f"## Side by side: {what}, {counted(c['rounds'], 'round')} of {c['steps']} steps",
-            tables.peer_table(c),
-        ]
-    if "input" in document:
-        i = document["input"]
+        parts += [f"## Side by side: {what}, {_trials(c)} steps", tables.baseline_table(c)]
+    if i := document.get("input"):
         files = f"{i['files']['images']:,} files, {i['files']['mean_bytes'] / 1000:.0f} kB on average"
         what = f"{files}, to {i['image_size']} px, batch size {i['batch_size']}"
-        parts += [f"## Input: {what}, {counted(i['rounds'], 'round')} of {i['steps']} batches", tables.input_table(i)]
-    if "end_to_end" in document:
-        e = document["end_to_end"]
+        parts += [f"## Input: {what}, {_trials(i)} batches", tables.input_table(i)]
+    if e := document.get("end_to_end"):
         what = f"{e['arch']}, {e['image_size']} px, {e['backend']}, {e['workers']} threads per device"
-        parts += [
-            f"## End to end: {what}, {counted(e['rounds'], 'round')} of {e['steps']} steps",
-            tables.end_to_end_table(e),
-        ]
+        parts += [f"## End to end: {what}, {_trials(e)} steps", tables.end_to_end_table(e)]
     for result in document.get("results", []):
         if "profile_error" in result:
             parts.append(f"No profile: {result['profile_error']}")
-        if "profile" not in result:
-            continue
-        p = result["profile"]
-        parts += [f"## Kernels of {p['steps']} steps, trace in {p['dir']}", tables.kernel_tables(p)]
-        if "command_buffers" in result:
-            parts.append(_command_buffers(result["command_buffers"]))
+        if p := result.get("profile"):
+            parts += [f"## Kernels of {p['steps']} steps, trace in {p['dir']}", tables.kernel_tables(result)]
     return "\n\n".join(parts + _not_run(document))
+
+
+def _trials(setting: dict[str, Any]) -> str:
+    return f"{counted(setting['rounds'], 'trial')} of {setting['steps']}"
 
 
 def _not_run(document: dict[str, Any]) -> list[str]:
     parts = []
-    for why, text in (("budget", f"left out for --budget {document.get('budget', 0):g}"), ("stopped", "not measured")):
+    for why, text in (("budget", f"not run for --budget {document.get('budget', 0):g}"), ("stopped", "not measured")):
         if cases := [one["case"] for one in document.get("not_run", []) if one["why"] == why]:
             parts.append(f"{text}: {'; '.join(cases)}")
     return parts
@@ -99,16 +91,6 @@ def _circumstances(document: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _command_buffers(found: dict[str, Any]) -> str:
-    if "error" in found:
-        return f"Traced with command buffers: XLA does not compile without them ({found['error']})."
-    speed, without = found["images_per_second"], found["images_per_second_without"]
-    return (
-        f"Traced without command buffers: {without:,.1f} img/s; with them, as timed above, {speed:,.1f} img/s, "
-        f"{found['ratio']:.3f} times as many."
-    )
-
-
 def _results(results: list[dict[str, Any]]) -> list[str]:
     parts: list[str] = []
     for mode in dict.fromkeys(result["mode"] for result in results):
@@ -124,10 +106,8 @@ def _results(results: list[dict[str, Any]]) -> list[str]:
             parts.append(tables.train_table(weak or strong))
         else:
             for precision in dict.fromkeys(result["precision"] for result in weak):
-                parts += [
-                    f"### {precision} latency",
-                    tables.latency_table([r for r in weak if r["precision"] == precision]),
-                ]
+                rows = [result for result in weak if result["precision"] == precision]
+                parts += [f"### {precision} latency", tables.latency_table(rows)]
         for kind, rows in (("Weak", weak), ("Strong", strong)):
             if len({result["num_devices"] for result in rows}) > 1:
                 parts += [f"### {kind} scaling", tables.scaling_table(rows)]

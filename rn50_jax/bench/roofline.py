@@ -1,6 +1,5 @@
 """What the device can do at best, timed in the same run: a large matrix product and a copy."""
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rn50_jax.bench.timing import time_single
 from rn50_jax.models.precision import PRECISIONS
 
 # Sides of the matrices and bytes of the array, by platform; far beyond the caches.
@@ -48,11 +48,5 @@ def measure_ceiling(
 
 
 def _fastest(function: Callable[..., jax.Array], *args: Any, repeats: int) -> float:
-    for _ in range(2):
-        jax.block_until_ready(function(*args))
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*args))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    time_single(lambda: function(*args), 2)
+    return min(time_single(lambda: function(*args), repeats))

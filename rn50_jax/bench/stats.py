@@ -7,7 +7,7 @@ import numpy as np
 PERCENTILES = (25, 75, 90, 95, 99)
 
 
-def summarise(seconds: Sequence[float]) -> dict[str, float]:
+def summarize(seconds: Sequence[float]) -> dict[str, float]:
     """Median, mean, extremes, quartiles (p25, p75) and upper percentiles (p90, p95, p99, linearly interpolated)."""
     return {
         "median": float(np.median(seconds)),
@@ -19,10 +19,10 @@ def summarise(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def spread_of(values: Sequence[float]) -> dict[str, float]:
-    """Median and extremes over rounds."""
+    """Returns median and extremes over the trials."""
     return {"median": float(np.median(values)), "min": float(min(values)), "max": float(max(values))}
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Ours over theirs, round by round: median and extremes of the rounds that both finished."""
+    """Returns ours over theirs, trial by trial: median and extremes of as many as both have finished."""
     return spread_of([a / b for a, b in zip(ours, theirs, strict=False)])

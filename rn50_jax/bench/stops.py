@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _COPIES = 1.0  # seconds within which a terminal or `timeout` sends the same signal twice
@@ -48,9 +48,7 @@ class Stops:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self._listening:
             return
         with self.lock:  # for ever, if a signal is being answered
@@ -75,14 +73,11 @@ class Stops:
     @contextmanager
     def folder(self, prefix: str) -> Iterator[Path]:
         """Gives a temporary folder, which is removed even if a signal ends the process."""
-        with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
-            folder = Path(name)
-
-            def remove() -> None:
-                shutil.rmtree(folder, ignore_errors=True)
-
-            with self.undoing(remove):
-                yield folder
+        with (
+            tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name,
+            self.undoing(lambda: shutil.rmtree(name, ignore_errors=True)),
+        ):
+            yield Path(name)
 
     def _listen(self, reader: int) -> None:
         first: float | None = None

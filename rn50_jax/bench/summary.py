@@ -8,10 +8,9 @@ from typing import Any
 from rn50_jax import cli, errors
 from rn50_jax.bench import tables
 from rn50_jax.bench.results import CPU, Result, by_source, read_results
-from rn50_jax.io.files import write_whole
+from rn50_jax.runtime.run_folder import write_file
 
 Row = dict[str, Any]
-Cells = list[str]
 
 _FLAGS = "--config.run.xla_flags="
 _ENOUGH = 96.0  # top-1 of the quick start in per cent, README.md
@@ -22,20 +21,17 @@ def main(argv: Sequence[str]) -> int:
     folders = [Path(word) for word in argv]
     if not folders or not all(folder.is_dir() for folder in folders):
         raise errors.UserError("usage: python -m rn50_jax.bench.summary FOLDER...")
-    text = summarise(*folders)
-    try:
-        if len(folders) == 1:
-            write_whole(folders[0] / "summary.md", text + "\n")
-    except OSError as error:
-        raise errors.UserError(f"cannot write {error.filename}: {error.strerror}") from error
+    text = summarize(*folders)
+    if len(folders) == 1:
+        write_file(folders[0] / "summary.md", text + "\n")
     print(text)
     return 0
 
 
-def summarise(*folders: Path) -> str:
+def summarize(*folders: Path) -> str:
     """Returns Markdown: for each card, and on it for each day, commit and versions, a table of each kind.
 
-    What there is no result of reads "not measured"; at the end stands what failed, was left out, or cannot be read. Of
+    What there is no result of reads "not measured"; at the end stands what failed, was not run, or cannot be read. Of
     several folders, each result and each line has its folder before its name.
     """
     results: list[Result] = []
@@ -65,7 +61,7 @@ def summarise(*folders: Path) -> str:
             missed += [line for result in good for line in _missed(result)]
     parts.append("## Not measured")
     everything = [*lines, *missed, *unread]
-    parts.append("\n".join(f"- {line}" for line in everything) if everything else "Nothing failed or was left out.")
+    parts.append("\n".join(f"- {line}" for line in everything) if everything else "Everything was measured.")
     return "\n\n".join(parts)
 
 
@@ -80,162 +76,127 @@ def _has_form(result: Result) -> bool:
 
 
 def _missed(result: Result) -> Iterator[str]:
-    reasons = {"budget": "left out, its time was over", "stopped": "stopped before it was measured"}
+    reasons = {"budget": "not run, its time was over", "stopped": "stopped before it was measured"}
     for entry in result.document.get("not_run", []):
         yield f"{result.name}, {entry['case']}: {reasons.get(entry['why'], entry['why'])}"
 
 
-def _measured(results: Sequence[Result], mode: str) -> Iterator[tuple[Result, Row]]:
-    for result in results:
-        for row in result.document.get("results", []):
-            if row["mode"] == mode:
-                yield result, row
+def _measured(results: Sequence[Result]) -> list[Row]:
+    """What was timed, with "from", the result's name, "flags" and "beside", all that was timed in the same call."""
+    return [
+        row | {"from": result.name, "flags": _flags(result), "beside": result.document["results"]}
+        for result in results
+        for row in result.document.get("results", [])
+    ]
 
 
-def _plain(results: Sequence[Result], mode: str) -> list[tuple[Result, Row]]:
+def _plain(results: Sequence[Result], mode: str) -> list[Row]:
     """What was timed with the config as it is and no flags of XLA's, by devices, batch size and precision."""
-    found = [pair for pair in _measured(results, mode) if not _flags(pair[0]) and not pair[1].get("variant")]
-    return sorted(
-        found, key=lambda pair: [pair[1][key] for key in ("num_devices", "batch_size_per_device", "precision")]
-    )
+    found = [r for r in _measured(results) if r["mode"] == mode and not r["flags"] and not r.get("variant")]
+    return sorted(found, key=lambda row: [row[key] for key in ("num_devices", "batch_size_per_device", "precision")])
 
 
 def _train_table(results: Sequence[Result]) -> str:
-    header = ["precision", "devices", "images on each", "img/s", "step, ms: median (quartiles)", "over fp32"]
-    header += ["of matmul ceiling", "of copy ceiling", "peak memory, MB", "trace + compile, s", "from"]
-    rows = []
-    for result, row in _plain(results, "train"):
-        cells = [row["precision"], str(row["num_devices"]), str(row["batch_size_per_device"])]
-        if "error" in row:
-            rows.append([*cells, row["error"], *["-"] * 6, result.name])
-            continue
-        cells += [f"{row['images_per_second']:,.0f}", _step(row), _over_fp32(row, result)]
-        rows.append([*cells, *_use(row), result.name])
-    return _table(header, rows)
+    def over_fp32(row: Row) -> str:
+        return "-" if row["precision"] == "fp32" else tables.ratio(row, _find(row, precision="fp32"), ".2f", "x")
+
+    case = {"precision": tables.PRECISION, "devices": tables.DEVICES, "images on each": tables.BATCH}
+    measured = {"img/s": _SPEED, "step, ms: median (quartiles)": tables.step, "over fp32": over_fp32}
+    return _case_table(_plain(results, "train"), case, measured | _USE)
 
 
 def _infer_table(results: Sequence[Result]) -> str:
-    header = ["precision", "images", "img/s", "latency, ms: median (quartiles)", "95 %", "99 %"]
-    header += ["of matmul ceiling", "of copy ceiling", "peak memory, MB", "trace + compile, s", "from"]
-    rows = []
-    for result, row in _plain(results, "infer"):
-        cells = [row["precision"], str(row["batch_size_per_device"])]
-        if "error" in row:
-            rows.append([*cells, row["error"], *["-"] * 7, result.name])
-            continue
-        cells += [f"{row['images_per_second']:,.0f}", _step(row)]
-        cells += [f"{1000 * row['step_seconds'][key]:.2f}" for key in ("p95", "p99")]
-        rows.append([*cells, *_use(row), result.name])
-    return _table(header, rows)
+    measured = {"img/s": _SPEED, "latency, ms: median (quartiles)": tables.step}
+    measured["95 %"] = lambda row: f"{1000 * row['step_seconds']['p95']:.2f}"
+    measured["99 %"] = lambda row: f"{1000 * row['step_seconds']['p99']:.2f}"
+    case = {"precision": tables.PRECISION, "images": tables.BATCH}
+    return _case_table(_plain(results, "infer"), case, measured | _USE)
 
 
 def _variant_table(results: Sequence[Result]) -> str:
     """Each key changed alone, over the config as it is in the same process."""
-    return _changed(
-        (result, row, str(row["variant"]), _find(_rows(result), row, variant=""))
-        for mode in ("train", "infer")
-        for result, row in _measured(results, mode)
-        if row.get("variant")
-    )
+    rows = [row for row in _measured(results) if row.get("variant")]
+    return _changed([row | {"changed": row["variant"], "base": _find(row, variant="")} for row in rows])
 
 
 def _flag_table(results: Sequence[Result]) -> str:
     """Flags of XLA's, over none in another process of the same part."""
+
+    def folder(row: Row) -> str:
+        return str(row["from"]).rpartition("/")[0]
+
     part = [result for result in results if result.name.rpartition("/")[2].startswith("flags-") or _flags(result)]
-    without: dict[str, list[Row]] = {}
-    for result in part:
-        without.setdefault(result.name.rpartition("/")[0], []).extend([] if _flags(result) else _rows(result))
-    return _changed(
-        (result, row, f"`{_flags(result)}`", _find(without[result.name.rpartition("/")[0]], row))
-        for mode in ("train", "infer")
-        for result, row in _measured(part, mode)
-        if _flags(result)
-    )
+    rows = _measured(part)
+    found = []
+    for row in filter(lambda row: row["flags"], rows):
+        without = [other for other in rows if not other["flags"] and folder(other) == folder(row)]
+        found.append(row | {"changed": f"`{row['flags']}`", "base": _find(row | {"beside": without})})
+    return _changed(found)
 
 
-def _changed(entries: Iterator[tuple[Result, Row, str, Row | None]]) -> str:
-    header = ["mode", "precision", "images", "changed", "img/s", "over unchanged", "peak memory, MB", "from"]
-    rows = []
-    for result, row, what, base in entries:
-        cells = [row["mode"], row["precision"], str(row["batch_size_per_device"]), what]
-        if "error" in row:
-            rows.append([*cells, row["error"], "-", "-", result.name])
-            continue
-        ratio = f"{row['images_per_second'] / base['images_per_second']:.3f}" if base else "-"
-        rows.append([*cells, f"{row['images_per_second']:,.0f}", ratio, _memory(row), result.name])
-    return _table(header, rows)
+def _changed(rows: Sequence[Row]) -> str:
+    case = {"mode": tables.value("mode"), "precision": tables.PRECISION, "images": tables.BATCH}
+    case["changed"] = tables.value("changed")
+    measured = {"img/s": _SPEED, "over unchanged": lambda row: tables.ratio(row, row["base"], ".3f")}
+    ordered = [row for mode in ("train", "infer") for row in rows if row["mode"] == mode]
+    return _case_table(ordered, case, measured | {"peak memory, MB": tables.memory})
 
 
-def _peer_tables(results: Sequence[Result]) -> str:
-    return _captioned(
-        (
-            f"{c['mode']}, {c['precision']}, {c['batch_size']} images, {c['rounds']} x {c['steps']} steps",
-            result,
-            tables.peer_table(c),
-        )
-        for result in results
-        for c in result.document.get("comparisons", [])
-    )
+def _captioned(
+    results: Sequence[Result], key: str, caption: Callable[[Row], str], make: Callable[[Row], str], needs: str = ""
+) -> str:
+    """The tables of all entries under a key of the documents that have what is needed."""
+    parts = []
+    for result in results:
+        found = result.document.get(key, [])
+        for entry in found if isinstance(found, list) else [found]:
+            if not needs or needs in entry:
+                parts.append(f"{caption(entry)} ({result.name}):\n\n{make(entry)}")
+    return "\n\n".join(parts)
+
+
+def _baseline_tables(results: Sequence[Result]) -> str:
+    def caption(c: Row) -> str:
+        return f"{c['mode']}, {c['precision']}, {c['batch_size']} images, {c['rounds']} x {c['steps']} steps"
+
+    return _captioned(results, "comparisons", caption, tables.baseline_table)
 
 
 def _profile_tables(results: Sequence[Result]) -> str:
-    return _captioned(
-        (
-            f"{row['mode']}, {row['precision']}, {row['batch_size_per_device']} images",
-            result,
-            "\n\n".join((tables.kernel_tables(row["profile"]), *_command_buffers(row))),
-        )
-        for result in results
-        for row in _rows(result)
-        if "profile" in row
-    )
+    def caption(row: Row) -> str:
+        return f"{row['mode']}, {row['precision']}, {row['batch_size_per_device']} images"
+
+    return _captioned(results, "results", caption, tables.kernel_tables, needs="profile")
 
 
-def _command_buffers(row: Row) -> Iterator[str]:
-    found = row.get("command_buffers", {})
-    if "ratio" in found:
-        with_them, without = found["images_per_second"], found["images_per_second_without"]
-        yield (
-            f"Traced without command buffers, {without:,.0f} img/s; with them, as timed, {with_them:,.0f} img/s, "
-            f"{found['ratio']:.3f} times as many."
-        )
-
-
-def _feed_tables(results: Sequence[Result]) -> str:
-    return _captioned(
-        (f"{feed['image_size']} px, {feed['workers']} workers", result, tables.input_table(feed))
-        for result in results
-        if (feed := result.document.get("input"))
-    )
+def _input_tables(results: Sequence[Result]) -> str:
+    return _captioned(results, "input", lambda i: f"{i['image_size']} px, {i['workers']} workers", tables.input_table)
 
 
 def _end_to_end_tables(results: Sequence[Result]) -> str:
-    return _captioned(
-        (f"{real['backend']}, {real['workers']} threads per device", result, tables.end_to_end_table(real))
-        for result in results
-        if (real := result.document.get("end_to_end"))
-    )
+    def caption(real: Row) -> str:
+        return f"{real['backend']}, {real['workers']} threads per device"
+
+    return _captioned(results, "end_to_end", caption, tables.end_to_end_table)
 
 
 def _quick_start_table(results: Sequence[Result]) -> str:
-    rows = []
-    for result in results:
-        run = result.document
-        if "top1" in run:
-            reached = "yes" if run["top1"] >= _ENOUGH else "no"
-            rows.append([run["precision"], run["backend"], f"{run['top1']:.2f} %", str(run["epochs"]), reached])
-        elif "started" in run:
-            rows.append([run["precision"], run["backend"], "no epoch was finished", "-", "-"])
-    return _table(["precision", "decoded by", "top-1 after the last epoch", "epochs", f"{_ENOUGH:.0f} % or more"], rows)
+    runs = [result.document for result in results if "started" in result.document]
+    case = {"precision": tables.PRECISION, "decoded by": tables.value("backend")}
+    measured = {
+        "top-1 after the last epoch": lambda run: f"{run['top1']:.2f} %",
+        "epochs": tables.value("epochs"),
+        f"{_ENOUGH:.0f} % or more": lambda run: "yes" if run["top1"] >= _ENOUGH else "no",
+    }
+    rows = [run if "top1" in run else run | {"error": "no epoch was finished"} for run in runs]
+    return tables.case_table(rows, case, measured) if rows else ""
 
 
 def _killed_table(results: Sequence[Result]) -> str:
-    rows = []
-    for result in results:
-        if killed := result.document.get("killed"):
-            problems = "; ".join(killed["problems"]) or "none"
-            rows.append([str(killed["kills"]), str(killed["survived"]), str(killed["runs"]), problems, result.name])
-    return _table(["kills", "survived", "runs", "ended otherwise than an undisturbed run", "from"], rows)
+    rows = [r.document["killed"] | {"from": r.name} for r in results if "killed" in r.document]
+    columns = {key: tables.value(key) for key in ("kills", "survived", "runs")}
+    columns["ended otherwise than an undisturbed run"] = lambda row: "; ".join(row["problems"]) or "none"
+    return _case_table(rows, columns, {})
 
 
 def _commands(results: Sequence[Result]) -> str:
@@ -250,12 +211,12 @@ def _commands(results: Sequence[Result]) -> str:
 
 _TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
     "Training": _train_table,
-    "Beside others": _peer_tables,
+    "Beside others": _baseline_tables,
     "Where a step's time goes": _profile_tables,
     "Inference": _infer_table,
     "One key changed": _variant_table,
     "Flags of XLA's": _flag_table,
-    "The feed alone": _feed_tables,
+    "The loader alone": _input_tables,
     "Training on real files": _end_to_end_tables,
     "Quick starts": _quick_start_table,
     "Killed runs that were started again": _killed_table,
@@ -263,17 +224,17 @@ _TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
 }
 
 
-def _table(header: Sequence[str], rows: Sequence[Cells]) -> str:
-    return tables.table(header, rows) if rows else ""
+_SPEED = tables.value("images_per_second", ",.0f")
+_USE: tables.Columns = {
+    "of matmul ceiling": tables.MATMUL_SHARE,
+    "of copy ceiling": tables.COPY_SHARE,
+    "peak memory, MB": tables.memory,
+    "trace + compile, s": tables.compilation,
+}
 
 
-def _captioned(found: Iterator[tuple[str, Result, str]]) -> str:
-    return "\n\n".join(f"{caption} ({result.name}):\n\n{text}" for caption, result, text in found)
-
-
-def _rows(result: Result) -> list[Row]:
-    rows: list[Row] = result.document.get("results", [])
-    return rows
+def _case_table(rows: Sequence[Row], case: tables.Columns, measured: tables.Columns) -> str:
+    return tables.case_table(rows, case, measured, {"from": tables.value("from")}) if rows else ""
 
 
 def _flags(result: Result) -> str:
@@ -282,34 +243,12 @@ def _flags(result: Result) -> str:
     return given[-1] or "none" if given else ""
 
 
-def _find(rows: Sequence[Row], like: Row, **changed: Any) -> Row | None:
-    """The row of the same case, but for what is changed, if it was timed."""
+def _find(like: Row, **changed: Any) -> Row | None:
+    """The row beside it of the same case, but for what is changed, if it was timed."""
     keys = ("mode", "precision", "batch_size_per_device", "num_devices", "variant")
     wanted = {key: like.get(key) for key in keys} | changed
-    found = (row for row in rows if all((row.get(key) or "") == (value or "") for key, value in wanted.items()))
-    return next((row for row in found if "error" not in row), None)
-
-
-def _over_fp32(row: Row, result: Result) -> str:
-    base = _find(_rows(result), row, precision="fp32")
-    if base is None or row["precision"] == "fp32":
-        return "-"
-    return f"{row['images_per_second'] / base['images_per_second']:.2f}x"
-
-
-def _step(row: Row) -> str:
-    median, low, high = (1000 * row["step_seconds"][key] for key in ("median", "p25", "p75"))
-    return f"{median:.2f} ({low:.2f}-{high:.2f})"
-
-
-def _use(row: Row) -> Cells:
-    shares = [f"{row[key]:.1%}" if key in row else "-" for key in ("flops_of_ceiling", "bandwidth_of_ceiling")]
-    kept = " (cached)" if row["compiled_from_cache"] else ""
-    return [*shares, _memory(row), f"{row['trace_seconds']:.1f} + {row['compile_seconds']:.1f}{kept}"]
-
-
-def _memory(row: Row) -> str:
-    return f"{row['peak_memory_bytes'] / 1e6:,.0f}{'' if row['peak_memory_source'] == 'device' else ' (XLA)'}"
+    same = (row for row in like["beside"] if all((row.get(key) or "") == (wanted[key] or "") for key in keys))
+    return next((row for row in same if "error" not in row), None)
 
 
 if __name__ == "__main__":

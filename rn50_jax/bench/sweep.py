@@ -1,8 +1,7 @@
 """The cases of a sweep, and their measurement one after the other."""
 
 import gc
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 
 from rn50_jax.bench.cases import Case, case_config, measure
 from rn50_jax.bench.record import Record
-from rn50_jax.bench.roofline import Ceiling
+from rn50_jax.bench.roofline import Ceiling, measure_ceiling
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
 from rn50_jax.errors import UserError
@@ -93,7 +92,7 @@ def make_sweep(config: ConfigDict, cases: list[Case]) -> list[tuple[Case, Config
     return sweep
 
 
-# Keys that say how to report, save or feed a run, or for how long; nothing of it is in a step on synthetic data.
+# Keys that say how to report, save or load, or for how long to train; nothing of it is in a step on synthetic data.
 _NOT_IN_A_STEP = ("checkpoint.", "report.", "run.", "data.", "epochs", "seed")
 _OPTIONS_FOR = {"precision": "--precisions", "batch_size": "--batch_sizes"}
 
@@ -125,42 +124,38 @@ def parse_variants(config: ConfigDict, texts: Sequence[str]) -> list[str]:
 
 def run_sweep(
     sweep: list[tuple[Case, ConfigDict]],
+    devices: list[jax.Device],
     record: Record,
     *,
-    ceiling_of: Callable[[str], Ceiling],
     steps: int,
     warmup: int,
     trace: Path | None,
-    tell: Callable[[str], None],
 ) -> None:
     """Measures every case for which there is time, into the record's "ceilings" and "results".
 
-    One for which the memory does not suffice is written down, and the sweep goes on.
+    One for which the memory does not suffice is written down, and the next is measured.
 
     Args:
       record: has the cases, as texts, in its plan.
-      ceiling_of: measures that of a precision; called before the first case in it.
     """
     ceilings: dict[str, Ceiling] = {}
     results: list[dict[str, Any]] = []
-    longest = 0.0
     for case, config in sweep:
-        if not record.begins(str(case), longest):
+        if not record.begins(str(case)):
             continue
-        start = time.perf_counter()
         if case.precision not in ceilings:
-            ceilings[case.precision] = ceiling_of(case.precision)
+            record.tell(f"ceilings in {case.precision}")
+            ceilings[case.precision] = measure_ceiling(devices[0], case.precision)
             record.put(ceilings={precision: ceiling._asdict() for precision, ceiling in ceilings.items()})
-        tell(str(case))
+        record.tell(str(case))
 
         def timed(result: dict[str, Any]) -> None:
             record.put(results=[*results, result])
 
         ceiling = ceilings[case.precision]
         results.append(measure(config, case, steps=steps, warmup=warmup, ceiling=ceiling, trace=trace, timed=timed))
-        longest = max(longest, time.perf_counter() - start)
         record.done(str(case), results=list(results))
         if "error" in results[-1]:
-            tell(results[-1]["error"])
+            record.tell(results[-1]["error"])
         gc.collect()
         jax.clear_caches()

@@ -37,13 +37,16 @@ def time_single(call: Callable[[], Any], count: int) -> list[float]:
 
 
 class Compilation(NamedTuple):
-    """What making a program cost, and what XLA says about it.
+    """A program, what making it cost, and what XLA says about it.
 
-    seconds: of tracing and of compiling. cached: whether any part came from the compilation cache. memory_bytes: of
-    arguments, results and temporaries at once, what results share with arguments counted once. bytes_accessed: by all
-    operations of one call, on one device; XLA's estimate, 0 if it has none.
+    lowered: to be compiled again with other options. compiled: for its text. seconds: of tracing and of compiling.
+    cached: any part came from the compilation cache. memory_bytes: of arguments, results and temporaries at once, what
+    results share with arguments counted once. bytes_accessed: by all operations of one call, on one device; XLA's
+    estimate, 0 if it has none.
     """
 
+    lowered: Any
+    compiled: Any
     trace_seconds: float
     compile_seconds: float
     cached: bool
@@ -51,12 +54,8 @@ class Compilation(NamedTuple):
     bytes_accessed: float
 
 
-def compile_program(function: Any, *args: Any) -> tuple[Compilation, Any, Any]:
-    """Compiles a jitted or pmapped function for its arguments, so that the first call need not.
-
-    Returns:
-      What it cost; the lowered program, to be compiled again with other options; and the compiled one, for its text.
-    """
+def compile_program(function: Any, *args: Any) -> Compilation:
+    """Compiles a jitted or pmapped function for its arguments, so that the first call need not."""
     hits: list[str] = []
     with _events(hits):
         start = time.perf_counter()
@@ -65,19 +64,15 @@ def compile_program(function: Any, *args: Any) -> tuple[Compilation, Any, Any]:
         compiled = lowered.compile()
         done = time.perf_counter()
     memory = compiled.memory_analysis()
-    parts = ("argument", "output", "temp")
-    used = sum(getattr(memory, f"{part}_size_in_bytes", 0) for part in parts) if memory else 0
-    cost = compiled.cost_analysis() or {}
-    return (
-        Compilation(
-            trace_seconds=traced - start,
-            compile_seconds=done - traced,
-            cached=any("cache_hits" in event for event in hits),
-            memory_bytes=used - (memory.alias_size_in_bytes if memory else 0),
-            bytes_accessed=float(cost.get("bytes accessed", 0.0)),
-        ),
-        lowered,
-        compiled,
+    used = sum(getattr(memory, f"{part}_size_in_bytes", 0) for part in ("argument", "output", "temp"))
+    return Compilation(
+        lowered=lowered,
+        compiled=compiled,
+        trace_seconds=traced - start,
+        compile_seconds=done - traced,
+        cached=any("cache_hits" in event for event in hits),
+        memory_bytes=used - getattr(memory, "alias_size_in_bytes", 0),
+        bytes_accessed=float((compiled.cost_analysis() or {}).get("bytes accessed", 0.0)),
     )
 
 

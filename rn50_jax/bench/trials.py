@@ -1,21 +1,21 @@
 """Programs in turns, each trial in a process of its own: A, B, C, A, B, C, ...
 
-Whatever drifts (clocks, temperature, other users of the machine) then drifts for all of them, the spread over rounds
+Whatever drifts (clocks, temperature, other users of the machine) then drifts for all of them, the spread over trials
 shows how far single figures can be trusted, and no program holds memory while another is timed.
 """
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rn50_jax.bench.budget import expect_trial
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.stops import Stops
 from rn50_jax.errors import UserError
@@ -26,36 +26,23 @@ Found = dict[str, dict[str, Any]]
 
 
 class Terms(NamedTuple):
-    """What every trial is asked for. command: the benchmark's own words. timeout: seconds that a trial may take."""
+    """What every trial is asked for.
+
+    command: the benchmark's own words. trials: of each program. timeout: seconds that one may take.
+    """
 
     command: tuple[str, ...]
     device: str
     steps: int
     warmup: int
-    rounds: int
+    trials: int
     timeout: float = 1800.0
 
-    def for_a_trial(self) -> dict[str, Any]:
-        """Returns what of it a trial's process needs."""
-        return {name: getattr(self, name) for name in ("command", "device", "steps", "warmup")}
 
-
-class _Failed(UserError):
-    """A trial that reported nothing. detail: the end of what it wrote to standard error."""
-
-    def __init__(self, message: str, detail: str = "") -> None:
-        super().__init__(message)
-        self.detail = detail
-
-
-def trial_names(case: str, programs: list[str], rounds: int) -> list[str]:
+def trial_names(case: str, programs: Sequence[str], trials: int) -> list[str]:
     """Returns the name of every trial of a case, in the order in which they are run, as a record's plan has them."""
-    return [trial_name(case, name, number, rounds) for number in range(1, rounds + 1) for name in programs]
-
-
-def trial_name(case: str, program: str, number: int, rounds: int) -> str:
-    """Returns the name of one trial."""
-    return f"{case}, {program}, round {number} of {rounds}"
+    turns = itertools.product(range(1, trials + 1), programs)
+    return [f"{case}, {program}, trial {number} of {trials}" for number, program in turns]
 
 
 def run_trials(
@@ -65,18 +52,14 @@ def run_trials(
     terms: Terms,
     *,
     parts: Callable[[Found], dict[str, Any]],
-    tell: Callable[[str], None],
-    before: list[tuple[str, float]] | None = None,
 ) -> Found:
-    """Runs every program once in each round, as far as there is time.
+    """Runs the programs in turns, as far as there is time.
 
     Args:
       case: what is compared.
-      programs: by name, the spec that `bench.worker` takes. One that fails is left out from then on.
+      programs: by name, the spec that `bench.worker` takes. One that fails is not run any more.
       record: has the trials in its plan, see `trial_names`.
       parts: makes parts of the record's document of what was found; called after each trial.
-      tell: called with a line of progress before each trial.
-      before: programs and seconds of earlier trials in this call; those of these trials are added.
 
     Returns:
       By name, "trials": list of what the worker reported, with "trial_seconds"; and if one failed, "error", why, and
@@ -86,41 +69,46 @@ def run_trials(
       UserError: the first trial of the first program, which the others are compared with, failed.
     """
     found: Found = {name: {"trials": []} for name in programs}
-    before = [] if before is None else before
-    here: list[tuple[str, float]] = []
     with record.stops.folder("rn50-jax-compiled-") as cache:
-        for number in range(1, terms.rounds + 1):
-            for name, spec in programs.items():
-                text = trial_name(case, name, number, terms.rounds)
-                if "error" in found[name] or not record.begins(text, expect_trial(name, here, before)):
-                    continue
-                tell(text)
-                start = time.perf_counter()
+        turns = list(itertools.product(range(1, terms.trials + 1), programs))
+        names = trial_names(case, list(programs), terms.trials)
+        for (number, name), text in zip(turns, names, strict=True):
+            if "error" in found[name] or not record.begins(text, case=case, program=name):
+                continue
+            record.tell(text)
+            start = time.perf_counter()
 
-                def keep(report: dict[str, Any], name: str = name, text: str = text, start: float = start) -> None:
-                    if "error" in report:
-                        found[name] |= report
-                    else:
-                        found[name]["trials"].append(report | {"trial_seconds": time.perf_counter() - start})
-                    record.done(text, **parts(found))
-
-                try:
-                    report = run_trial(spec | {"round": number}, cache, terms.timeout, record.stops, salvage=keep)
-                except UserError as error:
-                    if name == next(iter(programs)) and not found[name]["trials"]:
-                        raise
-                    report = {"error": str(error)}
-                    if isinstance(error, _Failed) and error.detail:
-                        report["error_detail"] = error.detail
-                here.append((name, time.perf_counter() - start))
-                keep(report)
+            def keep(report: dict[str, Any], name: str = name, text: str = text, start: float = start) -> None:
                 if "error" in report:
-                    tell(f"{name}: {report['error']}")
-                    record.drop(
-                        [trial_name(case, name, later, terms.rounds) for later in range(number, terms.rounds + 1)]
-                    )
-    before += here
+                    found[name] |= report
+                else:
+                    found[name]["trials"].append(report | {"trial_seconds": time.perf_counter() - start})
+                record.done(text, **parts(found))
+
+            try:
+                spec = programs[name] | {"trial": number}
+                report = run_trial(spec, cache, terms.timeout, record.stops, salvage=keep)
+            except UserError as error:
+                if name == next(iter(programs)) and not found[name]["trials"]:
+                    raise
+                report = {"error": str(error)}
+                if detail := getattr(error, "__notes__", None):
+                    report["error_detail"] = "\n".join(detail)
+            keep(report)
+            if "error" in report:
+                record.tell(f"{name}: {report['error']}")
+                record.drop([text for (_, other), text in zip(turns, names, strict=True) if other == name])
     return found
+
+
+def describe(found: Found) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Yields the name, errors and seconds of each program that was run, as the document has them, and its reports."""
+    for name, one in found.items():
+        if one["trials"] or "error" in one:
+            entry = {"name": name} | {key: one[key] for key in ("error", "error_detail") if key in one}
+            if one["trials"]:
+                entry["trial_seconds"] = [report["trial_seconds"] for report in one["trials"]]
+            yield entry, one["trials"]
 
 
 def run_trial(
@@ -133,7 +121,7 @@ def run_trial(
 ) -> dict[str, Any]:
     """Runs one trial in a process of its own and returns what it reports.
 
-    Compiled programs are kept in the folder `cache` for the later rounds.
+    Compiled programs stay in the folder `cache` for the later trials.
 
     What it reported before it failed counts, with the failure as "cut_short".
 
@@ -141,7 +129,7 @@ def run_trial(
       salvage: given what it has reported so far if a signal ends the benchmark meanwhile.
 
     Raises:
-      UserError: it failed and reported nothing; the message is its last line.
+      UserError: it failed and reported nothing; the message is its last line, with the last twenty as a note.
     """
     with stops.folder("rn50-jax-bench-") as folder:
         request, answer, errors = folder / "spec.json", folder / "result.json", folder / "stderr"
@@ -157,7 +145,7 @@ def run_trial(
         def stop() -> None:
             _end(process)
             if answer.is_file():
-                salvage(_read(answer) | {"cut_short": "stopped"})
+                salvage(json.loads(answer.read_text(encoding="utf-8")) | {"cut_short": "stopped"})
 
         problem = ""
         with process, stops.undoing(stop):
@@ -171,18 +159,17 @@ def run_trial(
         if process.returncode > 0:
             problem = (lines or [problem])[-1].removeprefix("error: ")[:300]
         if answer.is_file():
-            return _read(answer) | ({"cut_short": problem} if problem else {})
-        raise _Failed(problem or "it reported nothing", "\n".join(lines[-20:]) if len(lines) > 1 else "")
+            report: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+            return report | ({"cut_short": problem} if problem else {})
+        error = UserError(problem or "it reported nothing")
+        if len(lines) > 1:
+            error.add_note("\n".join(lines[-20:]))
+        raise error
 
 
 def worker_command(request: Path, answer: Path) -> list[str]:
     """Returns the command that runs one trial, see `bench.worker`."""
     return [sys.executable, "-m", "rn50_jax.bench.worker", str(request), str(answer)]
-
-
-def _read(answer: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    return report
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -197,26 +184,18 @@ def trial_environment(env: Mapping[str, str], cache: Path, *, one_device: bool) 
     """Returns the environment of a trial.
 
     Args:
-      env: of the benchmark. Compiled programs that it has kept elsewhere would make the first trial of one program
-        start warm beside the others' cold ones: everybody's are kept in `cache`.
+      env: of the benchmark. Compiled programs that it has elsewhere would make the first trial of one program
+        start warm beside the others' cold ones: everybody's are in `cache`.
       one_device: only the first of the devices is to be seen.
     """
     path = os.pathsep.join(filter(None, [str(_ROOT), env.get("PYTHONPATH", "")]))
     # JAX would take most of the memory at once, which its own time does not depend on, but a reader of it does.
     found = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **env, "PYTHONPATH": path}
-    found |= {
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
-        "TRITON_CACHE_DIR": str(cache / "triton"),
-        "CUDA_CACHE_PATH": str(cache / "cuda"),
-    }
+    folders = ("JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
+    found |= {name: str(cache / name.partition("_")[0].lower()) for name in folders}
+    found |= {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     if one_device:
         found["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        found["XLA_FLAGS"] = _without_fake_devices(env.get("XLA_FLAGS", ""))
+        flags = env.get("XLA_FLAGS", "").split()
+        found["XLA_FLAGS"] = " ".join(flag for flag in flags if "host_platform_device_count" not in flag)
     return found
-
-
-def _without_fake_devices(flags: str) -> str:
-    return " ".join(flag for flag in flags.split() if "host_platform_device_count" not in flag)

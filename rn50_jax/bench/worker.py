@@ -6,13 +6,18 @@ import signal
 import stat
 import threading
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rn50_jax import cli
 from rn50_jax.errors import UserError
+from rn50_jax.io.files import write_whole
 
 Keep = Callable[[dict[str, Any]], None]
+
+_MODULES = dict.fromkeys(("torch", "torch-compile", "timm", "torch-loader"), "baselines.torch_step")
+_MODULES |= {"flax-example": "baselines.flax_example", "ours": "baselines.rn50_jax_step", "loader": "input_pipeline"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,9 +27,7 @@ def main(argv: Sequence[str]) -> int:
     answer = Path(argv[1])
 
     def keep(report: dict[str, Any]) -> None:
-        unfinished = answer.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(report), encoding="utf-8")
-        unfinished.replace(answer)
+        write_whole(answer, json.dumps(report))
 
     keep(_run(spec, keep))
     return 0
@@ -39,23 +42,11 @@ def _end_with_the_parent() -> None:
 def _run(spec: dict[str, Any], keep: Keep) -> dict[str, Any]:
     # Each program has libraries of its own, which the others' processes must not load.
     kind = spec["kind"]
-    if kind == "ours":
-        from rn50_jax.bench.baselines import rn50_jax_step
-
-        return rn50_jax_step.run(spec, keep)
-    if kind == "feed":
-        from rn50_jax.bench import input_pipeline
-
-        return input_pipeline.run(spec)
-    if kind == "flax-example":
-        from rn50_jax.bench.baselines import flax_example
-
-        return flax_example.run(spec)
-    if kind in ("torch", "torch-compile", "timm", "torch-loader"):
-        from rn50_jax.bench.baselines import torch_step
-
-        return torch_step.run(spec)
-    raise UserError(f"no program of kind {kind!r}")
+    if kind not in _MODULES:
+        raise UserError(f"no program of kind {kind!r}")
+    run = import_module(f"rn50_jax.bench.{_MODULES[kind]}").run
+    report: dict[str, Any] = run(spec, keep) if kind == "ours" else run(spec)
+    return report
 
 
 if __name__ == "__main__":

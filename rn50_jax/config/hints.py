@@ -147,13 +147,14 @@ def _for_bare(word: str, words: Sequence[str], parser: argparse.ArgumentParser) 
         free = option in options and option not in given
         return f"did you mean {option} {shell([word])}?" if free else None
 
+    # Not by Path's methods, which raise for what no file can be named.
     path = Path(word)
-    if _exists(path / "config.json") or _exists(path / "checkpoints"):
+    if os.path.lexists(path / "config.json") or os.path.lexists(path / "checkpoints"):
         return meant("--workdir")
     if path.suffix in _WEIGHTS:
         return meant("--weights") or meant("--pretrained_weights")
     has_words = any(not action.option_strings for action in parser._actions)
-    if _is_folder(path):
+    if os.path.isdir(path):  # noqa: PTH112
         takes_data = not has_words and not given & {"--config.data.dir"}
         return f"did you mean --config.data.dir={shell([word])}?" if takes_data else None
     if path.suffix in (".py", ".json") or ".py:" in word:
@@ -161,11 +162,3 @@ def _for_bare(word: str, words: Sequence[str], parser: argparse.ArgumentParser) 
     if has_words:
         return None
     return (meant("--config") if "/" not in word else None) or meant("--workdir")
-
-
-def _is_folder(path: Path) -> bool:
-    return os.path.isdir(path) if "\0" not in str(path) else False  # noqa: PTH112, of names that no file can have
-
-
-def _exists(path: Path) -> bool:
-    return os.path.lexists(path) if "\0" not in str(path) else False

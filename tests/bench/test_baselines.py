@@ -1,4 +1,4 @@
-"""Peers run in processes of their own; PyTorch's network and transform are what they stand for."""
+"""Baselines run in processes of their own; PyTorch's network and transform are what they stand for."""
 
 import textwrap
 from pathlib import Path
@@ -43,14 +43,14 @@ def flax_example(tmp_path: Path) -> Path:
     return tmp_path / "imagenet"
 
 
-def recorded(case: str, programs: list[str], rounds: int) -> Record:
+def recorded(case: str, programs: list[str], trials_each: int) -> Record:
     record = Record(tell=print)
-    record.plan(trials.trial_names(case, programs, rounds), single=False)
+    record.plan(trials.trial_names(case, programs, trials_each), single=False)
     return record
 
 
 @pytest.mark.slow
-def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baselines_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As it is beside the CPU build of PyTorch that is pinned here, for which there is no torchvision.
     (tmp_path / "timm.py").write_text("import torchvision_of_another_world")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -58,11 +58,11 @@ def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
     case = Case("train", "fp32", 4, 1)
     config = case_config(small_config(), case)
-    named = compare.parse_peers(f"torch,timm,flax-example={flax_example}")
-    record, before = recorded(str(case), [compare.OURS, *named], 1), []
-    terms = Terms(("--mode", "train"), "cpu", steps=3, warmup=1, rounds=1)
+    named = compare.parse_baselines(f"torch,timm,flax-example={flax_example}")
+    record = recorded(str(case), [compare.OURS, *named], 1)
+    terms = Terms(("--mode", "train"), "cpu", steps=3, warmup=1, trials=1)
     trace = tmp_path / "trace"
-    compare.compare(config, case, named, record, terms, trace=trace, tell=print, before=before)
+    compare.compare(config, case, named, record, terms, trace=trace)
     (found,) = record.get("comparisons", [])
     ours, torchs, timms, flaxs = found["programs"]
     assert "timm cannot be imported" in timms["error"] and "pip install timm" in timms["error"]
@@ -72,10 +72,10 @@ def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: 
         assert (entry["platform"], entry["precision"], entry["start"]) == ("cpu", "fp32", "cold")
         assert entry["cpu_ms_per_image"]["min"] > 0
     for entry in (torchs, flaxs):
-        by_round = np.divide(ours["images_per_second"]["rounds"], entry["images_per_second"]["rounds"])
-        assert entry["ours_over_it"]["median"] == pytest.approx(np.median(by_round))
+        by_trial = np.divide(ours["images_per_second"]["rounds"], entry["images_per_second"]["rounds"])
+        assert entry["ours_over_it"]["median"] == pytest.approx(np.median(by_trial))
     assert f"torch {torch.__version__}" in torchs["about"]
-    text = tables.peer_table(found)
+    text = tables.baseline_table(found)
     assert text.count("\n| ") == 3 and "timm: not compared, timm cannot be imported" in text
     assert "| first step, s (cold) |" in text
     assert not (tmp_path / "kept").exists()
@@ -86,23 +86,22 @@ def test_peers_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: 
     ceiling = record.get("ceilings", {})["fp32"]
     assert result["flops_of_ceiling"] == pytest.approx(result["tflops"] / ceiling["tflops"])
     assert record.get("hardware", {})["platform"] == "cpu" and record.get("command", [])[-1] == "train"
-    assert [name for name, _ in before] == [compare.OURS, *named]
 
 
-def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_are_run_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[str] = []
 
     def run_trial(spec: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         kinds.append(spec["kind"])
         if spec["kind"] == "b" or kinds == list("abcac"):
             raise UserError("broken")
-        return {"number": len(kinds), "round": spec["round"]}
+        return {"number": len(kinds), "trial": spec["trial"]}
 
     def run(kinds: str) -> trials.Found:
         programs = {k: {"kind": k} for k in kinds}
-        terms = Terms((), "cpu", steps=1, warmup=0, rounds=3)
+        terms = Terms((), "cpu", steps=1, warmup=0, trials=3)
         record = recorded("x", list(kinds), 3)
-        found = trials.run_trials("x", programs, record, terms, parts=lambda found: {"last": str(found)}, tell=print)
+        found = trials.run_trials("x", programs, record, terms, parts=lambda found: {"last": str(found)})
         assert record.get("last", "") == str(found)
         return found
 
@@ -111,7 +110,7 @@ def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     # One that failed is not tried again; what it did before stays.
     assert kinds == ["a", "b", "c", "a", "c", "a"]
     reports = {
-        name: [(report["number"], report["round"]) for report in entry["trials"]] for name, entry in found.items()
+        name: [(report["number"], report["trial"]) for report in entry["trials"]] for name, entry in found.items()
     }
     assert reports == {"a": [(1, 1), (4, 2), (6, 3)], "b": [], "c": [(3, 1)]}
     assert {name: entry.get("error") for name, entry in found.items()} == {"a": None, "b": "broken", "c": "broken"}
@@ -141,7 +140,7 @@ def test_how_programs_started_is_in_the_table() -> None:
         report |= {"platform": "gpu", "trial_seconds": 2.0}
         names = (compare.OURS, "torch")
         found = {name: {"trials": [report | {"start": start}]} for name, start in zip(names, starts, strict=True)}
-        return tables.peer_table({"programs": compare.summarise(found)})
+        return tables.baseline_table({"programs": compare.summarize(found)})
 
     assert "| first step, s (cold) |" in start_of("cold", "cold")
     mixed = start_of("warm", "cold")
@@ -157,7 +156,7 @@ def test_timm_is_used_as_its_users_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.syspath_prepend(str(tmp_path))
     config = small_config(("model.arch", "resnet50"), ("model.width", "64"))
     spec = {"kind": "timm", "mode": "infer", "steps": 3, "warmup": 1, "device": "cpu"}
-    spec |= {"round": 1, "config": config.to_dict(), "network": compare.network(config)}
+    spec |= {"trial": 1, "config": config.to_dict(), "network": compare.network(config)}
     report = torch_step.run(spec)
     assert (report["images_per_step"], report["platform"]) == (4, "cpu")
     assert "timm 0" in report["about"]
@@ -166,8 +165,8 @@ def test_timm_is_used_as_its_users_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
         torch_step.run(spec)
 
 
-def test_mistakes_in_the_list_of_peers(tmp_path: Path) -> None:
-    assert compare.parse_peers("torch, timm") == {"torch": "", "timm": ""}
+def test_mistakes_in_the_list_of_baselines(tmp_path: Path) -> None:
+    assert compare.parse_baselines("torch, timm") == {"torch": "", "timm": ""}
     for text, message in (
         ("torch,keras", "'keras' is none of torch, torch-compile, timm, flax-example"),
         ("flax-example", "write flax-example=DIR"),
@@ -175,15 +174,15 @@ def test_mistakes_in_the_list_of_peers(tmp_path: Path) -> None:
         (f"flax-example={tmp_path}", "no train.py"),
     ):
         with pytest.raises(UserError, match=message):
-            compare.parse_peers(text)
+            compare.parse_baselines(text)
 
 
-def test_ours_and_peers_on_different_kinds_of_device_are_not_compared() -> None:
+def test_ours_and_baselines_on_different_kinds_of_device_are_not_compared() -> None:
     report = {"device": "x", "precision": "bf16", "about": "", "peak_memory_bytes": 1, "start_seconds": 1.0}
     report |= {"images_per_step": 8, "step_seconds": {"median": 2.0}, "cpu_seconds_per_step": 1.0}
     report |= {"start": "cold", "trial_seconds": 2.0}
     on = {name: {"trials": [report | {"platform": where}]} for name, where in ((compare.OURS, "gpu"), ("torch", "cpu"))}
-    _, theirs = compare.summarise(on)
+    _, theirs = compare.summarize(on)
     assert theirs["error"] == "it ran on a cpu, and ours did not" and "ours_over_it" not in theirs
 
 
@@ -220,7 +219,7 @@ def test_torchs_network_computes_what_the_reference_does(arch: str) -> None:
     torch.testing.assert_close(net.eval()(images), reference.eval()(images), rtol=1e-5, atol=1e-5)
 
 
-def test_a_single_round_has_no_range() -> None:
+def test_a_single_trial_has_no_range() -> None:
     def cells(*speeds: float) -> list[str]:
         spread = {"median": speeds[0], "min": min(speeds), "max": max(speeds)}
         result = {"precision": "bf16", "batch_size_per_device": 8, "waiting": {"median": 0.5, "min": 0.5, "max": 0.5}}
@@ -231,7 +230,7 @@ def test_a_single_round_has_no_range() -> None:
     assert cells(2, 1, 3)[2:5] == ["2.0 (1.0-3.0)", "2.0 (1.0-3.0)", "2.000 (1.000-3.000)"]
 
 
-def test_squeeze_and_excitation_has_no_peer() -> None:
+def test_squeeze_and_excitation_has_no_baseline() -> None:
     with pytest.raises(UserError, match="no squeeze and excitation"):
         torch_step.make_resnet(compare.network(small_config(("model.arch", "se-resnet50"))))
 
@@ -264,19 +263,19 @@ def test_torchs_boxes_are_drawn_as_torchvision_does() -> None:
     assert 0 <= large[0] < large[2] <= 500 and 0 <= large[1] < large[3] <= 375
 
 
-def test_feeds_are_summed_up() -> None:
+def test_loaders_are_summed_up() -> None:
     def found_in(*pairs: tuple[float, float]) -> dict[str, Any]:
         same = {"images": 100, "about": "x", "trial_seconds": 9.0}
         return {"trials": [same | {"seconds": s, "cpu_seconds": c} for s, c in pairs]}
 
-    found = input_pipeline.summarise(
+    found = input_pipeline.summarize(
         {input_pipeline.OURS: found_in((1.0, 0.2), (2.0, 0.3)), input_pipeline.TORCH: found_in((2.0, 0.4), (2.0, 0.3))}
     )
     assert found[0]["images_per_second"] == {"rounds": [100, 50], "median": 75, "min": 50, "max": 100}
     assert found[0]["cpu_ms_per_image"]["rounds"] == pytest.approx([2, 3])
     assert found[1]["ours_over_it_images_per_second"] == {"median": 1.5, "min": 1.0, "max": 2.0}
     assert found[1]["ours_over_it_cpu_ms_per_image"]["median"] == pytest.approx(0.75)
-    failed = input_pipeline.summarise(
+    failed = input_pipeline.summarize(
         {input_pipeline.OURS: found_in((1.0, 0.2)), input_pipeline.TORCH: {"trials": [], "error": "no torch"}}
     )
     text = tables.input_table({"programs": failed})

@@ -140,7 +140,7 @@ def test_the_commands_for_a_gpu_are_accepted(tmp_path: Path, standin: Path, monk
         monkeypatch.setattr(benchmark, name, lambda *_, name=name, **__: begun.append(name))
     monkeypatch.setattr(benchmark, "_devices", lambda args: [None] * (args.devices or 2))
     monkeypatch.setattr(benchmark, "generated_folder", lambda count: tmp_path)
-    monkeypatch.setattr(benchmark.runtime, "prepare_runtime", lambda *_: None)
+    monkeypatch.setattr(benchmark.jax_setup, "prepare_runtime", lambda *_: None)
     for call in standin.read_text().splitlines():
         words = call.split()
         if words[1] == "rn50_jax.benchmark":
@@ -154,7 +154,7 @@ def test_the_commands_for_a_gpu_are_accepted(tmp_path: Path, standin: Path, monk
 
 
 @pytest.mark.parametrize("env", [{"TOTAL": "0"}, {"BUDGET": "0"}])
-def test_what_does_not_fit_is_left_out(env: dict[str, str], tmp_path: Path, standin: Path) -> None:
+def test_what_does_not_fit_is_not_run(env: dict[str, str], tmp_path: Path, standin: Path) -> None:
     done = measure(tmp_path / "out", "first", "batches", **env)
     assert done.returncode == 0 and not standin.exists()
     told = [f"{part}: not begun, 0 s were left" for part in ("first", "batches")]
@@ -308,7 +308,7 @@ def test_every_part_in_small(tmp_path: Path) -> None:
         ::2
     ] == PARTS.split()
     text = (out / "summary.md").read_text()
-    assert text.count("\n## ") == 2 and text.endswith("Nothing failed or was left out.\n")
+    assert text.count("\n## ") == 2 and text.endswith("Everything was measured.\n")
     assert "\nNot measured:" not in text  # there is a table of each kind
     for log in out.glob("*.log"):
         assert log.with_suffix(".json").exists() or (out / log.stem / "run.json").exists(), log

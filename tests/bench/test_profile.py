@@ -1,6 +1,8 @@
 """Where the time of a step goes, from traces with known answers and from a real one of this CPU."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ from helpers.recorded import Ran, recorded, write_trace
 
 from rn50_jax.bench import cases, compiled, groups, hlo
 from rn50_jax.bench import profile as profiles
-from rn50_jax.bench.profile import IDLE, Event, share_out, summarise
+from rn50_jax.bench.profile import IDLE, Event, share_out, summarize
 from rn50_jax.bench.roofline import Ceiling
 from rn50_jax.bench.tables import kernel_tables
 from rn50_jax.config import loading as configs
@@ -24,7 +26,7 @@ def test_a_real_training_step(tmp_path: Path) -> None:
     # Seven classes, as in no other test: a kept program may have the names that an older version gave.
     config = configs.override(small_config(), [("model.num_classes", "7")])
     devices = jax.devices()[:1]
-    text = compiled.make_program(config, "train", devices).compiled.as_text()
+    text = compiled.make_program(config, "train", devices).compilation.compiled.as_text()
     case, ceiling = cases.Case("train", config.precision, config.batch_size, devices=1), Ceiling(1.0, 1000.0)
     result = cases.measure(config, case, steps=3, warmup=1, ceiling=ceiling, trace=tmp_path / "trace")
     found = result["profile"]
@@ -48,7 +50,7 @@ def test_a_real_training_step(tmp_path: Path) -> None:
         assert kernel["bytes"] == hlo.bytes_of(parsed.instructions[kernel["name"]], parsed)
         assert kernel["gbytes_per_second"] == pytest.approx(kernel["bytes"] / kernel["seconds"] / 1e9)
         assert kernel["of_copy_ceiling"] == pytest.approx(kernel["gbytes_per_second"] / 1000)
-    assert groups.SUMS_BACKWARD in kernel_tables(found)
+    assert groups.SUMS_BACKWARD in kernel_tables(result)
 
 
 def kernel_of(instruction: hlo.Instruction) -> str:
@@ -87,7 +89,7 @@ def test_the_recorded_program_on_two_gpus(tmp_path: Path) -> None:
 
     events = list(profiles.read_events(write_trace(tmp_path, [run(1), run(2)])))
     assert len(events) == 2 * 2 * 1161
-    found = summarise(events, program, "train", 2, copy_gbytes_per_second=4000.0)
+    found = summarize(events, program, "train", 2, copy_gbytes_per_second=4000.0)
 
     # The mean over one and two times the same. The first gap of the first step comes before any kernel.
     wall = 1.5e-9 * (2 * period - 50) / 2
@@ -151,7 +153,7 @@ def test_a_step_counted_by_hand(tmp_path: Path) -> None:
         Ran(COMPUTE, "some_kernel", 990, 10, {"hlo_op": "of.another.module"}),
     ]
     events = list(profiles.read_events(write_trace(tmp_path, [ran])))
-    found = summarise(events, hlo.parse_program(HLO), "train", 1, copy_gbytes_per_second=100.0)
+    found = summarize(events, hlo.parse_program(HLO), "train", 1, copy_gbytes_per_second=100.0)
     nanoseconds = {name: round(1e9 * g["seconds"], 3) for name, g in found["groups"].items() if g["seconds"]}
     assert round(1e9 * found["step_seconds"], 3) == 1000
     assert nanoseconds == {
@@ -203,7 +205,7 @@ def test_a_step_counted_by_hand(tmp_path: Path) -> None:
         },
     ]
     assert found["kernels"][-1]["bytes"] is found["kernels"][-1]["of_copy_ceiling"] is None
-    text = kernel_tables(found)
+    text = kernel_tables({"profile": found})
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert ["convolution forward", "0.000", "40.0%", "2"] in rows
     assert ["idle", "0.000", "20.0%", "0"] in rows
@@ -217,14 +219,14 @@ def test_a_step_counted_by_hand(tmp_path: Path) -> None:
 
 def test_without_a_ceiling_there_is_no_share_of_it() -> None:
     event = Event("", "loop_maximum_fusion_12", "", 0.0, 1e-6)
-    found = summarise([event], hlo.parse_program(HLO), "train", 1)
+    found = summarize([event], hlo.parse_program(HLO), "train", 1)
     assert found["kernels"][0]["gbytes_per_second"] == pytest.approx(16)
     assert found["kernels"][0]["of_copy_ceiling"] is None
 
 
 def test_a_loop_as_a_whole_does_not_count_beside_what_is_in_it() -> None:
     events = [Event("0", "while.2", "while.2", 0.0, 9.0), Event("0", "cudnn-conv.3", "cudnn-conv.3", 1.0, 3.0)]
-    found = summarise(events, hlo.parse_program(HLO), "train", 1)
+    found = summarize(events, hlo.parse_program(HLO), "train", 1)
     assert found["step_seconds"] == 2.0 == found["groups"][groups.CONV_FORWARD]["seconds"]
     assert [(k["name"], k["count"], k["seconds"]) for k in found["kernels"]] == [("cudnn-conv.3", 1, 2.0)]
 
@@ -248,9 +250,12 @@ def test_overlapping_kernels_share_the_time() -> None:
 
 
 def test_a_trace_without_kernels_is_said_in_the_tables(tmp_path: Path) -> None:
-    found = profiles.profile(lambda _: None, HLO, tmp_path, steps=1, mode="train")
+    compilation = SimpleNamespace(compiled=SimpleNamespace(as_text=lambda: HLO))
+    program: Any = SimpleNamespace(run=lambda _: None, images=1, compilation=compilation)
+    speeds = {"images_per_second": 1.0, "copy_gbytes_per_second": None}
+    found = profiles.profile(program, tmp_path, steps=1, mode="train", command_buffers=False, **speeds)["profile"]
     assert set(found) == {"dir", "steps", "error"}
-    assert kernel_tables(found).startswith("the profiler saw no kernels")
+    assert kernel_tables({"profile": found}).startswith("the profiler saw no kernels")
 
 
 def test_a_folder_without_a_trace(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 from conftest import REPO, TINY, Run
 from helpers.runs import PATIENCE, wait_until
 
-from rn50_jax.bench import budget
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.stops import Stops
 from rn50_jax.loggers import goodput
@@ -23,18 +22,40 @@ HARDWARE = {"platform": "cpu", "device": "CPU (x)", "devices": 1, "processor": "
 HEADER = {"command": ["x"], "date": "2026-11-28", "hardware": HARDWARE, "environment": {}, "versions": {"jax": "0"}}
 
 
-def test_what_can_be_expected_to_fit() -> None:
-    assert budget.fits(0.1, 0)  # the first of all, of which nobody knows
-    assert not budget.fits(0, 0) and not budget.fits(-1, 0)
-    assert budget.fits(60, 60) and not budget.fits(60, 60.1)
-    assert budget.fits(float("inf"), 1e9)
-    expect = budget.expect_trial
-    assert expect("torch", [], []) == 0
-    here = [("ours", 90.0), ("torch", 30.0), ("ours", 20.0)]
-    assert (expect("ours", here), expect("torch", here), expect("timm", here)) == (20, 30, 90)
+def test_what_can_be_expected_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    age, names = 0.0, ["1", "2", "3", "4"]
+    monkeypatch.setattr(goodput, "process_age", lambda: age)
+    record = Record(seconds=1000, tell=print)
+    record.plan(names * 3, single=False)
+
+    def expects(seconds: float, *, case: str, program: str) -> bool:
+        """Whether so many seconds are enough for it, and one less is not."""
+        nonlocal age
+        before, found = age, []
+        for left in (seconds, seconds - 1):
+            age = 1000 - left
+            record.plan(["x"], single=False)
+            found.append(record.begins("x", case=case, program=program))
+        age = before
+        return found == [True, False]
+
+    def takes(seconds: float, case: str, program: str) -> None:
+        nonlocal age
+        record.plan(["x"], single=False)
+        assert record.begins("x", case=case, program=program)
+        age += seconds
+        record.done("x")
+
+    assert expects(1, case="a", program="ours")  # the first of all, of which nobody knows
+    takes(90, "a", "ours")
+    takes(30, "a", "torch")
+    takes(20, "a", "ours")
+    assert expects(20, case="a", program="ours") and expects(30, case="a", program="torch")
+    assert expects(90, case="a", program="timm")
     # In the next comparison everybody compiles again.
-    assert (expect("ours", [], here), expect("torch", [("ours", 100.0)], here)) == (90, 30)
-    assert expect("timm", [("ours", 100.0)], here) == 100
+    assert expects(90, case="b", program="ours") and expects(30, case="b", program="torch")
+    takes(100, "b", "ours")
+    assert expects(100, case="b", program="timm")
 
 
 def test_the_file_holds_what_there_is_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,28 +72,30 @@ def test_the_file_holds_what_there_is_at_any_time(tmp_path: Path, monkeypatch: p
     with Record(json=path, markdown=page, seconds=60, tell=told.append) as record:
         record.plan(["a", "b", "c", "d"], single=False, **HEADER)
         assert rest() == [(case, "stopped") for case in "abcd"] and not page.exists()
-        assert record.begins("a", 0)
+        assert record.begins("a")
         record.put(ceilings={"fp32": {"tflops": 1.0, "gbytes_per_second": 2.0}})
         assert read()["ceilings"] and len(rest()) == 4
+        age = 25.5
         record.done("a", results=[])
         assert (read()["complete"], rest()) == (False, [(case, "stopped") for case in "bcd"])
         age = 40
-        assert not record.begins("b", 20.5)
+        assert not record.begins("b")
         assert rest() == [("b", "budget"), ("c", "stopped"), ("d", "stopped")]
-        assert record.begins("c", 19.5)
+        age = 39
+        assert record.begins("c")
         record.done("c")
         record.drop(["d"])
     assert (read()["complete"], rest(), read()["budget"]) == (True, [("b", "budget")], 60)
-    assert record.exit_code == 0 and told == ["left out for --budget 60: b"]
-    assert page.read_text().endswith("\n\nleft out for --budget 60: b\n")
+    assert record.exit_code == 0 and told == ["not run for --budget 60: b"]
+    assert page.read_text().endswith("\n\nnot run for --budget 60: b\n")
 
 
 def test_nothing_in_time_is_code_1(capfd: pytest.CaptureFixture[str]) -> None:
     with Record(seconds=1e-6, tell=print) as record:
         record.plan(["a"], single=True)
-        assert not record.begins("a", 0)
+        assert not record.begins("a")
     assert record.exit_code == 1
-    assert capfd.readouterr().out.splitlines()[-1] == "left out for --budget 1e-06: a"
+    assert capfd.readouterr().out.splitlines()[-1] == "not run for --budget 1e-06: a"
 
 
 def test_a_disk_that_is_full_ends_nothing_until_the_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +107,7 @@ def test_a_disk_that_is_full_ends_nothing_until_the_end(tmp_path: Path, capfd: p
         path.parent.rmdir()
         record.done("a")
         record.put(results=[])
-        assert len(told) == 1 and str(path) in told[0] and told[0].endswith("; going on")
+        assert len(told) == 1 and str(path) in told[0] and told[0].endswith("; it is tried again")
         path.parent.mkdir()
         record.done("b")
     assert json.loads(path.read_text())["complete"]
@@ -167,10 +190,10 @@ from rn50_jax.bench import trials
 from rn50_jax.bench.record import Record
 sys.argv[0] = "rn50-jax"  # a command, whose signals are answered
 trials.worker_command = lambda request, answer: [sys.executable, "-c", {WORKER!r}, str(answer)]
-terms = trials.Terms((), "cpu", steps=1, warmup=0, rounds=1)
+terms = trials.Terms((), "cpu", steps=1, warmup=0, trials=1)
 with Record(json=Path(sys.argv[1]), tell=print) as record:
     record.plan(trials.trial_names("x", ["a", "b"], 1), single=False)
-    trials.run_trials("x", {{"a": {{}}, "b": {{}}}}, record, terms, parts=dict, tell=print)
+    trials.run_trials("x", {{"a": {{}}, "b": {{}}}}, record, terms, parts=dict)
 """
 
 
@@ -189,7 +212,7 @@ def test_a_trial_that_is_stopped(process_env: dict[str, str], tmp_path: Path, nu
         # What it had reported counts; nothing of it is left.
         (report,) = found["a"]["trials"]
         assert (report["pids"], report["cut_short"]) == (running, "stopped")
-        assert found["not_run"] == [{"case": "x, b, round 1 of 1", "why": "stopped"}]
+        assert found["not_run"] == [{"case": "x, b, trial 1 of 1", "why": "stopped"}]
         assert not list(tmp.iterdir())
     deadline = time.monotonic() + PATIENCE
     while not all(is_gone(pid) for pid in running):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rn50_jax.bench import summary, tables
+from rn50_jax.bench import summary
 from rn50_jax.bench.results import card_of
 from rn50_jax.errors import UserError
 
@@ -70,7 +70,7 @@ def test_cards_days_and_versions_are_apart(tmp_path: Path) -> None:
     cpu = {"platform": "cpu", "device": "CPU (EPYC)", "devices": 1, "processor": "EPYC", "cores": 2}
     write(tmp_path / "g.json", results=[timed(7)], hardware=cpu, gpus=[])
     found = {}
-    for part in f"\n{summary.summarise(tmp_path)}".split("\n## ")[1:-1]:
+    for part in f"\n{summary.summarize(tmp_path)}".split("\n## ")[1:-1]:
         heading, _, rest = part.partition("\n\n")
         source, _, body = rest.partition("\n\n")
         (row,) = table(body, "Training")
@@ -102,7 +102,7 @@ def test_training_and_inference(tmp_path: Path) -> None:
     write(tmp_path / "a.json", results=precisions)
     error = CASE | {"batch_size_per_device": 512, "error": "out of memory"}
     write(tmp_path / "b.json", results=[timed(4400), error, timed(9000, mode="infer")])
-    text = summary.summarise(tmp_path)
+    text = summary.summarize(tmp_path)
     bf16, fp32, tf32 = (
         ["100.00 (100.00-200.00)", over, "50.0%", "25.0%", "4,000", f"1.0 + 2.0{cached}", "a"]
         for over, cached in (("2.50x", ""), ("-", ""), ("1.25x", " (cached)"))
@@ -123,7 +123,7 @@ def test_what_was_changed_stands_apart_as_a_ratio(tmp_path: Path) -> None:
     write(tmp_path / "flags-train-default.json", results=[timed(2000)])
     write(tmp_path / "flags-train-off.json", results=[timed(1900)], options=["--config.run.xla_flags=--f="])
     write(tmp_path / "mine.json", results=[timed(5, batch_size_per_device=8)], options=["--config.run.xla_flags="])
-    text = summary.summarise(tmp_path)
+    text = summary.summarize(tmp_path)
     assert [row[3] for row in table(text, "Training")] == ["2,000", "4,000"]
     assert table(text, "One key changed") == [
         ["train", "bf16", "256", "model.fused_norm=false", "3,000", "0.750", "4,000", "variants"],
@@ -135,29 +135,31 @@ def test_what_was_changed_stands_apart_as_a_ratio(tmp_path: Path) -> None:
     ]
 
 
-def test_beside_others_real_data_and_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "kernel_tables", lambda profile: f"the kernels of {profile['dir']}")
+def test_beside_others_real_data_and_profile(tmp_path: Path) -> None:
+    groups = {"idle": {"seconds": 0.02, "share": 0.2, "kernels": 0}}
+    traced = {"dir": "d", "step_seconds": 0.1, "groups": groups, "kernels": []}
     setting = {"mode": "train", "precision": "bf16", "batch_size": 256, "rounds": 1, "steps": 100}
     entry = {"images_per_second": SPREAD, "precision": "bf16", "start_seconds": 9.0, "peak_memory_bytes": 5e9}
     programs = [entry | {"name": "rn50_jax", "about": "jax"}, {"name": "timm", "error": "no timm"}]
     programs.append(entry | {"name": "torch", "about": "torch", "ours_over_it": SPREAD})
-    feed = {"name": "rn50_jax feed", "images_per_second": SPREAD, "cpu_ms_per_image": SPREAD, "about": "dali-gpu"}
+    feed = {"name": "rn50_jax loader", "images_per_second": SPREAD, "cpu_ms_per_image": SPREAD, "about": "dali-gpu"}
     real = {"precision": "bf16", "batch_size_per_device": 256, "waiting": SPREAD, "ratio": SPREAD}
     real |= {"images_per_second": SPREAD, "images_per_second_synthetic": SPREAD, "backend": "dali-gpu", "workers": 8}
     buffers = {"images_per_second": 4000.0, "images_per_second_without": 3900.0, "ratio": 4000 / 3900}
     write(tmp_path / "peers.json", comparisons=[setting | {"programs": programs}])
     write(tmp_path / "feed.json", input={"image_size": 224, "workers": 8, "programs": [feed]})
     write(tmp_path / "real.json", end_to_end=real)
-    write(tmp_path / "profile.json", results=[timed(4000, profile={"dir": "d"}, command_buffers=buffers)])
-    parts = sections(summary.summarise(tmp_path), "###")
+    write(tmp_path / "profile.json", results=[timed(4000, profile=traced, command_buffers=buffers)])
+    parts = sections(summary.summarize(tmp_path), "###")
     beside = parts["Beside others"]
     assert "train, bf16, 256 images, 1 x 100 steps (peers):" in beside and "timm: not compared, no timm" in beside
     assert ["torch", "2.0 (1.0-3.0)", "2.00 (1.00-3.00)"] in [row[:3] for row in rows(beside)]
     assert "dali-gpu, 8 threads per device (real):" in parts["Training on real files"]
-    assert rows(parts["The feed alone"])[1][:2] == ["rn50_jax feed", "2.0 (1.0-3.0)"]
+    assert rows(parts["The loader alone"])[1][:2] == ["rn50_jax loader", "2.0 (1.0-3.0)"]
     profile = parts["Where a step's time goes"]
-    assert "train, bf16, 256 images (profile):\n\nthe kernels of d\n\n" in profile
-    assert "3,900 img/s; with them, as timed, 4,000 img/s, 1.026 times as many" in profile
+    assert "train, bf16, 256 images (profile):\n\n| group" in profile
+    assert rows(profile)[1] == ["idle", "20.000", "20.0%", "0"]
+    assert "3,900.0 img/s; with them, as timed, 4,000.0 img/s, 1.026 times as many" in profile
 
 
 def test_quick_starts_and_killed_runs(tmp_path: Path) -> None:
@@ -174,7 +176,7 @@ def test_quick_starts_and_killed_runs(tmp_path: Path) -> None:
     killed = {"kills": 5, "survived": 4, "runs": 2, "problems": ["run 2 ended in another state"]}
     (tmp_path / "resume.json").write_text(json.dumps({"killed": killed, "run": facts}))
     write(tmp_path / "train.json", results=[timed(4000)])  # of the same card, day and versions
-    text = summary.summarise(tmp_path)
+    text = summary.summarize(tmp_path)
     assert table(text, "Quick starts") == [
         ["bf16", "dali-gpu", "no epoch was finished", "-", "-"],
         ["bf16", "dali-gpu", "97.25 %", "2", "yes"],
@@ -194,13 +196,13 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     write(tmp_path / "older.json", results=[{"mode": "train"}])
     rest = [{"case": "train, bf16, 512", "why": "budget"}, {"case": "infer", "why": "stopped"}]
     write(tmp_path / "good.json", results=[timed(4000)], complete=False, not_run=rest)
-    text = summary.summarise(tmp_path)
+    text = summary.summarize(tmp_path)
     assert [row[3] for row in table(text, "Training")] == ["4,000"]
     assert "\n\nNot measured: Beside others; Where a step's time goes; Inference; One key changed;" in text
     lines = text.partition("## Not measured\n\n")[2].splitlines()
     assert lines[:3] == [
         "- real: DALI is not installed, which reads real files",
-        "- good, train, bf16, 512: left out, its time was over",
+        "- good, train, bf16, 512: not run, its time was over",
         "- good, infer: stopped before it was measured",
     ]
     assert [line.partition(":")[0] for line in lines[3:]] == [
@@ -239,7 +241,7 @@ def test_several_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_nothing_at_all(tmp_path: Path) -> None:
     assert summary.main([str(tmp_path)]) == 0
-    assert (tmp_path / "summary.md").read_text().endswith("\n\nNothing failed or was left out.\n")
+    assert (tmp_path / "summary.md").read_text().endswith("\n\nEverything was measured.\n")
     for folders in ([], [str(tmp_path / "none")], [str(tmp_path), str(tmp_path / "none")]):
         with pytest.raises(UserError, match="usage"):
             summary.main(folders)

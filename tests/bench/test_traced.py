@@ -7,9 +7,9 @@ import jax
 import pytest
 from conftest import REPO
 
-from rn50_jax.bench import cases, traced
+from rn50_jax.bench import cases, profile
+from rn50_jax.bench.profile import has_command_buffers
 from rn50_jax.bench.report import as_markdown
-from rn50_jax.bench.traced import has_command_buffers
 from rn50_jax.config import loading as configs
 
 SMALL = (("model.arch", "resnet18"), ("model.width", "8"), ("model.stages", "(1,)"), ("model.num_classes", "5"))
@@ -58,7 +58,8 @@ def test_the_same_program_is_traced_without_command_buffers(
     config, case = make_case(mode, parallel)
     seen: list[dict[str, Any]] = []
     options: dict[str, Any] = {"steps": 3, "warmup": 0, "trace": tmp_path, "timed": seen.append}
-    result = cases.measure(config, case, command_buffers=True, **options)
+    monkeypatch.setattr(profile, "has_command_buffers", lambda *_: True)
+    result = cases.measure(config, case, **options)
     assert compiled == [None, {"xla_gpu_enable_command_buffer": ""}]
     found = result["command_buffers"]
     assert found["images_per_second"] == result["images_per_second"]
@@ -84,9 +85,10 @@ def test_what_cannot_be_traced_is_timed(tmp_path: Path) -> None:
 
 
 def test_without_them_it_does_not_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traced, "_OPTION", "xla_gpu_no_such_flag")
+    monkeypatch.setattr(profile, "has_command_buffers", lambda *_: True)
+    monkeypatch.setattr(profile, "_COMMAND_BUFFERS", "xla_gpu_no_such_flag")
     config, case = make_case("infer", "pmap")
-    result = cases.measure(config, case, steps=2, warmup=0, trace=tmp_path, command_buffers=True)
+    result = cases.measure(config, case, steps=2, warmup=0, trace=tmp_path)
     assert "xla_gpu_no_such_flag" in result["command_buffers"]["error"] and result["profile"]["groups"]
     header = {"command": [], "date": "", "environment": {}, "versions": {}}
     hardware = {"platform": "gpu", "device": "x", "devices": 1, "processor": "x", "cores": 2}
@@ -94,7 +96,7 @@ def test_without_them_it_does_not_compile(tmp_path: Path, monkeypatch: pytest.Mo
     assert "Traced with command buffers: XLA does not compile without them" in text
     result["command_buffers"] = {"images_per_second": 300.0, "images_per_second_without": 250.0, "ratio": 1.2}
     text = as_markdown(header | {"hardware": hardware, "results": [result]})
-    assert "Traced without command buffers: 250.0 img/s; with them, as timed above, 300.0 img/s, 1.200 times" in text
+    assert "Traced without command buffers: 250.0 img/s; with them, as timed, 300.0 img/s, 1.200 times" in text
 
 
 @pytest.mark.parametrize(

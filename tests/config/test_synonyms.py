@@ -46,7 +46,7 @@ def complaint(command: str, *words: str) -> str:
 def test_every_target_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(synonyms.KEYS.values()) <= RULES.keys()
     every = set().union(*(options(monkeypatch, command) for command in COMMANDS))
-    assert {option for wanted in synonyms.OPTIONS.values() for option in wanted} <= every
+    assert {option for wanted in synonyms.OPTIONS.values() for option in wanted.split()} <= every
     for advice in set(synonyms.ABSENT.values()):
         assert set(re.findall(r"--config\.([\w.]+\w)", advice)) <= RULES.keys(), advice
         assert set(re.findall(r"--(?!config\.)\w+", advice)) <= every, advice
@@ -55,8 +55,9 @@ def test_every_target_exists(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_name_means_two_things() -> None:
-    names = Counter(name for names in synonyms._NAMES.values() for name in names.split())
-    assert [name for name, count in names.items() if count > 1] == []
+    for table in (synonyms._KEYS, synonyms._OPTIONS):
+        words = Counter(word for word in table.split() if word != "<-" and not word.startswith("--"))
+        assert [word for word, count in words.items() if count > 1] == []
     assert synonyms.KEYS.keys() & synonyms.ABSENT.keys() == set()
     own: dict[str, set[str]] = {}
     for key in RULES:

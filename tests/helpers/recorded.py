@@ -22,7 +22,6 @@ from typing import NamedTuple
 import jax
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-_CALLED = re.compile(r"(?:calls|body|condition)=%?([\w.\-]+)")
 
 
 def recorded(name: str) -> str:
@@ -31,28 +30,18 @@ def recorded(name: str) -> str:
 
 
 def excerpt(text: str) -> str:
-    """A program without its tables of source files, parameters' types, backend's settings and reducers."""
-    bodies: dict[str, list[str]] = {}
-    entry, body = "", list[str]()
+    """A program without its tables of source files, parameters' types and backend's settings."""
+    lines = ["HloModule recorded"]
     for line in text.splitlines():
         if start := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line):
-            body = bodies.setdefault(start[2], [])
-            entry = start[2] if start[1] else entry
+            lines += ["", f"{start[1] or ''}%{start[2]} () -> () {{"]
         elif line.startswith(" "):
             path = re.search(r'op_name="[^"]*"', line)
             line = re.sub(r", (metadata|frontend_attributes|backend_config)=\{.*", "", line)
-            body.append(re.sub(r"/\*index=\d+\*/", "", line) + (f", metadata={{{path[0]}}}" if path else ""))
-    wanted, found = [entry], [entry]
-    while wanted:
-        called = [name for line in bodies[wanted.pop()] for name in _CALLED.findall(line)]
-        wanted += [name for name in called if name not in found]
-        found += [name for name in called if name not in found]
-    parts = [
-        "\n".join([f"{'ENTRY ' if name == entry else ''}%{name} () -> () {{", *body, "}"])
-        for name, body in bodies.items()
-        if name in found
-    ]
-    return "\n\n".join(["HloModule recorded", *parts, ""])
+            lines.append(re.sub(r"/\*index=\d+\*/", "", line) + (f", metadata={{{path[0]}}}" if path else ""))
+        elif line == "}":
+            lines.append(line)
+    return "\n".join([*lines, "", ""])
 
 
 class Ran(NamedTuple):

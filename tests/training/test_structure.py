@@ -7,7 +7,6 @@ import importlib.util
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from conftest import REPO
+from helpers.jaxprs import equations, operations
 
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
@@ -80,48 +80,14 @@ def infer() -> Program:
     return make("infer")
 
 
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """Of a choice by platform, those of GPUs."""
-    for equation in jaxpr.eqns:
-        yield equation
-        if platforms := equation.params.get("branches_platforms"):
-            yield from equations(equation.params["branches"][platforms.index(None)].jaxpr)
-            continue
-        for value in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
-        ):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns") and not hasattr(value, "call_wrapped"):
-                yield from equations(inner)
-
-
-def operations(jaxpr: Any) -> float:
-    """Floating-point operations of convolutions and matrix products, a product and a sum being two.
-
-    Counted by window: what is multiplied with padding counts, the zeros between the pixels of a strided gradient do
-    not.
-    """
-    total = 0.0
-    for equation in equations(jaxpr):
-        shapes = [x.aval.shape for x in (*equation.invars, *equation.outvars)]
-        if equation.primitive.name == "conv_general_dilated":
-            numbers = equation.params["dimension_numbers"]
-            window = [shapes[1][axis] for axis in numbers.rhs_spec[1:]]  # input channels, height, width
-            total += 2 * math.prod(shapes[2]) * math.prod(window) / math.prod(equation.params["lhs_dilation"])
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            total += 2 * math.prod(shapes[2]) * math.prod(shapes[0][axis] for axis in contracted)
-    return total / BATCH
-
-
 def of_activations(equation: Any) -> bool:
     shapes = [x.aval.shape for x in (*equation.invars, *equation.outvars)]
     return any(len(shape) == 4 and shape[0] == BATCH for shape in shapes)
 
 
 def test_floating_point_operations_per_image(train: Program, infer: Program) -> None:
-    assert operations(train.jaxpr) == pytest.approx(24.30e9, rel=0.01) == pytest.approx(TRAIN, rel=0.01)
-    assert operations(infer.jaxpr) == pytest.approx(8.18e9, rel=0.01) == pytest.approx(FORWARD, rel=0.01)
+    assert operations(train.jaxpr) / BATCH == pytest.approx(24.30e9, rel=0.01) == pytest.approx(TRAIN, rel=0.01)
+    assert operations(infer.jaxpr) / BATCH == pytest.approx(8.18e9, rel=0.01) == pytest.approx(FORWARD, rel=0.01)
 
 
 def test_xla_counts_as_many_operations(train: Program) -> None:
@@ -133,7 +99,7 @@ def test_xla_counts_as_many_operations(train: Program) -> None:
 @pytest.mark.slow
 def test_no_choice_hides_operations(keys: dict[str, str]) -> None:
     # By padding channels or taps, the stem may do up to 1.75 times its 0.118 G products, forward and once backward.
-    assert TRAIN * 0.99 < operations(make("train", **keys).jaxpr) < TRAIN + 4 * 0.75 * 0.118e9
+    assert TRAIN * 0.99 < operations(make("train", **keys).jaxpr) / BATCH < TRAIN + 4 * 0.75 * 0.118e9
 
 
 def test_every_layer_is_one_convolution_in_bf16(train: Program, infer: Program) -> None:

@@ -1,6 +1,5 @@
 """Other implementations of the same step beside ours: who they are, and what is asked of them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,15 @@ from rn50_jax.bench import stats
 from rn50_jax.bench.cases import Case
 from rn50_jax.bench.compiled import num_classes
 from rn50_jax.bench.record import Record
-from rn50_jax.bench.trials import Found, Terms, run_trials
+from rn50_jax.bench.trials import Found, Terms, describe, run_trials
 from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY
 
 OURS = "rn50_jax"
-PEERS = {
-    "torch": "plain PyTorch, eager",
-    "torch-compile": "the same through torch.compile",
-    "timm": "timm's resnet50, eager",
-    "flax-example": "the step of Flax's ImageNet example, from your own checkout of it",
-}
+BASELINES = ("torch", "torch-compile", "timm", "flax-example")  # docs/benchmark.md says what they are
 
 
-def parse_peers(text: str) -> dict[str, str]:
+def parse_baselines(text: str) -> dict[str, str]:
     """Reads `torch,torch-compile,timm,flax-example=DIR`; returns the folder of each by name, "" for those without.
 
     Raises:
@@ -32,8 +26,8 @@ def parse_peers(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in text.split(","):
         name, _, folder = word.strip().partition("=")
-        if name not in PEERS:
-            raise UserError(f"--compare {word!r} is none of {', '.join(PEERS)}")
+        if name not in BASELINES:
+            raise UserError(f"--compare {word!r} is none of {', '.join(BASELINES)}")
         if (name == "flax-example") != bool(folder):
             form = "flax-example=DIR, with DIR your checkout of flax's examples/imagenet" if not folder else name
             raise UserError(f"--compare {word!r}: write {form}")
@@ -49,16 +43,12 @@ def network(config: ConfigDict) -> dict[str, Any]:
     """The config's network in plain numbers, for those who build it without our modules."""
     variant = FAMILY[config.model.arch]
     stages = config.model.stages or variant.stages
-    return {
+    return variant._asdict() | {
         "arch": config.model.arch,
         "stages": list(stages),
         "widths": list(config.model.widths or (config.model.width * 2**stage for stage in range(len(stages)))),
         "stem": config.model.width,
-        "bottleneck": variant.bottleneck,
         "expansion": variant.expansion,
-        "groups": variant.groups,
-        "inner": variant.inner,
-        "se": variant.se,
         "classes": num_classes(config),
     }
 
@@ -66,34 +56,31 @@ def network(config: ConfigDict) -> dict[str, Any]:
 def compare(
     config: ConfigDict,
     case: Case,
-    peers: dict[str, str],
+    baselines: dict[str, str],
     record: Record,
     terms: Terms,
     *,
     trace: Path | None,
-    tell: Callable[[str], None],
-    before: list[tuple[str, float]],
 ) -> None:
-    """Times ours and the peers on one device, in interleaved rounds, each trial in a process of its own.
+    """Times ours and the baselines on one device, in turns, each trial in a process of its own.
 
-    Into the record go "comparisons": the setting and "programs", each with its images_per_second by round, their
-    median and extremes, and the ratios ours / peer by round; and from the first trial of ours "results", "ceilings"
+    Into the record go "comparisons": the setting and "programs", each with its images_per_second by trial, their
+    median and extremes, and the ratios ours / baseline by trial; and from the first trial of ours "results", "ceilings"
     and what its process knows of the machine. This process touches no device.
 
     Args:
       config: a case's config, see `cases.case_config`: everybody gets its batch size, image size, network and
-        precision, SGD with momentum, label smoothing where the peer has it.
-      peers: see `parse_peers`.
+        precision, SGD with momentum, label smoothing where the baseline has it.
+      baselines: see `parse_baselines`.
       record: has the trials in its plan, see `trials.trial_names`.
       trace: a folder for a trace of ours, which is made after its first trial's timing.
-      before: programs and seconds of earlier trials; those of these trials are added.
 
     Raises:
       UserError: the first trial of ours failed.
     """
     ceilings = record.get("ceilings", {})
     comparisons, results = record.get("comparisons", []), record.get("results", [])
-    shared = terms.for_a_trial() | {
+    shared = terms._asdict() | {
         "mode": case.mode,
         "config": config.to_dict(),
         "network": network(config),
@@ -101,13 +88,13 @@ def compare(
     }
     first = {"ceiling": ceilings.get(config.precision), "profile": str(trace.resolve()) if trace else ""}
     specs = {OURS: shared | {"kind": "ours"} | first}
-    specs |= {name: shared | {"kind": name, "folder": folder} for name, folder in peers.items()}
+    specs |= {name: shared | {"kind": name, "folder": folder} for name, folder in baselines.items()}
     setting = {"mode": case.mode, "precision": config.precision, "batch_size": config.batch_size}
     setting |= {"image_size": config.data.image_size, "arch": config.model.arch}
-    setting |= {"steps": terms.steps, "rounds": terms.rounds}
+    setting |= {"steps": terms.steps, "rounds": terms.trials}
 
     def parts(found: Found) -> dict[str, Any]:
-        made: dict[str, Any] = {"comparisons": [*comparisons, setting | {"programs": summarise(found)}]}
+        made: dict[str, Any] = {"comparisons": [*comparisons, setting | {"programs": summarize(found)}]}
         report = next(iter(found[OURS]["trials"]), found[OURS])
         if "result" in report:
             cut_short = {"profile_error": report["cut_short"]} if "cut_short" in report else {}
@@ -116,32 +103,29 @@ def compare(
             made |= report["header"]
         return made
 
-    run_trials(str(case), specs, record, terms, parts=parts, tell=tell, before=before)
+    run_trials(str(case), specs, record, terms, parts=parts)
 
 
-def summarise(reports: Found) -> list[dict[str, Any]]:
-    """Returns what `trials.run_trials` found, as speeds and ratios; not over a peer on another kind of device."""
-    speeds = {name: [_speed(report) for report in found["trials"]] for name, found in reports.items()}
+def summarize(found: Found) -> list[dict[str, Any]]:
+    """Returns what `trials.run_trials` found, as speeds and ratios; not over a baseline on another kind of device."""
+    ours = found[OURS]["trials"]
     result = []
-    for name, found in reports.items():
-        entry: dict[str, Any] = {"name": name}
-        entry |= {key: found[key] for key in ("error", "error_detail") if key in found}
-        if not found["trials"]:
-            result += [entry] if "error" in found else []
+    for entry, reports in describe(found):
+        result.append(entry)
+        if not reports:
             continue
-        first, last = found["trials"][0], found["trials"][-1]
+        first, last = reports[0], reports[-1]
         entry |= {key: last[key] for key in ("platform", "device", "precision", "about", "peak_memory_bytes")}
-        entry["images_per_second"] = {"rounds": speeds[name], **stats.spread_of(speeds[name])}
+        entry |= {key: first[key] for key in ("start_seconds", "start")}  # later trials find their programs compiled
+        speeds = [_speed(report) for report in reports]
+        entry["images_per_second"] = {"rounds": speeds, **stats.spread_of(speeds)}
         if last["platform"] == "cpu":
-            entry["cpu_ms_per_image"] = stats.spread_of([_cpu_ms(report) for report in found["trials"]])
-        entry |= {key: first[key] for key in ("start_seconds", "start")}  # later rounds find their programs compiled
-        entry["trial_seconds"] = [report["trial_seconds"] for report in found["trials"]]
-        if name != OURS and speeds[OURS]:
-            if last["platform"] != reports[OURS]["trials"][-1]["platform"]:
+            entry["cpu_ms_per_image"] = stats.spread_of([_cpu_ms(report) for report in reports])
+        if entry["name"] != OURS and ours:
+            if last["platform"] != ours[-1]["platform"]:
                 entry["error"] = f"it ran on a {last['platform']}, and ours did not"
             else:
-                entry["ours_over_it"] = stats.ratios(speeds[OURS], speeds[name])
-        result.append(entry)
+                entry["ours_over_it"] = stats.ratios([_speed(report) for report in ours], speeds)
     return result
 
 

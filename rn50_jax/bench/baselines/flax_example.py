@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rn50_jax.bench import timing
-from rn50_jax.bench.cpu_time import TreeClock
+from rn50_jax.bench.cpu_time import time_steps
 from rn50_jax.bench.device import describe_hardware, find_local_devices
-from rn50_jax.bench.stats import summarise
 from rn50_jax.distributed.devices import make_mesh, spread
 from rn50_jax.errors import UserError
 
@@ -30,7 +29,7 @@ _UNUSED = ("clu", "tensorflow", "tensorflow_datasets", "input_pipeline")
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
-    """Runs one trial, see `bench.peers`.
+    """Runs one trial, see `bench.trials`.
 
     Raises:
       UserError: inference was asked for, or the checkout is not one that this fits.
@@ -61,22 +60,15 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         state, metrics = step(state, batch)
         return metrics
 
-    timing.time_queued(one_step, 1)
-    first = time.perf_counter() - start
-    timing.time_queued(one_step, spec["warmup"] or 1)
-    clock = TreeClock()
-    seconds = timing.time_queued(one_step, spec["steps"])
-    _, cpu = clock.stop()
+    run = partial(timing.time_queued, one_step)
+    timed = time_steps(run, steps=spec["steps"], warmup=spec["warmup"] or 1, began=start)
     stats = devices[0].memory_stats() or {}
-    return {
+    return timed | {
         "platform": devices[0].platform,
         "device": describe_hardware(devices)["device"],
         "precision": "fp16" if dtype == jnp.float16 else precision,
         "images_per_step": spec["config"]["batch_size"],
-        "step_seconds": summarise(seconds),
-        "cpu_seconds_per_step": cpu / spec["steps"],
-        "start_seconds": first,
-        "start": "cold" if spec["round"] == 1 else "warm",
+        "start": "cold" if spec["trial"] == 1 else "warm",
         "peak_memory_bytes": stats.get("peak_bytes_in_use"),
         "about": f"its own train_step and models.py, jax {jax.__version__}",
     }

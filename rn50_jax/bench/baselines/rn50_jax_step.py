@@ -12,9 +12,12 @@ from rn50_jax.config import tree
 from rn50_jax.runtime import jax_setup
 from rn50_jax.runtime.machine import versions
 
+_SAME = ("platform", "precision", "images_per_step", "peak_memory_bytes")
+_TIMES = ("step_seconds", "cpu_seconds_per_step", "start_seconds")
+
 
 def run(spec: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Runs one trial, see `bench.peers`; the first one also reports the whole result, the ceiling and the header.
+    """Runs one trial, see `bench.trials`; the first one also reports the whole result, the ceiling and the header.
 
     Args:
       keep: called with what there is before the profile is made.
@@ -24,7 +27,7 @@ def run(spec: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[st
     devices = find_local_devices(spec["device"])
     case = Case(spec["mode"], config.precision, config.batch_size, devices=1)
     options: dict[str, Any] = {"steps": spec["steps"], "warmup": spec["warmup"]}
-    if spec["round"] > 1:
+    if spec["trial"] > 1:
         return _report(measure(case_config(config, case), case, **options), devices)
     ceiling = Ceiling(**spec["ceiling"]) if spec["ceiling"] else measure_ceiling(devices[0], config.precision)
     whole = {"ceiling": ceiling._asdict(), "header": make_header(spec["command"], devices)}
@@ -41,16 +44,9 @@ def _report(result: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
     if "error" in result:
         return {"error": result["error"], "result": result}
     found = versions()
-    return {
-        "platform": devices[0].platform,
+    return {key: result[key] for key in (*_SAME, *_TIMES)} | {
         "device": describe_hardware(devices)["device"],
-        "precision": result["precision"],
-        "images_per_step": result["images_per_step"],
-        "step_seconds": result["step_seconds"],
-        "cpu_seconds_per_step": result["cpu_seconds_per_step"],
-        "start_seconds": result["start_seconds"],
         "start": "warm" if result["compiled_from_cache"] else "cold",
-        "peak_memory_bytes": result["peak_memory_bytes"],
         "about": f"jax {found['jax']}, flax {found['flax']}",
         "result": result,
     }

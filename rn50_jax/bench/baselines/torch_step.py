@@ -1,8 +1,9 @@
 """PyTorch beside us: ResNet v1.5 eager, compiled or timm's, and a DataLoader; plain, as its users write it."""
 
 import itertools
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from rn50_jax.bench.cpu_time import TreeClock
-from rn50_jax.bench.stats import summarise
+from rn50_jax.bench.cpu_time import time_batches, time_steps
 from rn50_jax.errors import UserError
 
 
@@ -49,10 +49,10 @@ def make_resnet(net: dict[str, Any]) -> nn.Module:
     """The network that `models.resnet.ResNet` computes, for images [B, 3, H, W]; without squeeze and excitation.
 
     Args:
-      net: see `bench.peers.network`.
+      net: see `compare.network`.
     """
     if net["se"]:
-        raise UserError("the torch peers have no squeeze and excitation; choose another config.model.arch")
+        raise UserError("the torch baselines have no squeeze and excitation; choose another config.model.arch")
     stem = net["stem"]
     layers: list[nn.Module] = [
         nn.Conv2d(3, stem, 7, 2, 3, bias=False),
@@ -69,7 +69,7 @@ def make_resnet(net: dict[str, Any]) -> nn.Module:
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
-    """Runs one trial, see `bench.peers` and `bench.feed`."""
+    """Runs one trial, see `bench.trials`."""
     if spec["kind"] == "torch-loader":
         return _run_loader(spec)
     cuda = spec["device"] != "cpu" and torch.cuda.is_available()
@@ -83,26 +83,23 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     net: nn.Module = _make_net(spec).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     step = _train_step(spec, net, device) if spec["mode"] == "train" else _infer_step(spec, net, device)
-    _seconds(step, 1, cuda, spec["mode"])
-    first = time.perf_counter() - start
-    _seconds(step, spec["warmup"], cuda, spec["mode"])
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    clock = TreeClock()
-    seconds = _seconds(step, spec["steps"], cuda, spec["mode"])
-    _, cpu = clock.stop()
+    timed = time_steps(
+        lambda count: _seconds(step, count, cuda, spec["mode"]),
+        steps=spec["steps"],
+        warmup=spec["warmup"],
+        began=start,
+        ready=torch.cuda.reset_peak_memory_stats if cuda else lambda: None,
+    )
+    timm = f", timm {sys.modules['timm'].__version__}" if spec["kind"] == "timm" else ""
     threads = "" if cuda else f", {torch.get_num_threads()} threads"
-    return {
+    return timed | {
         "platform": "gpu" if cuda else "cpu",
         "device": torch.cuda.get_device_name() if cuda else "CPU",
         "precision": precision,
         "images_per_step": spec["config"]["batch_size"],
-        "step_seconds": summarise(seconds),
-        "cpu_seconds_per_step": cpu / spec["steps"],
-        "start_seconds": first,
-        "start": "cold" if spec["round"] == 1 else "warm",
+        "start": "cold" if spec["trial"] == 1 else "warm",
         "peak_memory_bytes": torch.cuda.max_memory_reserved() if cuda else None,
-        "about": f"torch {torch.__version__}{_timm_version(spec)}{threads}",
+        "about": f"torch {torch.__version__}{timm}{threads}",
     }
 
 
@@ -120,14 +117,6 @@ def _make_net(spec: dict[str, Any]) -> nn.Module:
     made = make_resnet(net)
     # "reduce-overhead" and "max-autotune" need more memory and minutes; the default is what users write.
     return torch.compile(made) if spec["kind"] == "torch-compile" else made  # type: ignore[return-value]
-
-
-def _timm_version(spec: dict[str, Any]) -> str:
-    if spec["kind"] != "timm":
-        return ""
-    import timm
-
-    return f", timm {timm.__version__}"
 
 
 def _autocast(precision: str, device: torch.device) -> Any:
@@ -246,22 +235,8 @@ def _run_loader(spec: dict[str, Any]) -> dict[str, Any]:
         persistent_workers=True,
     )
 
-    def batches() -> Iterator[Any]:
-        while True:
-            yield from loader
-
-    stream = batches()
-    clock = TreeClock()
-    for _ in range(spec["warmup"]):
-        next(stream)
-    clock.start()
-    for _ in range(spec["steps"]):
-        images, _ = next(stream)
-    wall, cpu = clock.stop()
-    count = spec["steps"] * len(images)
-    return {
-        "images": count,
-        "seconds": wall,
-        "cpu_seconds": cpu,
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    return time_batches(batches, steps=spec["steps"], warmup=spec["warmup"]) | {
+        "images": spec["steps"] * spec["config"]["batch_size"],
         "about": f"torch {torch.__version__} DataLoader, Pillow, {spec['workers']} processes",
     }
