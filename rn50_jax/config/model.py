@@ -9,7 +9,7 @@ from rn50_jax.models.resnet import FAMILY, ResNet
 
 
 def build_model(config: ConfigDict, *, num_classes: int, platform: str, sync: NormSync | None = None) -> ResNet:
-    """The config's model.
+    """Returns the config's model.
 
     Args:
       platform: "cpu" or "gpu", decides what "auto" stands for in `model.conv_lowering` and `model.stem`.
@@ -35,14 +35,14 @@ def build_model(config: ConfigDict, *, num_classes: int, platform: str, sync: No
 
 
 def conv_lowering(config: ConfigDict, platform: str) -> str:
-    """The lowering that `models.conv.conv2d` is to use."""
+    """Returns the lowering that `models.conv.conv2d` is to use."""
     if config.model.conv_lowering != "auto":
         return str(config.model.conv_lowering)
     return "matmul" if platform == "cpu" else "native"
 
 
 def stem(config: ConfigDict, platform: str) -> str:
-    """How the first convolution is written: the config's choice, or by itself what XLA does for float16 alone."""
+    """Returns how the first convolution is written: the config's choice, or as XLA does itself for float16 alone."""
     if config.model.stem != "auto":
         return str(config.model.stem)
     return "padded" if platform == "gpu" and config.precision == "bf16" else "conv"

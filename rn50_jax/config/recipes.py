@@ -12,12 +12,12 @@ FOLDER = next((home for home in _HOMES if (home / "configs").is_dir()), _HOMES[-
 
 
 def recipe_names() -> list[str]:
-    """The ready configs by name."""
+    """Returns the names of the ready configs."""
     return sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 
 
 def find_config(name: str) -> Path:
-    """The file that a name means: the file itself or, where there is none, the ready NAME, NAME.py or configs/NAME.py.
+    """Returns the file that a name means: itself or, where there is none, the ready NAME, NAME.py or configs/NAME.py.
 
     Raises:
       UserError: neither exists.

@@ -76,13 +76,13 @@ def _text(valid: str, test: Callable[[str], bool] = lambda v: True) -> Rule:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a file of a work folder may be called that: it is no path, and none of the run's own names."""
+    """Returns whether a file of a work folder may be called that: it is no path, and none of the run's own names."""
     plain = name not in ("", ".", "..") and "/" not in name and printable(name) == name
     return plain and not is_own_name(name)
 
 
 def is_own_name(path: str) -> bool:
-    """Whether a path, from a work folder on, is or leads into what a run keeps there under names of its own."""
+    """Returns whether a path, from a work folder on, is or leads into what a run keeps there under names of its own."""
     first = (*PurePath(os.path.normpath(path)).parts, "")[0]
     return first in _OWN or first.endswith((UNFINISHED, DAMAGED))
 

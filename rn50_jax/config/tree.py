@@ -11,7 +11,7 @@ from rn50_jax.io import files
 
 
 def to_json(config: ConfigDict) -> str:
-    """The resolved config as indented JSON text, read back by `load`."""
+    """Returns the resolved config as indented JSON text, read back by `load`."""
     return files.to_json(config.to_dict(), indent=2) + "\n"
 
 
@@ -49,7 +49,7 @@ def _tuples(value: Any) -> Any:
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-    """The config as {"section.key": value}, in its own order."""
+    """Returns the config as {"section.key": value}, in its own order."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-# The reference's names (`--model-config`) for the fan of He's initialisation; its grp-* do as their plain namesakes.
+# The reference's names (`--model-config`) for the fan of He's initialization; its grp-* do as their plain namesakes.
 INITS = {"classic": "fan_out", "fanin": "fan_in", "grp-fanin": "fan_in", "grp-fanout": "fan_out"}
 
 # Pixels; the train step of 64 px did not get faster on CPU with 16. docs/performance.md
@@ -21,7 +21,7 @@ STEMS = ("conv", "padded", "space_to_depth")
 def conv2d(
     x: jax.Array, kernel: jax.Array, stride: int, *, groups: int = 1, lowering: str, precision: lax.Precision
 ) -> jax.Array:
-    """2-D convolution, zero-padded by (k - 1) // 2 on each side as torch does, also when strided.
+    """Convolves in 2-D, zero-padded by (k - 1) // 2 on each side as torch does, also when strided.
 
     Args:
       x: [B, H, W, C].
@@ -124,7 +124,7 @@ def _taps_on_pixels(size: int, pixels: int, stride: int) -> range:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def cast_kernel(kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`kernel.astype(dtype)`; its gradient comes back in the order of the parameter.
+    """Returns `kernel.astype(dtype)`; its gradient comes back in the order of the parameter.
 
     cuDNN gives a kernel's gradient with the input channels last. Left alone, XLA on GPUs carries that order through
     the whole update, and then must copy parameters and momentum back: a quarter more traffic than to turn the gradient.

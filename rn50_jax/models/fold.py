@@ -12,7 +12,7 @@ _NORM_OF = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3", "downsample_0": "dow
 
 
 def inference_form(model: ResNet, variables: Variables, setting: str, *, platform: str) -> tuple[ResNet, Variables]:
-    """The model and its variables as they answer fastest: folded, and on a GPU packed.
+    """Returns the model and its variables as they answer fastest: folded, and on a GPU packed.
 
     Args:
       setting: `model.fold_batch_norm`; "off" leaves them as they are.
@@ -26,7 +26,7 @@ def inference_form(model: ResNet, variables: Variables, setting: str, *, platfor
 
 
 def fold_model(model: ResNet, variables: Variables) -> tuple[ResNet, Variables]:
-    """The model and its variables without BatchNorm, for `train=False`.
+    """Returns the model and its variables without BatchNorm, for `train=False`.
 
     The logits are those of the model in evaluation but for rounding: kernels are rounded to the compute type after the
     scaling, not before. tests/models/test_fold.py has the tolerances.
@@ -35,7 +35,7 @@ def fold_model(model: ResNet, variables: Variables) -> tuple[ResNet, Variables]:
 
 
 def pack_model(model: ResNet, variables: Variables) -> tuple[ResNet, Variables]:
-    """A folded model whose kernels and biases are rounded and turned once, as cuDNN reads them, not in each call.
+    """Rounds and turns the kernels and biases of a folded model once, as cuDNN reads them, not in each call.
 
     The logits are the same to the bit. On a GPU a call then starts 59 kernels instead of 164 for resnet50 in bf16
     (counted in the program that XLA compiles for an H100, docs/performance.md): at small batches most of its time.
@@ -55,7 +55,7 @@ def pack_model(model: ResNet, variables: Variables) -> tuple[ResNet, Variables]:
 
 
 def fold(variables: Variables) -> Variables:
-    """BatchNorm with its running statistics, as part of the convolutions.
+    """Folds BatchNorm with its running statistics into the convolutions.
 
     BN(conv(x, kernel)) = conv(x, kernel * f) + (bias - mean * f) with f = scale / sqrt(var + EPSILON), for each
     channel.

@@ -23,7 +23,7 @@ class NormSync(NamedTuple):
 
 
 def norm_sync(axis_name: str, num_devices: int, group: int) -> NormSync | None:
-    """The groups of `recipe.bn_group`: 1, each device alone (None); 0, all; else that many, a divisor of all."""
+    """Returns the groups of `recipe.bn_group`: 1, each device alone (None); 0, all; else so many, a divisor."""
     size = group or num_devices
     if size == 1:
         return None
@@ -154,7 +154,7 @@ batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 def batch_norm_max_pool(
     x: jax.Array, scale: jax.Array, bias: jax.Array, dtype: jnp.dtype, sync: NormSync | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The stem's `batch_norm` with ReLU and then `max_pool`, without the array between them.
+    """Computes the stem's `batch_norm` with ReLU and then `max_pool`, without the array between them.
 
     Normalizing and ReLU never change which value of a channel is larger (or, for a negative scale, smaller). So the
     pooling goes first and the rest is done on a quarter of the pixels; the sums of the backward pass, too, need only
@@ -199,7 +199,7 @@ batch_norm_max_pool.defvjp(_batch_norm_max_pool_forward, _batch_norm_max_pool_ba
 
 
 def add_relu(x: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
-    """What may follow a BatchNorm: the shortcut is added, negative values become 0."""
+    """Adds the shortcut and makes negative values 0, which may follow a BatchNorm."""
     total = x if residual is None else residual + x
     return nn.relu(total) if relu else total
 

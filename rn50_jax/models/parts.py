@@ -5,17 +5,17 @@ from typing import Any
 
 
 def part_names(num_stages: int) -> tuple[str, ...]:
-    """From the input to the output: "stem", "layer1", "layer2", ..., "fc" (the classifier)."""
+    """Returns the parts from the input to the output: "stem", "layer1", "layer2", ..., "fc" (the classifier)."""
     return ("stem", *(f"layer{stage + 1}" for stage in range(num_stages)), "fc")
 
 
 def part_of(module: str) -> str:
-    """The part that a top-level module belongs to: "conv1" -> "stem", "layer2_0" -> "layer2", "fc" -> "fc"."""
+    """Returns the part that a top-level module belongs to: "conv1" -> "stem", "layer2_0" -> "layer2", "fc" -> "fc"."""
     return "stem" if module in ("conv1", "bn1") else module.partition("_")[0]
 
 
 def split_frozen(tree: dict[str, Any], frozen: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters or running statistics of the parts that are trained, and of the `frozen` ones.
+    """Splits parameters or running statistics into those of the parts that are trained, and of the `frozen` ones.
 
     `trained | frozen` is the tree again.
     """

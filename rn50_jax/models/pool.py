@@ -16,13 +16,13 @@ LOWERINGS = ("fused", "indexed", "native")
 
 @jax.named_scope("pool")
 def mean_pool(x: jax.Array) -> jax.Array:
-    """Mean over the pixels of [B, H, W, C]: [B, C] in float32 (for float64 input, in that)."""
+    """Averages over the pixels of [B, H, W, C]: [B, C] in float32 (for float64 input, in that)."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
 @jax.named_scope("pool")
 def max_pool(x: jax.Array, *, lowering: str) -> jax.Array:
-    """Maximum over 3x3 windows at stride 2 with a border of one pixel, torch's `MaxPool2d(3, 2, padding=1)`.
+    """Takes the maximum over 3x3 windows at stride 2 with a border of one pixel, torch's `MaxPool2d(3, 2, padding=1)`.
 
     The gradient of each window goes to its maximum, of several equal ones to the first in reading order.
 
@@ -44,7 +44,7 @@ def _native_max_pool(x: jax.Array) -> jax.Array:
 
 @jax.named_scope("pool")
 def largest_in_windows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The maximum of each window of [B, H, W, C] and where in it, in reading order, it first stands: uint8, 0 to 8.
+    """Returns the maximum of each window of [B, H, W, C] and its first place in it, in reading order: uint8, 0 to 8.
 
     Elementwise over nine shifted views, so that XLA can compute `x` in the same kernel. As in torch, the last of what
     is not a number wins.
@@ -63,7 +63,7 @@ def largest_in_windows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.named_scope("pool")
 def put_back(values: jax.Array, index: jax.Array, height: int, width: int) -> jax.Array:
-    """The sums, [B, height, width, C], of what the windows' places `index` get: `values` [B, H', W', C], float.
+    """Returns the sums, [B, height, width, C], that the windows' places `index` get of `values` [B, H', W', C], float.
 
     Elementwise too, over nine views with a gap after each value.
     """

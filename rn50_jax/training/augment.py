@@ -30,7 +30,7 @@ def mix(images: jax.Array, targets: jax.Array, mixing: Mixing) -> tuple[jax.Arra
 
 
 def draw_mixing(key: jax.Array, shape: tuple[int, ...], *, mixup: float, cutmix: float, cutmix_share: float) -> Mixing:
-    """What mixup, CutMix, or one of them drawn for the whole batch, leave to chance.
+    """Draws for a whole batch what mixup, CutMix, or one of them at random, needs.
 
     Args:
       shape: B, H, W.
@@ -51,7 +51,7 @@ def draw_mixing(key: jax.Array, shape: tuple[int, ...], *, mixup: float, cutmix:
 
 
 def draw_mixup(key: jax.Array, alpha: float, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """What mixup (Zhang et al. 2018, arXiv:1710.09412) leaves to chance, for the whole batch, as in the reference.
+    """Draws mixup (Zhang et al. 2018, arXiv:1710.09412) for the whole batch, as in the reference.
 
     Returns:
       One coefficient ~ Beta(alpha, alpha), float32 [], and a permutation, int32 [B].
@@ -61,7 +61,7 @@ def draw_mixup(key: jax.Array, alpha: float, batch_size: int) -> tuple[jax.Array
 
 
 def draw_cutmix(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> Mixing:
-    """CutMix (Yun et al. 2019, arXiv:1905.04899): a box of the other image, the same for the whole batch.
+    """Draws CutMix (Yun et al. 2019, arXiv:1905.04899): a box of the other image, the same for the whole batch.
 
     Of c ~ Beta(alpha, alpha) the box has the sides H * sqrt(1 - c) and W * sqrt(1 - c), rounded down, and its middle
     anywhere in the image, which cuts off what sticks out. The target's share is exactly that of the pixels.
@@ -98,7 +98,7 @@ _ERASED_AREA, _ERASED_ASPECT, _ATTEMPTS = (0.02, 0.4), (0.3, 1 / 0.3), 10
 
 
 def draw_boxes(key: jax.Array, probability: float, shape: tuple[int, ...]) -> Boxes:
-    """Where random erasing (Zhong et al. 2017, arXiv:1708.04896) strikes, drawn for each image.
+    """Draws for each image the box of random erasing (Zhong et al. 2017, arXiv:1708.04896).
 
     With `probability` a box of 2 to 40 % of the area and of height over width from 0.3 to 1 / 0.3, as in the paper, at
     any place where it fits. As in torchvision, the aspect is log-uniform, and the first of 10 sizes that is smaller
@@ -129,7 +129,7 @@ def draw_boxes(key: jax.Array, probability: float, shape: tuple[int, ...]) -> Bo
 
 
 def erase(images: jax.Array, boxes: Boxes) -> jax.Array:
-    """Sets a box of each image, normalized float32 [B, H, W, 3], to the mean colour, 0."""
+    """Sets a box of each image, normalized float32 [B, H, W, 3], to the mean color, 0."""
 
     def inside(start: jax.Array, size: jax.Array, length: int) -> jax.Array:
         place = jnp.arange(length)

@@ -1,4 +1,4 @@
-"""From config to model, optimiser and state."""
+"""From config to model, optimizer and state."""
 
 from collections.abc import Callable
 from functools import partial
@@ -42,7 +42,7 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def build_schedule(config: ConfigDict, plan: Plan) -> Schedule:
-    """The config's learning rate as a function of the updates done."""
+    """Returns the config's learning rate as a function of the updates done."""
     return make_schedule(
         config.recipe.schedule,
         peak=plan.peak_lr,
@@ -58,7 +58,7 @@ def build_schedule(config: ConfigDict, plan: Plan) -> Schedule:
 
 
 def build_options(config: ConfigDict, accumulation: int) -> TrainOptions:
-    """What of the config acts inside the training step."""
+    """Returns the options of the config that act inside the training step."""
     scaling = Scaling(
         dynamic=config.loss_scale.mode == "dynamic",
         growth_interval=config.loss_scale.growth_interval,
@@ -86,7 +86,7 @@ def build_options(config: ConfigDict, accumulation: int) -> TrainOptions:
 
 
 def build_state(config: ConfigDict, model: ResNet, *, abstract: bool = False) -> Any:
-    """A fresh state; with `abstract`, only its shapes and dtypes, at no cost."""
+    """Makes a fresh state; with `abstract`, only its shapes and dtypes, at no cost."""
     optimizer, ema = build_optimizer(config), config.recipe.ema_decay > 0
     loss_scale = config.loss_scale.init if config.precision == "fp16" else 1.0
     if abstract:
@@ -95,12 +95,12 @@ def build_state(config: ConfigDict, model: ResNet, *, abstract: bool = False) ->
 
 
 def make_eval_step(config: ConfigDict, model: ResNet, *, flip_tta: bool = False) -> EvalStep:
-    """The evaluation step of one device, the same in training and afterwards."""
+    """Returns the evaluation step of one device, the same in training and afterwards."""
     return partial(eval_step, model=model, axis_name=AXIS, **eval_options(config, flip_tta=flip_tta))
 
 
 def compile_steps(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> tuple[TrainStep, EvalStep]:
-    """The training and the evaluation step over all devices; each compiles at its first call."""
+    """Returns the training and the evaluation step over all devices; each compiles at its first call."""
     one_train_step = partial(
         train_step,
         model=model,

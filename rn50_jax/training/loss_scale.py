@@ -31,13 +31,13 @@ class Scaling(NamedTuple):
 
 
 def init_loss_scale(init: float) -> LossScale:
-    """A fresh loss scale of value `init`."""
+    """Returns a fresh loss scale of value `init`."""
     zero = jnp.zeros((), jnp.int32)
     return LossScale(jnp.asarray(init, jnp.float32), good_steps=zero, skipped=zero, skipped_in_a_row=zero)
 
 
 def update_loss_scale(scale: LossScale, finite: jax.Array, rules: Scaling | None) -> LossScale:
-    """The loss scale after a step (Micikevicius et al. 2018, arXiv:1710.03740).
+    """Returns the loss scale after a step (Micikevicius et al. 2018, arXiv:1710.03740).
 
     Args:
       scale: the scale that the step used.
@@ -56,5 +56,5 @@ def update_loss_scale(scale: LossScale, finite: jax.Array, rules: Scaling | None
 
 
 def all_finite(tree: object) -> jax.Array:
-    """bool []: whether every element of every array in `tree` is finite."""
+    """Returns whether every element of every array in `tree` is finite: bool []."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

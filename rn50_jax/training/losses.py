@@ -6,7 +6,7 @@ import optax
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Label-smoothed cross-entropy, as the reference has it (Szegedy et al. 2016, arXiv:1512.00567).
+    """Returns the label-smoothed cross-entropy of the reference (Szegedy et al. 2016, arXiv:1512.00567).
 
     -(1 - s) * sum_k t_k log p_k  -  s / K * sum_k log p_k, with s the smoothing and K the number of classes:
     the true class has the target 1 - s + s / K.
@@ -31,7 +31,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float 
 def binary_cross_entropy(
     logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0, threshold: float = 0.0
 ) -> jax.Array:
-    """Cross-entropy of each class's sigmoid, averaged over the classes (Wightman et al. 2021, arXiv:2110.00476).
+    """Returns the cross-entropy of the classes' sigmoids, averaged over them (Wightman et al. 2021, arXiv:2110.00476).
 
     The mean over the classes, not their sum, is timm's. Smoothing is that of `cross_entropy`: the targets become
     (1 - s) * t + s / K.
@@ -55,7 +55,7 @@ def binary_cross_entropy(
 
 
 def top_k_hits(logits: jax.Array, labels: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """Whether the label is the best, and among the best `k`, of an example's logits; ties go to the lower index.
+    """Returns whether the label is the best, and among the best `k`, of its logits; ties go to the lower index.
 
     Args:
       logits: float32 [B, K].

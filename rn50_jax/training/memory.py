@@ -34,6 +34,6 @@ def analyse_memory(step: Any, state: Any, batch: Any) -> Memory | None:
 
 
 def memory_text(memory: Memory) -> str:
-    """One line for people."""
+    """Returns one line for people."""
     parts = f"{megabytes(memory.state)} state, {megabytes(memory.images)} images, {megabytes(memory.workspace)}"
     return f"{megabytes(sum(memory))} per device, as XLA plans it: {parts} activations, gradients and workspace"

@@ -18,7 +18,7 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 
 def decay_mask(params: Any, rule: str = "no_bn") -> Any:
-    """Which parameters weight decay applies to.
+    """Returns which parameters weight decay applies to.
 
     BatchNorms are the modules named `bn...` and `downsample_1`.
 
@@ -46,7 +46,7 @@ def decay_mask(params: Any, rule: str = "no_bn") -> Any:
 def sgd(
     *, momentum: float, weight_decay: float, nesterov: bool = False, mask: str = "no_bn"
 ) -> optax.GradientTransformation:
-    """torch's SGD: d = g + wd * w;  v <- momentum * v + d;  w <- w - rate * v.
+    """Returns torch's SGD: d = g + wd * w;  v <- momentum * v + d;  w <- w - rate * v.
 
     With `nesterov`, w <- w - rate * (d + momentum * v). Decay is added before the momentum and the learning rate is
     applied outside, so a change of the rate acts at once on the whole buffer.
@@ -62,7 +62,7 @@ def sgd(
 def lars(
     *, momentum: float, weight_decay: float, trust: float, nesterov: bool = False, mask: str = "no_bn_bias"
 ) -> optax.GradientTransformation:
-    """LARS (You et al. 2017, arXiv:1708.03888): v <- momentum * v + rate * r * (g + wd * w);  w <- w - v.
+    """Returns LARS (You et al. 2017, arXiv:1708.03888): v <- momentum * v + rate * r * (g + wd * w);  w <- w - v.
 
     The rate of a tensor follows its norms: r = trust * |w| / (|g| + wd * |w|), 1 for BatchNorms and biases and where a
     norm is 0, as in MLPerf's reference. The global rate is inside the momentum buffer, as in the paper.
@@ -91,7 +91,7 @@ def lars(
 def lamb(
     *, beta1: float, beta2: float, eps: float, weight_decay: float, mask: str = "no_bn_bias"
 ) -> optax.GradientTransformation:
-    """LAMB (You et al. 2020, arXiv:1904.00962): w <- w - rate * r * (a + wd * w), with Adam's direction a.
+    """Returns LAMB (You et al. 2020, arXiv:1904.00962): w <- w - rate * r * (a + wd * w), with Adam's direction a.
 
     r = |w| / |a + wd * w|, 1 for BatchNorms and biases, as in timm, and where a norm is 0. Adam's averages are
     corrected for their start; eps is added to the root of the second one.
@@ -152,7 +152,7 @@ def by_part(
 
 
 def moving_average(average: Any, live: Any, *, decay: float, updates: jax.Array) -> Any:
-    """Exponential moving average of a tree: a <- d * a + (1 - d) * x, with d = min(decay, (1 + t) / (10 + t)).
+    """Returns the moving average a <- d * a + (1 - d) * x of a tree, with d = min(decay, (1 + t) / (10 + t)).
 
     t is the number of `updates` (int32 []) before this one: while they are few, the average follows closely and
     forgets its random start (the warm-up of TensorFlow's ExponentialMovingAverage and of timm's ModelEmaV3).
@@ -175,7 +175,7 @@ def make_schedule(
     milestone_factor: float = 0.1,
     poly_power: float = 2.0,
 ) -> Schedule:
-    """Linear warm-up (Goyal et al. 2017, arXiv:1706.02677), then one of four ways down.
+    """Returns linear warm-up (Goyal et al. 2017, arXiv:1706.02677), then one of four ways down.
 
     Time is counted in ticks t = 0, 1, ..., W of them in the warm-up, E in all: a tick is a step, or with
     `lr_update="epoch"` an epoch, within which the rate stays, as in the reference.
@@ -211,7 +211,7 @@ def make_schedule(
 
 
 def rate_factors(num_stages: int, *, decay: float, scales: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """What the learning rate of each part is multiplied by.
+    """Returns the factor of the learning rate of each part.
 
     Args:
       decay: factor from each part to the one before it (layer-wise decay: Howard & Ruder 2018, arXiv:1801.06146; Bao et

@@ -185,9 +185,9 @@ def list_differences(file: WeightFile, config: ConfigDict, class_names: Sequence
 def start_from(
     state: TrainState, arrays: Arrays, model: ResNet, source: str, *, new_head: bool = False
 ) -> tuple[TrainState, str]:
-    """A fresh state with the weights of a file, and a sentence that says what was taken.
+    """Returns a fresh state with the weights of a file, and a sentence that says which were taken.
 
-    The classifier stays as it was initialised with `new_head`, or if the file's is of another number of classes.
+    The classifier stays as it was initialized with `new_head`, or if the file's is of another number of classes.
 
     Raises:
       UserError: see `fit`.

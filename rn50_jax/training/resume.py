@@ -161,7 +161,7 @@ def _check_model(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
         switched = bool(saved_value) != bool(now[key])  # a decay of another size goes on with the same averages
         if saved_value != now[key] and (key in _FIXED or switched):
             raise UserError(
-                f"{workdir} holds checkpoints of another model or optimiser: config.{key} was {saved_value!r} and is "
+                f"{workdir} holds checkpoints of another model or optimizer: config.{key} was {saved_value!r} and is "
                 f"{now[key]!r} now; set it back, or choose another --workdir"
             )
 

@@ -67,7 +67,7 @@ def _start(
 
 
 def variables_of(state: TrainState) -> dict[str, Variables]:
-    """What can be evaluated: the live weights as "val" and, if there are any, the averaged ones as "val_ema".
+    """Returns what can be evaluated: the live weights as "val" and, if there are any, the EMA weights as "val_ema".
 
     Returns:
       By prefix of their metrics, {"params", "batch_stats"} as the model takes them.

@@ -55,7 +55,7 @@ class TrainOptions(NamedTuple):
 
 
 def mixup_key(seed: int, step: jax.Array | int, device: jax.Array | int) -> jax.Array:
-    """The key of one device's mixing in one step, split further between accumulated passes."""
+    """Returns the key of one device's mixing in one step, split further between accumulated passes."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), device)
 
 
@@ -77,7 +77,7 @@ def train_step(
     options: TrainOptions,
     axis_name: str,
 ) -> tuple[TrainState, Metrics]:
-    """One update from `options.accumulation` forward and backward passes over equal slices of the batch.
+    """Makes one update from `options.accumulation` forward and backward passes over equal slices of the batch.
 
     Gradients, and BatchNorm's running averages unless `options` says otherwise, are averaged over the devices of
     `axis_name`; batch statistics stay per pass and per device, or per group of them if the model has one. Parts in

@@ -27,7 +27,7 @@ class TorchCheckpoint(NamedTuple):
     """A training checkpoint; its arrays are in the common form of `weights`, all of them finite.
 
     epoch: epochs done. arrays: weights and running statistics. momentum: of every parameter, or {} before the first
-    step. ema: averages of `arrays`, or {}. settings: of the optimiser, by key of the config's recipe. decays_bn: its
+    step. ema: averages of `arrays`, or {}. settings: of the optimizer, by key of the config's recipe. decays_bn: its
     weight decay is applied to BatchNorms too.
     """
 
@@ -80,7 +80,7 @@ def read_checkpoint(path: Path) -> TorchCheckpoint:
         weights |= _read_masters(optimizer.get("fp32_from_fp16", []), groups, weights, path)
         momentum = _read_momentum(inner, groups, weights, path)
     except ValueError as error:
-        raise UserError(f"the optimiser of {path} cannot be used: {error}; {instead}") from None
+        raise UserError(f"the optimizer of {path} cannot be used: {error}; {instead}") from None
     averages = content.get("state_dict_ema")
     averages = to_arrays(averages, path) if isinstance(averages, Mapping) else {}
     arrays, momentum, ema = (to_common(tensors, str(path)) for tensors in (weights, momentum, averages))
@@ -100,7 +100,7 @@ def _check_sgd(state: Any) -> _Optimizer:
 
 
 def _group_names(weights: Arrays, optimizer: _Optimizer) -> list[list[str]]:
-    """The parameters' names in the order of the optimiser's groups: with two of them, BatchNorms are the first.
+    """The parameters' names in the order of the optimizer's groups: with two of them, BatchNorms are the first.
 
     Raises:
       ValueError: the groups are others.
@@ -158,7 +158,7 @@ def _read_momentum(optimizer: _Optimizer, groups: list[list[str]], weights: Arra
 
 
 def differing_settings(checkpoint: TorchCheckpoint, recipe: Mapping[str, Any]) -> list[str]:
-    """Lists what the optimiser of a checkpoint was set to and the config's recipe is not, but for the learning rate."""
+    """Lists what the optimizer of a checkpoint was set to and the config's recipe is not, but for the learning rate."""
     notes = [
         f"{key} {theirs}, and config.recipe.{key} is {recipe[key]} here"
         for key, theirs in checkpoint.settings.items()

@@ -128,7 +128,7 @@ def examine_step(
     normalization: Normalization = IMAGENET,
     top: int = 5,
 ) -> tuple[Metrics, Metrics]:
-    """The sums of `eval_step`, and what it ranked best for each image.
+    """Returns the sums of `eval_step`, and the classes that it ranked best for each image.
 
     Returns:
       The sums, and {"class": int32 [D, B, top], "probability": float32 [D, B, top]}, best first, ties to the lower

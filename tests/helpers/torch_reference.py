@@ -106,7 +106,7 @@ def smoothed_loss(logits: torch.Tensor, targets: torch.Tensor, smoothing: float)
 
 
 def decay_groups(net: nn.Module, rule: str, weight_decay: float) -> list[dict]:
-    """The optimiser's groups: of the reference's code ("bn" in the name), its documentation, or one for everything."""
+    """The optimizer's groups: of the reference's code ("bn" in the name), its documentation, or one for everything."""
     batch_norms = {f"{name}." for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
     free = {
         "reference": lambda name: "bn" in name,

@@ -94,7 +94,7 @@ def test_fine_tuning_beats_a_new_start(call: Run, halves: Halves, tmp_path: Path
         ("tune.freeze=('stem',)", "config.tune.freeze was ('stem', 'layer1', 'layer2') and is"),
     ],
 )
-def test_checkpoints_of_another_optimiser_are_refused(probe: Path, tmp_path: Path, override: str, message: str) -> None:
+def test_checkpoints_of_another_optimizer_are_refused(probe: Path, tmp_path: Path, override: str, message: str) -> None:
     probe = shutil.copytree(probe, tmp_path / "probe")
     argv = ["--config", str(probe / "config.json"), "--workdir", str(probe), f"--config.{override}"]
     with pytest.raises(UserError) as error:

@@ -123,7 +123,7 @@ def test_frozen_batch_norms_use_their_running_statistics() -> None:
 
 
 @pytest.mark.slow
-def test_config_builds_the_optimiser_it_describes() -> None:
+def test_config_builds_the_optimizer_it_describes() -> None:
     state = build_state(make_config(), build_model(make_config(), num_classes=3, platform="cpu"))
     params = {module: state.params[module] for module in ("bn1", "conv1", "layer1_0", "fc")}
     params["layer2_0"] = {"downsample_1": state.params["layer2_0"]["downsample_1"]}

@@ -88,7 +88,7 @@ def make_tensors(seed: int, *, zeros: bool = False) -> dict[tuple[str, ...], np.
 
 
 def train(tx: Any, rates: list[float]) -> tuple[dict[tuple[str, ...], np.ndarray], Any]:
-    """Weights after some updates, and the optimiser's state."""
+    """Weights after some updates, and the optimizer's state."""
     params = unflatten_dict({path: jnp.asarray(w, jnp.float32) for path, w in make_tensors(0, zeros=True).items()})
     state = tx.init(params)
     for number, rate in enumerate(rates, 1):

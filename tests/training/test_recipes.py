@@ -1,4 +1,4 @@
-"""The whole step with other optimisers, losses and augmentations; and the recipes that use them."""
+"""The whole step with other optimizers, losses and augmentations; and the recipes that use them."""
 
 from functools import partial
 from typing import Any
@@ -49,7 +49,7 @@ def make_state(model: ResNet, optimizer: optax.GradientTransformation, ema: bool
 
 
 @pytest.mark.parametrize("optimizer", [LAMB, LARS], ids=["lamb", "lars"])
-def test_other_optimisers_in_all_parallel_modes_and_after_a_step_left_out(
+def test_other_optimizers_in_all_parallel_modes_and_after_a_step_left_out(
     optimizer: optax.GradientTransformation,
 ) -> None:
     options = OPTIONS._replace(accumulation=2, ema_decay=0.9, loss="bce")

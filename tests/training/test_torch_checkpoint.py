@@ -88,7 +88,7 @@ def train_plain(
 
 
 def make_content(net: TorchResNet, optimizer: torch.optim.SGD, epoch: int, prefix: str = "") -> Content:
-    """A checkpoint of float32, to which the network and the optimiser are rounded too."""
+    """A checkpoint of float32, to which the network and the optimizer are rounded too."""
     with torch.no_grad():
         for tensor in [*net.state_dict().values(), *(s["momentum_buffer"] for s in optimizer.state.values())]:
             if tensor.is_floating_point():
@@ -366,10 +366,10 @@ BUFFER = ("optimizer", "state", 3, "momentum_buffer")
         (set_in("optimizer", "param_groups", 0, "params", to=[0]), r"groups of \[1, 15\] parameters, and the model of"),
         (set_in("optimizer", "param_groups", 0, "params", 0, to=1), "a parameter is in it twice"),
         (set_in("optimizer", "param_groups", to=[]), r"groups of \[\] parameters"),
-        (set_in("optimizer", "param_groups", to=3), "the optimiser of .* cannot be used: param_groups: "),
+        (set_in("optimizer", "param_groups", to=3), "the optimizer of .* cannot be used: param_groups: "),
         (set_in("optimizer", "param_groups", 0, "momentum", to="much"), "cannot be used: param_groups.0.momentum: "),
-        (set_in("optimizer", "param_groups", to=torch.zeros(3)), "the optimiser of .* cannot be used: param_groups: "),
-        (set_in("optimizer", "fp32_from_fp16", to=torch.zeros(3)), "the optimiser of .* cannot be used: "),
+        (set_in("optimizer", "param_groups", to=torch.zeros(3)), "the optimizer of .* cannot be used: param_groups: "),
+        (set_in("optimizer", "fp32_from_fp16", to=torch.zeros(3)), "the optimizer of .* cannot be used: "),
         (drop("optimizer", "param_groups", 0, "nesterov"), "cannot be used: it is not torch's SGD; start from its"),
         (
             set_in("optimizer", "fp32_from_fp16", to=[[torch.zeros(3)]]),
