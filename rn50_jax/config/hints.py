@@ -1,4 +1,4 @@
-"""What a command line was meant to say, as a hint at the end of an error message."""
+"""Guesses at what a command line was meant to say, as hints at the end of error messages."""
 
 import argparse
 import difflib
