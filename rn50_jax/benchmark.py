@@ -37,7 +37,7 @@ MODES = ("train", "infer", *_REAL)
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code: 1 if nothing could be timed for lack of time, memory or precision."""
+    """Runs the command; returns its exit code: 1 if nothing could be timed for lack of time, memory or precision."""
     args, overrides = configs.parse_args(_parser(), argv)
     _check(args)
     config, _ = configs.load(args.config)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What XLA makes of the step for a GPU, without having one: kernels, their bytes, copies. See docs/performance.md.
+"""Lists what XLA makes of the step for a GPU, without having one: kernels, bytes, copies. See docs/performance.md.
 
     python scripts/gpu_program.py --config configs/dgxa100_90e.py --mode train --config.batch_size=256
 

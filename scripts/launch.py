@@ -96,7 +96,7 @@ def main() -> int:
 
 
 def visible_gpus(count: int) -> list[str]:
-    """What `CUDA_VISIBLE_DEVICES` names, or the numbers of all GPUs."""
+    """Returns what `CUDA_VISIBLE_DEVICES` names, or the numbers of all GPUs."""
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return visible.split(",")
     if not count:

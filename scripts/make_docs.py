@@ -52,7 +52,7 @@ def _cell(text: str) -> str:
 
 
 def commands_page() -> str:
-    """What each command's --help says."""
+    """Returns what each command's --help says."""
     lines = [
         "# Every command and its options",
         "",

@@ -57,14 +57,14 @@ touch "$not_measured"
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${TMPDIR:-/tmp}/rn50-jax-compiled} PYTHONUNBUFFERED=1
 
 if [ -n "${SMALL:-}" ]; then
-  device=cpu decoder=dali-cpu gpus=2 least=1 peers=torch common=fp32 batch=4 larger=6 largest=8 latencies=1,2 images=20 workers=2 kills=1
+  device=cpu decoder=dali-cpu gpus=2 least=1 baselines=torch common=fp32 batch=4 larger=6 largest=8 latencies=1,2 images=20 workers=2 kills=1
   tiny=(--config.model.arch=resnet18 --config.model.width=8 "--config.model.stages=(1,)")
   recipe=(--config configs/quickstart.py "${tiny[@]}") quick=("${tiny[@]}" --config.epochs=1)
   steps=(--steps 2 --warmup 1) feed=(--steps 2 --warmup 1) modes=(infer) beside=4 every=fp32
   variants=(model.fused_norm=false) quickstarts=(fp16-dynamic)
   killed=(--config.epochs=2 --config.precision=fp32 "--config.model.stages=(1,)")
 else
-  device=gpu decoder=dali-gpu least=60 peers=torch-compile,torch common=bf16 batch=256 larger=400 largest=512
+  device=gpu decoder=dali-gpu least=60 baselines=torch-compile,torch common=bf16 batch=256 larger=400 largest=512
   latencies=1,2,4,8,16,32,64,128,256,512 images=2048 workers=8 kills=3
   gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
   recipe=(--config configs/dgxa100_90e.py) quick=() killed=(--config.precision=bf16 --config.loss_scale.mode=static)
@@ -158,7 +158,7 @@ train() { # SECONDS NAME ARGS...: the quick start
 needs_dali() { has nvidia.dali || { miss "$part" "DALI is not installed, which reads real files" && false; }; }
 
 first_part() { # training cold, as PyTorch beside it, and profiled in the same call
-  one 340 train --precisions "$common" --batch_sizes "$batch" --profile "$out/trace-train" --compare "$peers" --rounds 1
+  one 340 train --precisions "$common" --batch_sizes "$batch" --profile "$out/trace-train" --compare "$baselines" --rounds 1
   one 480 infer --mode infer --precisions "$common" --batch_sizes "1,$batch"
   one 480 train-largest --precisions "$common" --batch_sizes "$largest"
 }
@@ -178,7 +178,7 @@ precisions_part() {
 
 batches_part() { one 240 batches --precisions bf16 --batch_sizes "$larger,$largest"; }
 timm_part() { one 240 timm --precisions "$common" --batch_sizes "$batch" --compare timm --rounds 1; }
-peers-infer_part() { one 300 peers-infer --mode infer --precisions "$common" --batch_sizes "$beside" --compare "$peers" --rounds 1; }
+peers-infer_part() { one 300 peers-infer --mode infer --precisions "$common" --batch_sizes "$beside" --compare "$baselines" --rounds 1; }
 latencies_part() { one 570 latencies --mode infer --precisions "$every" --batch_sizes "$latencies"; }
 
 variants_part() { # one key each

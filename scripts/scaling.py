@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a training step costs from 1 to 1,024 GPUs: an analytic model, printed as the table of docs/scaling.md.
+"""Predicts what a training step costs from 1 to 1,024 GPUs: an analytic model, printed as the table of docs/scaling.md.
 
     python scripts/scaling.py --machine h100 --images_per_second 6000
 

@@ -1,1 +1,1 @@
-"""What `python -m rn50_jax.benchmark` is made of; nothing else imports it."""
+"""The parts of `python -m rn50_jax.benchmark`; nothing else imports them."""

@@ -25,7 +25,7 @@ from rn50_jax.training.divergence import explaining_memory
 
 
 class Case(NamedTuple):
-    """What is timed.
+    """A case.
 
     batch_size: per device. global_batch: with strong scaling, what the devices share, else 0. variant: KEY=VALUE that
     differs from the config, "" for the config as it is.
@@ -77,7 +77,7 @@ def measure(
       timed: called with the result before it is traced.
 
     Returns:
-      What was timed; images_per_second at the median step; step_seconds, see `stats.summarize`; what compiling cost;
+      The case; images_per_second at the median step; step_seconds, see `stats.summarize`; what compiling cost;
       memory; how far the devices were used, see `usage`; and "seconds" that it all took. If the device lacks memory
       or the precision: what was to be timed, and "error"; if it cannot be traced, "profile_error".
     """

@@ -76,13 +76,9 @@ def tree_seconds() -> float:
         # have been waited for, are the 14th to 17th.
         parents[pid] = int(fields[1])
         ticks[pid] = sum(map(int, fields[11:15]))
-    me = os.getpid()
-    below = {pid for pid in parents if pid != me and _descends(pid, me, parents)}
+    below: set[int] = set()
+    found = {os.getpid()}
+    while found := {pid for pid, parent in parents.items() if parent in found}:
+        below |= found
     own, waited = time.process_time(), os.times()
     return own + waited.children_user + waited.children_system + sum(ticks[pid] for pid in below) / tick
-
-
-def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
-    while pid in parents and pid != ancestor:
-        pid = parents[pid]
-    return pid == ancestor

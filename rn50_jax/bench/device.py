@@ -1,4 +1,4 @@
-"""Which devices are timed, and what is written down about the machine."""
+"""The devices that are timed, and what is written down about them."""
 
 import os
 from typing import Any
@@ -20,7 +20,7 @@ _SHEETS = {
 
 
 def find_local_devices(wanted: str) -> list[jax.Device]:
-    """This process's devices.
+    """Returns this process's devices.
 
     Args:
       wanted: "gpu"; "cpu"; or "auto": what JAX finds, but no CPU that JAX fell back to.

@@ -18,7 +18,7 @@ class Flops(NamedTuple):
     train: float
 
     def of(self, mode: str) -> float:
-        """Per image of a benchmark's mode."""
+        """Returns those per image of a benchmark's mode."""
         return self.infer if mode == "infer" else self.train
 
 

@@ -1,4 +1,4 @@
-"""What a kernel of the training step or of inference does, told from its instruction in the compiled program."""
+"""The purpose of a kernel of the training step or of inference, by its instruction in the compiled program."""
 
 import re
 
@@ -100,7 +100,7 @@ def group_of_instruction(instruction: Instruction, program: Program, mode: str) 
         return OTHER if not path else SUMS_BACKWARD if _BACKWARD in path else SUMS_FORWARD
     if not _NETWORK.search(path):
         return LOSS if "jvp(" in path or mode == "infer" else UPDATE
-    # What works on channels alone makes means and factors of the sums.
+    # A kernel of channels alone makes means and factors of the sums.
     of_channels = mode == "train" and _NORM.search(path) and not any(_PLANE.search(shape) for shape in shapes)
     if _BACKWARD in path:
         return SUMS_BACKWARD if of_channels else NORM_BACKWARD

@@ -97,7 +97,7 @@ def measure_input(config: ConfigDict, record: Record, terms: Terms) -> None:
 
 
 def describe_files(images: ImageSet, sample: int = 2000) -> dict[str, float]:
-    """Number of images, and mean and median bytes of an evenly spread sample."""
+    """Returns the number of images, and mean and median bytes of an evenly spread sample."""
     every = max(len(images.files) // sample, 1)
     if images.members is None:
         sizes = [Path(file).stat().st_size for file in images.files[::every]]

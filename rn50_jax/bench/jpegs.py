@@ -1,7 +1,6 @@
 """JPEG files for those who have no photographs at hand: noise on gradients, 500 x 375 pixels, 110 kB on average."""
 
 import os
-import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,17 +35,17 @@ def generated_folder(count: int, *, cache: Path | None = None) -> Path:
         return folder
     try:
         home.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=home))
-        try:
-            files = [unfinished / "train" / f"class{i % CLASSES}" / f"{i:06}.jpg" for i in range(count)]
-            files += [unfinished / "val" / f"class{i}" / f"{count + i:06}.jpg" for i in range(CLASSES)]
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=home) as scratch:
+            made = Path(scratch) / folder.name
+            files = [made / "train" / f"class{i % CLASSES}" / f"{i:06}.jpg" for i in range(count)]
+            files += [made / "val" / f"class{i}" / f"{count + i:06}.jpg" for i in range(CLASSES)]
             with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
                 list(threads.map(write_jpeg, files, range(len(files))))
-            unfinished.rename(folder)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            if not folder.is_dir():  # else another process was faster
-                raise
+            try:
+                made.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
     except OSError as error:
         raise UserError(f"cannot write the generated images to {folder}: {error.strerror or error}") from error
     return folder

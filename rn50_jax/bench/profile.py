@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a trace by JAX's profiler, and its kernels by what they do."""
+"""The time of a step by kernel and group: a trace by JAX's profiler, and its kernels by what they do."""
 
 import re
 from collections import Counter, defaultdict
@@ -137,7 +137,7 @@ def summarize(
     Returns:
       step_seconds: from the start of the first kernel to the end of the last one, over the number of steps.
       "groups": of each of `GROUPS` and of `IDLE`, when no kernel ran, seconds, share of the step and number of kernels.
-      Where several kernels run at once, each counts for its part of that time, so that the groups add up to the step.
+      Of several kernels that run at once, each counts for its part of that time, so that the groups add up to the step.
       "kernels": the 20 instructions that took most, each with name, kernel (of several, the longest), group, count,
       seconds (its own, also if others ran beside it), bytes read and written, gbytes_per_second and of_copy_ceiling;
       the last three are None where they are not known.

@@ -1,4 +1,4 @@
-"""What a benchmark has measured: in a file from the start, and printed however the command ends."""
+"""The document of a benchmark: in a file from the start, and printed however the command ends."""
 
 import os
 import signal
@@ -119,7 +119,7 @@ class Record:
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 if nothing could be measured for lack of time, memory or precision."""
+        """Returns 0, or 1 if nothing could be measured for lack of time, memory or precision."""
         results = self._parts.get("results", [])
         return int(all("error" in result for result in results) if results else not self._took)
 

@@ -38,7 +38,11 @@ def read_results(folder: Path) -> tuple[list[Result], list[str]]:
             if "not_run" in document and "hardware" not in document:
                 unread.append(f"{path.stem}: ended before it had measured anything")
                 continue
-            found.append(_run(path.parent, document) if path.name == "run.json" else _result(path.stem, document))
+            if path.name == "run.json":
+                found.append(_run(path.parent, document))
+                continue
+            facts = document.get("run", document)  # of scripts/torture.py, that of its first run
+            found.append(Result(path.stem, card_of(facts), _source(facts), document))
         except OSError as error:
             unread.append(f"{path.relative_to(folder)}: {error.strerror}")
         except ValueError as error:
@@ -46,11 +50,6 @@ def read_results(folder: Path) -> tuple[list[Result], list[str]]:
         except (KeyError, TypeError, AttributeError, IndexError):
             unread.append(f"{path.relative_to(folder)}: not read, it is no result of this project")
     return found, unread
-
-
-def _result(name: str, document: dict[str, Any]) -> Result:
-    facts = document.get("run", document)  # scripts/torture.py tells on what its first run was
-    return Result(name, card_of(facts), _source(facts), document)
 
 
 def _run(folder: Path, facts: dict[str, Any]) -> Result:

@@ -1,4 +1,4 @@
-"""What the device can do at best, timed in the same run: a large matrix product and a copy."""
+"""The best that the device can do, timed in the same run: a large matrix product and a copy."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -8,7 +8,7 @@ PERCENTILES = (25, 75, 90, 95, 99)
 
 
 def summarize(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, mean, extremes, quartiles (p25, p75) and upper percentiles (p90, p95, p99, linearly interpolated)."""
+    """Returns median, mean, extremes, quartiles (p25, p75) and p90, p95 and p99, linearly interpolated."""
     return {
         "median": float(np.median(seconds)),
         "mean": float(np.mean(seconds)),

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _COPIES = 1.0  # seconds within which a terminal or `timeout` sends the same signal twice
@@ -41,9 +40,10 @@ class Stops:
         numbers = [number for number in _STOPS if not (ignored and number == signal.SIGHUP)]
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        # The C library's handler, which never waits for Python, writes the number of every signal that has a handler.
+        # The C library's handler, which never waits for Python, writes the number of every signal that has a handler in
+        # Python, which need not do anything.
         self._writer_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, _leave_to_the_thread) for number in numbers}
+        self._before = {number: signal.signal(number, lambda *_: None) for number in numbers}
         self._thread = threading.Thread(target=self._listen, args=(reader,), name="stops", daemon=True)
         self._thread.start()
         return self
@@ -101,7 +101,3 @@ class Stops:
                 finally:
                     os._exit(128 + number)
         os.kill(os.getpid(), number)  # for the handlers of before
-
-
-def _leave_to_the_thread(number: int, frame: FrameType | None) -> None:
-    """Does nothing: that there is a handler lets Python write to the thread's pipe."""

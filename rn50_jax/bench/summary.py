@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
 def summarize(*folders: Path) -> str:
     """Returns Markdown: for each card, and on it for each day, commit and versions, a table of each kind.
 
-    What there is no result of reads "not measured"; at the end stands what failed, was not run, or cannot be read. Of
+    A table without a result reads "not measured". At the end stands what failed, was not run, or cannot be read. Of
     several folders, each result and each line has its folder before its name.
     """
     results: list[Result] = []
@@ -82,7 +82,7 @@ def _missed(result: Result) -> Iterator[str]:
 
 
 def _measured(results: Sequence[Result]) -> list[Row]:
-    """What was timed, with "from", the result's name, "flags" and "beside", all that was timed in the same call."""
+    """The rows of all results, with "from", a result's name, "flags" and "beside", all rows of the same call."""
     return [
         row | {"from": result.name, "flags": _flags(result), "beside": result.document["results"]}
         for result in results
@@ -91,7 +91,7 @@ def _measured(results: Sequence[Result]) -> list[Row]:
 
 
 def _plain(results: Sequence[Result], mode: str) -> list[Row]:
-    """What was timed with the config as it is and no flags of XLA's, by devices, batch size and precision."""
+    """The rows with the config as it is and no flags of XLA's, by devices, batch size and precision."""
     found = [r for r in _measured(results) if r["mode"] == mode and not r["flags"] and not r.get("variant")]
     return sorted(found, key=lambda row: [row[key] for key in ("num_devices", "batch_size_per_device", "precision")])
 

@@ -46,7 +46,7 @@ def parse_precisions(text: str) -> list[str]:
 
 
 def device_counts(available: int) -> list[int]:
-    """1, 2, 4, ... and all."""
+    """Returns 1, 2, 4, ... and all."""
     counts = [2**power for power in range(available.bit_length()) if 2**power <= available]
     return counts if counts[-1] == available else [*counts, available]
 

@@ -1,8 +1,7 @@
 """Seconds of single steps; and what it cost to compile them."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -56,13 +55,20 @@ class Compilation(NamedTuple):
 
 def compile_program(function: Any, *args: Any) -> Compilation:
     """Compiles a jitted or pmapped function for its arguments, so that the first call need not."""
-    hits: list[str] = []
-    with _events(hits):
+    events: list[str] = []
+
+    def note(event: str, **_: Any) -> None:
+        events.append(event)
+
+    jax.monitoring.register_event_listener(note)
+    try:
         start = time.perf_counter()
         lowered = function.lower(*args)
         traced = time.perf_counter()
         compiled = lowered.compile()
         done = time.perf_counter()
+    finally:
+        jax.monitoring.unregister_event_listener(note)
     memory = compiled.memory_analysis()
     used = sum(getattr(memory, f"{part}_size_in_bytes", 0) for part in ("argument", "output", "temp"))
     return Compilation(
@@ -70,19 +76,7 @@ def compile_program(function: Any, *args: Any) -> Compilation:
         compiled=compiled,
         trace_seconds=traced - start,
         compile_seconds=done - traced,
-        cached=any("cache_hits" in event for event in hits),
+        cached=any("cache_hits" in event for event in events),
         memory_bytes=used - getattr(memory, "alias_size_in_bytes", 0),
         bytes_accessed=float((compiled.cost_analysis() or {}).get("bytes accessed", 0.0)),
     )
-
-
-@contextmanager
-def _events(seen: list[str]) -> Iterator[None]:
-    def note(event: str, **_: Any) -> None:
-        seen.append(event)
-
-    jax.monitoring.register_event_listener(note)
-    try:
-        yield
-    finally:
-        jax.monitoring.unregister_event_listener(note)

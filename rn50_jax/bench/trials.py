@@ -26,7 +26,7 @@ Found = dict[str, dict[str, Any]]
 
 
 class Terms(NamedTuple):
-    """What every trial is asked for.
+    """The terms of every trial.
 
     command: the benchmark's own words. trials: of each program. timeout: seconds that one may take.
     """
@@ -121,9 +121,8 @@ def run_trial(
 ) -> dict[str, Any]:
     """Runs one trial in a process of its own and returns what it reports.
 
-    Compiled programs stay in the folder `cache` for the later trials.
-
-    What it reported before it failed counts, with the failure as "cut_short".
+    Compiled programs stay in the folder `cache` for the later trials. A report made before it failed counts, with the
+    failure as "cut_short".
 
     Args:
       salvage: given what it has reported so far if a signal ends the benchmark meanwhile.

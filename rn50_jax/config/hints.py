@@ -1,4 +1,4 @@
-"""What a command line was meant to say, as a hint at the end of an error message."""
+"""Guesses at what a command line was meant to say, as hints at the end of error messages."""
 
 import argparse
 import difflib
@@ -55,11 +55,9 @@ def for_unknown(word: str, words: Sequence[str], parser: argparse.ArgumentParser
     absent = find_absent(given)
     if absent and word.startswith("--config."):
         return absent
-    if own := find_option(name, options):
-        return f"did you mean {own}?"
-    key = given if given in keys else _same_name(given, keys)
-    key = key or find_key(given)
-    if own := next((f"--{n}" for n in (name, normalize(key or name)) if f"--{n}" in options), None):
+    key = given if given in keys else _same_name(given, keys) or find_key(given)
+    same = (f"--{n}" for n in (name, normalize(key or name)) if f"--{n}" in options)
+    if own := find_option(name, options) or next(same, None):
         return f"did you mean {own}?"
     if absent:
         return absent

@@ -1,4 +1,4 @@
-"""What others call our config keys and options: names from timm, torchvision, Keras, Lightning and NVIDIA's scripts.
+"""Other names for our config keys and options: from timm, torchvision, Keras, Lightning and NVIDIA's scripts.
 
 Each entry of a table is what is meant here, an arrow, and other names for it, in lower case with underscores and
 without sections; lines that begin with spaces continue it.
@@ -110,7 +110,7 @@ _OPTIONS = """
 --list <- train_list val_list filelist
 """
 
-# What others have and we do not, or not as a key; with what to use instead, if there is anything.
+# Features of others that we do not have, or not as a key; with what to use instead, if there is anything.
 _ABSENT = """
 knowledge distillation is not supported <- distill distillation distillation_type distillation_alpha distillation_tau
     distill_loss kd kd_loss kd_model teacher teacher_model teacher_path
@@ -171,7 +171,7 @@ DALI needs no such setting <- pin_memory pin_mem persistent_workers
 
 
 def _parse(table: str) -> dict[str, str]:
-    """What is meant, by each name for it."""
+    """The meaning of each name."""
     entries = (entry.partition(" <- ") for entry in table.replace("\n   ", "").strip().splitlines())
     return {name: meant for meant, _, names in entries for name in names.split()}
 

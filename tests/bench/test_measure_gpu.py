@@ -1,5 +1,6 @@
 """scripts/measure_gpu.sh: what it starts, in what time, and what is left of it whatever happens."""
 
+import importlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import textwrap
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import QUICK_COMPILE, REPO
@@ -18,6 +20,7 @@ from helpers.runs import PATIENCE, wait_until
 
 from rn50_jax import benchmark
 from rn50_jax.config import loading
+from rn50_jax.loggers.meters import Window
 
 SCRIPT = str(REPO / "scripts/measure_gpu.sh")
 # A shell starts what is in the background with SIGINT ignored, and whoever is started so cannot trap it.
@@ -202,6 +205,16 @@ def test_without_dali_the_rest_is_measured(tmp_path: Path, standin: Path) -> Non
     assert "batches.json" in call
     parts = ("real", "resume", "quickstarts")
     assert missed(tmp_path) == [f"{part}: DALI is not installed, which reads real files" for part in parts]
+
+
+def test_what_torture_replaces_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPO / "scripts"))
+    add = Window.add
+    monkeypatch.setattr(Window, "add", add)  # is put back at the end
+    text = importlib.import_module("torture").DEATH
+    made: dict[str, Any] = {}
+    exec(text.format(recipe=str(REPO / "configs/quickstart.py"), where="0", failed="", what="pass"), made)
+    assert made["get_config"]().epochs and Window.add is not add
 
 
 def test_no_jax(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def parse_baselines(text: str) -> dict[str, str]:
 
 
 def network(config: ConfigDict) -> dict[str, Any]:
-    """The config's network in plain numbers, for those who build it without our modules."""
+    """Returns the config's network in plain numbers, for those who build it without our modules."""
     variant = FAMILY[config.model.arch]
     stages = config.model.stages or variant.stages
     return variant._asdict() | {

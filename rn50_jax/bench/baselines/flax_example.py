@@ -24,7 +24,7 @@ from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.distributed.devices import make_mesh, spread
 from rn50_jax.errors import UserError
 
-# What its train.py imports for logging and input alone; the step needs none of it.
+# Its train.py imports these for logging and input alone; the step needs none of them.
 _UNUSED = ("clu", "tensorflow", "tensorflow_datasets", "input_pipeline")
 
 

@@ -46,7 +46,7 @@ class Block(nn.Module):
 
 
 def make_resnet(net: dict[str, Any]) -> nn.Module:
-    """The network that `models.resnet.ResNet` computes, for images [B, 3, H, W]; without squeeze and excitation.
+    """Returns the network of `models.resnet.ResNet` for images [B, 3, H, W]; without squeeze and excitation.
 
     Args:
       net: see `compare.network`.
