@@ -27,7 +27,7 @@ from rn50_jax.errors import Interrupted, UserError
 from rn50_jax.io import messages
 from rn50_jax.io.console_log import open_log
 from rn50_jax.io.messages import say
-from rn50_jax.loggers.base import check_loggers
+from rn50_jax.loggers.available import check_loggers
 from rn50_jax.loggers.goodput import Goodput
 from rn50_jax.models.norm import norm_sync
 from rn50_jax.runtime import jax_setup, streams
@@ -100,7 +100,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Setup:
     Raises:
       UserError: something is missing or does not fit the validated config, or processes differ in it.
     """
-    check_loggers(config)
+    check_loggers(config.report)
     if config.data.backend != "synthetic":
         need_dali("config.data.backend=synthetic")
     devices = find_devices(backend=config.data.backend, precision=config.precision)

@@ -14,8 +14,9 @@ from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import MACHINE, StoredModel, load_run
 from rn50_jax.io.files import no_such_run
 from rn50_jax.io.messages import say
+from rn50_jax.loggers.base import RunFacts
 from rn50_jax.loggers.console import print_rows, validation_text
-from rn50_jax.loggers.dllogger import dle_parameters, open_dle
+from rn50_jax.loggers.dllogger import open_dle
 from rn50_jax.runtime.run_folder import describe_devices, make_workdir
 from rn50_jax.training.pretrained import load_start, take_architecture
 
@@ -37,8 +38,8 @@ def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[s
         log = None
         if config.report.dle_json and processes.is_first():
             make_workdir(workdir)
-            parameters = dle_parameters(config, workdir, lr=config.recipe.lr, num_devices=len(stored.devices))
-            log = stack.enter_context(closing(open_dle(config, workdir, parameters, steps_per_epoch=1)))
+            facts = RunFacts(workdir, tree.flatten(config), len(stored.devices), config.recipe.lr)
+            log = stack.enter_context(closing(open_dle(facts)))
         result = evaluate_stored(stored)
         if processes.is_first():
             say(f"{stored.name}, on {describe_devices(stored.devices)}")

@@ -17,7 +17,7 @@ from rn50_jax.data.loader import eval_batches, train_size
 from rn50_jax.distributed import processes
 from rn50_jax.errors import Interrupted, RunStopped
 from rn50_jax.loggers.goodput import Goodput
-from rn50_jax.loggers.meters import Window
+from rn50_jax.loggers.meters import Meters
 from rn50_jax.loggers.report import Report
 from rn50_jax.runtime.signals import Request, Signals
 from rn50_jax.runtime.watchdog import Watchdog
@@ -58,7 +58,7 @@ class Run:
 
     def __post_init__(self) -> None:
         config = self.setup.config
-        self.window = Window(self.setup.plan.global_batch, loss_scaling=config.precision == "fp16")
+        self.meters = Meters(self.setup.plan.global_batch, loss_scaling=config.precision == "fp16")
 
     @property
     def step(self) -> int:
@@ -71,16 +71,16 @@ class Run:
         end = (epoch + 1) * plan.steps_per_epoch
         self.goodput.switch("train")
         if train_size(config, epoch) != train_size(config, epoch - 1):
-            self.window.compiled = False  # the step compiles anew
-        self.window.restart()
+            self.meters.compiled = False  # the step compiles anew
+        self.meters.restart()
         while self.step < end:
-            with self.window.waiting(), self.goodput.during("data"):
+            with self.meters.waiting(), self.goodput.during("data"):
                 batch = next(self.batches)
-            with self.goodput.during("train" if self.window.compiled else "compile"):
-                if not self.window.compiled and (memory := analyse_memory(self.train_fn, self.state, batch.batch)):
+            with self.goodput.during("train" if self.meters.compiled else "compile"):
+                if not self.meters.compiled and (memory := analyse_memory(self.train_fn, self.state, batch.batch)):
                     self.report.line(f"{'memory':<10} {memory_text(memory)}")
                 self.state, metrics = self.train_fn(self.state, batch.batch)
-                self.window.add(metrics)
+                self.meters.add(metrics)
             self.position = Position(epoch, self.position.step + 1, batch.pipelines)
             self.watchdog.progress()
             self.report.advance(self.step)
@@ -90,11 +90,11 @@ class Run:
             self._answer(self.signals.poll(together=reported))
 
     def _report_window(self, epoch: int) -> None:
-        summary = self.window.summary()
+        summary = self.meters.summary()
         self.report.train(self.step, epoch, summary)
-        left_out = [self.step + offset for offset in self.window.left_out]
-        if left_out and processes.is_first():
-            note_steps_left_out(self.setup, left_out)
+        skipped = [self.step + offset for offset in self.meters.skipped]
+        if skipped and processes.is_first():
+            note_steps_left_out(self.setup, skipped)
         stop_if_diverging(self.setup, self.step, summary)
 
     def validate(self, epoch: int) -> dict[str, float]:

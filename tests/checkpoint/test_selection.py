@@ -15,8 +15,9 @@ from rn50_jax.analysis.page import _epochs, _tiles
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.selection import best_validation, better_weights
 from rn50_jax.config.derived import Plan
+from rn50_jax.loggers.base import Record
+from rn50_jax.loggers.console import Console, result_table
 from rn50_jax.loggers.history import History
-from rn50_jax.loggers.report import Report, result_table
 from rn50_jax.training.state import TrainState
 
 # (top-1, loss) of the epochs, and the best of them.
@@ -83,7 +84,7 @@ def test_all_name_the_same_epoch(
     with Checkpoints(tmp_path / "c", read_only=True) as checkpoints:
         assert checkpoints.read_meta("best")["epoch"] == best
     assert result_table(lines, classes=10)[1].split()[:2] == ["best", str(best)]
-    history = History([line | {"epochs_done": line["epoch"]} for line in lines], "epoch")
+    history = History([line | {"epochs_done": line["epoch"]} for line in lines])
     assert next(iter(_tiles(history, 10))).more == f"epoch {best}"
     table = _epochs(history, 10)
     assert table is not None and table.bold == best - 1
@@ -91,10 +92,10 @@ def test_all_name_the_same_epoch(
 
     capsys.readouterr()
     plan = Plan(1, 1, 32, 32, 10, 30, 0.1)
-    with Report([], plan, epochs=3, first_step=0, classes=10) as report:
-        for line in lines:
-            metrics = line | {"val.images": 9, "val.total_ips": 9.0}
-            report.epoch(line["step"], line["epoch"] - 1, metrics)
+    console = Console(plan, 3, classes=10)
+    for line in lines:
+        metrics = line | {"val.images": 9, "val.total_ips": 9.0}
+        console.log(Record("epoch", 0.0, line["step"], line["epoch"] - 1, line["epoch"], metrics))
     told = capsys.readouterr().out.splitlines()
     marked = [number for number, line in enumerate(told, 1) if line.endswith("  best so far")]
     assert marked[-1] == best and marked[0] == 1
