@@ -44,12 +44,13 @@ BOUND = 15  # seconds from the failure of one process to the end of all; docs/re
 DEATH = """
 import os, signal, time
 from pathlib import Path
-from rn50_jax import config, window
+from rn50_jax.config import loading
+from rn50_jax.loggers.meters import Meters
 
 def get_config():
-    return config.load({recipe!r})[0]
+    return loading.load({recipe!r})[0]
 
-steps, add = 0, window.Window.add
+steps, add = 0, Meters.add
 
 def add_and_fail(self, metrics):
     global steps
@@ -59,7 +60,7 @@ def add_and_fail(self, metrics):
         Path({failed!r}).write_text(str(time.time()))
         {what}
 
-window.Window.add = add_and_fail
+Meters.add = add_and_fail
 """
 DEATHS = (
     ("raised", 0, "raise RuntimeError"),

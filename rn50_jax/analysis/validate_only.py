@@ -39,7 +39,7 @@ def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[s
         if config.report.dle_json and processes.is_first():
             make_workdir(workdir)
             facts = RunFacts(workdir, tree.flatten(config), len(stored.devices), config.recipe.lr)
-            log = stack.enter_context(closing(open_dle(facts)))
+            log = stack.enter_context(closing(open_dle(facts, config.report.dle_json)))
         result = evaluate_stored(stored)
         if processes.is_first():
             say(f"{stored.name}, on {describe_devices(stored.devices)}")

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 from rn50_jax.errors import UserError
@@ -16,52 +17,28 @@ from rn50_jax.loggers.weights_and_biases import WeightsAndBiases, check_login
 
 
 class Available(NamedTuple):
-    """A logger.
+    """A logger, used if the value of its `key` of `config.report` is not empty.
 
-    key: of `config.report`; the logger is used if its value is not empty. shown: its log in the run's summary, with
-    the value. open: starts it. package: without which it is refused. check: what else it needs.
+    name: for messages, with the path of its file. shown: in the run's summary, with the value. open: takes the run and
+    the value. package: that it needs. check: refuses what else it cannot work with. server: it talks to one, and is
+    refused without its package.
     """
 
     key: str
+    name: str
     shown: str
-    open: Callable[[RunFacts], Logger | None]
+    open: Callable[[RunFacts, Any], Logger]
     package: str = ""
     check: Callable[[], None] | None = None
-
-
-def _jsonl(run: RunFacts) -> Logger:
-    path = run.workdir / run.config["report.file"]
-    return Persistent(str(path), JsonLines(path))
-
-
-def _tensorboard(run: RunFacts) -> Logger | None:
-    if importlib.util.find_spec("tensorboard") is None:  # which is no mistake: the default asks for it
-        warn("no log for TensorBoard is written, as it is not installed: pip install tensorboard")
-        return None
-    log = TensorBoard(run.workdir / "tensorboard", run.config_text, run.first_step)
-    return Persistent("the TensorBoard log", log)
-
-
-def _dllogger(run: RunFacts) -> Logger:
-    return Persistent(str(run.workdir / run.config["report.dle_json"]), open_dle(run))
-
-
-def _weights_and_biases(run: RunFacts) -> Logger:
-    project = run.config["report.wandb"]
-    return Background("Weights & Biases", lambda: WeightsAndBiases(run.workdir, project, run.config))
-
-
-def _mlflow(run: RunFacts) -> Logger:
-    experiment = run.config["report.mlflow"]
-    return Background("MLflow", lambda: Mlflow(run.workdir, experiment, run.config))
+    server: bool = False
 
 
 LOGGERS = (
-    Available("file", "{}", _jsonl),
-    Available("tensorboard", "tensorboard/", _tensorboard),
-    Available("dle_json", "{}", _dllogger),
-    Available("wandb", "wandb {}", _weights_and_biases, package="wandb", check=check_login),
-    Available("mlflow", "mlflow {}", _mlflow, package="mlflow"),
+    Available("file", "{}", "{}", lambda run, name: JsonLines(run.workdir / name)),
+    Available("tensorboard", "the TensorBoard log", "tensorboard/", lambda run, _: TensorBoard(run), "tensorboard"),
+    Available("dle_json", "{}", "{}", open_dle),
+    Available("wandb", "Weights & Biases", "wandb {}", WeightsAndBiases, "wandb", check_login, server=True),
+    Available("mlflow", "MLflow", "mlflow {}", Mlflow, "mlflow", server=True),
 )
 
 
@@ -72,7 +49,7 @@ def check_loggers(report: Mapping[str, Any]) -> None:
       UserError: naming what to install, or to do.
     """
     for entry in (entry for entry in LOGGERS if report[entry.key]):
-        if entry.package and importlib.util.find_spec(entry.package) is None:
+        if entry.server and importlib.util.find_spec(entry.package) is None:
             raise UserError(
                 f"config.report.{entry.key}={report[entry.key]!r} needs the package {entry.package}; pip install "
                 f"{entry.package}, or set --config.report.{entry.key}="
@@ -90,7 +67,13 @@ def open_loggers(run: RunFacts) -> list[Logger]:
     loggers: list[Logger] = []
     with ExitStack() as opened:
         for entry in LOGGERS:
-            if run.config[f"report.{entry.key}"] and (logger := entry.open(run)):
+            value = run.config[f"report.{entry.key}"]
+            name = entry.name.format(run.workdir / str(value))
+            if value and entry.package and not entry.server and importlib.util.find_spec(entry.package) is None:
+                warn("no log for TensorBoard is written, as it is not installed: pip install tensorboard")
+            elif value:
+                start = partial(entry.open, run, value)
+                logger = Background(name, start) if entry.server else Persistent(name, start())
                 opened.callback(logger.close)
                 loggers.append(logger)
         opened.pop_all()

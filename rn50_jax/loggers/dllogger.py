@@ -20,33 +20,25 @@ from rn50_jax.loggers.base import Record, RunFacts
 
 Metrics = Mapping[str, float]
 
-_LOSS = {"format": ":.5f"}
-_SPEED = {"unit": "img/s", "format": ":.2f"}
-_TIME = {"unit": "s", "format": ":.5f"}
-_ACCURACY = {"unit": "%", "format": ":.2f"}
+_UNITS = {
+    "loss": {"format": ":.5f"},
+    "lr": {"format": ":.5f"},
+    "grad_scale": {},
+    "ips": {"unit": "img/s", "format": ":.2f"},
+    "time": {"unit": "s", "format": ":.5f"},
+    "latency": {"unit": "s", "format": ":.5f"},
+    "top": {"unit": "%", "format": ":.2f"},
+}
 # Names and units are the reference's; `train.lr` is what its later versions call `lr`, and `val.compute_time` what its
 # README calls `val.compute_latency`.
 METRICS: dict[str, dict[str, str]] = {
-    "train.loss": _LOSS,
-    "train.compute_ips": _SPEED,
-    "train.total_ips": _SPEED,
-    "train.data_time": _TIME,
-    "train.compute_time": _TIME,
-    "lr": {"format": ":.5f"},
-    "train.lr": {"format": ":.5f"},
-    "train.grad_scale": {},
-    "val.top1": _ACCURACY,
-    "val.top5": _ACCURACY,
-    "val.loss": _LOSS,
-    "val.compute_ips": _SPEED,
-    "val.total_ips": _SPEED,
-    "val.data_time": _TIME,
-    "val.compute_time": _TIME,
-    "val.compute_latency": _TIME,
-    "val.compute_latency_at100": _TIME,
-    "val.compute_latency_at99": _TIME,
-    "val.compute_latency_at95": _TIME,
-    "val.compute_latency_at90": _TIME,
+    name: next(unit for part, unit in _UNITS.items() if part in name)
+    for name in (
+        *("train.loss", "train.compute_ips", "train.total_ips", "train.data_time", "train.compute_time"),
+        *("lr", "train.lr", "train.grad_scale", "val.top1", "val.top5", "val.loss"),
+        *("val.compute_ips", "val.total_ips", "val.data_time", "val.compute_time", "val.compute_latency"),
+        *(f"val.compute_latency_at{percent}" for percent in (100, 99, 95, 90)),
+    )
 }
 # The reference's options that are keys of ours.
 _OPTIONS = {
@@ -221,13 +213,12 @@ class DleLog:
         self._file.write(f"DLLL {to_json(times | content)}")
 
 
-def open_dle(run: RunFacts) -> DleLog:
-    """Opens the file that `report.dle_json` names, relative to the work folder.
+def open_dle(run: RunFacts, name: str) -> DleLog:
+    """Opens a file, named relative to the work folder.
 
     Raises:
       UserError: it is a file of the run's own, cannot be written, or holds something else.
     """
-    name = run.config["report.dle_json"]
     path = run.workdir / name
     inside = os.path.relpath(os.path.realpath(path), os.path.realpath(run.workdir))
     if inside == run.config["report.file"] or is_own_name(inside):

@@ -1,36 +1,28 @@
 """MLflow."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from rn50_jax.loggers.base import Record, remembered, tagged
+from rn50_jax.loggers.base import Record, RunFacts, remembered, tagged
 
 
 class Mlflow:
-    """A run of an experiment on the server of MLFLOW_TRACKING_URI, named as its work folder, the same over restarts.
+    """A run of an experiment on the server of MLFLOW_TRACKING_URI, named as its work folder, the same over restarts."""
 
-    Args:
-      config: the hyperparameters by dotted names.
-    """
-
-    def __init__(self, workdir: Path, experiment: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, run: RunFacts, experiment: str) -> None:
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
         self._client = MlflowClient()
         self._status = "FAILED"
-        params = [Param(key, str(value)) for key, value in config.items()]
+        params = [Param(key, str(value)) for key, value in run.config.items()]
 
         def create() -> str:
             found = self._client.get_experiment_by_name(experiment)
             number = found.experiment_id if found else self._client.create_experiment(experiment)
-            identity = str(self._client.create_run(number, run_name=workdir.name).info.run_id)
+            identity = str(self._client.create_run(number, run_name=run.workdir.name).info.run_id)
             for start in range(0, len(params), 100):  # as many as a request may have
                 self._client.log_batch(identity, params=params[start : start + 100])
             return identity
 
-        self._id = remembered(workdir / "mlflow.json", experiment, create)
+        self._id = remembered(run.workdir / "mlflow.json", experiment, create)
         self._client.update_run(self._id, status="RUNNING")
 
     def log(self, record: Record) -> None:

@@ -3,37 +3,36 @@
 import os
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 from rn50_jax.errors import UserError
 from rn50_jax.io.lines import Appended
-from rn50_jax.loggers.base import Record, tagged
+from rn50_jax.loggers.base import Record, RunFacts, tagged
 
 
 class TensorBoard:
-    """A new events file in `folder` for each process of the run, written without TensorFlow and without a thread.
+    """A new events file in `tensorboard/` for each process of the run, written without TensorFlow and without a thread.
 
-    Steps that are done again after `first_step` replace those of earlier files.
+    Steps that are done again after `run.first_step` replace those of earlier files.
 
     Raises:
       UserError: the file cannot be written.
     """
 
-    def __init__(self, folder: Path, config_text: str, first_step: int) -> None:
+    def __init__(self, run: RunFacts) -> None:
         from tensorboard.compat.proto import event_pb2
         from tensorboard.plugins.text.summary_v2 import text_pb
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._event = event_pb2.Event
+        self._event, folder = event_pb2.Event, run.workdir / "tensorboard"
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
         try:
             folder.mkdir(exist_ok=True)
             self._writer = RecordWriter(Appended(folder / name))
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._put(file_version="brain.Event:2")
-            self._put(step=first_step + 1, session_log=start)
-            self._put(step=first_step, summary=text_pb("config", f"```\n{config_text}```"))
+            self._put(step=run.first_step + 1, session_log=start)
+            self._put(step=run.first_step, summary=text_pb("config", f"```\n{run.config_text}```"))
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 

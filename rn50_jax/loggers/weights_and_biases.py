@@ -2,32 +2,25 @@
 
 import os
 import secrets
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from rn50_jax.errors import UserError
-from rn50_jax.loggers.base import Record, reason_of, remembered, tagged
+from rn50_jax.loggers.base import Record, RunFacts, reason_of, remembered, tagged
 
 
 class WeightsAndBiases:
-    """A run of a project, named as its work folder, the same one over restarts; of steps done again the first counts.
+    """A run of a project, named as its work folder, the same over restarts; of steps done again the first counts."""
 
-    Args:
-      config: the hyperparameters by dotted names.
-    """
-
-    def __init__(self, workdir: Path, project: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, run: RunFacts, project: str) -> None:
         import wandb
 
         self._exit_code = 1
         self._run = wandb.init(
             project=project,
-            name=workdir.name,
-            id=remembered(workdir / "wandb.json", project, lambda: secrets.token_hex(4)),
+            name=run.workdir.name,
+            id=remembered(run.workdir / "wandb.json", project, lambda: secrets.token_hex(4)),
             resume="allow",
-            dir=workdir,
-            config=dict(config),
+            dir=run.workdir,
+            config=dict(run.config),
             settings=wandb.Settings(silent=True, console="off"),
         )
         for name in ("val/top1", "val/top5"):

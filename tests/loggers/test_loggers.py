@@ -15,7 +15,7 @@ from rn50_jax.config.tree import flatten, to_json
 from rn50_jax.errors import UserError
 from rn50_jax.io.lines import LineFile
 from rn50_jax.loggers import available, base
-from rn50_jax.loggers.base import Background, Persistent, Record, remembered
+from rn50_jax.loggers.base import Background, Persistent, Record, RunFacts, remembered
 from rn50_jax.loggers.jsonl import JsonLines
 from rn50_jax.loggers.mlflow import Mlflow
 from rn50_jax.loggers.tensorboard import TensorBoard
@@ -114,13 +114,13 @@ def test_what_never_fitted_is_counted_and_validations_go_last(
 def test_events_of_a_disk_that_was_full_for_a_while(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with closing(Persistent("events", TensorBoard(tmp_path / "tb", "{}", 0))) as log:
+    with closing(Persistent("events", TensorBoard(RunFacts(tmp_path, {}, 1, 0.1)))) as log:
         log.log(record(1, train_loss=1.0))
-        (path,) = (tmp_path / "tb").iterdir()
+        (path,) = (tmp_path / "tensorboard").iterdir()
         with files_of_at_most(path.stat().st_size + 10):  # half an event fits
             for step in (2, 3):
                 log.log(record(step, train_loss=float(step)))
-    events = EventAccumulator(str(tmp_path / "tb"), {"scalars": 0})
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0})
     events.Reload()
     assert [(p.step, p.value) for p in events.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
@@ -186,13 +186,13 @@ def test_events_are_read_by_tensorboard_and_repeated_steps_count_once(tmp_path: 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert crc32c(bytes(32)) == 0x8A9136AA  # the example of the RFC
-    config = make_config(tmp_path)
+    facts = RunFacts(tmp_path, {}, 1, 0.1, config_text=to_json(make_config(tmp_path)))
     for first_step, value in ((0, 1.0), (20, 2.0)):
-        with closing(TensorBoard(tmp_path / "tb", to_json(config), first_step)) as log:
+        with closing(TensorBoard(facts._replace(first_step=first_step))) as log:
             for step in range(first_step + 10, first_step + 50, 10):
                 log.log(record(step, train_loss=value, lr=0.5, train_top1=float("inf")))
         time.sleep(1.1)  # the names of the files tell the second
-    events = EventAccumulator(str(tmp_path / "tb"), {"scalars": 0, "tensors": 0})
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0, "tensors": 0})
     events.Reload()
     assert events.Tags()["scalars"] == ["train/loss", "lr"]
     points = events.Scalars("train/loss")
@@ -200,7 +200,7 @@ def test_events_are_read_by_tensorboard_and_repeated_steps_count_once(tmp_path: 
     assert points[0].wall_time == 1010.0
     text = events.Tensors("config")[0].tensor_proto.string_val[0].decode()
     assert json.loads(text.strip("`\n"))["data"]["dir"] == str(tmp_path)
-    for path in (tmp_path / "tb").iterdir():
+    for path in (tmp_path / "tensorboard").iterdir():
         data = path.read_bytes()
         while data:  # length, its checksum, content, its checksum
             (length,) = struct.unpack("<Q", data[:8])
@@ -219,7 +219,7 @@ def test_weights_and_biases_get_the_same_run_again(tmp_path: Path) -> None:
     config = make_config(tmp_path, ("report.wandb", "project"))
     available.check_loggers(config.report)
     for first_step in (0, 10):
-        with closing(WeightsAndBiases(tmp_path, "project", flatten(config))) as log:
+        with closing(WeightsAndBiases(RunFacts(tmp_path, flatten(config), 1, 0.1), "project")) as log:
             for step in (first_step + 10, first_step + 20):
                 log.log(record(step, train_loss=step, val_top1=float("nan")))
             log.log(record(first_step + 20, "epoch", val_top1=50.0))
@@ -248,7 +248,7 @@ def test_mlflow_gets_the_same_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     available.check_loggers(config.report)
     ends = (("end", False), ("end", True))
     for first_step, (kind, finished) in zip((0, 10), ends, strict=True):
-        with closing(Mlflow(tmp_path, "digits", flatten(config))) as log:
+        with closing(Mlflow(RunFacts(tmp_path, flatten(config), 1, 0.1), "digits")) as log:
             log.log(record(first_step + 10, train_loss=2.0, val_top1=float("inf")))
             log.log(record(first_step + 10, kind, goodput_train=1.0)._replace(finished=finished))
         client = MlflowClient()
