@@ -15,7 +15,7 @@ from rn50_jax.checkpoint.selection import best_validation, better_weights
 from rn50_jax.config import loading as configs
 from rn50_jax.config import tree
 from rn50_jax.errors import UserError
-from rn50_jax.inference.trained_model import Overrides, StoredModel, load_run
+from rn50_jax.inference.trained_model import Overrides, TrainedModel, load_run
 from rn50_jax.io.files import no_such_run, write_whole
 from rn50_jax.io.text import decimal, shell
 from rn50_jax.loggers.console import clock, is_trivial
@@ -45,9 +45,9 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
     drawn = Run(title, history)
     problem, mistakes, classes = None, None, None
     try:
-        stored = _load(run, overrides)
-        classes = stored.model.num_classes
-        mistakes = look_at_mistakes(stored)
+        trained = _load(run, overrides)
+        classes = trained.model.num_classes
+        mistakes = look_at_mistakes(trained)
     except UserError as error:
         problem = str(error)
     keys = _keys(run)
@@ -69,7 +69,7 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
     write_whole(target, text)
 
 
-def _load(run: Path, overrides: Overrides) -> StoredModel:
+def _load(run: Path, overrides: Overrides) -> TrainedModel:
     try:
         return load_run(run, "best", overrides)
     except UserError as error:

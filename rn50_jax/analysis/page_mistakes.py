@@ -10,12 +10,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from rn50_jax.analysis.curves import look
-from rn50_jax.analysis.evaluation import examine_stored
+from rn50_jax.analysis.evaluation import evaluate_model
 from rn50_jax.analysis.figures import draw_reliability, thumbnail
 from rn50_jax.analysis.page_html import Table, inline_svg
 from rn50_jax.analysis.predictions import BINS, Predictions
 from rn50_jax.data.formats.imagenet_names import human_names
-from rn50_jax.inference.trained_model import StoredModel
+from rn50_jax.inference.trained_model import TrainedModel
 from rn50_jax.io.text import counted
 from rn50_jax.loggers.console import is_trivial, top5_text
 
@@ -60,13 +60,14 @@ class Mistakes(NamedTuple):
     cards: list[tuple[str, list[Card]]]
 
 
-def look_at_mistakes(stored: StoredModel) -> Mistakes:
+def look_at_mistakes(trained: TrainedModel) -> Mistakes:
     """Evaluates the model and finds what it gets wrong.
 
     Raises:
       UserError: the model or its data cannot be read.
     """
-    result, predictions = examine_stored(stored)
+    result, predictions = evaluate_model(trained, predictions=True)
+    assert predictions
     top5 = "" if is_trivial(len(predictions.class_names)) else f"top-5 {result['val.top5']:.2f} %, "
     wrong = int((~predictions.right()).sum())
     count = min(SAMPLES, len(predictions.labels))
@@ -76,7 +77,7 @@ def look_at_mistakes(stored: StoredModel) -> Mistakes:
         "The most confident mistakes": list(_cards(predictions, predictions.confident_mistakes()[:SAMPLES])),
     }
     return Mistakes(
-        about=f"{stored.name}, on {counted(result['val.images'], 'validation image')}: "
+        about=f"{trained.name}, on {counted(result['val.images'], 'validation image')}: "
         f"top-1 {result['val.top1']:.2f} %, {top5}{counted(wrong, 'mistake')}.",
         classes=len(predictions.per_class()),
         worst=_worst(predictions),

@@ -1,17 +1,17 @@
 """What `run.evaluate` does: one validation instead of a training."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rn50_jax.analysis.evaluation import evaluate_stored
+from rn50_jax.analysis.evaluation import evaluate_model
 from rn50_jax.config import tree
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.distributed import processes
 from rn50_jax.errors import UserError
-from rn50_jax.inference.trained_model import MACHINE, StoredModel, load_run
+from rn50_jax.inference.trained_model import MACHINE, TrainedModel, load_run
 from rn50_jax.io.files import no_such_run
 from rn50_jax.io.messages import say
 from rn50_jax.loggers.base import RunFacts
@@ -33,24 +33,24 @@ def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[s
     Raises:
       UserError: there is nothing to validate, or it does not fit the data.
     """
-    stored = _find_model(config, workdir, overrides)
-    with ExitStack() as stack:
-        log = None
-        if config.report.dle_json and processes.is_first():
-            make_workdir(workdir)
-            facts = RunFacts(workdir, tree.flatten(config), len(stored.devices), config.recipe.lr)
-            log = stack.enter_context(closing(open_dle(facts, config.report.dle_json)))
-        result = evaluate_stored(stored)
+    trained = _find_model(config, workdir, overrides)
+    log = None
+    if config.report.dle_json and processes.is_first():
+        make_workdir(workdir)
+        facts = RunFacts(workdir, tree.flatten(config), len(trained.devices), config.recipe.lr)
+        log = open_dle(facts, config.report.dle_json)
+    with closing(log) if log else nullcontext():
+        result, _ = evaluate_model(trained)
         if processes.is_first():
-            say(f"{stored.name}, on {describe_devices(stored.devices)}")
-            say(validation_text(result, classes=stored.model.num_classes))
+            say(f"{trained.name}, on {describe_devices(trained.devices)}")
+            say(validation_text(result, classes=trained.model.num_classes))
         if log:
-            log.epoch(max(stored.facts.get("epoch", 1) - 1, 0), result)
+            log.epoch(max(trained.facts.get("epoch", 1) - 1, 0), result)
             log.summary()
             print_rows({"logs": str(workdir / config.report.dle_json)})
 
 
-def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str, str]]) -> StoredModel:
+def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str, str]]) -> TrainedModel:
     named = any(key in ("run.resume", "model.pretrained_weights") and text for key, text in overrides)
     if not named and _is_filled(workdir / "checkpoints"):
         machine = [(key, tree.flatten(config)[key]) for key in MACHINE]

@@ -82,11 +82,11 @@ def build_graph(exportable: Exportable, facts: dict[str, Any]) -> "onnx.ModelPro
     if form.output == "probabilities":
         graph.add("Softmax", form.output, logits, axis=-1)
     kind = TensorProto.UINT8 if form.input == "uint8" else TensorProto.FLOAT
-    shape = ["batch", *form.shape(exportable.stored.config.data.image_size)]
+    shape = ["batch", *form.shape(exportable.image_size)]
     image = helper.make_tensor_value_info("image", kind, shape)
     output = helper.make_tensor_value_info(form.output, TensorProto.FLOAT, ["batch", model.num_classes])
     proto = helper.make_model(
-        helper.make_graph(graph.nodes, exportable.stored.config.model.arch, [image], [output], graph.weights),
+        helper.make_graph(graph.nodes, exportable.arch, [image], [output], graph.weights),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=_IR_VERSION,
         producer_name="rn50-jax",

@@ -20,7 +20,7 @@ def write_stablehlo(exportable: Exportable, path: Path) -> None:
     Raises:
       OSError: the file cannot be written.
     """
-    form, image_size = exportable.form, exportable.stored.config.data.image_size
+    form, image_size = exportable.form, exportable.image_size
     (batch,) = jax.export.symbolic_shape("batch")
     image = jax.ShapeDtypeStruct((batch, *form.shape(image_size)), jnp.dtype(form.input))
     exported = jax.export.export(jax.jit(exportable.call), platforms=PLATFORMS)(image)
