@@ -12,7 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rn50_jax import cli
-from rn50_jax.analysis.curves import tell_where
+from rn50_jax.analysis.results import tell_where
 from rn50_jax.analysis.validate_only import validate_only
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.config import loading as configs
@@ -182,7 +182,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
         run.finish()
         quarantine.tell()
     if processes.is_first():
-        tell_where(config, workdir)
+        tell_where(workdir, workdir / config.report.file)
 
 
 if __name__ == "__main__":

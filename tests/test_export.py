@@ -143,7 +143,7 @@ def test_examples_of_the_documentation(
     stand_in = exported / "torchvision/models.py"
     stand_in.parent.mkdir()
     stand_in.write_text(
-        f"import sys\n\nsys.path.append({str(REPO / 'tests')!r})\nfrom torch_reference import ResNet\n\n\n"
+        f"import sys\n\nsys.path.append({str(REPO / 'tests')!r})\nfrom helpers.torch_reference import ResNet\n\n\n"
         "def resnet50(num_classes):\n    return ResNet((1, 1), False, num_classes, width=8)\n"
     )
     # Those that need nothing of this project run without it.

@@ -13,16 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from ml_collections import ConfigDict
 
-from rn50_jax.checkpoint.folder import CheckpointFolder
-from rn50_jax.checkpoint.selection import best_validation
-from rn50_jax.checkpoint.step_folders import find_steps
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import write_whole
-from rn50_jax.io.messages import say, warn
-from rn50_jax.io.text import printable, shell
-from rn50_jax.loggers.console import print_rows
+from rn50_jax.io.text import printable
 from rn50_jax.loggers.history import History, read_history
 
 # Okabe and Ito's colours, told apart by the colour-blind too, the yellow left out: it does not show on white.
@@ -231,43 +225,3 @@ def look() -> Iterator[None]:
         # Names of classes may have characters that the font has not; boxes stand for them.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
         yield
-
-
-CURVES = "curves.png"
-
-
-def _saved_text(folder: Path, validations: Sequence[dict[str, Any]]) -> str:
-    """Names the checkpoints by step and marks the best; says where it is not the best validation; "" without any."""
-    steps = find_steps(folder)
-    if not steps:
-        return ""
-    found = CheckpointFolder(folder).readable()
-    best = found.best()
-    names = ", ".join(f"{step} (best)" if step == best else str(step) for step in steps)
-    text = f"{folder} (of {'step' if len(steps) == 1 else 'steps'} {names})"
-    if best is not None and validations:
-        epoch, wanted = found.metas[best]["epoch"], best_validation(validations)["epoch"]
-        if epoch != wanted:
-            text += f"; epoch {wanted}, which validated best, is not among them: the best of these is of epoch {epoch}"
-    return text
-
-
-def tell_where(config: ConfigDict, workdir: Path) -> None:
-    """Draws the curves of a finished run, and says where everything lies."""
-    curves = workdir / CURVES
-    rows = {"metrics": str(workdir / config.report.file), "curves": str(curves)}
-    try:
-        from rn50_jax.analysis.curves import draw_run  # takes a second to import
-
-        draw_run(workdir / config.report.file, curves)
-    except ModuleNotFoundError as error:
-        warn(f"{curves} is not drawn, as {error.name} is not installed: pip install matplotlib")
-        del rows["curves"]
-    except (OSError, UserError) as error:
-        warn(f"{curves} cannot be written: {getattr(error, 'strerror', None) or error}")
-    if saved := _saved_text(workdir / "checkpoints", read_history(workdir / config.report.file).validations()):
-        rows = {"saved": saved} | rows
-    page = shell(["python", "-m", "rn50_jax.plot", workdir, "--html", workdir / "report.html"])
-    print_rows(rows)
-    say(f"{'report':<10} {page}")
-    say("done")

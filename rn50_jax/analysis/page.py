@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from rn50_jax.analysis.curves import PANELS, Run, kinds_drawn, look, single
-from rn50_jax.analysis.page_html import LegendItem, Table, Tile, inline_svg, render, themed
+from rn50_jax.analysis.page_html import THEME, LegendItem, Table, Tile, inline_svg, render
 from rn50_jax.analysis.page_mistakes import look_at_mistakes
 from rn50_jax.checkpoint.selection import best_validation, better_weights
 from rn50_jax.config import loading as configs
@@ -55,7 +55,7 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
         title=title,
         about=_about(keys, history),
         tiles=list(_tiles(history, classes)),
-        kinds=[LegendItem(label, themed(color)) for label, color in kinds_drawn(drawn)],
+        kinds=[LegendItem(label, THEME[color.lower()]) for label, color in kinds_drawn(drawn)],
         panels=list(_panels(drawn)),
         problem=problem,
         mistakes=mistakes,

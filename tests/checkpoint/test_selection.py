@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from helpers.tiny import make_model, make_state
 
-from rn50_jax.analysis.curves import _saved_text
 from rn50_jax.analysis.page import _epochs, _tiles
+from rn50_jax.analysis.results import saved_text
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.selection import best_validation, better_weights
 from rn50_jax.config.derived import Plan
@@ -88,7 +88,7 @@ def test_all_name_the_same_epoch(
     assert next(iter(_tiles(history, 10))).more == f"epoch {best}"
     table = _epochs(history, 10)
     assert table is not None and table.bold == best - 1
-    assert f"{10 * best} (best)" in _saved_text(tmp_path / "c", lines)
+    assert f"{10 * best} (best)" in saved_text(tmp_path / "c", lines)
 
     capsys.readouterr()
     plan = Plan(1, 1, 32, 32, 10, 30, 0.1)
@@ -123,7 +123,7 @@ def test_live_and_averaged_weights_are_ranked_alike(tmp_path: Path, state: Train
 def test_a_best_that_was_not_saved_is_told(tmp_path: Path, state: TrainState) -> None:
     lines = validations([(40.0, 1.0), (70.0, 1.0), (60.0, 1.0), (50.0, 1.0)])
     save(tmp_path / "c", state, lines[::2], keep=5)
-    told = _saved_text(tmp_path / "c", lines)
+    told = saved_text(tmp_path / "c", lines)
     assert told.startswith(f"{tmp_path / 'c'} (of steps 10, 30 (best)); epoch 2, which validated best, is not among")
     assert told.endswith("the best of these is of epoch 3")
-    assert _saved_text(tmp_path / "none", lines) == ""
+    assert saved_text(tmp_path / "none", lines) == ""

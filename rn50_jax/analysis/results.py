@@ -1,0 +1,55 @@
+"""The end of a training: where its results are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rn50_jax.checkpoint.folder import CheckpointFolder
+from rn50_jax.checkpoint.selection import best_validation
+from rn50_jax.checkpoint.step_folders import find_steps
+from rn50_jax.errors import UserError
+from rn50_jax.io.messages import say, warn
+from rn50_jax.io.text import shell
+from rn50_jax.loggers.console import print_rows
+from rn50_jax.loggers.history import read_history
+
+
+def saved_text(folder: Path, validations: Sequence[dict[str, Any]]) -> str:
+    """Names the checkpoints of a folder, marks the best, says if it is not the best validation; "" without any."""
+    steps = find_steps(folder)
+    if not steps:
+        return ""
+    found = CheckpointFolder(folder).readable()
+    best = found.best()
+    names = ", ".join(f"{step} (best)" if step == best else str(step) for step in steps)
+    text = f"{folder} (of {'step' if len(steps) == 1 else 'steps'} {names})"
+    if best is not None and validations:
+        epoch, wanted = found.metas[best]["epoch"], best_validation(validations)["epoch"]
+        if epoch != wanted:
+            text += f"; epoch {wanted}, which validated best, is not among them: the best of these is of epoch {epoch}"
+    return text
+
+
+def tell_where(workdir: Path, metrics: Path) -> None:
+    """Draws the curves of a finished run, and says where everything lies.
+
+    Args:
+      metrics: the run's metrics file.
+    """
+    curves = workdir / "curves.png"
+    rows = {"metrics": str(metrics), "curves": str(curves)}
+    try:
+        from rn50_jax.analysis.curves import draw_run  # takes a second to import
+
+        draw_run(metrics, curves)
+    except ModuleNotFoundError as error:
+        warn(f"{curves} is not drawn, as {error.name} is not installed: pip install matplotlib")
+        del rows["curves"]
+    except (OSError, UserError) as error:
+        warn(f"{curves} cannot be written: {getattr(error, 'strerror', None) or error}")
+    if saved := saved_text(workdir / "checkpoints", read_history(metrics).validations()):
+        rows = {"saved": saved} | rows
+    print_rows(rows)
+    page = shell(["python", "-m", "rn50_jax.plot", workdir, "--html", workdir / "report.html"])
+    say(f"{'report':<10} {page}")
+    say("done")
