@@ -48,10 +48,10 @@ MACHINE = ("run.compile_cache", "run.xla_flags")
 class TrainedModel(NamedTuple):
     """A model that can be loaded.
 
-    name: what it came from, for messages. class_names: empty where a weight file does not tell. facts: step, epoch,
+    name: its source, for messages. class_names: empty if a weight file has none. facts: step, epoch,
     checkpoint and whether the weights are the averaged ones, of a run. load: {"params", "batch_stats"} on the host,
     verified; of a run, as they were when it was looked at. val_images: that a run recorded, see `val_share`, if any.
-    assumed: of `class_names` and the keys of `weight_facts.PREPARATION`, those that neither a weight file nor the
+    assumed: of `class_names` and the keys of `metadata.PREPARATION`, those that neither a weight file nor the
     command line tells.
     """
 
@@ -67,14 +67,14 @@ class TrainedModel(NamedTuple):
 
 
 def load_model(args: argparse.Namespace, overrides: Overrides) -> TrainedModel:
-    """The run or weight file that a command line names."""
+    """Returns the run's model or the weight file that a command line names, see `cli.add_model_arguments`."""
     if args.weights:
         return load_weights(args.weights, overrides)
     return load_run(args.workdir, args.checkpoint, overrides, ema=args.ema)
 
 
 def load_for_inference(trained: TrainedModel, *, exact: bool = False) -> tuple[ResNet, Variables]:
-    """The model in the form in which it answers, and its loaded variables: BatchNorm folded, if the config says so.
+    """Returns the model in the form in which it answers, and its variables: BatchNorm folded, if the config says so.
 
     Args:
       exact: `model.fold_batch_norm="auto"` means no, since the answers are to be those of training to the last digit.
@@ -151,31 +151,37 @@ def _machine_defaults() -> Overrides:
 def load_weights(path: Path, overrides: Overrides) -> TrainedModel:
     """Reads a weight file, whose architecture its tensors tell.
 
-    The rest is that of configs/default.py, in float32, with the preparation of images and the split of the data that
-    the file tells, if any.
-
     Raises:
       UserError: the file cannot be read, is no ResNet, or an override is wrong.
     """
     file = read_weights(path)
     architecture = infer_architecture(file.arrays, str(path))
-    known = config_values(file.meta)
-    size, resize = known.get("data.image_size"), known.get("data.resize")
-    if size and resize == eval_resize(size, 0):
-        known["data.resize"] = 0  # so it follows an image size of the command line
-    values = {"precision": "fp32", **known, **architecture.keys}
-    config, _ = configs.load(str(configs.DEFAULT))
-    config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
     val_images = frozenset(file.meta["val_images"]) if "val_images" in file.meta else None
+    config, known = _config_of(file, architecture.keys, overrides)
     config = at_another_place(config, given=frozenset(dict(overrides)), val_images=val_images)
     devices = prepare_devices(config)
     model = build_model(config, num_classes=architecture.num_classes, platform=devices[0].platform)
     class_names = tuple(file.meta.get("class_names", ()))
     load = partial(variables_of_file, file, model, str(path))
     facts = {"weights": str(path)} | {key: file.meta[key] for key in ("step",) if key in file.meta}
-    told = known.keys() | dict(overrides).keys() | ({"data.class_names"} if class_names else set())
-    assumed = tuple(key for key in (*PREPARATION, "class_names") if f"data.{key}" not in told)
+    known |= {"data.class_names"} if class_names else set()
+    assumed = tuple(key for key in (*PREPARATION, "class_names") if f"data.{key}" not in known)
     return TrainedModel(str(path), config, class_names, facts, devices, model, load, val_images, assumed)
+
+
+def _config_of(file: WeightFile, architecture: dict[str, Any], overrides: Overrides) -> tuple[ConfigDict, set[str]]:
+    """The config of a weight file, and the keys that the file or the overrides tell.
+
+    The rest is that of configs/default.py, in float32.
+    """
+    told = config_values(file.meta)
+    size, resize = told.get("data.image_size"), told.get("data.resize")
+    if size and resize == eval_resize(size, 0):
+        told["data.resize"] = 0  # so it follows an image size of the command line
+    values = {"precision": "fp32", **told, **architecture}
+    config, _ = configs.load(str(configs.DEFAULT))
+    config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
+    return config, told.keys() | dict(overrides).keys()
 
 
 def open_val(trained: TrainedModel) -> Dataset:
@@ -197,17 +203,13 @@ def open_val(trained: TrainedModel) -> Dataset:
 
 
 def warn_assumed(trained: TrainedModel) -> None:
-    """Tells what was assumed of a weight file because nothing says it: sizes, normalization, class names."""
-    data, parts, keys = trained.config.data, [], []
-    if "image_size" in trained.assumed:
-        parts.append(f"image_size={data.image_size}")
-        keys.append("image_size")
-    if "image_size" in trained.assumed or "resize" in trained.assumed:
-        parts.append(f"resize={eval_resize(data.image_size, data.resize)}")
-        keys.append("resize")
-    if normalization := [key for key in ("mean", "std") if key in trained.assumed]:
+    """Notes the sizes, normalization and class names that were assumed because a weight file does not say them."""
+    data = trained.config.data
+    sizes = {"image_size": data.image_size, "resize": eval_resize(data.image_size, data.resize)}
+    keys = [key for key in (*sizes, "mean", "std") if key in trained.assumed]
+    parts = [f"{key}={sizes[key]}" for key in keys if key in sizes]
+    if normalization := [key for key in keys if key not in sizes]:
         parts.append(f"{' and '.join(normalization)} of ImageNet")
-        keys += normalization
     if "class_names" in trained.assumed:
         classes = trained.model.num_classes
         imagenet = likely_names(classes)[0] != "0"
@@ -218,12 +220,11 @@ def warn_assumed(trained: TrainedModel) -> None:
 
 
 def describe_model(trained: TrainedModel) -> dict[str, Any]:
-    """What a file with a model's weights should say about it, in plain values.
+    """Returns the facts that a file with a model's weights should hold, in plain values.
 
-    Returns:
-      source (checkpoint or weight file) and its facts, such as the step; arch; class_names; what is done to images in
-      evaluation: `weight_facts.PREPARATION`, with mean and std, by which pixels from 0 to 255 are normalized; the split
-      of the data, val_share, seed and val_images, if the validation images were a share of it; versions.
+    These are source (checkpoint or weight file) and its facts, such as the step; arch; class_names; the preparation of
+    images in evaluation, `metadata.PREPARATION`, with mean and std on the 0-255 scale; the split of the data,
+    val_share, seed and val_images, if the validation images were a share of it; versions.
     """
     data = trained.config.data
     return {
@@ -258,11 +259,7 @@ def prepare_devices(config: ConfigDict) -> list[jax.Device]:
 
 
 def variables_of_file(file: WeightFile, model: ResNet, source: str) -> Variables:
-    """Returns the weights of a file as the model's variables.
-
-    Raises:
-      UserError: see `weights.fit`.
-    """
+    """Returns the weights of a file as the model's variables; raises what `torch_names.fit` does."""
     params, batch_stats = fit(file.arrays, model, source)
     return {"params": params, "batch_stats": batch_stats}
 
@@ -283,9 +280,6 @@ def save_weights(trained: TrainedModel, target: Path) -> dict[str, Any]:
 
 
 def summary(trained: TrainedModel) -> str:
-    """For example "resnet50, 25,557,032 parameters, 1000 classes"."""
-    shapes = jax.eval_shape(
-        partial(trained.model.init, train=False), jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
-    )
-    parameters = sum(x.size for x in jax.tree.leaves(shapes["params"]))
+    """Returns for example "resnet50, 25,557,032 parameters, 1000 classes"."""
+    parameters = sum(x.size for x in jax.tree.leaves(variable_shapes(trained.model)["params"]))
     return f"{trained.config.model.arch}, {parameters:,} parameters, {counted(trained.model.num_classes, 'class')}"

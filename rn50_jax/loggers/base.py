@@ -68,17 +68,13 @@ class Persistent:
 
     def __init__(self, name: str, logger: Logger) -> None:
         self._name, self._logger = name, logger
-        self._missing: deque[Record] = deque()
+        self._missing: deque[Record] = deque(maxlen=_BACKLOG)
         self._lost = 0
         self._noted = self._given_up = False
 
     def log(self, record: Record) -> None:
+        self._lost += len(self._missing) == self._missing.maxlen  # the oldest record goes
         self._missing.append(record)
-        if len(self._missing) > _BACKLOG:
-            # Validations are the last to go.
-            place = next((i for i, missing in enumerate(self._missing) if missing.kind == "train"), 0)
-            del self._missing[place]
-            self._lost += 1
         self._catch_up()
 
     def close(self) -> None:

@@ -95,16 +95,16 @@ def test_a_file_that_was_full_for_a_while_gets_all_lines(tmp_path: Path, capsys:
     assert capsys.readouterr().err == f"note: {told}\n"
 
 
-def test_what_never_fitted_is_counted_and_validations_go_last(
+def test_what_never_fitted_is_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "_BACKLOG", 3)
     log = Persistent("the log", JsonLines(tmp_path / "m.jsonl"))
     with files_of_at_most(10):
         for step in range(1, 9):
-            log.log(record(step, "epoch" if step in (2, 5) else "train", train_loss=1.0))
+            log.log(record(step, train_loss=1.0))
     log.log(record(9, train_loss=1.0))
-    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [2, 5, 9]
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [7, 8, 9]
     with files_of_at_most(10):
         log.log(record(10, train_loss=1.0))
         log.close()
