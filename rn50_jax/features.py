@@ -27,12 +27,13 @@ from rn50_jax.io.files import written_whole
 from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted
 from rn50_jax.models.resnet import ResNet, Variables
+from rn50_jax.runtime.run_folder import telling_of_writes
 
 
 def feature_step(
     variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, normalization: Normalization
 ) -> jax.Array:
-    """What the classifier sees of each image: the last stage's mean over the pixels, float32 [B, C]."""
+    """Returns the classifier's input for each image: the last stage's mean over the pixels, float32 [B, C]."""
     del axis_name  # every device answers for its own images
     images = normalize(batch["image"], normalization)
     features: jax.Array = model.apply(variables, images, train=False, head=False)
@@ -76,10 +77,10 @@ def extract(trained: TrainedModel, images: ImageSet) -> tuple[np.ndarray, np.nda
     Raises:
       UserError: none can be decoded; or with `data.on_bad_file` of "error", naming the first that cannot be.
     """
-    config, count, devices = trained.config, len(images.files), trained.devices
+    count, devices = len(images.files), trained.devices
     mesh = make_mesh(devices)
-    with config.unlocked():
-        config.batch_size = min(config.batch_size, math.ceil(count / len(devices)))
+    batch_size = min(trained.config.batch_size, math.ceil(count / len(devices)))
+    config = configs.override(trained.config, [("batch_size", str(batch_size))])
     normalization = pixel_normalization(config.data.mean, config.data.std)
     step = partial(feature_step, model=trained.model, axis_name=AXIS, normalization=normalization)
     compiled = spread(step, mesh, mode=config.parallel, stacked=True)
@@ -87,7 +88,7 @@ def extract(trained: TrainedModel, images: ImageSet) -> tuple[np.ndarray, np.nda
     result: np.ndarray | None = None
     good = np.zeros(count, np.bool_)
     bad_images = Quarantine(None, policy=config.data.on_bad_file, limit=count)
-    done, steps = 0, math.ceil(count / (config.batch_size * len(devices)))
+    done, steps = 0, math.ceil(count / (batch_size * len(devices)))
     console = Console(stderr=True)
     batches = eval_batches(config, images, mesh, quarantine=bad_images)
     for batch in track(batches, "features", total=steps, console=console, disable=not console.is_terminal):
@@ -109,11 +110,8 @@ def write_features(path: Path, arrays: dict[str, Any]) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    try:
-        with written_whole(path) as unfinished, unfinished.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    with telling_of_writes(), written_whole(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -90,7 +90,7 @@ def drawable(runs: Sequence[Run]) -> list[Panel]:
 
 
 def single(panel: Panel, runs: Sequence[Run], size: tuple[float, float] = (4.8, 3.4), *, legend: bool = True) -> Figure:
-    """Draws one panel as a figure of its own, `size` in inches, with a legend if there is more than one kind of line."""
+    """Draws one panel as a figure, `size` in inches, with a legend if there is more than one kind of line."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     draw_panel(axes, panel, runs)

@@ -15,7 +15,7 @@ from rn50_jax.checkpoint.selection import best_validation, better_weights
 from rn50_jax.config import loading as configs
 from rn50_jax.config import tree
 from rn50_jax.errors import UserError
-from rn50_jax.inference.trained_model import Overrides, TrainedModel, load_run
+from rn50_jax.inference.trained_model import Overrides, load_best
 from rn50_jax.io.files import no_such_run, write_whole
 from rn50_jax.io.text import decimal, shell
 from rn50_jax.loggers.console import clock, is_trivial
@@ -45,7 +45,7 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
     drawn = Run(title, history)
     problem, mistakes, classes = None, None, None
     try:
-        trained = _load(run, overrides)
+        trained = load_best(run, overrides)
         classes = trained.model.num_classes
         mistakes = look_at_mistakes(trained)
     except UserError as error:
@@ -67,15 +67,6 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
         now=time.strftime("%Y-%m-%d %H:%M"),
     )
     write_whole(target, text)
-
-
-def _load(run: Path, overrides: Overrides) -> TrainedModel:
-    try:
-        return load_run(run, "best", overrides)
-    except UserError as error:
-        if "no validated checkpoint" not in str(error):
-            raise
-        return load_run(run, "latest", overrides)
 
 
 def _keys(run: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -22,44 +22,8 @@ CLASSES = 12  # of the confusion matrix
 PIXELS = 160
 
 
-class Confused(NamedTuple):
-    """A row of the confusion matrix: images of a class by what they were taken for."""
-
-    name: str
-    counts: list[int]
-    others: int
-    total: int
-
-
-class Card(NamedTuple):
-    """An image and what the model says of it.
-
-    picture: its URL, which holds it; empty if it cannot be shown. file: its path from the data's folder.
-    """
-
-    picture: str
-    alt: str
-    right: bool
-    told: str
-    truth: str
-    others: str
-    file: str
-
-
-class Mistakes(NamedTuple):
-    """What the section shows; docs/reports.md says more."""
-
-    about: str
-    classes: int
-    worst: Table
-    calibration: Markup
-    bins: int
-    confusions: list[Confused]
-    cards: list[tuple[str, list[Card]]]
-
-
-def look_at_mistakes(trained: TrainedModel) -> Mistakes:
-    """Evaluates the model and finds what it gets wrong.
+def look_at_mistakes(trained: TrainedModel) -> dict[str, Any]:
+    """Evaluates the model and returns the content of the section, as page.html names it; docs/reports.md says more.
 
     Raises:
       UserError: the model or its data cannot be read.
@@ -74,16 +38,16 @@ def look_at_mistakes(trained: TrainedModel) -> Mistakes:
         "Sample predictions, drawn at random": list(_cards(predictions, sample)),
         "The most confident mistakes": list(_cards(predictions, predictions.confident_mistakes()[:SAMPLES])),
     }
-    return Mistakes(
-        about=f"{trained.name}, on {counted(result['val.images'], 'validation image')}: "
+    return {
+        "about": f"{trained.name}, on {counted(result['val.images'], 'validation image')}: "
         f"top-1 {result['val.top1']:.2f} %, {top5}{counted(wrong, 'mistake')}.",
-        classes=len(predictions.per_class()),
-        worst=_worst(predictions),
-        calibration=_calibration(predictions),
-        bins=BINS,
-        confusions=list(_confusions(predictions)),
-        cards=[(title, cards) for title, cards in groups.items() if cards],
-    )
+        "classes": len(predictions.per_class()),
+        "worst": _worst(predictions),
+        "calibration": _calibration(predictions),
+        "bins": BINS,
+        "confusions": list(_confusions(predictions)),
+        "cards": [(title, cards) for title, cards in groups.items() if cards],
+    }
 
 
 def _worst(predictions: Predictions) -> Table:
@@ -106,7 +70,7 @@ def _calibration(predictions: Predictions) -> Markup:
         return inline_svg(figure, "accuracy over confidence, and images", "Calibration")
 
 
-def _confusions(predictions: Predictions) -> Iterator[Confused]:
+def _confusions(predictions: Predictions) -> Iterator[dict[str, Any]]:
     """The confusion matrix of the worst classes and those that they are taken for."""
     confusion, names = predictions.confusion(), predictions.human_names()
     chosen: list[int] = []
@@ -117,10 +81,11 @@ def _confusions(predictions: Predictions) -> Iterator[Confused]:
     chosen.sort()
     for label in chosen:
         counts, total = confusion[label, chosen].tolist(), int(confusion[label].sum())
-        yield Confused(cut(names[label].split(",")[0], 16), counts, total - sum(counts), max(total, 1))
+        name = cut(names[label].split(",")[0], 16)
+        yield {"name": name, "counts": counts, "others": total - sum(counts), "total": max(total, 1)}
 
 
-def _cards(predictions: Predictions, rows: np.ndarray) -> Iterator[Card]:
+def _cards(predictions: Predictions, rows: np.ndarray) -> Iterator[dict[str, Any]]:
     if not predictions.images.files:
         return
     names, files = predictions.human_names(), predictions.names()
@@ -131,18 +96,19 @@ def _cards(predictions: Predictions, rows: np.ndarray) -> Iterator[Card]:
             f"{short[name]} {100 * share:.1f} %"
             for name, share in zip(classes, predictions.probabilities[row, :3], strict=True)
         ]
-        yield Card(
-            picture=_picture(predictions, row),
-            alt=f"an image of class {names[label]}",
-            right=bool(label == classes[0]),
-            told=told[0],
-            truth=short[label],
-            others=", ".join(told[1:]),
-            file=files[predictions.places[row]],
-        )
+        yield {
+            "picture": _picture(predictions, row),
+            "alt": f"an image of class {names[label]}",
+            "right": label == classes[0],
+            "told": told[0],
+            "truth": short[label],
+            "others": ", ".join(told[1:]),
+            "file": files[predictions.places[row]],
+        }
 
 
 def _picture(predictions: Predictions, row: int) -> str:
+    """The URL of an image, which holds it; "" if it cannot be shown."""
     picture = thumbnail(predictions, row, PIXELS)
     if picture is None:
         return ""

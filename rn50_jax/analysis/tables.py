@@ -12,6 +12,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.io.files import write_whole, written_whole
 from rn50_jax.io.text import counted, csv_row, in_utf8, printable
 from rn50_jax.loggers.console import top5_text
+from rn50_jax.runtime.run_folder import telling_of_writes
 
 SHOWN = 10  # classes and pairs on the console
 SHEET = 24  # images on the sheet
@@ -111,15 +112,13 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     for rank in range(predictions.classes.shape[1]):
         columns[f"class_{rank + 1}"] = list(names[predictions.classes[:, rank]])
         columns[f"probability_{rank + 1}"] = predictions.probabilities[:, rank].tolist()
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
-
-            named = {key: [in_utf8(x) if isinstance(x, str) else x for x in xs] for key, xs in columns.items()}
-            with written_whole(path) as unfinished, unfinished.open("wb") as file:
-                pyarrow.parquet.write_table(pyarrow.table(named), file)
-        else:
+    with telling_of_writes():
+        if path.suffix == ".csv":
             _write_csv(path, list(columns), list(zip(*columns.values(), strict=True)))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+            return
+        import pyarrow
+        import pyarrow.parquet
+
+        named = {key: [in_utf8(x) if isinstance(x, str) else x for x in xs] for key, xs in columns.items()}
+        with written_whole(path) as unfinished, unfinished.open("wb") as file:
+            pyarrow.parquet.write_table(pyarrow.table(named), file)

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rn50_jax.checkpoint.description import RunDescription, check_description, saved_config
-from rn50_jax.checkpoint.folder import look
+from rn50_jax.checkpoint.folder import CheckpointFolder, look
 from rn50_jax.checkpoint.integrity import not_finite
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.selection import ema_is_better
@@ -109,6 +109,12 @@ def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "aut
     with Checkpoints(directory, read_only=True) as checkpoints:
         # A run beside may remove a checkpoint while it is read. What has been read stays, whatever becomes of it.
         return look(lambda: _read_run(checkpoints, workdir, which, overrides, ema))
+
+
+def load_best(workdir: Path, overrides: Overrides) -> TrainedModel:
+    """Reads the best checkpoint of a run, or of one that never validated the latest, see `load_run`."""
+    validated = CheckpointFolder(workdir / "checkpoints").readable().best() is not None
+    return load_run(workdir, "best" if validated else "latest", overrides)
 
 
 def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Overrides, ema: str) -> TrainedModel:

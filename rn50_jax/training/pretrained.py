@@ -14,7 +14,7 @@ from rn50_jax.checkpoint.folder import CheckpointFolder
 from rn50_jax.config import tree
 from rn50_jax.config.model import build_model
 from rn50_jax.errors import UserError
-from rn50_jax.inference.trained_model import TrainedModel, describe_model, load_run, prepare_devices, variables_of_file
+from rn50_jax.inference.trained_model import TrainedModel, describe_model, load_best, prepare_devices, variables_of_file
 from rn50_jax.io.text import counted, shell
 from rn50_jax.models.resnet import FAMILY, ResNet, Variables
 from rn50_jax.training.build import build_state
@@ -45,8 +45,7 @@ def read_pretrained(source: Path) -> Pretrained:
     """
     if not os.path.isdir(source):  # noqa: PTH112, Path.is_dir raises where this says no
         return Pretrained(str(source), read_weights(source))
-    validated = CheckpointFolder(source / "checkpoints").readable().best() is not None
-    trained = load_run(source, "best" if validated else "latest", _ANY_MACHINE)
+    trained = load_best(source, _ANY_MACHINE)
     return Pretrained(trained.name, WeightFile(to_torch(**trained.load()), describe_model(trained)))
 
 

@@ -10,7 +10,7 @@ from jax import lax
 
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.normalize import IMAGENET, Normalization
-from rn50_jax.inference.predict_step import _logits
+from rn50_jax.inference.predict_step import logits_of
 from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.training.losses import cross_entropy, top_k_hits
 from rn50_jax.training.step import Metrics, _ordered_sum
@@ -99,7 +99,7 @@ def eval_step(
       `label_smoothing` also "loss_smoothed". With `top` also {"class": int32 [D, B, top], "probability": float32
       [D, B, top]}, best first, ties to the lower index, and {"weight": float32 [D, B]}, gathered from all devices.
     """
-    logits = _logits(variables, batch["image"], model, normalization, flip_tta)
+    logits = logits_of(variables, batch["image"], model, normalization, flip_tta)
     top1, top5 = top_k_hits(logits, batch["label"], 5)
     weight = batch["weight"]
 
