@@ -115,7 +115,8 @@ def export_graph(
                 run = stablehlo.load_stablehlo(unfinished)
             wanted = outputs(trained.model, variables, images, exportable.normalization, form.output)
             facts["check"] = check(run, exportable.convert(images), wanted, tolerance=TOLERANCES[precision])
-            say(_tell_check(facts["check"]))
+            difference = f"differs by {facts['check']['largest_difference']:.1e} of the largest output"
+            say(f"loaded again and checked on {len(images)} real images: {difference}")
             if calibration and val:
                 small = Path(folder) / "int8"
                 how: Any = {"decode": partial(decode_files, trained.config), "convert": exportable.convert}
@@ -129,12 +130,6 @@ def export_graph(
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     return facts
-
-
-def _tell_check(facts: dict[str, Any]) -> str:
-    return (
-        "loaded again and checked on {images} real images: differs by {largest_difference:.1e} of the largest output"
-    ).format(**facts)
 
 
 def _tell_quantization(facts: dict[str, Any]) -> str:

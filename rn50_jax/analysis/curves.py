@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import write_whole
 from rn50_jax.io.text import printable
-from rn50_jax.loggers.history import History, read_history
+from rn50_jax.loggers.history import History
 
 # Okabe and Ito's colors, told apart by the color-blind too, without the yellow, which does not show on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -80,7 +80,11 @@ def overview(runs: Sequence[Run], smooth: int = 1) -> Figure:
         draw_panel(axes, panel, runs, smooth)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    _legend(figure, grid.flat[len(panels)] if len(panels) < grid.size else None, panels, runs, smooth)
+    handles = _handles(panels, runs, smooth)
+    if len(panels) < grid.size and len(handles) <= 11:
+        grid.flat[len(panels)].legend(handles=handles, loc="center", frameon=False)
+    elif handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
     return figure
 
 
@@ -172,14 +176,6 @@ def as_text(name: str) -> str:
     return f" {text}" if text.startswith("_") else text  # which would leave it out of a legend
 
 
-def _legend(figure: Figure, free: Axes | None, panels: Sequence[Panel], runs: Sequence[Run], smooth: int) -> None:
-    handles = _handles(panels, runs, smooth)
-    if free is not None and len(handles) <= 11:
-        free.legend(handles=handles, loc="center", frameon=False)
-    elif handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
-
-
 def save(figure: Figure, path: Path, *, own: bool = False) -> None:
     """Writes a figure in the format of the file's suffix, see `written_whole`.
 
@@ -193,17 +189,6 @@ def save(figure: Figure, path: Path, *, own: bool = False) -> None:
     drawn = io.BytesIO()  # not all of matplotlib's writers can fail in good order
     figure.savefig(drawn, format=path.suffix[1:], dpi=200, metadata=metadata)
     write_whole(path, drawn.getvalue(), own=own)
-
-
-def draw_run(metrics_file: Path, target: Path) -> None:
-    """Draws the overview of one run.
-
-    Raises:
-      OSError: `target` cannot be written.
-      UserError: the metrics cannot be read.
-    """
-    with look():
-        save(overview([Run(target.parent.name, read_history(metrics_file))]), target, own=True)
 
 
 @contextmanager

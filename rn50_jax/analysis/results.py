@@ -39,9 +39,10 @@ def tell_where(workdir: Path, metrics: Path) -> None:
     curves = workdir / "curves.png"
     rows = {"metrics": str(metrics), "curves": str(curves)}
     try:
-        from rn50_jax.analysis.curves import draw_run  # takes a second to import
+        from rn50_jax.analysis.curves import Run, look, overview, save  # takes a second to import
 
-        draw_run(metrics, curves)
+        with look():
+            save(overview([Run(workdir.name, read_history(metrics))]), curves, own=True)
     except ModuleNotFoundError as error:
         warn(f"{curves} is not drawn, as {error.name} is not installed: pip install matplotlib")
         del rows["curves"]

@@ -66,6 +66,11 @@ _OPTIONS = {
     "training_only": "run.training_only",
     "save_checkpoints": "run.save_checkpoints",
 }
+_OTHER_NAMES = {
+    "train.lr": "lr",
+    "val.compute_time": "val.compute_latency",
+    "train.grad_scale": "train.loss_scale",
+}
 _START = b"DLLL "
 _TIMED = tuple(name for name in METRICS if name.startswith("train.") and name.endswith(("_ips", "_time")))
 _LAST = ("lr", "train.lr", "train.grad_scale")  # where the last value counts, not the mean
@@ -190,12 +195,9 @@ class DleLog:
 
     def _named(self, metrics: Metrics) -> dict[str, float]:
         found = dict(metrics)
-        if "lr" in found:
-            found["train.lr"] = found["lr"]
-        if "val.compute_latency" in found:
-            found["val.compute_time"] = found["val.compute_latency"]
-        if "train.loss_scale" in found:
-            found["train.grad_scale"] = found["train.loss_scale"]
+        for name, ours in _OTHER_NAMES.items():
+            if ours in found:
+                found[name] = found[ours]
         if self._smoothed and "val.loss_smoothed" in found:
             found["val.loss"] = found["val.loss_smoothed"]
         return {name: found[name] for name in METRICS if name in found}

@@ -49,14 +49,8 @@ def open_report(
         )
         loggers = open_loggers(run)
         earlier = read_history(workdir / config.report.file).validations() if first_step else []
-    console = Console(
-        plan,
-        config.epochs,
-        first_step,
-        eval_batches=eval_batches,
-        validations=earlier,
-        classes=len(dataset.class_names),
-    )
+    classes = len(dataset.class_names)
+    console = Console(plan, config.epochs, first_step, eval_batches=eval_batches, validations=earlier, classes=classes)
     return Report(console, loggers, plan.steps_per_epoch, first_step)
 
 
