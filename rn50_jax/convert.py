@@ -17,7 +17,7 @@ from rn50_jax.weights.metadata import beside
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     parser = cli.CommandLine(
         prog="rn50_jax.convert",
         description="Write the weights of a run's checkpoint, or of a weight file of torchvision, timm, NVIDIA or this "

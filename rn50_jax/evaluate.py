@@ -23,7 +23,7 @@ _TTA = ", test-time augmentation: mean of each image and its mirror image"
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     parser = cli.CommandLine(
         prog="rn50_jax.evaluate",
         description="Top-1, top-5 and loss of a model over exactly every image of val/.",

@@ -46,7 +46,7 @@ _GRAPHS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     parser = _parser()
     args, overrides = configs.parse_args(parser, argv)
     kind = _format(args)

@@ -41,7 +41,7 @@ def feature_step(
 
 
 def find_images(folder: Path) -> tuple[tuple[str, ...], ImageSet]:
-    """The images of a folder, in the order of their names: of its class folders, or else directly in it.
+    """Finds the images of a folder, in the order of their names: of its class folders, or else directly in it.
 
     Returns:
       The class names, and the images with their labels; without class folders no names and the label -1.
@@ -115,7 +115,7 @@ def write_features(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code: 1 if an image could not be decoded."""
+    """Runs the command; returns its exit code: 1 if an image could not be decoded."""
     parser = cli.CommandLine(
         prog="rn50_jax.features",
         description="Write the pooled features of a folder's images, what the classifier sees of them, to an .npz "

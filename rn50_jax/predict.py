@@ -91,7 +91,7 @@ def answers(
         if images and classify is None:
             classify = make_classifier(trained, batch_size=batch_size, devices=devices)
         probabilities = classify(images) if images and classify else None
-        # The answers before are told while this batch is on the device.
+        # The answers before are given while this batch is on the device.
         yield from _tell(*waiting, names, top_k)
         waiting = (batch, probabilities)
     yield from _tell(*waiting, names, top_k)
@@ -110,7 +110,7 @@ def _tell(batch: list[Decoded], probabilities: jax.Array | None, names: Sequence
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code: 1 if an image could not be classified."""
+    """Runs the command; returns its exit code: 1 if an image could not be classified."""
     parser = cli.CommandLine(
         prog="rn50_jax.predict",
         description="Name the classes of images, seen through the transform of evaluation.",

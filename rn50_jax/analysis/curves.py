@@ -20,7 +20,7 @@ from rn50_jax.io.files import write_whole
 from rn50_jax.io.text import printable
 from rn50_jax.loggers.history import History
 
-# Okabe and Ito's colors, told apart by the color-blind too, without the yellow, which does not show on white.
+# Okabe and Ito's colors, which the color-blind can tell apart, without the yellow, which does not show on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 INK, GRID = "#2b2b2b", "#b8b8b8"
 SUFFIXES = (".png", ".svg", ".pdf")

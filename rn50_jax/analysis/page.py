@@ -40,7 +40,7 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
         )
     history = read_history(metrics_file(run))
     default = configs.load(str(configs.DEFAULT))[0]
-    configs.override(default, overrides)  # what is wrong in them is told as it is
+    configs.override(default, overrides)  # a mistake in them ends the command
     title, keys = run.resolve().name, _keys(run)
     drawn = Run(title, history)
     problem, mistakes, classes = None, None, None
@@ -70,7 +70,7 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
 
 
 def _keys(run: Path) -> dict[str, Any]:
-    """The configuration of a work folder by dotted keys; {} if it has none."""
+    """Reads the configuration of a work folder by dotted keys; {} if it has none."""
     try:
         return tree.flatten(tree.from_tree(read_config(run)))
     except UserError:
@@ -78,7 +78,7 @@ def _keys(run: Path) -> dict[str, Any]:
 
 
 def _about(keys: Mapping[str, Any], history: History) -> str:
-    """What was trained, and how far; "" if the config does not tell."""
+    """Says what was trained, and how far; "" if the config does not tell."""
     try:
         source = "synthetic data" if keys["data.backend"] == "synthetic" else keys["data.dir"]
         what = f"{keys['model.arch']} on {source}, {keys['data.image_size']} px, {keys['precision']}"
@@ -123,7 +123,7 @@ def _panels(run: Run) -> Iterator[Markup]:
 
 
 def _shares(history: History) -> Iterator[LegendItem]:
-    """Where the time went."""
+    """Shares of the wall time."""
     totals = _seconds(history)
     wall = sum(totals.values())
     for phase, value in totals.items():
@@ -162,7 +162,7 @@ def _changed(keys: Mapping[str, Any], default: Mapping[str, Any]) -> list[list[s
 
 
 def _hardware(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What run.json tells; in a file of another shape, what can be understood of it."""
+    """Facts of run.json; of a file of another shape, those that can be understood."""
     host, versions, environment = (
         found if isinstance(found := facts.get(key), dict) else {} for key in ("host", "versions", "environment")
     )

@@ -1,4 +1,4 @@
-"""Pieces of a page: what its template is given, and figures."""
+"""Pieces of a page: the content of its template, and figures."""
 
 import io
 import re
@@ -45,7 +45,7 @@ class Table(NamedTuple):
 def render(**content: Any) -> str:
     """Returns the page that page.html makes of its content, in which every text is escaped and in one line."""
     home = files("rn50_jax.analysis")
-    # What a page is told comes from files that anybody may have written.
+    # Texts of a page come from files that anybody may have written.
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=_in_one_line, trim_blocks=True, lstrip_blocks=True
     )
@@ -59,7 +59,7 @@ def _in_one_line(value: Any) -> Any:
 
 
 def inline_svg(figure: Any, label: str, name: str) -> Markup:
-    """Returns a figure as an SVG element whose ink is the text colour of the page and whose paper is the page's."""
+    """Returns a figure as an SVG element whose ink is the text color of the page and whose paper is the page's."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Type": None})
     text = out.getvalue()

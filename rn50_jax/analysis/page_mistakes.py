@@ -92,7 +92,7 @@ def _cards(predictions: Predictions, rows: np.ndarray) -> Iterator[dict[str, Any
     short = [cut(name.split(",")[0], 16) for name in names]
     for row in rows.tolist():
         label, classes = predictions.labels[row], predictions.classes[row, :3]
-        told = [
+        guesses = [
             f"{short[name]} {100 * share:.1f} %"
             for name, share in zip(classes, predictions.probabilities[row, :3], strict=True)
         ]
@@ -100,9 +100,9 @@ def _cards(predictions: Predictions, rows: np.ndarray) -> Iterator[dict[str, Any
             "picture": _picture(predictions, row),
             "alt": f"an image of class {names[label]}",
             "right": label == classes[0],
-            "told": told[0],
+            "told": guesses[0],
             "truth": short[label],
-            "others": ", ".join(told[1:]),
+            "others": ", ".join(guesses[1:]),
             "file": files[predictions.places[row]],
         }
 

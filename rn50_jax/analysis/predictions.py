@@ -1,4 +1,4 @@
-"""What a model gets wrong, in numbers: classes, confusions, confident mistakes, calibration."""
+"""Predictions in numbers: classes, confusions, confident mistakes, calibration."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ BINS = 15  # of confidence, as in Guo et al.
 
 
 class Calibration(NamedTuple):
-    """How far confidence is from accuracy.
+    """Confidence against accuracy.
 
     error: the expected calibration error. counts: int64 [M] images in each bin. accuracy, confidence: float64 [M], the
     bin's share of right answers and mean confidence, NaN in an empty one.
@@ -39,7 +39,7 @@ class ClassResult(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What a model said about N images, a row each.
+    """Best guesses of a model for N images, a row each.
 
     images: the set that they are of. places: int64 [N], where in it. labels: int32 [N]. classes: int32 [N, k] and
     probabilities: float32 [N, k], best first, k usually 5. class_names: K. rendering: how the images were seen.

@@ -1,4 +1,4 @@
-"""Tables and figures of what a model gets wrong, and its predictions as a file."""
+"""Tables and figures of a model's mistakes, and its predictions as a file."""
 
 import importlib.util
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What `run.evaluate` does: one validation instead of a training."""
+"""`run.evaluate`: one validation instead of a training."""
 
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
@@ -56,15 +56,15 @@ def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str
         machine = [(key, tree.flatten(config)[key]) for key in MACHINE]
         return load_run(workdir, "latest", [*overrides, *machine])
     if not (config.run.resume or config.model.pretrained_weights or config.run.prof):
-        if not workdir.exists() and "did you mean" in (told := no_such_run(workdir)):
-            raise UserError(told)
+        if not workdir.exists() and "did you mean" in (message := no_such_run(workdir)):
+            raise UserError(message)
         raise UserError(
             f"{workdir} has no checkpoints to validate; give the --workdir of a training run, --pretrained_weights "
             "FILE, or --config.run.prof=N to time N batches with random weights"
         )
-    config, told = take_architecture(config, overrides)
-    if told and processes.is_first():
-        say(told)
+    config, message = take_architecture(config, overrides)
+    if message and processes.is_first():
+        say(message)
     return load_start(config, open_dataset(config, need_train=False).class_names)
 
 

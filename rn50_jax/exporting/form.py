@@ -1,4 +1,4 @@
-"""What an exported model takes and gives, and what the file says about itself."""
+"""Input and output of an exported model, and the facts in its file."""
 
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ OUTPUTS = ("probabilities", "logits")
 
 
 class Form(NamedTuple):
-    """What an exported classifier takes and gives.
+    """Input and output of an exported classifier.
 
     input: "uint8", RGB pixels, or "float32", normalized ones. layout: "nhwc", [N, S, S, 3], or "nchw", [N, 3, S, S].
     output: "probabilities" or "logits", float32 [N, K]. fold: whether BatchNorm is folded into the convolutions.

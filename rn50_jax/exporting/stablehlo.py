@@ -28,6 +28,6 @@ def write_stablehlo(exportable: Exportable, path: Path) -> None:
 
 
 def load_stablehlo(path: Path) -> Run:
-    """The function in the file, compiled for this machine's device."""
+    """Loads the function in a file, compiled for this machine's device."""
     call = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
     return lambda images: np.asarray(call(images))

@@ -180,14 +180,14 @@ def _config_of(file: WeightFile, architecture: dict[str, Any], overrides: Overri
 
     The rest is that of configs/default.py, in float32.
     """
-    told = config_values(file.meta)
-    size, resize = told.get("data.image_size"), told.get("data.resize")
+    known = config_values(file.meta)
+    size, resize = known.get("data.image_size"), known.get("data.resize")
     if size and resize == eval_resize(size, 0):
-        told["data.resize"] = 0  # so it follows an image size of the command line
-    values = {"precision": "fp32", **told, **architecture}
+        known["data.resize"] = 0  # so it follows an image size of the command line
+    values = {"precision": "fp32", **known, **architecture}
     config, _ = configs.load(str(configs.DEFAULT))
     config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
-    return config, told.keys() | dict(overrides).keys()
+    return config, known.keys() | dict(overrides).keys()
 
 
 def open_val(trained: TrainedModel) -> Dataset:
@@ -275,7 +275,7 @@ def save_weights(trained: TrainedModel, target: Path) -> dict[str, Any]:
 
     Returns:
       What the file says about itself: inside it, or of `.pth` in `FILE.json` beside it. What neither the source nor the
-      command line tells is left out.
+      command line tells is omitted.
 
     Raises:
       UserError: unknown suffix, the weights cannot be read or the file not be written.

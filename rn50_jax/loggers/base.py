@@ -60,7 +60,7 @@ class RunFacts(NamedTuple):
 
 
 class Persistent:
-    """A logger that may fail: the run goes on, and one note tells of it.
+    """A logger that may fail: the run continues, and one note says so.
 
     Its file may be unwritable for a while, as on a full disk: what it has missed is logged later, and another note at
     the end counts what is still missing. With any other error it is given up.

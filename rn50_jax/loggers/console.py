@@ -25,7 +25,7 @@ NARROW = 60  # columns below which a progress bar has no room
 
 
 class _Left(ProgressColumn):
-    """What is left, or how long the compilation has been going on: the sign of life of a run's first minutes."""
+    """Time left, or that of the compilation until now: the sign of life of a run's first minutes."""
 
     def render(self, task: Task) -> Text:
         left = task.fields["left"]
@@ -201,7 +201,7 @@ def validation_parts(metrics: Mapping[str, float], prefix: str = "val", *, class
 
 
 def validation_text(metrics: Mapping[str, float], prefix: str = "val", *, classes: int) -> str:
-    """The numbers of a validation as one line, the same in training and offline evaluation."""
+    """Returns the numbers of a validation as one line, the same in training and offline evaluation."""
     return "  ".join(text for _, text in validation_parts(metrics, prefix, classes=classes))
 
 
@@ -234,19 +234,19 @@ def top5_text(value: float, digits: int, classes: int) -> str:
 
 
 def print_rows(rows: Mapping[str, str]) -> None:
-    """Prints names and what they are, aligned; in a terminal, long lines go on below their beginning."""
+    """Prints names and what they are, aligned; in a terminal, long lines continue below their beginning."""
     for name, text in rows.items():
         say(f"{name:<10} {text}")
 
 
 def clock(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds, such as 1:02:03."""
+    """Returns seconds as hours, minutes and seconds, such as 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def time_of_day(seconds_from_now: float) -> str:
-    """When that will be, with the date unless it is today."""
+    """Returns the time of day that will be then, with the date unless it is today."""
     then = time.localtime(time.time() + seconds_from_now)
     today = time.strftime("%Y-%m-%d", then) == time.strftime("%Y-%m-%d")
     return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", then)

@@ -1,4 +1,4 @@
-"""What a run has written down about itself, read back: metrics over the epochs, configuration, facts."""
+"""The files of a run, read back: metrics over the epochs, configuration, facts."""
 
 import csv
 import os
@@ -54,7 +54,7 @@ class History(NamedTuple):
 
 
 def metrics_file(run: Path) -> Path:
-    """The metrics file of a work folder, whatever its configuration calls it; a file stands for itself.
+    """Finds the metrics file of a work folder, whatever its configuration calls it; a file stands for itself.
 
     Raises:
       UserError: there is none.
@@ -121,19 +121,19 @@ def set_aside_unreadable(path: Path) -> None:
     found = read_json_lines(path, _LINE).bad
     if not found:
         return
-    bad, told = set(found), len(found) - _ends_in_half(path, found)
+    bad, reported = set(found), len(found) - _ends_in_half(path, found)
     lines = path.read_bytes().removeprefix(BOM).split(b"\n")
     moved = [line for line in lines if line.strip() in bad]
     with closing(Appended(damaged)) as file:
         file.write(b"".join(line + b"\n" for line in moved))
     kept = [line for line in lines if line.strip() and line.strip() not in bad]
     write_whole(path, b"".join(line + b"\n" for line in kept), own=True)
-    if told:
-        warn(f"{path}: moved {counted(told, 'line')} without metrics to {damaged}")
+    if reported:
+        warn(f"{path}: moved {counted(reported, 'line')} without metrics to {damaged}")
 
 
 def _ends_in_half(path: Path, bad: list[bytes]) -> bool:
-    """Whether the last of the bad lines is what a killed run leaves: half a line at the end of the file."""
+    """Is the last of the bad lines half a line at the end of the file, as a killed run leaves it?"""
     if not bad or not bad[-1].startswith(b"{"):
         return False
     with open_regular(path) as file:
@@ -168,12 +168,12 @@ _LINE = Annotated[dict[str, int | float | None], AfterValidator(_check_line)]
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The resolved configuration of a work folder; {} if it has none."""
+    """Reads the resolved configuration of a work folder; {} if it has none."""
     return _read_json(run / "config.json")
 
 
 def read_facts(run: Path) -> dict[str, Any]:
-    """Command, start, devices and versions of a work folder's last process; {} if it does not tell."""
+    """Reads command, start, devices and versions of a work folder's last process; {} if there are none."""
     return _read_json(run / "run.json")
 
 
@@ -185,7 +185,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def write_csv(history: History, file: TextIO) -> None:
-    """A row for each line, a column for each metric, empty where a line does not have it."""
+    """Writes a row for each line, a column for each metric, empty where a line does not have it."""
     names = list(KEYS)
     for line in history.lines:
         names += [name for name in line if name not in names]

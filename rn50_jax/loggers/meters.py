@@ -1,4 +1,4 @@
-"""What the training steps between two reports add up to."""
+"""Means over the training steps between two reports."""
 
 import time
 from collections.abc import Iterator

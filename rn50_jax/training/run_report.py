@@ -1,4 +1,4 @@
-"""What a run tells of itself, opened at its start."""
+"""A run's summary at its start, and its report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +57,7 @@ def open_report(
 def print_summary(
     config: ConfigDict, workdir: Path, mesh: Mesh, dataset: Dataset, plan: Plan, model: ResNet, state: TrainState
 ) -> None:
-    """Says what the run will do."""
+    """Prints what the run will do."""
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     size = config.data.image_size
     source = config.data.backend if config.data.backend == "synthetic" else f"{config.data.dir} ({config.data.backend})"
