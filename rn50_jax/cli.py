@@ -75,6 +75,28 @@ class CommandLine(argparse.ArgumentParser):
         raise UserError(f"{message}; {hint or f'see {self.prog} --help'}")
 
 
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--workdir`, `--weights`, `--checkpoint` and `--ema`, which say what trained model to load."""
+    group = parser.add_argument_group("model")
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", type=Path, metavar="RUN", help="folder of a training run")
+    source.add_argument("--weights", type=Path, metavar="FILE", help="or a .pth, .pth.tar, .safetensors or .npz file")
+    add_run_arguments(group)
+
+
+def add_run_arguments(parser: argparse._ActionsContainer) -> None:
+    """Adds `--checkpoint` and `--ema`, which say what of a run to read."""
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="WHICH", help="of the run: best (default), latest or a step number"
+    )
+    parser.add_argument(
+        "--ema",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="of a run with recipe.ema_decay: averaged weights, live ones, or auto: what validated better (default)",
+    )
+
+
 def tell(error: BaseException) -> int:
     """Prints what ended a command, in one line unless it was unexpected, and returns the exit code.
 

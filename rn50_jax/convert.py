@@ -6,7 +6,6 @@ from pathlib import Path
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
 from rn50_jax.inference.trained_model import (
-    add_run_arguments,
     load_run,
     load_weights,
     save_weights,
@@ -18,7 +17,7 @@ from rn50_jax.weights.metadata import beside
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     parser = cli.CommandLine(
         prog="rn50_jax.convert",
         description="Write the weights of a run's checkpoint, or of a weight file of torchvision, timm, NVIDIA or this "
@@ -27,17 +26,17 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("source", type=Path, help="work folder of a run, or a weight file")
     parser.add_argument("target", type=Path, help=f"file to write: {', '.join(SUFFIXES)}")
-    add_run_arguments(parser)
+    cli.add_run_arguments(parser)
     args, overrides = configs.parse_args(parser, argv)
 
     # Nothing is computed here: any machine and precision will do.
     overrides = [("data.backend", "synthetic"), ("precision", "fp32"), *overrides]
     if args.source.is_dir():
-        stored = load_run(args.source, args.checkpoint, overrides, ema=args.ema)
+        trained = load_run(args.source, args.checkpoint, overrides, ema=args.ema)
     else:
-        stored = load_weights(args.source, overrides)
-    save_weights(stored, args.target)
-    say(f"{stored.name}: {summary(stored)}")
+        trained = load_weights(args.source, overrides)
+    save_weights(trained, args.target)
+    say(f"{trained.name}: {summary(trained)}")
     aside = "" if args.target.name.lower().endswith((".npz", ".safetensors")) else f" and {beside(args.target)}"
     say(f"written to {args.target}{aside}")
     return 0

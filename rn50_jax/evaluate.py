@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rn50_jax import cli
-from rn50_jax.analysis.evaluation import evaluate_stored, examine_stored
+from rn50_jax.analysis.evaluation import evaluate_model
 from rn50_jax.analysis.predictions import BINS
 from rn50_jax.analysis.tables import check_target, tell_mistakes, write_analysis, write_predictions
 from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import (
-    add_source_arguments,
     load_model,
     warn_assumed,
 )
@@ -24,13 +23,13 @@ _TTA = ", test-time augmentation: mean of each image and its mirror image"
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     parser = cli.CommandLine(
         prog="rn50_jax.evaluate",
         description="Top-1, top-5 and loss of a model over exactly every image of val/.",
         epilog="Any key of its config can be changed with --config.key=value, e.g. --config.data.dir=DIR.",
     )
-    add_source_arguments(parser)
+    cli.add_model_arguments(parser)
     group = parser.add_argument_group("what it gets wrong")
     group.add_argument(
         "--per_class",
@@ -51,15 +50,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--out is of use with --per_class alone")
     if args.predictions:
         check_target(args.predictions)
-    stored = load_model(args, overrides)
-    predictions = None
-    if args.per_class or args.predictions:
-        result, predictions = examine_stored(stored, flip_tta=args.flip_tta)
-    else:
-        result = evaluate_stored(stored, flip_tta=args.flip_tta)
-    warn_assumed(stored)
-    say(f"{stored.name}, on {describe_devices(stored.devices)}{_TTA if args.flip_tta else ''}")
-    say(validation_text(result, classes=stored.model.num_classes))
+    trained = load_model(args, overrides)
+    wanted = args.per_class or bool(args.predictions)
+    result, predictions = evaluate_model(trained, flip_tta=args.flip_tta, predictions=wanted)
+    warn_assumed(trained)
+    say(f"{trained.name}, on {describe_devices(trained.devices)}{_TTA if args.flip_tta else ''}")
+    say(validation_text(result, classes=trained.model.num_classes))
     if predictions:
         say(f"calibration  {100 * result['val.ece']:.2f} % expected calibration error over {BINS} bins")
         if args.per_class:

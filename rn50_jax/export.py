@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,23 +11,24 @@ from typing import Any
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
-from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.image_set import ImageSet, check_class_names
+from rn50_jax.data.image_set import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.exporting import onnx_file, stablehlo
-from rn50_jax.exporting.check import TOLERANCES, check, check_images, thin_out
-from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Exportable, Form, describe, load_exportable
-from rn50_jax.exporting.quantise import Quantisation, compare, find_calibration, mark_quantised, quantise
+from rn50_jax.exporting.check import TOLERANCES, check, check_images, outputs, thin_out
+from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Form, describe, make_exportable
+from rn50_jax.exporting.quantize import compare, find_calibration, mark_quantized, quantize
+from rn50_jax.inference.image_files import Found, decode_files
 from rn50_jax.inference.trained_model import (
-    StoredModel,
-    add_source_arguments,
+    TrainedModel,
+    describe_model,
     load_model,
+    open_val,
     save_weights,
     summary,
     warn_assumed,
 )
 from rn50_jax.io.messages import say
-from rn50_jax.io.text import counted, in_utf8
+from rn50_jax.io.text import in_utf8
 from rn50_jax.weights.metadata import beside, refuse_foreign, write_beside
 
 # Formats, by the ends of their files' names.
@@ -44,7 +46,7 @@ _GRAPHS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     parser = _parser()
     args, overrides = configs.parse_args(parser, argv)
     kind = _format(args)
@@ -57,34 +59,38 @@ def main(argv: Sequence[str]) -> int:
     # Decoded on the CPU, by all its cores; in float32 unless said otherwise, however the model was trained.
     cores = str(len(os.sched_getaffinity(0)))
     defaults = [("precision", "fp32"), ("data.backend", "dali-cpu"), ("data.workers", cores)]
-    stored = load_model(args, [*defaults, *overrides])
-    say(f"{stored.name}: {summary(stored)}")
+    trained = load_model(args, [*defaults, *overrides])
+    say(f"{trained.name}: {summary(trained)}")
     if form is None:
-        facts = {"format": kind, **save_weights(stored, args.out)}
+        facts = {"format": kind, **save_weights(trained, args.out)}
     else:
-        if kind == "onnx" and stored.config.precision != "fp32":
+        if kind == "onnx" and trained.config.precision != "fp32":
             raise UserError("ONNX files compute in float32; leave out --config.precision")
-        val = _open_val(stored, must_fit=args.quantise)
-        quantisation = None
-        if args.quantise and val:
-            calibration = find_calibration(args.calibration, args.calibration_images)
-            quantisation = Quantisation(calibration, thin_out(val, args.val_images))
-        facts = export_graph(load_exportable(stored, form), kind, args.out, val, quantisation)
+        val = _open_val(trained, needed=args.quantise)
+        calibration = find_calibration(args.calibration, args.calibration_images) if args.quantise else []
+        facts = export_graph(trained, form, kind, args.out, val, calibration, args.val_images)
     write_beside(args.out, facts)
-    warn_assumed(stored)
+    warn_assumed(trained)
     say(f"written to {args.out}, what there is to know about it to {beside(args.out)}")
     return 0
 
 
 def export_graph(
-    exportable: Exportable, kind: str, out: Path, val: ImageSet | None, quantisation: Quantisation | None
+    trained: TrainedModel,
+    form: Form,
+    kind: str,
+    out: Path,
+    val: ImageSet | None,
+    calibration: Sequence[Found] = (),
+    val_images: int | None = None,
 ) -> dict[str, Any]:
     """Writes a StableHLO or ONNX file that was loaded again and checked, or nothing.
 
     Args:
       kind: "stablehlo" or "onnx".
       val: images to check the file on, if there are any.
-      quantisation: for an ONNX file in 8-bit integers.
+      calibration: for an ONNX file in 8-bit integers.
+      val_images: of `val`, on which its accuracy is measured; None for all.
 
     Returns:
       What the file says about itself, with `check` and, of 8-bit models, `quantisation`.
@@ -93,9 +99,10 @@ def export_graph(
       RunStopped: the file does not do what the model does.
       UserError: `out` cannot be written.
     """
-    config, form = exportable.stored.config, exportable.form
-    images = check_images(config, val)
-    facts = {"format": kind, **describe(exportable, onnx_file.LIBRARIES if kind == "onnx" else ())}
+    variables, precision = trained.load(), trained.config.precision
+    exportable = make_exportable(trained, variables, form)
+    images = check_images(partial(decode_files, trained.config, by_pillow=True), val)
+    facts = {"format": kind, **describe(describe_model(trained), form, onnx_file.LIBRARIES if kind == "onnx" else ())}
     try:
         with TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
             unfinished = Path(folder) / "model"
@@ -103,18 +110,21 @@ def export_graph(
                 onnx_file.write_onnx(exportable, unfinished, facts)
                 run = onnx_file.load_onnx(unfinished)
             else:
-                facts |= {"platforms": stablehlo.PLATFORMS, "precision": config.precision}
+                facts |= {"platforms": stablehlo.PLATFORMS, "precision": precision}
                 stablehlo.write_stablehlo(exportable, unfinished)
                 run = stablehlo.load_stablehlo(unfinished)
-            facts["check"] = check(run, exportable, images, tolerance=TOLERANCES[config.precision])
-            say(_tell_check(facts["check"]))
-            if quantisation:
+            wanted = outputs(trained.model, variables, images, exportable.normalization, form.output)
+            facts["check"] = check(run, exportable.convert(images), wanted, tolerance=TOLERANCES[precision])
+            difference = f"differs by {facts['check']['largest_difference']:.1e} of the largest output"
+            say(f"loaded again and checked on {len(images)} real images: {difference}")
+            if calibration and val:
                 small = Path(folder) / "int8"
-                how = quantise(unfinished, small, quantisation.calibration, config, form)
-                cost = compare(run, onnx_file.load_onnx(small), quantisation.val, config, form)
-                facts["quantisation"] = how | cost
-                mark_quantised(small, facts["quantisation"])
-                say(_tell_quantisation(facts["quantisation"]))
+                how: Any = {"decode": partial(decode_files, trained.config), "convert": exportable.convert}
+                facts["quantisation"] = quantize(unfinished, small, calibration, **how) | compare(
+                    run, onnx_file.load_onnx(small), thin_out(val, val_images), **how
+                )
+                mark_quantized(small, facts["quantisation"])
+                say(_tell_quantization(facts["quantisation"]))
                 unfinished = small
             unfinished.replace(out)
     except OSError as error:
@@ -122,13 +132,7 @@ def export_graph(
     return facts
 
 
-def _tell_check(facts: dict[str, Any]) -> str:
-    return (
-        "loaded again and checked on {images} real images: differs by {largest_difference:.1e} of the largest output"
-    ).format(**facts)
-
-
-def _tell_quantisation(facts: dict[str, Any]) -> str:
+def _tell_quantization(facts: dict[str, Any]) -> str:
     return (
         "in 8-bit integers, calibrated with {calibration_images} images: top-1 {top1_after:.2f} %, before "
         "{top1_before:.2f} %, on {val_images} images of val/; {same_class:.2f} % are given the same class; "
@@ -143,7 +147,7 @@ def _parser() -> cli.CommandLine:
         epilog="docs/export.md says how to load each. FILE.json tells classes, input, source and what was checked. "
         "--config.precision=bf16 makes a StableHLO file compute in bfloat16.",
     )
-    add_source_arguments(parser)
+    cli.add_model_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the end of FILE's name")
     graphs = parser.add_argument_group("stablehlo and onnx, functions of images")
@@ -203,22 +207,14 @@ def _check_target(out: Path) -> None:
     refuse_foreign(out)
 
 
-def _open_val(stored: StoredModel, *, must_fit: bool) -> ImageSet | None:
-    """The images of val/; None where there are none, unless they must be there, and be of the model's classes."""
+def _open_val(trained: TrainedModel, *, needed: bool) -> ImageSet | None:
+    """The images of val/; None if there are none of the model's classes, unless they are needed."""
     try:
-        dataset = open_dataset(stored.config, need_train=False, val_images=stored.val_images)
+        return open_val(trained).val
     except UserError:
-        if must_fit:
+        if needed:
             raise
         return None
-    if must_fit and stored.class_names:
-        check_class_names(dataset.class_names, stored.class_names, stored.config.data.dir)
-    elif must_fit and len(dataset.class_names) != stored.model.num_classes:
-        raise UserError(
-            f"{stored.config.data.dir} has {counted(len(dataset.class_names), 'class')}, and the model has "
-            f"{stored.model.num_classes}; pass --config.data.dir=DIR"
-        )
-    return dataset.val
 
 
 if __name__ == "__main__":

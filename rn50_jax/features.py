@@ -22,17 +22,18 @@ from rn50_jax.data.loader import eval_batches
 from rn50_jax.data.normalize import Normalization, normalize, pixel_normalization
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
 from rn50_jax.errors import UserError
-from rn50_jax.inference.trained_model import StoredModel, add_source_arguments, load_model, warn_assumed
+from rn50_jax.inference.trained_model import TrainedModel, load_model, warn_assumed
 from rn50_jax.io.files import written_whole
 from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted
 from rn50_jax.models.resnet import ResNet, Variables
+from rn50_jax.runtime.run_folder import telling_of_writes
 
 
 def feature_step(
     variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, normalization: Normalization
 ) -> jax.Array:
-    """What the classifier sees of each image: the last stage's mean over the pixels, float32 [B, C]."""
+    """Returns the classifier's input for each image: the last stage's mean over the pixels, float32 [B, C]."""
     del axis_name  # every device answers for its own images
     images = normalize(batch["image"], normalization)
     features: jax.Array = model.apply(variables, images, train=False, head=False)
@@ -40,7 +41,7 @@ def feature_step(
 
 
 def find_images(folder: Path) -> tuple[tuple[str, ...], ImageSet]:
-    """The images of a folder, in the order of their names: of its class folders, or else directly in it.
+    """Finds the images of a folder, in the order of their names: of its class folders, or else directly in it.
 
     Returns:
       The class names, and the images with their labels; without class folders no names and the label -1.
@@ -66,7 +67,7 @@ def find_images(folder: Path) -> tuple[tuple[str, ...], ImageSet]:
     return (), ImageSet(files, np.full(len(files), -1, np.int32))
 
 
-def extract(stored: StoredModel, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+def extract(trained: TrainedModel, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     """Computes the features of every image, once and in order, seen through the transform of evaluation.
 
     Returns:
@@ -76,18 +77,18 @@ def extract(stored: StoredModel, images: ImageSet) -> tuple[np.ndarray, np.ndarr
     Raises:
       UserError: none can be decoded; or with `data.on_bad_file` of "error", naming the first that cannot be.
     """
-    config, count, devices = stored.config, len(images.files), stored.devices
+    count, devices = len(images.files), trained.devices
     mesh = make_mesh(devices)
-    with config.unlocked():
-        config.batch_size = min(config.batch_size, math.ceil(count / len(devices)))
+    batch_size = min(trained.config.batch_size, math.ceil(count / len(devices)))
+    config = configs.override(trained.config, [("batch_size", str(batch_size))])
     normalization = pixel_normalization(config.data.mean, config.data.std)
-    step = partial(feature_step, model=stored.model, axis_name=AXIS, normalization=normalization)
+    step = partial(feature_step, model=trained.model, axis_name=AXIS, normalization=normalization)
     compiled = spread(step, mesh, mode=config.parallel, stacked=True)
-    variables = place(stored.load(), mesh)
+    variables = place(trained.load(), mesh)
     result: np.ndarray | None = None
     good = np.zeros(count, np.bool_)
     bad_images = Quarantine(None, policy=config.data.on_bad_file, limit=count)
-    done, steps = 0, math.ceil(count / (config.batch_size * len(devices)))
+    done, steps = 0, math.ceil(count / (batch_size * len(devices)))
     console = Console(stderr=True)
     batches = eval_batches(config, images, mesh, quarantine=bad_images)
     for batch in track(batches, "features", total=steps, console=console, disable=not console.is_terminal):
@@ -109,15 +110,12 @@ def write_features(path: Path, arrays: dict[str, Any]) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    try:
-        with written_whole(path) as unfinished, unfinished.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    with telling_of_writes(), written_whole(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code: 1 if an image could not be decoded."""
+    """Runs the command; returns its exit code: 1 if an image could not be decoded."""
     parser = cli.CommandLine(
         prog="rn50_jax.features",
         description="Write the pooled features of a folder's images, what the classifier sees of them, to an .npz "
@@ -128,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
         "Any key of the model's config can be changed with --config.key=value, e.g. --config.batch_size=64.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of images or of class folders")
-    add_source_arguments(parser)
+    cli.add_model_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="file to write")
     args, overrides = configs.parse_args(parser, argv)
     need_dali()
@@ -137,10 +135,10 @@ def main(argv: Sequence[str]) -> int:
     if not args.out.parent.is_dir():
         raise UserError(f"cannot write {args.out}: {args.out.parent} is not a folder")
     class_names, images = find_images(args.folder)
-    stored = load_model(args, overrides)
-    if stored.config.data.backend == "synthetic":
-        raise UserError(f"{stored.name} has config.data.backend='synthetic'; pass --config.data.backend=dali-cpu")
-    features, good = extract(stored, images)
+    trained = load_model(args, overrides)
+    if trained.config.data.backend == "synthetic":
+        raise UserError(f"{trained.name} has config.data.backend='synthetic'; pass --config.data.backend=dali-cpu")
+    features, good = extract(trained, images)
     names = np.array([str(Path(file).relative_to(args.folder)) for file in images.files])
     arrays = {
         "features": features,
@@ -151,8 +149,8 @@ def main(argv: Sequence[str]) -> int:
     }
     write_features(args.out, arrays)
     classes = f", {counted(len(class_names), 'class')}" if class_names else ""
-    warn_assumed(stored)
-    say(stored.name)
+    warn_assumed(trained)
+    say(trained.name)
     skipped = f"; {np.sum(~good)} skipped, see the notes" if not good.all() else ""
     say(
         f"{counted(len(features), 'image')}{classes}, {counted(features.shape[1], 'feature')} each, "

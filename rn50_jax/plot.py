@@ -16,7 +16,7 @@ from rn50_jax.loggers.history import History, metrics_file, read_history, write_
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     parser = cli.CommandLine(
         prog="rn50_jax.plot",
         description="Draw loss, top-1, top-5, learning rate, throughput and loss scale of runs over their epochs, as "

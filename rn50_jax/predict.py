@@ -22,8 +22,7 @@ from rn50_jax.inference.image_files import Decoded, Found, batched, decode_files
 from rn50_jax.inference.output_formats import FOR_PEOPLE, FORMATS, Answer
 from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.inference.trained_model import (
-    StoredModel,
-    add_source_arguments,
+    TrainedModel,
     load_for_inference,
     load_model,
     warn_assumed,
@@ -39,7 +38,7 @@ BATCH_SIZES = {"cpu": 32, "gpu": 256}  # images per device: enough to fill one
 Classify = Callable[[Sequence[np.ndarray]], jax.Array]
 
 
-def make_classifier(stored: StoredModel, *, batch_size: int, devices: Sequence[jax.Device]) -> Classify:
+def make_classifier(trained: TrainedModel, *, batch_size: int, devices: Sequence[jax.Device]) -> Classify:
     """Loads the weights; compiles at the first call.
 
     Returns:
@@ -47,12 +46,12 @@ def make_classifier(stored: StoredModel, *, batch_size: int, devices: Sequence[j
       [D, batch_size, K], the images in their order and nonsense behind them, perhaps still being computed.
     """
     mesh = make_mesh(devices)
-    model, loaded = load_for_inference(stored)
-    normalization = pixel_normalization(stored.config.data.mean, stored.config.data.std)
+    model, loaded = load_for_inference(trained)
+    normalization = pixel_normalization(trained.config.data.mean, trained.config.data.std)
     step = partial(predict_step, model=model, axis_name=AXIS, normalization=normalization)
-    compiled = spread(step, mesh, mode=stored.config.parallel, stacked=True)
+    compiled = spread(step, mesh, mode=trained.config.parallel, stacked=True)
     variables = place(loaded, mesh)
-    size = stored.config.data.image_size
+    size = trained.config.data.image_size
     shape = (len(devices), batch_size, size, size, 3)
 
     def classify(images: Sequence[np.ndarray]) -> jax.Array:
@@ -65,7 +64,7 @@ def make_classifier(stored: StoredModel, *, batch_size: int, devices: Sequence[j
 
 
 def answers(
-    stored: StoredModel, files: Iterable[Found], *, top_k: int, batch_size: int, by_pillow: bool = False
+    trained: TrainedModel, files: Iterable[Found], *, top_k: int, batch_size: int, by_pillow: bool = False
 ) -> Iterator[Answer]:
     """Classifies files on all devices, decoding the next ones meanwhile; holds a few batches at a time.
 
@@ -77,11 +76,11 @@ def answers(
       For each file, in order, {"file", "predictions": [{"class", "index", "probability"}]}, best first, or
       {"file", "error"}.
     """
-    names = human_names(stored.class_names or likely_names(stored.model.num_classes))
-    decoded = decode_files(stored.config, files, by_pillow=by_pillow)
-    batches = batched(decoded, batch_size * len(stored.devices))
+    names = human_names(trained.class_names or likely_names(trained.model.num_classes))
+    decoded = decode_files(trained.config, files, by_pillow=by_pillow)
+    batches = batched(decoded, batch_size * len(trained.devices))
     first = next(batches, [])
-    devices = stored.devices
+    devices = trained.devices
     if len(first) <= batch_size:  # then it is the only one, or there is one device
         devices = devices[:1]
         batch_size = len(first)
@@ -90,9 +89,9 @@ def answers(
     for batch in chain([first], batches):
         images = [item.image for item in batch if item.image is not None]
         if images and classify is None:
-            classify = make_classifier(stored, batch_size=batch_size, devices=devices)
+            classify = make_classifier(trained, batch_size=batch_size, devices=devices)
         probabilities = classify(images) if images and classify else None
-        # The answers before are told while this batch is on the device.
+        # The answers before are given while this batch is on the device.
         yield from _tell(*waiting, names, top_k)
         waiting = (batch, probabilities)
     yield from _tell(*waiting, names, top_k)
@@ -111,7 +110,7 @@ def _tell(batch: list[Decoded], probabilities: jax.Array | None, names: Sequence
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code: 1 if an image could not be classified."""
+    """Runs the command; returns its exit code: 1 if an image could not be classified."""
     parser = cli.CommandLine(
         prog="rn50_jax.predict",
         description="Name the classes of images, seen through the transform of evaluation.",
@@ -124,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="IMAGE",
         help="JPEG, PNG, WebP, BMP, TIFF, ...; a folder, for all in it; a 'pattern*'; or -, names on standard input",
     )
-    add_source_arguments(parser)
+    cli.add_model_arguments(parser)
     parser.add_argument("--top_k", type=int, default=5, help="how many classes to name (default: 5)")
     parser.add_argument(
         "--resize",
@@ -145,15 +144,15 @@ def main(argv: Sequence[str]) -> int:
         need_dali("--resize pillow")
     # Files are decoded on the CPU, also for a run that was trained with dali-gpu, and here all its cores are free.
     cores = len(os.sched_getaffinity(0))
-    stored = load_model(args, [("data.backend", "dali-cpu"), ("data.workers", str(cores)), *overrides])
+    trained = load_model(args, [("data.backend", "dali-cpu"), ("data.workers", str(cores)), *overrides])
     if sys.stderr.isatty():  # a script gets the answers alone
-        tell_end(f"{stored.name}, on {describe_devices(stored.devices)}")
-    batch_size = args.batch_size or BATCH_SIZES.get(stored.devices[0].platform, 32)
+        tell_end(f"{trained.name}, on {describe_devices(trained.devices)}")
+    batch_size = args.batch_size or BATCH_SIZES.get(trained.devices[0].platform, 32)
     files = find_images(args.images, null=args.null, tell=True)
     by_pillow = args.resize == "pillow"
-    result = answers(stored, files, top_k=args.top_k, batch_size=batch_size, by_pillow=by_pillow)
+    result = answers(trained, files, top_k=args.top_k, batch_size=batch_size, by_pillow=by_pillow)
     code = _write(result, args.images, args.out, args.format)
-    warn_assumed(stored)
+    warn_assumed(trained)
     return code
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rn50_jax import cli
-from rn50_jax.analysis.finished_run import tell_where
+from rn50_jax.analysis.results import tell_where
 from rn50_jax.analysis.validate_only import validate_only
 from rn50_jax.checkpoint.folder import is_gathered
 from rn50_jax.checkpoint.manager import Checkpoints
@@ -30,9 +30,9 @@ from rn50_jax.distributed import devices, processes
 from rn50_jax.errors import Interrupted, RunStopped, UserError
 from rn50_jax.io.console_log import open_log
 from rn50_jax.io.messages import say, warn_of_log
-from rn50_jax.loggers.base import check_loggers
+from rn50_jax.loggers.available import check_loggers
 from rn50_jax.loggers.goodput import Goodput
-from rn50_jax.loggers.meters import Window
+from rn50_jax.loggers.meters import Meters
 from rn50_jax.models.norm import norm_sync
 from rn50_jax.runtime import jax_setup, streams
 from rn50_jax.runtime.run_folder import make_workdir
@@ -109,7 +109,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
       RunStopped: training or devices diverged, a device's memory is too small, or checkpoints cannot be written.
     """
     # Whatever can be wrong is found now, in seconds, and not after minutes of compiling.
-    check_loggers(config)
+    check_loggers(config.report)
     if config.data.backend != "synthetic":
         need_dali("config.data.backend=synthetic")
     mesh = devices.make_mesh(devices.find_devices(backend=config.data.backend, precision=config.precision))
@@ -172,7 +172,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
         signals = stack.enter_context(Signals(60 * config.checkpoint.every_minutes, gather))
         report = stack.enter_context(open_report(config, workdir, mesh, plan, dataset, step, argv))
         goodput = Goodput(start.goodput, start.lost)
-        meters = Window(plan.global_batch, loss_scaling=config.precision == "fp16")
+        meters = Meters(plan.global_batch, loss_scaling=config.precision == "fp16")
         quarantine = make_quarantine(config, workdir / "quarantine.json")
         batches = stack.enter_context(
             closing(train_batches(config, dataset.train, plan, mesh, start.position, quarantine))
@@ -232,7 +232,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
                 if reported:
                     summary = meters.summary()
                     report.train(step, epoch, summary)
-                    skipped = [step + offset for offset in meters.left_out]
+                    skipped = [step + offset for offset in meters.skipped]
                     if skipped and processes.is_first():
                         note_skipped_steps(
                             workdir / SKIPPED,
@@ -276,7 +276,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
         report.end(step, position.epoch - 1, goodput.totals(), finished=True)
         quarantine.tell()
     if processes.is_first():
-        tell_where(config, workdir)
+        tell_where(workdir, workdir / config.report.file)
 
 
 if __name__ == "__main__":

@@ -45,12 +45,12 @@ DEATH = """
 import os, signal, time
 from pathlib import Path
 from rn50_jax.config import loading
-from rn50_jax.loggers.meters import Window
+from rn50_jax.loggers.meters import Meters
 
 def get_config():
     return loading.load({recipe!r})[0]
 
-steps, add = 0, Window.add
+steps, add = 0, Meters.add
 
 def add_and_fail(self, metrics):
     global steps
@@ -60,7 +60,7 @@ def add_and_fail(self, metrics):
         Path({failed!r}).write_text(str(time.time()))
         {what}
 
-Window.add = add_and_fail
+Meters.add = add_and_fail
 """
 DEATHS = (
     ("raised", 0, "raise RuntimeError"),

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from rn50_jax.data.normalize import MEAN, STD
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.exporting import onnx_file
 from rn50_jax.exporting.check import check_images
-from rn50_jax.exporting.form import LAYOUTS, Form, load_exportable
+from rn50_jax.exporting.form import LAYOUTS, Exportable, Form, make_exportable
 from rn50_jax.exporting.onnx_file import load_onnx, write_onnx
 from rn50_jax.exporting.stablehlo import load_stablehlo, write_stablehlo
 from rn50_jax.inference.image_files import decode_files, found_in
-from rn50_jax.inference.trained_model import StoredModel, load_run, load_weights
+from rn50_jax.inference.trained_model import TrainedModel, load_run, load_weights
 from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.weights.files import WeightFile, read_weights, write_weights
@@ -40,7 +41,7 @@ FORMS = [Form("uint8", "nchw", "probabilities", True), Form("float32", "nhwc", "
 PHOTO = Path(sklearn.datasets.__file__).parent / "images/china.jpg"
 
 
-def make_stored(arch: str, folder: Path, stages: tuple[int, ...] = ()) -> tuple[StoredModel, torch.nn.Module]:
+def make_trained(arch: str, folder: Path, stages: tuple[int, ...] = ()) -> tuple[TrainedModel, torch.nn.Module]:
     """A narrow network of the family with random weights, through a weight file, and the same in plain PyTorch."""
     variant = FAMILY[arch]._replace(stages=stages or FAMILY[arch].stages)
     width = 16 if variant.groups > 1 else 8
@@ -54,6 +55,10 @@ def make_stored(arch: str, folder: Path, stages: tuple[int, ...] = ()) -> tuple[
     leaves = {path: x for tree in variables.values() for path, x in flatten_dict(tree).items()}
     net.load_state_dict({torch_name(path): to_torch(torch_name(path), x) for path, x in leaves.items()}, strict=False)
     return load_weights(path, []), net.eval()
+
+
+def exportable(trained: TrainedModel, form: Form) -> Exportable:
+    return make_exportable(trained, trained.load(), form)
 
 
 def wanted(net: torch.nn.Module, images: np.ndarray, form: Form) -> np.ndarray:
@@ -75,25 +80,25 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize("arch", FAMILY)
 def test_onnx_does_what_pytorch_does(arch: str, tmp_path: Path) -> None:
-    stored, net = make_stored(arch, tmp_path, () if arch == "resnet50" else (2, 1, 1, 1))
-    images = check_images(stored.config, None)
+    network, net = make_trained(arch, tmp_path, () if arch == "resnet50" else (2, 1, 1, 1))
+    images = check_images(partial(decode_files, network.config, by_pillow=True), None)
     assert images.shape == (4, 64, 64, 3)
     for form in FORMS:
-        write_onnx(load_exportable(stored, form), tmp_path / "x.onnx", {"arch": arch})
+        write_onnx(exportable(network, form), tmp_path / "x.onnx", {"arch": arch})
         run = load_onnx(tmp_path / "x.onnx")
         for count in (1, 4):
             assert_close(run(as_input(images[:count], form)), wanted(net, images[:count], form))
     model = onnx.load(tmp_path / "x.onnx")
     assert [entry.version for entry in model.opset_import] == [17] and model.ir_version == 8
-    assert model.graph.name == stored.config.model.arch
+    assert model.graph.name == network.config.model.arch
     assert sum(node.op_type == "BatchNormalization" for node in model.graph.node) > 10
 
 
 @pytest.mark.parametrize("form", [*FORMS, Form("float32", "nchw", "logits", True)])
 def test_stablehlo_does_what_pytorch_does(form: Form, tmp_path: Path) -> None:
-    stored, net = make_stored("resnet50", tmp_path, stages=(1, 1))
-    images = check_images(stored.config, None)
-    write_stablehlo(load_exportable(stored, form), tmp_path / "x")
+    network, net = make_trained("resnet50", tmp_path, stages=(1, 1))
+    images = check_images(partial(decode_files, network.config, by_pillow=True), None)
+    write_stablehlo(exportable(network, form), tmp_path / "x")
     run = load_stablehlo(tmp_path / "x")
     for count in (1, 4):
         assert_close(run(as_input(images[:count], form)), wanted(net, images[:count], form))
@@ -104,9 +109,9 @@ def test_stablehlo_does_what_pytorch_does(form: Form, tmp_path: Path) -> None:
 
 
 def test_folding_removes_batch_norm(tmp_path: Path) -> None:
-    stored, _ = make_stored("se-resnext101-32x4d", tmp_path, stages=(1, 1))
+    network, _ = make_trained("se-resnext101-32x4d", tmp_path, stages=(1, 1))
     for layout in LAYOUTS:
-        write_onnx(load_exportable(stored, FORMS[0]._replace(layout=layout)), tmp_path / "x.onnx", {})
+        write_onnx(exportable(network, FORMS[0]._replace(layout=layout)), tmp_path / "x.onnx", {})
         kinds = [node.op_type for node in onnx.load(tmp_path / "x.onnx").graph.node]
         assert kinds.count("BatchNormalization") == 0 and kinds.count("Conv") == 1 + 2 * (3 + 2) + 2
         assert kinds.count("Transpose") == (layout == "nhwc")
@@ -138,7 +143,7 @@ def test_examples_of_the_documentation(
     stand_in = exported / "torchvision/models.py"
     stand_in.parent.mkdir()
     stand_in.write_text(
-        f"import sys\n\nsys.path.append({str(REPO / 'tests')!r})\nfrom torch_reference import ResNet\n\n\n"
+        f"import sys\n\nsys.path.append({str(REPO / 'tests')!r})\nfrom helpers.torch_reference import ResNet\n\n\n"
         "def resnet50(num_classes):\n    return ResNet((1, 1), False, num_classes, width=8)\n"
     )
     # Those that need nothing of this project run without it.
@@ -244,7 +249,7 @@ def test_a_file_that_does_something_else_is_not_written(
     ],
 )
 def test_mistakes(argv: list[str], message: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_stored("resnet18", tmp_path, stages=(1,))
+    make_trained("resnet18", tmp_path, stages=(1,))
     (tmp_path / "folder.onnx").mkdir()
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())

@@ -4,6 +4,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import write_whole
 from rn50_jax.io.text import printable
-from rn50_jax.loggers.history import History, read_history
+from rn50_jax.loggers.history import History
 
-# Okabe and Ito's colours, told apart by the colour-blind too, the yellow left out: it does not show on white.
+# Okabe and Ito's colors, which the color-blind can tell apart, without the yellow, which does not show on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 INK, GRID = "#2b2b2b", "#b8b8b8"
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -52,10 +53,8 @@ PANELS = (
     Panel("LossScale", "loss scale", (("train.loss_scale", TRAINING),), smoothed=False),
 )
 # The three figures of NVIDIA's document.
-VALIDATION_FIGURES = (
-    Panel("ValidationLoss", "validation loss", (("val.loss", VALIDATION), ("val_ema.loss", AVERAGED))),
-    Panel("ValidationTop1", "validation top-1 (%)", (("val.top1", VALIDATION), ("val_ema.top1", AVERAGED))),
-    Panel("ValidationTop5", "validation top-5 (%)", (("val.top5", VALIDATION), ("val_ema.top5", AVERAGED))),
+VALIDATION_FIGURES = tuple(
+    Panel(f"Validation{panel.name}", f"validation {panel.label}", panel.series[-2:]) for panel in PANELS[:3]
 )
 
 
@@ -67,12 +66,12 @@ class Run(NamedTuple):
 
 
 def overview(runs: Sequence[Run], smooth: int = 1) -> Figure:
-    """All panels that any of the runs has something for; one run by kinds of lines, several by colours.
+    """Draws all panels that any of the runs has something for; one run by kinds of lines, several by colors.
 
     Args:
       smooth: training curves are running means over so many lines of the metrics file.
     """
-    panels = [panel for panel in PANELS if _has_something(panel, runs)]
+    panels = drawable(runs)
     columns = min(3, max(len(panels), 1))
     rows = -(-max(len(panels), 1) // columns)
     figure = Figure(figsize=(3.9 * columns, 2.85 * rows + 0.5), layout="constrained")
@@ -81,12 +80,21 @@ def overview(runs: Sequence[Run], smooth: int = 1) -> Figure:
         draw_panel(axes, panel, runs, smooth)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    _legend(figure, grid.flat[len(panels)] if len(panels) < grid.size else None, panels, runs, smooth)
+    handles = _handles(panels, runs, smooth)
+    if len(panels) < grid.size and len(handles) <= 11:
+        grid.flat[len(panels)].legend(handles=handles, loc="center", frameon=False)
+    elif handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
     return figure
 
 
+def drawable(runs: Sequence[Run]) -> list[Panel]:
+    """Returns the panels that any of the runs has something for."""
+    return [panel for panel in PANELS if any(run.history.series(name) for run in runs for name, _ in panel.series)]
+
+
 def single(panel: Panel, runs: Sequence[Run], size: tuple[float, float] = (4.8, 3.4), *, legend: bool = True) -> Figure:
-    """One panel as a figure of its own, `size` in inches, with a legend if there is more than one kind of line."""
+    """Draws one panel as a figure, `size` in inches, with a legend if there is more than one kind of line."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     draw_panel(axes, panel, runs)
@@ -99,7 +107,7 @@ def single(panel: Panel, runs: Sequence[Run], size: tuple[float, float] = (4.8, 
 def draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], smooth: int = 1) -> None:
     """Draws what the runs have for a panel; validation lies above training."""
     values: list[float] = []
-    for number, run in enumerate(runs):
+    for run, run_color in zip(runs, cycle(COLORS), strict=False):
         for name, kind in panel.series:
             points = sorted(run.history.series(name).items())
             if name == "train.total_ips":
@@ -109,7 +117,7 @@ def draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], smooth: int = 1) -
             x, y = np.array(points).T
             if kind == TRAINING and smooth > 1 and panel.smoothed:
                 x, y = running_mean(x, smooth), running_mean(y, smooth)
-            color = _color(number) if len(runs) > 1 else _KIND_COLORS[kind]
+            color = run_color if len(runs) > 1 else _KIND_COLORS[kind]
             axes.plot(x, y, color=color, markevery=max(len(x) // 25, 1), **_STYLES[kind])
             values += list(y)
     if values and panel.label.endswith("loss") and min(values) > 0 and max(values) > 10 * float(np.median(values)):
@@ -121,17 +129,16 @@ def draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], smooth: int = 1) -
         axes.set_yscale("log", base=2)
     elif panel.from_zero:
         axes.set_ylim(0, 1.08 * max(values, default=1.0) or 1.0)
-    axes.set_xlabel("epoch" if all(run.history.x == "epoch" for run in runs) else "step")
+    axes.set_xlabel("epoch")
     axes.set_ylabel(panel.label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(alpha=0.45, color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def running_mean(values: np.ndarray, count: int) -> np.ndarray:
-    """Means of `count` neighbours each, fewer of them at the beginning: float64 [N] of [N]."""
+    """Returns means of `count` neighbours each, fewer of them at the beginning: float64 [N] of [N]."""
     sums = np.cumsum(np.insert(np.asarray(values, np.float64), 0, 0.0))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - count, 0)
@@ -140,20 +147,12 @@ def running_mean(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def kinds_drawn(run: Run) -> list[tuple[str, str]]:
-    """The kinds of lines in the panels of a run alone, and their colours."""
+    """Returns the kinds of lines in the panels of a run alone, and their colors."""
     return [(str(line.get_label()), str(line.get_color())) for line in _handles(PANELS, [run], 1)]
 
 
-def _has_something(panel: Panel, runs: Sequence[Run]) -> bool:
-    return any(run.history.series(name) for run in runs for name, _ in panel.series)
-
-
-def _color(number: int) -> str:
-    return COLORS[number % len(COLORS)]
-
-
 def _handles(panels: Sequence[Panel], runs: Sequence[Run], smooth: int) -> list[Line2D]:
-    """The legend: colours for runs if there are several, and the kinds of lines that are drawn."""
+    """The legend: colors for runs if there are several, and the kinds of lines that are drawn."""
     found = {kind for panel in panels for name, kind in panel.series if any(run.history.series(name) for run in runs)}
     kinds = [kind for kind in _STYLES if kind in found]
     several = len(runs) > 1
@@ -164,22 +163,17 @@ def _handles(panels: Sequence[Panel], runs: Sequence[Run], smooth: int) -> list[
     ]
     if not several:
         return lines
-    colors = [Line2D([], [], color=_color(i), linewidth=3, label=as_text(run.label)) for i, run in enumerate(runs)]
+    colors = [
+        Line2D([], [], color=color, linewidth=3, label=as_text(run.label))
+        for run, color in zip(runs, cycle(COLORS), strict=False)
+    ]
     return colors + (lines if len(kinds) > 1 else [])
 
 
 def as_text(name: str) -> str:
-    """A name as matplotlib shows it in one line, without taking what is between dollars for a formula."""
+    """Returns a name as matplotlib shows it in one line, without taking what is between dollars for a formula."""
     text = printable(name).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text  # which would leave it out of a legend
-
-
-def _legend(figure: Figure, free: Axes | None, panels: Sequence[Panel], runs: Sequence[Run], smooth: int) -> None:
-    handles = _handles(panels, runs, smooth)
-    if free is not None and len(handles) <= 11:
-        free.legend(handles=handles, loc="center", frameon=False)
-    elif handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
 
 
 def save(figure: Figure, path: Path, *, own: bool = False) -> None:
@@ -197,20 +191,9 @@ def save(figure: Figure, path: Path, *, own: bool = False) -> None:
     write_whole(path, drawn.getvalue(), own=own)
 
 
-def draw_run(metrics_file: Path, target: Path) -> None:
-    """Draws the overview of one run.
-
-    Raises:
-      OSError: `target` cannot be written.
-      UserError: the metrics cannot be read.
-    """
-    with look():
-        save(overview([Run(target.parent.name, read_history(metrics_file))]), target, own=True)
-
-
 @contextmanager
 def look() -> Iterator[None]:
-    """The common look of the figures, to be used in a `with` around making and saving them."""
+    """Gives figures their common look; to be used in a `with` around making and saving them."""
     settings: Any = {
         "font.size": 9,
         "axes.edgecolor": INK,

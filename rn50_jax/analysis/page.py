@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from rn50_jax.analysis.curves import PANELS, Run, kinds_drawn, look, single
-from rn50_jax.analysis.page_html import LegendItem, Table, Tile, inline_svg, render, themed
+from rn50_jax.analysis.curves import Run, drawable, kinds_drawn, look, single
+from rn50_jax.analysis.page_html import THEME, LegendItem, Table, Tile, inline_svg, render
 from rn50_jax.analysis.page_mistakes import look_at_mistakes
 from rn50_jax.checkpoint.selection import best_validation, better_weights
 from rn50_jax.config import loading as configs
 from rn50_jax.config import tree
 from rn50_jax.errors import UserError
-from rn50_jax.inference.trained_model import Overrides, StoredModel, load_run
+from rn50_jax.inference.trained_model import Overrides, load_best
 from rn50_jax.io.files import no_such_run, write_whole
 from rn50_jax.io.text import decimal, shell
 from rn50_jax.loggers.console import clock, is_trivial
@@ -40,46 +40,37 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
         )
     history = read_history(metrics_file(run))
     default = configs.load(str(configs.DEFAULT))[0]
-    configs.override(default, overrides)  # what is wrong in them is told as it is
-    title = run.resolve().name
+    configs.override(default, overrides)  # a mistake in them ends the command
+    title, keys = run.resolve().name, _keys(run)
     drawn = Run(title, history)
     problem, mistakes, classes = None, None, None
     try:
-        stored = _load(run, overrides)
-        classes = stored.model.num_classes
-        mistakes = look_at_mistakes(stored)
+        trained = load_best(run, overrides)
+        classes = trained.model.num_classes
+        mistakes = look_at_mistakes(trained)
     except UserError as error:
         problem = str(error)
-    keys = _keys(run)
     text = render(
         title=title,
         about=_about(keys, history),
         tiles=list(_tiles(history, classes)),
-        kinds=[LegendItem(label, themed(color)) for label, color in kinds_drawn(drawn)],
+        kinds=[LegendItem(label, THEME[color.lower()]) for label, color in kinds_drawn(drawn)],
         panels=list(_panels(drawn)),
         problem=problem,
         mistakes=mistakes,
         seconds=list(_shares(history)),
         epochs=_epochs(history, classes),
         longest=_LONG,
-        **_configuration(keys, tree.flatten(default)),
+        changed=Table(["key", "value", "default"], _changed(keys, tree.flatten(default))),
+        keys=Table(["key", "value"], [[key, str(value)] for key, value in keys.items()]) if keys else None,
         **_hardware(read_facts(run)),
         now=time.strftime("%Y-%m-%d %H:%M"),
     )
     write_whole(target, text)
 
 
-def _load(run: Path, overrides: Overrides) -> StoredModel:
-    try:
-        return load_run(run, "best", overrides)
-    except UserError as error:
-        if "no validated checkpoint" not in str(error):
-            raise
-        return load_run(run, "latest", overrides)
-
-
 def _keys(run: Path) -> dict[str, Any]:
-    """The configuration of a work folder by dotted keys; {} if it has none."""
+    """Reads the configuration of a work folder by dotted keys; {} if it has none."""
     try:
         return tree.flatten(tree.from_tree(read_config(run)))
     except UserError:
@@ -87,18 +78,16 @@ def _keys(run: Path) -> dict[str, Any]:
 
 
 def _about(keys: Mapping[str, Any], history: History) -> str:
-    """What was trained, and how far."""
-    told = ("model.arch", "data.backend", "data.dir", "data.image_size", "precision", "epochs")
-    if not all(key in keys for key in told):
+    """Says what was trained, and how far; "" if the config does not tell."""
+    try:
+        source = "synthetic data" if keys["data.backend"] == "synthetic" else keys["data.dir"]
+        what = f"{keys['model.arch']} on {source}, {keys['data.image_size']} px, {keys['precision']}"
+        epochs = keys["epochs"]
+    except KeyError:
         return ""
-    arch, backend, folder, size, precision, epochs = (keys[key] for key in told)
-    source = "synthetic data" if backend == "synthetic" else folder
     last = history.lines[-1] if history.lines else {}
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(last["time"])) if "time" in last else "-"
-    return (
-        f"{arch} on {source}, {size} px, {precision}; {last.get('epochs_done', 0):g} of {epochs} epochs, last report "
-        f"{when}"
-    )
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(last["time"])) if last else "-"
+    return f"{what}; {last.get('epochs_done', 0):g} of {epochs} epochs, last report {when}"
 
 
 def _tiles(history: History, classes: int | None) -> Iterator[Tile]:
@@ -127,15 +116,14 @@ def _seconds(history: History) -> dict[str, float]:
 
 
 def _panels(run: Run) -> Iterator[Markup]:
-    for panel in PANELS:
-        if any(run.history.series(name) for name, _ in panel.series):
-            with look():
-                figure = single(panel, [run], size=(4.4, 3.0), legend=False)
-            yield inline_svg(figure, f"{panel.label} over the epochs", panel.name)
+    for panel in drawable([run]):
+        with look():
+            figure = single(panel, [run], size=(4.4, 3.0), legend=False)
+        yield inline_svg(figure, f"{panel.label} over the epochs", panel.name)
 
 
 def _shares(history: History) -> Iterator[LegendItem]:
-    """Where the time went."""
+    """Shares of the wall time."""
     totals = _seconds(history)
     wall = sum(totals.values())
     for phase, value in totals.items():
@@ -169,27 +157,19 @@ def _number(line: Mapping[str, Any], name: str, digits: int) -> str:
     return "-" if value is None else decimal(value, digits)
 
 
-def _configuration(keys: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Table | None]:
-    changed = [
-        [key, str(value), str(default.get(key, "-"))] for key, value in keys.items() if default.get(key) != value
-    ]
-    every = [[key, str(value)] for key, value in keys.items()]
-    return {
-        "changed": Table(["key", "value", "default"], changed),
-        "keys": Table(["key", "value"], every) if every else None,
-    }
+def _changed(keys: Mapping[str, Any], default: Mapping[str, Any]) -> list[list[str]]:
+    return [[key, str(value), str(default.get(key, "-"))] for key, value in keys.items() if default.get(key) != value]
 
 
 def _hardware(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What run.json tells; in a file of another shape, what can be understood of it."""
-    host, versions, command = (facts.get(key) for key in ("host", "versions", "command"))
-    host = host if isinstance(host, dict) else {}
-    versions = versions if isinstance(versions, dict) else {}
-    gpus, environment = facts.get("gpus"), facts.get("environment")
-    environment = environment if isinstance(environment, dict) else {}
+    """Facts of run.json; of a file of another shape, those that can be understood."""
+    host, versions, environment = (
+        found if isinstance(found := facts.get(key), dict) else {} for key in ("host", "versions", "environment")
+    )
+    command = facts.get("command")
     rows = [
         ["devices", facts.get("devices", "-")],
-        *(["GPUs as read", line] for line in gpu_lines(gpus)),
+        *(["GPUs as read", line] for line in gpu_lines(facts.get("gpus"))),
         ["CPU", host.get("cpu", "-")],
         ["cores", host.get("cores", "-")],
         ["memory", f"{host.get('memory_gb', '-')} GB"],

@@ -1,4 +1,4 @@
-"""Pieces of a page: what its template is given, and figures."""
+"""Pieces of a page: the content of its template, and figures."""
 
 import io
 import re
@@ -12,6 +12,9 @@ from markupsafe import Markup, escape
 from rn50_jax.analysis.curves import COLORS, INK
 from rn50_jax.io.text import printable
 
+# The colors of figures, and those that page.css has for light and for dark paper.
+THEME = {color.lower(): f"var(--c{number})" for number, color in enumerate(COLORS)} | {INK: "currentColor"}
+
 
 class Tile(NamedTuple):
     """A headline figure."""
@@ -22,7 +25,7 @@ class Tile(NamedTuple):
 
 
 class LegendItem(NamedTuple):
-    """A colour, what it stands for, and the share of a bar that it takes, if any."""
+    """A color, what it stands for, and the share of a bar that it takes, if any."""
 
     label: str
     color: str
@@ -40,9 +43,9 @@ class Table(NamedTuple):
 
 
 def render(**content: Any) -> str:
-    """The page that page.html makes of its content, in which every text is escaped and in one line."""
+    """Returns the page that page.html makes of its content, in which every text is escaped and in one line."""
     home = files("rn50_jax.analysis")
-    # What a page is told comes from files that anybody may have written.
+    # Texts of a page come from files that anybody may have written.
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=_in_one_line, trim_blocks=True, lstrip_blocks=True
     )
@@ -56,21 +59,14 @@ def _in_one_line(value: Any) -> Any:
 
 
 def inline_svg(figure: Any, label: str, name: str) -> Markup:
-    """A figure as an SVG element whose ink is the text colour of the page and whose paper is the page's."""
+    """Returns a figure as an SVG element whose ink is the text color of the page and whose paper is the page's."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Type": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = themed(text)
+    text = re.sub("|".join(THEME), lambda found: THEME[found[0].lower()], text, flags=re.IGNORECASE)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace(' xlink:href="', ' href="')
     # The same identifiers in two figures of a page would be mixed up.
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
-
-
-def themed(text: str) -> str:
-    """The same with the colours of figures replaced by those that page.css has for light and for dark paper."""
-    for number, color in enumerate(COLORS):
-        text = re.sub(color, f"var(--c{number})", text, flags=re.IGNORECASE)
-    return re.sub(INK, "currentColor", text, flags=re.IGNORECASE)

@@ -1,10 +1,11 @@
-"""What a model gets wrong, in numbers: classes, confusions, confident mistakes, calibration."""
+"""Predictions in numbers: classes, confusions, confident mistakes, calibration."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from rn50_jax.data.formats.imagenet_names import human_names
 from rn50_jax.data.image_set import ImageSet, names_from_root
 from rn50_jax.data.images.transform import AS_STORED, Rendering
 
@@ -12,7 +13,7 @@ BINS = 15  # of confidence, as in Guo et al.
 
 
 class Calibration(NamedTuple):
-    """How far confidence is from accuracy.
+    """Confidence against accuracy.
 
     error: the expected calibration error. counts: int64 [M] images in each bin. accuracy, confidence: float64 [M], the
     bin's share of right answers and mean confidence, NaN in an empty one.
@@ -38,7 +39,7 @@ class ClassResult(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What a model said about N images, a row each.
+    """Best guesses of a model for N images, a row each.
 
     images: the set that they are of. places: int64 [N], where in it. labels: int32 [N]. classes: int32 [N, k] and
     probabilities: float32 [N, k], best first, k usually 5. class_names: K. rendering: how the images were seen.
@@ -53,66 +54,67 @@ class Predictions(NamedTuple):
     rendering: Rendering = AS_STORED
 
     def file(self, row: int) -> str:
-        """The image's file; "" for synthetic data."""
+        """Returns the image's file; "" for synthetic data."""
         return self.images.files[self.places[row]] if self.images.files else ""
 
     def names(self) -> Sequence[str]:
         """Returns the images' paths from the data's folder, in the set's order; none for synthetic data."""
         return names_from_root(self.images)
 
+    def human_names(self) -> tuple[str, ...]:
+        """Returns the names of the classes as people read them, see `imagenet_names.human_names`."""
+        return human_names(self.class_names)
+
     def right(self) -> np.ndarray:
-        """Whether the best guess is right: bool [N]."""
+        """Returns whether the best guess is right: bool [N]."""
         found: np.ndarray = self.classes[:, 0] == self.labels
         return found
 
     def confusion(self) -> np.ndarray:
-        """How often images of each class (row) were taken for each class (column): int64 [K, K]."""
-        return confusion_matrix(self.labels, self.classes[:, 0], len(self.class_names))
+        """Counts how often images of each class (row) were taken for each class (column): int64 [K, K]."""
+        count = len(self.class_names)
+        pairs = self.labels.astype(np.int64) * count + self.classes[:, 0]
+        return np.bincount(pairs, minlength=count**2).reshape(count, count)
 
     def calibration(self) -> Calibration:
-        """Calibration of the best guesses."""
+        """Returns the calibration of the best guesses."""
         return calibration(self.probabilities[:, 0], self.right())
 
-    def per_class(self) -> list[ClassResult]:
-        """Each class that has images, the one with the smallest top-1 first."""
-        confusion = self.confusion()
-        in_top5 = (self.classes == self.labels[:, None]).any(axis=1)
-        hits5 = np.bincount(self.labels, weights=in_top5, minlength=len(self.class_names))
+    def per_class(self, names: Sequence[str] = ()) -> list[ClassResult]:
+        """Returns each class that has images, the one with the smallest top-1 first.
+
+        Args:
+          names: of the classes, if they are not to be `class_names`.
+        """
+        names, confusion = names or self.class_names, self.confusion()
+        hits = np.diagonal(confusion).copy()
+        hits5 = np.bincount(self.labels[(self.classes == self.labels[:, None]).any(axis=1)], minlength=len(names))
+        np.fill_diagonal(confusion, 0)
         results = []
-        for label, name in enumerate(self.class_names):
-            images = int(confusion[label].sum())
-            if not images:
-                continue
-            wrong = confusion[label].copy()
-            wrong[label] = 0
-            other = int(wrong.argmax())
-            mistaken_for = self.class_names[other] if wrong[other] else ""
-            top1, top5 = confusion[label, label] / images, hits5[label] / images
-            results.append(ClassResult(label, name, images, float(top1), float(top5), mistaken_for, int(wrong[other])))
+        for label in np.flatnonzero(hits + confusion.sum(axis=1)).tolist():
+            images, other = int(hits[label] + confusion[label].sum()), int(confusion[label].argmax())
+            mistakes = int(confusion[label, other])
+            top1, top5 = float(hits[label] / images), float(hits5[label] / images)
+            mistaken_for = names[other] if mistakes else ""
+            results.append(ClassResult(label, names[label], images, top1, top5, mistaken_for, mistakes))
         return sorted(results, key=lambda result: (result.top1, result.top5))
 
     def confused_pairs(self) -> list[tuple[int, int, int]]:
-        """(true class, predicted class, images), the most frequent first, right answers left out."""
+        """Returns (true class, predicted class, images) of all mistakes, the most frequent first."""
         confusion = self.confusion()
         np.fill_diagonal(confusion, 0)
         pairs = [(int(true), int(guess), int(confusion[true, guess])) for true, guess in np.argwhere(confusion)]
         return sorted(pairs, key=lambda pair: -pair[2])
 
     def confident_mistakes(self) -> np.ndarray:
-        """Rows of the wrong answers, those with the highest probability first: int64."""
+        """Returns the rows of the wrong answers, those with the highest probability first: int64."""
         wrong = np.flatnonzero(~self.right())
         rows: np.ndarray = wrong[np.argsort(-self.probabilities[wrong, 0], kind="stable")]
         return rows
 
 
-def confusion_matrix(labels: np.ndarray, guesses: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts of (label, guess): int64 [K, K], a row for each label."""
-    pairs = labels.astype(np.int64) * num_classes + guesses
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
 def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> Calibration:
-    """The expected calibration error of Guo et al. 2017 (arXiv:1706.04599, equations 2 and 3).
+    """Computes the expected calibration error of Guo et al. 2017 (arXiv:1706.04599, equations 2 and 3).
 
     sum_m |B_m| / N * |accuracy(B_m) - confidence(B_m)|, where B_m holds the images whose confidence, the probability of
     the best guess, is in the interval ((m - 1) / M, m / M].
@@ -130,3 +132,8 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> 
     gaps = np.abs(accuracy - mean)
     error = float(np.sum(counts * np.where(counts > 0, gaps, 0.0)) / max(len(confidence), 1))
     return Calibration(error, counts, accuracy, mean)
+
+
+def cut(name: str, most: int) -> str:
+    """Returns a name in at most so many characters."""
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -1,4 +1,4 @@
-"""Tables and figures of what a model gets wrong, and its predictions as a file."""
+"""Tables and figures of a model's mistakes, and its predictions as a file."""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -7,43 +7,37 @@ from typing import Any
 
 import numpy as np
 
-from rn50_jax.analysis.figures import _LONGEST
-from rn50_jax.analysis.predictions import Predictions
-from rn50_jax.data.formats.imagenet_names import human_names
+from rn50_jax.analysis.predictions import Predictions, cut
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import write_whole, written_whole
 from rn50_jax.io.text import counted, csv_row, in_utf8, printable
 from rn50_jax.loggers.console import top5_text
+from rn50_jax.runtime.run_folder import telling_of_writes
 
 SHOWN = 10  # classes and pairs on the console
 SHEET = 24  # images on the sheet
+_LONGEST = 32  # characters of a name
 
 
 def tell_mistakes(predictions: Predictions, width: int | None = None) -> Iterator[str]:
-    """The worst classes and the most frequent confusions as lines for the console, whose names fit so many columns."""
+    """Yields the worst classes and the most frequent confusions as lines whose names fit so many columns."""
     most = _LONGEST if width is None else min(max((width - 38) // 2, 12), _LONGEST)
-    names = dict(zip(predictions.class_names, human_names(predictions.class_names), strict=True))
-    per_class = predictions.per_class()
+    names = [cut(printable(name), most) for name in predictions.human_names()]
+    per_class = predictions.per_class(names)
     shown = per_class[:SHOWN]
     yield f"worst {len(shown)} of {len(per_class)} classes" if len(shown) < len(per_class) else "classes, worst first"
-    longest = max(len(_short(names[result.name], most)) for result in shown)
+    longest = max(len(result.name) for result in shown)
     yield f"  {'':<{longest}}  images  top-1 %  top-5 %  most often taken for"
     for result in shown:
-        other = f"{_short(names[result.mistaken_for], most)} ({result.mistakes})" if result.mistaken_for else "-"
+        other = f"{result.mistaken_for} ({result.mistakes})" if result.mistaken_for else "-"
         yield (
-            f"  {_short(names[result.name], most):<{longest}}  {result.images:6}  {100 * result.top1:7.2f}  "
+            f"  {result.name:<{longest}}  {result.images:6}  {100 * result.top1:7.2f}  "
             f"{top5_text(100 * result.top5, 2, len(names)):>7}  {other}"
         )
     pairs = predictions.confused_pairs()
     yield f"most frequent confusions, of {counted(sum(count for _, _, count in pairs), 'mistake')}"
     for true, guess, count in pairs[:SHOWN]:
-        true_name, guess_name = (_short(names[predictions.class_names[label]], most) for label in (true, guess))
-        yield f"  {count:6}  {true_name} taken for {guess_name}"
-
-
-def _short(name: str, most: int) -> str:
-    name = printable(name)
-    return name if len(name) <= most else name[: most - 1] + "…"
+        yield f"  {count:6}  {names[true]} taken for {names[guess]}"
 
 
 def write_analysis(predictions: Predictions, folder: Path) -> None:
@@ -54,6 +48,7 @@ def write_analysis(predictions: Predictions, folder: Path) -> None:
     Raises:
       UserError: the folder cannot be written.
     """
+    from rn50_jax.analysis.curves import look, save
     from rn50_jax.analysis.figures import draw_calibration, draw_sheet  # a second to import
 
     try:
@@ -63,13 +58,15 @@ def write_analysis(predictions: Predictions, folder: Path) -> None:
         names = predictions.class_names
         pairs = [(names[true], names[guess], count) for true, guess, count in predictions.confused_pairs()]
         _write_csv(folder / "confusion.csv", ["class", "taken_for", "images"], pairs, own=True)
-        draw_calibration(predictions.calibration(), folder / "calibration.png")
+        with look():
+            save(draw_calibration(predictions.calibration()), folder / "calibration.png", own=True)
         if predictions.images.files:
             mistakes = predictions.confident_mistakes()
             header = ["file", "class", "taken_for", "probability", "probability_of_class"]
             _write_csv(folder / "mistakes.csv", header, list(_mistakes(predictions, mistakes)), own=True)
             if len(mistakes):
-                draw_sheet(predictions, mistakes[:SHEET], folder / "mistakes.png")
+                with look():
+                    save(draw_sheet(predictions, mistakes[:SHEET]), folder / "mistakes.png", own=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror} ({error.filename})") from error
 
@@ -115,15 +112,13 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     for rank in range(predictions.classes.shape[1]):
         columns[f"class_{rank + 1}"] = list(names[predictions.classes[:, rank]])
         columns[f"probability_{rank + 1}"] = predictions.probabilities[:, rank].tolist()
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
-
-            named = {key: [in_utf8(x) if isinstance(x, str) else x for x in xs] for key, xs in columns.items()}
-            with written_whole(path) as unfinished, unfinished.open("wb") as file:
-                pyarrow.parquet.write_table(pyarrow.table(named), file)
-        else:
+    with telling_of_writes():
+        if path.suffix == ".csv":
             _write_csv(path, list(columns), list(zip(*columns.values(), strict=True)))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+            return
+        import pyarrow
+        import pyarrow.parquet
+
+        named = {key: [in_utf8(x) if isinstance(x, str) else x for x in xs] for key, xs in columns.items()}
+        with written_whole(path) as unfinished, unfinished.open("wb") as file:
+            pyarrow.parquet.write_table(pyarrow.table(named), file)

@@ -41,7 +41,7 @@ def write_onnx(exportable: Exportable, path: Path, facts: dict[str, Any]) -> Non
 
 
 def load_onnx(path: Path) -> Run:
-    """The model in the file on this machine's CPU, with as many threads as there are cores."""
+    """Loads the model in a file on this machine's CPU, with as many threads as there are cores."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -29,14 +29,14 @@ class _Graph:
         self.weights: list[Any] = []
 
     def add(self, op: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """A node; returns the name of its tensor."""
+        """Adds a node; returns the name of its tensor."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 
     def weight(self, name: str, array: np.ndarray | None = None) -> str:
-        """A constant; without `array` the model's tensor of that name."""
+        """Adds a constant; without `array` the model's tensor of that name."""
         from onnx import numpy_helper
 
         array = self.arrays[name] if array is None else array
@@ -44,7 +44,7 @@ class _Graph:
         return name
 
     def conv(self, x: str, name: str, norm: str, *, stride: int = 1, groups: int = 1) -> str:
-        """A convolution and the BatchNorm behind it, which a folded model has not: there the convolution has a bias."""
+        """Adds a convolution and the BatchNorm behind it; in a folded model the convolution has a bias instead."""
         bias = [self.weight(f"{name}.bias")] if f"{name}.bias" in self.arrays else []
         size = self.arrays[f"{name}.weight"].shape[-1]
         y = self.add(
@@ -68,7 +68,7 @@ class _Graph:
 
 
 def build_graph(exportable: Exportable, facts: dict[str, Any]) -> "onnx.ModelProto":
-    """The model as an ONNX graph in float32, with any number of images.
+    """Returns the model as an ONNX graph in float32, with any number of images.
 
     Args:
       facts: what the file is to say about itself, a property each; all but strings as JSON.
@@ -82,11 +82,11 @@ def build_graph(exportable: Exportable, facts: dict[str, Any]) -> "onnx.ModelPro
     if form.output == "probabilities":
         graph.add("Softmax", form.output, logits, axis=-1)
     kind = TensorProto.UINT8 if form.input == "uint8" else TensorProto.FLOAT
-    shape = ["batch", *form.shape(exportable.stored.config.data.image_size)]
+    shape = ["batch", *form.shape(exportable.image_size)]
     image = helper.make_tensor_value_info("image", kind, shape)
     output = helper.make_tensor_value_info(form.output, TensorProto.FLOAT, ["batch", model.num_classes])
     proto = helper.make_model(
-        helper.make_graph(graph.nodes, exportable.stored.config.model.arch, [image], [output], graph.weights),
+        helper.make_graph(graph.nodes, exportable.arch, [image], [output], graph.weights),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=_IR_VERSION,
         producer_name="rn50-jax",

@@ -20,7 +20,7 @@ def write_stablehlo(exportable: Exportable, path: Path) -> None:
     Raises:
       OSError: the file cannot be written.
     """
-    form, image_size = exportable.form, exportable.stored.config.data.image_size
+    form, image_size = exportable.form, exportable.image_size
     (batch,) = jax.export.symbolic_shape("batch")
     image = jax.ShapeDtypeStruct((batch, *form.shape(image_size)), jnp.dtype(form.input))
     exported = jax.export.export(jax.jit(exportable.call), platforms=PLATFORMS)(image)
@@ -28,6 +28,6 @@ def write_stablehlo(exportable: Exportable, path: Path) -> None:
 
 
 def load_stablehlo(path: Path) -> Run:
-    """The function in the file, compiled for this machine's device."""
+    """Loads the function in a file, compiled for this machine's device."""
     call = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
     return lambda images: np.asarray(call(images))

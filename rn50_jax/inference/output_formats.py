@@ -1,4 +1,4 @@
-"""What a model says of images, as a table, CSV, JSON, JSON lines or as NVIDIA prints it, written while it comes."""
+"""Answers of a model, as a table, CSV, JSON, JSON lines or as NVIDIA prints it, written while it comes."""
 
 import textwrap
 from collections.abc import Callable, Iterable
@@ -32,7 +32,7 @@ def _write_lines(answers: Iterable[Answer], file: TextIO, line: Callable[[str, f
 
 
 def write_csv(answers: Iterable[Answer], file: TextIO) -> None:
-    """A row for each file and class, with its rank from 1; of a file that failed, one row with its error."""
+    """Writes a row for each file and class, with its rank from 1; of a file that failed, one row with its error."""
     file.write(csv_row(["file", "rank", "class", "index", "probability", "error"]))
     for answer in answers:
         if "error" in answer:
@@ -43,7 +43,7 @@ def write_csv(answers: Iterable[Answer], file: TextIO) -> None:
 
 
 def write_json(answers: Iterable[Answer], file: TextIO) -> None:
-    """One list."""
+    """Writes one list."""
     separator = "[\n"
     for answer in answers:
         file.write(separator + textwrap.indent(to_json(answer, indent=2), "  "))
@@ -53,7 +53,7 @@ def write_json(answers: Iterable[Answer], file: TextIO) -> None:
 
 
 def write_jsonl(answers: Iterable[Answer], file: TextIO) -> None:
-    """One object a line."""
+    """Writes one object a line."""
     for answer in answers:
         file.write(to_json(answer) + "\n")
         file.flush()

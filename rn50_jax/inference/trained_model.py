@@ -11,15 +11,16 @@ import jax
 from ml_collections import ConfigDict
 
 from rn50_jax.checkpoint.description import RunDescription, check_description, saved_config
-from rn50_jax.checkpoint.folder import look
+from rn50_jax.checkpoint.folder import CheckpointFolder, look
 from rn50_jax.checkpoint.integrity import not_finite
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.selection import ema_is_better
 from rn50_jax.config import loading as configs
 from rn50_jax.config import tree
 from rn50_jax.config.model import build_model
-from rn50_jax.data.dataset import at_another_place
+from rn50_jax.data.dataset import at_another_place, open_dataset
 from rn50_jax.data.formats.imagenet_names import likely_names
+from rn50_jax.data.image_set import Dataset, with_classes
 from rn50_jax.data.images.transform import eval_resize
 from rn50_jax.data.val_share import VAL_IMAGES, read_val_images
 from rn50_jax.distributed.devices import find_devices
@@ -44,13 +45,13 @@ Overrides = Sequence[tuple[str, str]]
 MACHINE = ("run.compile_cache", "run.xla_flags")
 
 
-class StoredModel(NamedTuple):
+class TrainedModel(NamedTuple):
     """A model that can be loaded.
 
-    name: what it came from, for messages. class_names: empty where a weight file does not tell. facts: step, epoch,
+    name: its source, for messages. class_names: empty if a weight file has none. facts: step, epoch,
     checkpoint and whether the weights are the averaged ones, of a run. load: {"params", "batch_stats"} on the host,
     verified; of a run, as they were when it was looked at. val_images: that a run recorded, see `val_share`, if any.
-    assumed: of `class_names` and the keys of `weight_facts.PREPARATION`, those that neither a weight file nor the
+    assumed: of `class_names` and the keys of `metadata.PREPARATION`, those that neither a weight file nor the
     command line tells.
     """
 
@@ -65,37 +66,15 @@ class StoredModel(NamedTuple):
     assumed: tuple[str, ...] = ()
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--workdir`, `--checkpoint` and `--weights`, which `load_model` reads."""
-    group = parser.add_argument_group("model")
-    source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, metavar="RUN", help="folder of a training run")
-    source.add_argument("--weights", type=Path, metavar="FILE", help="or a .pth, .pth.tar, .safetensors or .npz file")
-    add_run_arguments(group)
-
-
-def add_run_arguments(parser: argparse._ActionsContainer) -> None:
-    """Adds `--checkpoint` and `--ema`, which say what of a run to read."""
-    parser.add_argument(
-        "--checkpoint", default="best", metavar="WHICH", help="of the run: best (default), latest or a step number"
-    )
-    parser.add_argument(
-        "--ema",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="of a run with recipe.ema_decay: averaged weights, live ones, or auto: what validated better (default)",
-    )
-
-
-def load_model(args: argparse.Namespace, overrides: Overrides) -> StoredModel:
-    """The run or weight file that a command line names."""
+def load_model(args: argparse.Namespace, overrides: Overrides) -> TrainedModel:
+    """Returns the run's model or the weight file that a command line names, see `cli.add_model_arguments`."""
     if args.weights:
         return load_weights(args.weights, overrides)
     return load_run(args.workdir, args.checkpoint, overrides, ema=args.ema)
 
 
-def load_for_inference(stored: StoredModel, *, exact: bool = False) -> tuple[ResNet, Variables]:
-    """The model in the form in which it answers, and its loaded variables: BatchNorm folded, if the config says so.
+def load_for_inference(trained: TrainedModel, *, exact: bool = False) -> tuple[ResNet, Variables]:
+    """Returns the model in the form in which it answers, and its variables: BatchNorm folded, if the config says so.
 
     Args:
       exact: `model.fold_batch_norm="auto"` means no, since the answers are to be those of training to the last digit.
@@ -103,16 +82,16 @@ def load_for_inference(stored: StoredModel, *, exact: bool = False) -> tuple[Res
     Raises:
       UserError: the state cannot be read, or is not finite, of which no answer would be one.
     """
-    variables = stored.load()
+    variables = trained.load()
     if name := not_finite(variables):
-        raise UserError(f"{stored.name}: {name} is not finite; take weights from before the training diverged")
-    setting = stored.config.model.fold_batch_norm
+        raise UserError(f"{trained.name}: {name} is not finite; take weights from before the training diverged")
+    setting = trained.config.model.fold_batch_norm
     if setting == "auto" and exact:
         setting = "off"
-    return inference_form(stored.model, variables, setting, platform=stored.devices[0].platform)
+    return inference_form(trained.model, variables, setting, platform=trained.devices[0].platform)
 
 
-def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "auto") -> StoredModel:
+def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "auto") -> TrainedModel:
     """Reads checkpoint `which` ("best", "latest" or a step) of a run, with its own config and the overrides.
 
     Args:
@@ -132,7 +111,13 @@ def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "aut
         return look(lambda: _read_run(checkpoints, workdir, which, overrides, ema))
 
 
-def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Overrides, ema: str) -> StoredModel:
+def load_best(workdir: Path, overrides: Overrides) -> TrainedModel:
+    """Reads the best checkpoint of a run, or of one that never validated the latest, see `load_run`."""
+    validated = CheckpointFolder(workdir / "checkpoints").readable().best() is not None
+    return load_run(workdir, "best" if validated else "latest", overrides)
+
+
+def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Overrides, ema: str) -> TrainedModel:
     meta = checkpoints.read_meta(which)
     place = checkpoints.directory / str(meta["step"])
     check_description(meta, RunDescription, place)
@@ -161,7 +146,7 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     if has_ema:
         facts["ema"] = averaged
         name += ", averaged weights" if averaged else ", live weights"
-    return StoredModel(name, config, class_names, facts, devices, model, lambda: variables, val_images)
+    return TrainedModel(name, config, class_names, facts, devices, model, lambda: variables, val_images)
 
 
 def _machine_defaults() -> Overrides:
@@ -169,71 +154,90 @@ def _machine_defaults() -> Overrides:
     return [(key, defaults[key]) for key in MACHINE]
 
 
-def load_weights(path: Path, overrides: Overrides) -> StoredModel:
+def load_weights(path: Path, overrides: Overrides) -> TrainedModel:
     """Reads a weight file, whose architecture its tensors tell.
-
-    The rest is that of configs/default.py, in float32, with the preparation of images and the split of the data that
-    the file tells, if any.
 
     Raises:
       UserError: the file cannot be read, is no ResNet, or an override is wrong.
     """
     file = read_weights(path)
     architecture = infer_architecture(file.arrays, str(path))
-    known = config_values(file.meta)
-    size, resize = known.get("data.image_size"), known.get("data.resize")
-    if size and resize == eval_resize(size, 0):
-        known["data.resize"] = 0  # so it follows an image size of the command line
-    values = {"precision": "fp32", **known, **architecture.keys}
-    config, _ = configs.load(str(configs.DEFAULT))
-    config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
     val_images = frozenset(file.meta["val_images"]) if "val_images" in file.meta else None
+    config, known = _config_of(file, architecture.keys, overrides)
     config = at_another_place(config, given=frozenset(dict(overrides)), val_images=val_images)
     devices = prepare_devices(config)
     model = build_model(config, num_classes=architecture.num_classes, platform=devices[0].platform)
     class_names = tuple(file.meta.get("class_names", ()))
     load = partial(variables_of_file, file, model, str(path))
     facts = {"weights": str(path)} | {key: file.meta[key] for key in ("step",) if key in file.meta}
-    told = known.keys() | dict(overrides).keys() | ({"data.class_names"} if class_names else set())
-    assumed = tuple(key for key in (*PREPARATION, "class_names") if f"data.{key}" not in told)
-    return StoredModel(str(path), config, class_names, facts, devices, model, load, val_images, assumed)
+    known |= {"data.class_names"} if class_names else set()
+    assumed = tuple(key for key in (*PREPARATION, "class_names") if f"data.{key}" not in known)
+    return TrainedModel(str(path), config, class_names, facts, devices, model, load, val_images, assumed)
 
 
-def warn_assumed(stored: StoredModel) -> None:
-    """Tells what was assumed of a weight file because nothing says it: sizes, normalization, class names."""
-    data, parts, keys = stored.config.data, [], []
-    if "image_size" in stored.assumed:
-        parts.append(f"image_size={data.image_size}")
-        keys.append("image_size")
-    if "image_size" in stored.assumed or "resize" in stored.assumed:
-        parts.append(f"resize={eval_resize(data.image_size, data.resize)}")
-        keys.append("resize")
-    if normalization := [key for key in ("mean", "std") if key in stored.assumed]:
+def _config_of(file: WeightFile, architecture: dict[str, Any], overrides: Overrides) -> tuple[ConfigDict, set[str]]:
+    """The config of a weight file, and the keys that the file or the overrides tell.
+
+    The rest is that of configs/default.py, in float32.
+    """
+    known = config_values(file.meta)
+    size, resize = known.get("data.image_size"), known.get("data.resize")
+    if size and resize == eval_resize(size, 0):
+        known["data.resize"] = 0  # so it follows an image size of the command line
+    values = {"precision": "fp32", **known, **architecture}
+    config, _ = configs.load(str(configs.DEFAULT))
+    config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
+    return config, known.keys() | dict(overrides).keys()
+
+
+def open_val(trained: TrainedModel) -> Dataset:
+    """Opens the validation images of a model's config, with the labels of the model.
+
+    Raises:
+      UserError: there are none, or their classes are not the model's.
+    """
+    data, model = trained.config.data, trained.model
+    dataset = open_dataset(trained.config, need_train=False, val_images=trained.val_images)
+    if trained.class_names:
+        return with_classes(dataset, trained.class_names, data.dir)
+    if len(dataset.class_names) != model.num_classes:
+        raise UserError(
+            f"{data.dir} has {counted(len(dataset.class_names), 'class folder')}, and {trained.name} is of a model "
+            f"with {counted(model.num_classes, 'class')}; pass --config.data.dir=DIR"
+        )
+    return dataset
+
+
+def warn_assumed(trained: TrainedModel) -> None:
+    """Notes the sizes, normalization and class names that were assumed because a weight file does not say them."""
+    data = trained.config.data
+    sizes = {"image_size": data.image_size, "resize": eval_resize(data.image_size, data.resize)}
+    keys = [key for key in (*sizes, "mean", "std") if key in trained.assumed]
+    parts = [f"{key}={sizes[key]}" for key in keys if key in sizes]
+    if normalization := [key for key in keys if key not in sizes]:
         parts.append(f"{' and '.join(normalization)} of ImageNet")
-        keys += normalization
-    if "class_names" in stored.assumed:
-        classes = stored.model.num_classes
+    if "class_names" in trained.assumed:
+        classes = trained.model.num_classes
         imagenet = likely_names(classes)[0] != "0"
         parts.append(f"ImageNet's {classes:,} classes" if imagenet else f"{classes:,} classes without names")
     hint = f"; to change: {', '.join(f'--config.data.{key}' for key in keys)}" if keys else ""
     if parts:
-        warn(f"assuming {', '.join(parts)}, as {stored.name} does not say{hint}")
+        warn(f"assuming {', '.join(parts)}, as {trained.name} does not say{hint}")
 
 
-def describe_model(stored: StoredModel) -> dict[str, Any]:
-    """What a file with a model's weights should say about it, in plain values.
+def describe_model(trained: TrainedModel) -> dict[str, Any]:
+    """Returns the facts that a file with a model's weights should hold, in plain values.
 
-    Returns:
-      source (checkpoint or weight file) and its facts, such as the step; arch; class_names; what is done to images in
-      evaluation: `weight_facts.PREPARATION`, with mean and std, by which pixels from 0 to 255 are normalized; the split
-      of the data, val_share, seed and val_images, if the validation images were a share of it; versions.
+    These are source (checkpoint or weight file) and its facts, such as the step; arch; class_names; the preparation of
+    images in evaluation, `metadata.PREPARATION`, with mean and std on the 0-255 scale; the split of the data,
+    val_share, seed and val_images, if the validation images were a share of it; versions.
     """
-    data = stored.config.data
+    data = trained.config.data
     return {
-        "source": stored.name,
-        **stored.facts,
-        "arch": stored.config.model.arch,
-        "class_names": list(stored.class_names or likely_names(stored.model.num_classes)),
+        "source": trained.name,
+        **trained.facts,
+        "arch": trained.config.model.arch,
+        "class_names": list(trained.class_names or likely_names(trained.model.num_classes)),
         "image_size": data.image_size,
         "resize": eval_resize(data.image_size, data.resize),
         "transform": data.transform,
@@ -242,8 +246,8 @@ def describe_model(stored: StoredModel) -> dict[str, Any]:
         "std": to_pixels(data.std),
         "exif_rotation": data.exif_rotation,
         "background": list(data.background),
-        **({"val_share": data.val_share, "seed": stored.config.seed} if data.val_share > 0 else {}),
-        **({"val_images": sorted(stored.val_images)} if stored.val_images else {}),
+        **({"val_share": data.val_share, "seed": trained.config.seed} if data.val_share > 0 else {}),
+        **({"val_images": sorted(trained.val_images)} if trained.val_images else {}),
         "versions": versions(),
     }
 
@@ -261,34 +265,27 @@ def prepare_devices(config: ConfigDict) -> list[jax.Device]:
 
 
 def variables_of_file(file: WeightFile, model: ResNet, source: str) -> Variables:
-    """Returns the weights of a file as the model's variables.
-
-    Raises:
-      UserError: see `weights.fit`.
-    """
+    """Returns the weights of a file as the model's variables; raises what `torch_names.fit` does."""
     params, batch_stats = fit(file.arrays, model, source)
     return {"params": params, "batch_stats": batch_stats}
 
 
-def save_weights(stored: StoredModel, target: Path) -> dict[str, Any]:
+def save_weights(trained: TrainedModel, target: Path) -> dict[str, Any]:
     """Writes a model's weights in the format of the file's suffix.
 
     Returns:
       What the file says about itself: inside it, or of `.pth` in `FILE.json` beside it. What neither the source nor the
-      command line tells is left out.
+      command line tells is omitted.
 
     Raises:
       UserError: unknown suffix, the weights cannot be read or the file not be written.
     """
-    meta = {key: value for key, value in describe_model(stored).items() if key not in stored.assumed}
-    write_weights(target, WeightFile(to_torch(**stored.load()), meta))
+    meta = {key: value for key, value in describe_model(trained).items() if key not in trained.assumed}
+    write_weights(target, WeightFile(to_torch(**trained.load()), meta))
     return meta
 
 
-def summary(stored: StoredModel) -> str:
-    """For example "resnet50, 25,557,032 parameters, 1000 classes"."""
-    shapes = jax.eval_shape(
-        partial(stored.model.init, train=False), jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
-    )
-    parameters = sum(x.size for x in jax.tree.leaves(shapes["params"]))
-    return f"{stored.config.model.arch}, {parameters:,} parameters, {counted(stored.model.num_classes, 'class')}"
+def summary(trained: TrainedModel) -> str:
+    """Returns for example "resnet50, 25,557,032 parameters, 1000 classes"."""
+    parameters = sum(x.size for x in jax.tree.leaves(variable_shapes(trained.model)["params"]))
+    return f"{trained.config.model.arch}, {parameters:,} parameters, {counted(trained.model.num_classes, 'class')}"

@@ -1,1 +1,1 @@
-"""What a run tells: to people, to files, to services."""
+"""The reports of a run: to people, to files, to services."""

@@ -1,156 +1,173 @@
-"""Where a run's metrics go besides the console: lines of JSON, TensorBoard, Weights & Biases, MLflow."""
+"""What all loggers have in common: what they are given, and how they may fail without ending the training."""
 
-import importlib.util
 import math
-import os
-import secrets
-import socket
-import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any, NamedTuple, Protocol
 
-from ml_collections import ConfigDict
 from typing_extensions import TypedDict
 
-from rn50_jax.config.tree import flatten, to_json
-from rn50_jax.errors import UserError
 from rn50_jax.io import files
-from rn50_jax.io.lines import Appended, LineFile
-from rn50_jax.loggers.records import Record, reason_of
+from rn50_jax.io.messages import warn
+from rn50_jax.io.text import counted
 
 
-class MetricsFile:
-    """`metrics.jsonl`: a JSON object a line, whose keys docs/reports.md explains; not finite values are null."""
+class Record(NamedTuple):
+    """Metrics of a run at one moment.
 
-    def __init__(self, path: Path) -> None:
-        self._file = LineFile(path)
-
-    def write(self, record: Record) -> None:
-        if not record.metrics:
-            return
-        line = {
-            "time": round(record.time, 3),
-            "step": record.step,
-            "epoch": record.epoch + 1,
-            "epochs_done": round(record.epochs_done, 6),
-        }
-        self._file.write(files.to_json(line | record.metrics))
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class TensorBoard:
-    """A new events file in `folder` for each process of the run, written without TensorFlow and without a thread.
-
-    Steps that are done again after `first_step` replace those of earlier files.
+    kind: "train", of `steps` updates; "epoch", the end of an epoch, with the metrics of its validation if there was
+    one; "end", of this process's part of the run, with its account of time. time: Unix seconds. step: updates done or
+    skipped. epoch: from 0. epochs_done: with a fraction. finished: of "end", whether the run is complete.
     """
 
-    def __init__(self, folder: Path, config: ConfigDict, first_step: int) -> None:
-        from tensorboard.compat.proto import event_pb2
-        from tensorboard.plugins.text.summary_v2 import text_pb
-        from tensorboard.summary.writer.record_writer import RecordWriter
+    kind: str
+    time: float
+    step: int
+    epoch: int
+    epochs_done: float
+    metrics: dict[str, float]
+    steps: int = 0
+    finished: bool = False
 
-        self._event = event_pb2.Event
-        folder.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
-        self._writer = RecordWriter(Appended(folder / name))
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._put(file_version="brain.Event:2")
-        self._put(step=first_step + 1, session_log=start)
-        self._put(step=first_step, summary=text_pb("config", f"```\n{to_json(config)}```"))
 
-    def write(self, record: Record) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
+class Logger(Protocol):
+    """Takes records in their order, and is closed once."""
 
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in tagged(record.metrics).items()]
-        self._put(step=record.step, wall_time=record.time, summary=Summary(value=values))
+    def log(self, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RunFacts(NamedTuple):
+    """What loggers may need of a run to open their logs.
+
+    config: the values of all keys, by dotted names. peak_lr: the largest learning rate. accumulation: forward passes
+    per update. first_step: of this process. config_text: config.json's.
+    """
+
+    workdir: Path
+    config: Mapping[str, Any]
+    num_devices: int
+    peak_lr: float
+    accumulation: int = 1
+    steps_per_epoch: int = 1
+    first_step: int = 0
+    config_text: str = ""
+
+
+class Persistent:
+    """A logger that may fail: the run continues, and one note says so.
+
+    Its file may be unwritable for a while, as on a full disk: what it has missed is logged later, and another note at
+    the end counts what is still missing. With any other error it is given up.
+    """
+
+    def __init__(self, name: str, logger: Logger) -> None:
+        self._name, self._logger = name, logger
+        self._missing: deque[Record] = deque(maxlen=_BACKLOG)
+        self._lost = 0
+        self._noted = self._given_up = False
+
+    def log(self, record: Record) -> None:
+        self._lost += len(self._missing) == self._missing.maxlen  # the oldest record goes
+        self._missing.append(record)
+        self._catch_up()
 
     def close(self) -> None:
-        self._writer.close()
+        self._catch_up()
+        try:
+            self._logger.close()
+        except Exception as error:
+            self._give_up(error)
+        lost = self._lost + len(self._missing)
+        if lost and not self._given_up:
+            warn(f"{self._name} lacks {counted(lost, 'report')} that could not be written")
 
-    def _put(self, **content: Any) -> None:
-        self._writer.write(self._event(**({"wall_time": time.time()} | content)).SerializeToString())
+    def _catch_up(self) -> None:
+        try:
+            while self._missing and not self._given_up:
+                self._logger.log(self._missing[0])
+                self._missing.popleft()
+        except OSError as error:
+            if not self._noted:
+                self._noted = True
+                why = reason_of(error)
+                warn(f"{self._name} cannot be written ({why}); the run goes on, and tries again with each report")
+        except Exception as error:  # of any library
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        if not self._given_up:
+            self._given_up = True
+            warn(f"{self._name} cannot be written ({reason_of(error)}); the run goes on without it")
 
 
-def tagged(metrics: dict[str, float]) -> dict[str, float]:
-    """The finite metrics under the names that group them: `val.top1` as `val/top1`."""
+_BACKLOG = 10_000  # records that a logger may have missed
+
+
+class Background:
+    """A logger that talks to a server, in a thread of its own: nothing that it does makes the training wait.
+
+    Args:
+      name: for messages.
+      open_logger: makes the logger, in that thread.
+      opening: seconds to wait for that at the start.
+      patience: seconds to wait at the end for what has not been sent yet.
+    """
+
+    def __init__(
+        self, name: str, open_logger: Callable[[], Logger], *, opening: float = 30.0, patience: float = 60.0
+    ) -> None:
+        self._name, self._open, self._patience = name, open_logger, patience
+        self._queue: SimpleQueue[Record | None] = SimpleQueue()
+        self._opened = Event()
+        self._thread = Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+        # Packages imported while JAX traces in this thread can fail: Python 3.11 builds syntax trees in one at a time.
+        self._opened.wait(opening)
+
+    def log(self, record: Record) -> None:
+        if self._thread.is_alive():  # otherwise it has failed, and said so
+            self._queue.put(record)
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join(self._patience)
+        if self._thread.is_alive():
+            warn(f"{self._name} has not taken everything within {self._patience:g} s; not waiting for it any longer")
+
+    def _work(self) -> None:
+        try:
+            try:
+                logger = self._open()
+            finally:
+                self._opened.set()
+            while (record := self._queue.get()) is not None:
+                logger.log(record)
+            logger.close()
+        except Exception as error:
+            warn(f"{self._name} has failed ({reason_of(error)}); the run goes on without it")
+
+
+def reason_of(error: Exception) -> str:
+    """Returns an error in a few words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(error).__name__
+
+
+def tagged(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Returns the finite metrics under the names that group them: `val.top1` as `val/top1`."""
     return {name.replace(".", "/", 1): value for name, value in metrics.items() if math.isfinite(value)}
 
 
-class WeightsAndBiases:
-    """A run of Weights & Biases, the same one over restarts; of steps done again the first counts."""
-
-    def __init__(self, workdir: Path, config: ConfigDict) -> None:
-        import wandb
-
-        project = config.report.wandb
-        self._exit_code = 1
-        self._run = wandb.init(
-            project=project,
-            name=workdir.name,
-            id=_remembered(workdir / "wandb.json", project, lambda: secrets.token_hex(4)),
-            resume="allow",
-            dir=workdir,
-            config=flatten(config),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-        for name in ("val/top1", "val/top5"):
-            self._run.define_metric(name, summary="max")
-
-    def write(self, record: Record) -> None:
-        if record.kind == "end":
-            self._exit_code = 0 if record.finished else 1
-        if record.step >= self._run.step:
-            self._run.log(tagged(record.metrics) | {"epochs_done": record.epochs_done}, step=record.step)
-
-    def close(self) -> None:
-        self._run.finish(exit_code=self._exit_code)
-
-
-class Mlflow:
-    """A run of the experiment `report.mlflow` on the server of MLFLOW_TRACKING_URI, the same one over restarts."""
-
-    def __init__(self, workdir: Path, config: ConfigDict) -> None:
-        from mlflow.entities import Param
-        from mlflow.tracking import MlflowClient
-
-        self._client = MlflowClient()
-        self._status = "FAILED"
-        new = False
-
-        def create() -> str:
-            nonlocal new
-            new = True
-            found = self._client.get_experiment_by_name(config.report.mlflow)
-            number = found.experiment_id if found else self._client.create_experiment(config.report.mlflow)
-            return str(self._client.create_run(number, run_name=workdir.name).info.run_id)
-
-        self._id = _remembered(workdir / "mlflow.json", config.report.mlflow, create)
-        if new:
-            params = [Param(key, str(value)) for key, value in flatten(config).items()]
-            for start in range(0, len(params), 100):  # as many as a request may have
-                self._client.log_batch(self._id, params=params[start : start + 100])
-        else:
-            self._client.update_run(self._id, status="RUNNING")
-
-    def write(self, record: Record) -> None:
-        from mlflow.entities import Metric
-
-        if record.kind == "end":
-            self._status = "FINISHED" if record.finished else "KILLED"
-        now = int(1000 * record.time)
-        metrics = [Metric(name, value, now, record.step) for name, value in tagged(record.metrics).items()]
-        self._client.log_batch(self._id, metrics=metrics)
-
-    def close(self) -> None:
-        self._client.set_terminated(self._id, self._status)
-
-
-def _remembered(path: Path, project: str, create: Callable[[], str]) -> str:
-    """The identity of this work folder's run in a project, created once."""
+def remembered(path: Path, project: str, create: Callable[[], str]) -> str:
+    """Returns the identity of a run in a project of a server, from its file, or created and written there."""
     with suppress(OSError, ValueError):
         known = files.read_json(path, _Identity)
         if known["project"] == project:
@@ -163,28 +180,3 @@ def _remembered(path: Path, project: str, create: Callable[[], str]) -> str:
 class _Identity(TypedDict):
     project: str
     id: str
-
-
-def check_loggers(config: ConfigDict) -> None:
-    """Refuses loggers whose packages are missing, before anything is compiled.
-
-    Raises:
-      UserError: naming what to install.
-    """
-    for key in ("wandb", "mlflow"):
-        if config.report[key] and importlib.util.find_spec(key) is None:
-            raise UserError(
-                f"config.report.{key}={config.report[key]!r} needs the package {key}; pip install {key}, or set "
-                f"--config.report.{key}="
-            )
-    if config.report.wandb and os.environ.get("WANDB_MODE", "online") == "online":
-        import wandb
-
-        try:
-            known = wandb.login(prompt=False, verify=False)
-        except Exception as error:  # such as a home folder that does not exist
-            raise UserError(f"config.report.wandb: {reason_of(error)}; mend that, or set WANDB_MODE=offline") from error
-        if not known:
-            raise UserError(
-                "config.report.wandb: Weights & Biases does not know you; run `wandb login`, or set WANDB_MODE=offline"
-            )

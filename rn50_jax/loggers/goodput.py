@@ -1,4 +1,4 @@
-"""Where a run's time goes: an account of its wall time that restarts carry on."""
+"""The account of a run's wall time, carried on over restarts."""
 
 import time
 from collections import defaultdict
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-# What the time was for, in the order of the report. "lost": trained, but not saved before a kill.
+# The uses of time, in the order of the report. "lost": trained, but not saved before a kill.
 PHASES = ("startup", "compile", "train", "data", "validation", "checkpoint", "lost")
 
 
@@ -40,20 +40,20 @@ class Goodput:
         return before
 
     def totals(self) -> dict[str, float]:
-        """Seconds by phase, up to now."""
+        """Returns seconds by phase, up to now."""
         self.switch(self._phase)
         return {phase: self._seconds[phase] for phase in PHASES}
 
 
 def goodput_text(totals: Mapping[str, float]) -> str:
-    """Two lines: wall time of all the run's processes by phases, and the goodput, which is the share of training."""
+    """Returns two lines: wall time of all the run's processes by phases, and the goodput, the share of training."""
     wall = sum(totals.values())
     shares = ", ".join(f"{phase} {totals[phase] / wall:.0%}" for phase in PHASES if totals[phase] > 0)
     return f"time       {wall:.0f} s in all: {shares}\ngoodput    {totals['train'] / wall:.0%} of it was training"
 
 
 def process_age() -> float:
-    """Seconds since the process was started; 0 where the system does not tell."""
+    """Returns seconds since the process was started; 0 where the system does not tell."""
     try:
         started = float(
             Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]

@@ -1,4 +1,4 @@
-"""What a run has written down about itself, read back: metrics over the epochs, configuration, facts."""
+"""The files of a run, read back: metrics over the epochs, configuration, facts."""
 
 import csv
 import os
@@ -25,39 +25,36 @@ from rn50_jax.io.lines import Appended
 from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted, csv_cell, printable
 
-Points = dict[float, float]
 KEYS = ("time", "step", "epoch", "epochs_done")  # of every line
 
 
 class History(NamedTuple):
     """The metrics of a run.
 
-    lines: those of its metrics file that count, in order: of lines with the same kind and step, the last one. Where a
-    run went on from a checkpoint, steps that it has done again are there once. x: what `series` goes by: "epoch", or
-    "step" for a file that does not tell how long an epoch is. unread: how many other lines there are.
+    lines: those of its metrics file that count, in order: of lines with the same kind and place, the last one. Where a
+    run continued from a checkpoint, steps that it has done again are there once. unread: how many other lines there
+    are.
     """
 
     lines: list[dict[str, Any]]
-    x: str
     unread: int = 0
 
-    def series(self, name: str) -> Points:
-        """One metric by epochs done (or steps)."""
-        key = "epochs_done" if self.x == "epoch" else "step"
-        return {line[key]: line[name] for line in self.lines if line.get(name) is not None}
+    def series(self, name: str) -> dict[float, float]:
+        """Returns one metric by epochs done."""
+        return {line["epochs_done"]: line[name] for line in self.lines if line.get(name) is not None}
 
     def validations(self) -> list[dict[str, Any]]:
-        """The lines of validations."""
+        """Returns the lines of validations."""
         return [line for line in self.lines if "val.top1" in line]
 
     def last(self, prefix: str) -> dict[str, Any]:
-        """The last line that has a metric of the prefix; {} if none has."""
+        """Returns the last line that has a metric of the prefix; {} if none has."""
         found = [line for line in self.lines if any(name.startswith(prefix) for name in line)]
         return found[-1] if found else {}
 
 
 def metrics_file(run: Path) -> Path:
-    """The metrics file of a work folder, whatever its configuration calls it; a file stands for itself.
+    """Finds the metrics file of a work folder, whatever its configuration calls it; a file stands for itself.
 
     Raises:
       UserError: there is none.
@@ -88,14 +85,9 @@ def read_history(path: Path) -> History:
     found: dict[tuple[str, float], dict[str, Any]] = {}
     for line in every.good:
         kind = next((name.split(".")[0] for name in line if name not in KEYS), "")
-        place = line.get("epochs_done", line["step"])
-        found.pop((kind, place), None)  # so that the later line stands later
-        found[kind, place] = line
-    lines = list(found.values())
-    if any("epochs_done" not in line for line in lines):
-        lines = _with_epochs(lines)
-    known = bool(lines) and all("epochs_done" in line for line in lines)
-    return History(lines, "epoch" if known else "step", len(every.bad) - _ends_in_half(path, every.bad))
+        found.pop((kind, line["epochs_done"]), None)  # so that the later line stands later
+        found[kind, line["epochs_done"]] = line
+    return History(list(found.values()), len(every.bad) - _ends_in_half(path, every.bad))
 
 
 def last_line(path: Path) -> dict[str, Any]:
@@ -129,19 +121,19 @@ def set_aside_unreadable(path: Path) -> None:
     found = read_json_lines(path, _LINE).bad
     if not found:
         return
-    bad, told = set(found), len(found) - _ends_in_half(path, found)
+    bad, reported = set(found), len(found) - _ends_in_half(path, found)
     lines = path.read_bytes().removeprefix(BOM).split(b"\n")
     moved = [line for line in lines if line.strip() in bad]
     with closing(Appended(damaged)) as file:
         file.write(b"".join(line + b"\n" for line in moved))
     kept = [line for line in lines if line.strip() and line.strip() not in bad]
     write_whole(path, b"".join(line + b"\n" for line in kept), own=True)
-    if told:
-        warn(f"{path}: moved {counted(told, 'line')} without metrics to {damaged}")
+    if reported:
+        warn(f"{path}: moved {counted(reported, 'line')} without metrics to {damaged}")
 
 
 def _ends_in_half(path: Path, bad: list[bytes]) -> bool:
-    """Whether the last of the bad lines is what a killed run leaves: half a line at the end of the file."""
+    """Is the last of the bad lines half a line at the end of the file, as a killed run leaves it?"""
     if not bad or not bad[-1].startswith(b"{"):
         return False
     with open_regular(path) as file:
@@ -150,20 +142,16 @@ def _ends_in_half(path: Path, bad: list[bytes]) -> bool:
 
 
 def _check_line(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics, as runs of this and of earlier versions write them."""
+    """Refuses a line that is none of metrics."""
     for name, (kind, low, high) in _PLACE.items():
-        value = line.get(name, low)
+        value = line.get(name)
         if not isinstance(value, kind) or not low <= value <= high:
             raise ValueError(f"{name} is {value}")
-    if "step" not in line:
-        raise ValueError("it has no step")
     for name, value in line.items():
         if value is None and name.endswith((".top1", ".top5")):
             raise ValueError(f"{name} is null")
         if value is not None and abs(value) > _LARGEST and name not in _PLACE:
             raise ValueError(f"{name} is {value}")
-    if "val.top1" in line and "epoch" not in line:
-        raise ValueError("a validation without its epoch")
     return line
 
 
@@ -179,21 +167,13 @@ _PLACE: dict[str, tuple[Any, float, float]] = {
 _LINE = Annotated[dict[str, int | float | None], AfterValidator(_check_line)]
 
 
-def _with_epochs(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of older files with epochs_done: their validations tell how long an epoch is."""
-    lengths = [line["step"] / line["epoch"] for line in lines if "val.top1" in line and line["step"]]
-    if not lengths:
-        return lines
-    return [{"epochs_done": line["step"] / lengths[-1]} | line for line in lines]
-
-
 def read_config(run: Path) -> dict[str, Any]:
-    """The resolved configuration of a work folder; {} if it has none."""
+    """Reads the resolved configuration of a work folder; {} if it has none."""
     return _read_json(run / "config.json")
 
 
 def read_facts(run: Path) -> dict[str, Any]:
-    """Command, start, devices and versions of a work folder's last process; {} if it does not tell."""
+    """Reads command, start, devices and versions of a work folder's last process; {} if there are none."""
     return _read_json(run / "run.json")
 
 
@@ -205,7 +185,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def write_csv(history: History, file: TextIO) -> None:
-    """A row for each line, a column for each metric, empty where a line does not have it."""
+    """Writes a row for each line, a column for each metric, empty where a line does not have it."""
     names = list(KEYS)
     for line in history.lines:
         names += [name for name in line if name not in names]

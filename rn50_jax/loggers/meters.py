@@ -1,4 +1,4 @@
-"""What the training steps between two reports add up to."""
+"""Means over the training steps between two reports."""
 
 import time
 from collections.abc import Iterator
@@ -8,21 +8,21 @@ import jax
 import numpy as np
 
 
-class Window:
+class Meters:
     """Metrics and times of the training steps since the last report, kept on the device until `summary`.
 
     The first step of a process, which compiles, counts in the metrics but not in the times.
 
-    compiled: whether the first step is behind. left_out: of the last window reported, the steps without finite
+    compiled: whether the first step is behind. skipped: of the steps of the last summary, those without finite
     gradients, counted back from its end (-1: the last).
     """
 
-    left_out: list[int]
+    skipped: list[int]
 
     def __init__(self, global_batch: int, *, loss_scaling: bool) -> None:
         self._global_batch, self._loss_scaling = global_batch, loss_scaling
         self.compiled = False
-        self.left_out = []
+        self.skipped = []
         self.restart()
 
     def restart(self) -> None:
@@ -52,13 +52,13 @@ class Window:
             jax.block_until_ready(self._pending[-3])
 
     def summary(self) -> dict[str, float]:
-        """Waits for the last step, averages, and starts the next window.
+        """Waits for the last step, averages, and restarts.
 
         Returns:
-          train.loss, of the steps that were not left out; train.top1 in per cent; the last lr; with float16
-          train.loss_scale; train.skipped_steps of the run so far and train.skipped_in_a_row, the longest row of the
-          window; train.data_time and train.compute_time in seconds per step; train.total_ips and train.compute_ips in
-          images per second, with and without waiting for data.
+          train.loss, of the steps that were not skipped; train.top1 in per cent; the last lr; with float16
+          train.loss_scale; train.skipped_steps of the run so far and train.skipped_in_a_row, the longest row
+          since the last summary; train.data_time and train.compute_time in seconds per step; train.total_ips and
+          train.compute_ips in images per second, with and without waiting for data.
         """
         steps = jax.device_get(self._pending)
         seconds = time.perf_counter() - self._start
@@ -66,7 +66,7 @@ class Window:
         data_time = self._waited / timed
         compute_time = max(seconds - self._waited, 1e-9) / timed
         losses = [s["loss"] for s in steps]
-        self.left_out = [i - len(steps) for i, s in enumerate(steps) if s["skipped_in_a_row"]]
+        self.skipped = [i - len(steps) for i, s in enumerate(steps) if s["skipped_in_a_row"]]
         result = {
             "train.loss": float(np.mean([x for x in losses if np.isfinite(x)] or losses)),
             "train.top1": 100 * float(np.mean([s["top1"] for s in steps])),

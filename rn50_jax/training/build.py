@@ -94,9 +94,17 @@ def build_state(config: ConfigDict, model: ResNet, *, abstract: bool = False) ->
     return init_state(model, optimizer, seed=config.seed, loss_scale=loss_scale, ema=ema)
 
 
-def make_eval_step(config: ConfigDict, model: ResNet, *, flip_tta: bool = False) -> EvalStep:
-    """Returns the evaluation step of one device, the same in training and afterwards."""
-    return partial(eval_step, model=model, axis_name=AXIS, **eval_options(config, flip_tta=flip_tta))
+def make_eval_step(config: ConfigDict, model: ResNet, *, flip_tta: bool = False, top: int = 0) -> EvalStep:
+    """Returns the evaluation step of one device, the same in training and afterwards; for options see `eval_step`."""
+    return partial(
+        eval_step,
+        model=model,
+        axis_name=AXIS,
+        label_smoothing=config.recipe.label_smoothing,
+        flip_tta=flip_tta,
+        normalization=pixel_normalization(config.data.mean, config.data.std),
+        top=top,
+    )
 
 
 def compile_steps(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> tuple[TrainStep, EvalStep]:
@@ -113,12 +121,3 @@ def compile_steps(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> 
         spread(one_train_step, mesh, mode=config.parallel, donate_state=True),
         spread(make_eval_step(config, model), mesh, mode=config.parallel),
     )
-
-
-def eval_options(config: ConfigDict, *, flip_tta: bool = False) -> dict[str, Any]:
-    """Returns the options of `eval_step` and `examine_step`, the same in training and afterwards."""
-    return {
-        "label_smoothing": config.recipe.label_smoothing,
-        "flip_tta": flip_tta,
-        "normalization": pixel_normalization(config.data.mean, config.data.std),
-    }

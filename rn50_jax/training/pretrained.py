@@ -14,7 +14,7 @@ from rn50_jax.checkpoint.folder import CheckpointFolder
 from rn50_jax.config import tree
 from rn50_jax.config.model import build_model
 from rn50_jax.errors import UserError
-from rn50_jax.inference.trained_model import StoredModel, describe_model, load_run, prepare_devices, variables_of_file
+from rn50_jax.inference.trained_model import TrainedModel, describe_model, load_best, prepare_devices, variables_of_file
 from rn50_jax.io.text import counted, shell
 from rn50_jax.models.resnet import FAMILY, ResNet, Variables
 from rn50_jax.training.build import build_state
@@ -45,9 +45,8 @@ def read_pretrained(source: Path) -> Pretrained:
     """
     if not os.path.isdir(source):  # noqa: PTH112, Path.is_dir raises where this says no
         return Pretrained(str(source), read_weights(source))
-    validated = CheckpointFolder(source / "checkpoints").readable().best() is not None
-    stored = load_run(source, "best" if validated else "latest", _ANY_MACHINE)
-    return Pretrained(stored.name, WeightFile(to_torch(**stored.load()), describe_model(stored)))
+    trained = load_best(source, _ANY_MACHINE)
+    return Pretrained(trained.name, WeightFile(to_torch(**trained.load()), describe_model(trained)))
 
 
 def take_architecture(
@@ -130,7 +129,7 @@ def _same(key: str, keys: dict[str, Any], now: dict[str, Any]) -> bool:
     return bool(now[key] == keys[key])
 
 
-def load_start(config: ConfigDict, class_names: tuple[str, ...]) -> StoredModel:
+def load_start(config: ConfigDict, class_names: tuple[str, ...]) -> TrainedModel:
     """Returns the model that a new run of the config starts with: pretrained weights if it names some, or random ones.
 
     Args:
@@ -144,9 +143,9 @@ def load_start(config: ConfigDict, class_names: tuple[str, ...]) -> StoredModel:
     if source := config.run.resume or config.model.pretrained_weights:
         name, file = (source, read_weights(Path(source))) if config.run.resume else read_pretrained(Path(source))
         names = tuple(file.meta.get("class_names", class_names))
-        return StoredModel(name, config, names, {}, devices, model, partial(variables_of_file, file, model, name))
+        return TrainedModel(name, config, names, {}, devices, model, partial(variables_of_file, file, model, name))
     name = f"random weights of seed {config.seed}"
-    return StoredModel(name, config, class_names, {}, devices, model, lambda: _random_variables(config, model))
+    return TrainedModel(name, config, class_names, {}, devices, model, lambda: _random_variables(config, model))
 
 
 def _random_variables(config: ConfigDict, model: ResNet) -> Variables:

@@ -1,8 +1,6 @@
-"""What a run tells of itself, opened at its start."""
+"""A run's summary at its start, and its report."""
 
-import importlib.util
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -10,17 +8,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rn50_jax.config import tree
 from rn50_jax.config.derived import Plan
 from rn50_jax.data.formats.class_folders import count_suffixes, suffixes_text
 from rn50_jax.data.image_set import Dataset
-from rn50_jax.errors import UserError
-from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted
-from rn50_jax.loggers.base import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
-from rn50_jax.loggers.console import print_rows
-from rn50_jax.loggers.dllogger import dle_parameters, open_dle
-from rn50_jax.loggers.history import read_history, set_aside_unreadable
-from rn50_jax.loggers.records import Background, Guarded, Logger, Persistent
+from rn50_jax.loggers.available import logs_text, open_loggers
+from rn50_jax.loggers.base import RunFacts
+from rn50_jax.loggers.console import Console, print_rows
+from rn50_jax.loggers.history import read_history
 from rn50_jax.loggers.report import Report
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.runtime.run_folder import describe_devices, write_run_files
@@ -38,64 +34,35 @@ def open_report(
     """
     eval_batches = -(-len(dataset.val.labels) // (config.batch_size * plan.num_devices))
     eval_batches = min(eval_batches, config.run.prof or eval_batches)
-    if jax.process_index() > 0:
-        return Report([], plan, config.epochs, first_step, classes=len(dataset.class_names))
-    devices = list(mesh.devices.flat)
-    write_run_files(workdir, config, devices, argv)
-    report, file = config.report, workdir / config.report.file
-    loggers: list[Logger] = []
-    with ExitStack() as opened:  # one that cannot be opened leaves none of the others open
-
-        def add(name: str, logger: Logger) -> None:
-            opened.callback(logger.close)
-            loggers.append(Guarded(name, logger if isinstance(logger, Background) else Persistent(name, logger)))
-
-        add(str(file), _open_metrics(file))
-        if report.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            warn("no log for TensorBoard is written, as it is not installed: pip install tensorboard")
-        elif report.tensorboard:
-            add("the TensorBoard log", _open_tensorboard(workdir, config, first_step))
-        if report.dle_json:
-            passes = {"num_devices": plan.num_devices, "accumulation": plan.accumulation}
-            parameters = dle_parameters(config, workdir, lr=plan.peak_lr, **passes)
-            log = open_dle(config, workdir, parameters, steps_per_epoch=plan.steps_per_epoch)
-            add(str(workdir / report.dle_json), log)
-        if report.wandb:
-            add("wandb", Background("Weights & Biases", lambda: WeightsAndBiases(workdir, config)))
-        if report.mlflow:
-            add("mlflow", Background("MLflow", lambda: Mlflow(workdir, config)))
-        opened.pop_all()
-    earlier = read_history(file).validations() if first_step else []
-    return Report(loggers, plan, config.epochs, first_step, eval_batches, earlier, classes=len(dataset.class_names))
-
-
-def _open_metrics(file: Path) -> Logger:
-    try:
-        set_aside_unreadable(file)
-        return MetricsFile(file)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}; mend that, or choose another report.file") from error
-
-
-def _open_tensorboard(workdir: Path, config: ConfigDict, first_step: int) -> Logger:
-    try:
-        return TensorBoard(workdir / "tensorboard", config, first_step)
-    except OSError as error:
-        raise UserError(f"cannot write to {workdir / 'tensorboard'}: {error.strerror}") from error
+    loggers, earlier = [], []
+    if jax.process_index() == 0:
+        write_run_files(workdir, config, list(mesh.devices.flat), argv)
+        run = RunFacts(
+            workdir=workdir,
+            config=tree.flatten(config),
+            config_text=tree.to_json(config),
+            num_devices=plan.num_devices,
+            peak_lr=plan.peak_lr,
+            accumulation=plan.accumulation,
+            steps_per_epoch=plan.steps_per_epoch,
+            first_step=first_step,
+        )
+        loggers = open_loggers(run)
+        earlier = read_history(workdir / config.report.file).validations() if first_step else []
+    classes = len(dataset.class_names)
+    console = Console(plan, config.epochs, first_step, eval_batches=eval_batches, validations=earlier, classes=classes)
+    return Report(console, loggers, plan.steps_per_epoch, first_step)
 
 
 def print_summary(
     config: ConfigDict, workdir: Path, mesh: Mesh, dataset: Dataset, plan: Plan, model: ResNet, state: TrainState
 ) -> None:
-    """Says what the run will do."""
+    """Prints what the run will do."""
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     size = config.data.image_size
     source = config.data.backend if config.data.backend == "synthetic" else f"{config.data.dir} ({config.data.backend})"
     scaling = f", {config.loss_scale.mode} loss scale {config.loss_scale.init:g}" if config.precision == "fp16" else ""
     share = f" ({config.data.val_share:.3g} of each class)" if config.data.val_share else ""
-    report = config.report
-    logs = [report.file, "tensorboard/" if report.tensorboard else "", report.dle_json]
-    logs += [f"{key} {report[key]}" for key in ("wandb", "mlflow") if report[key]]
     print_rows(
         {
             "run": f"{workdir}, seed {config.seed}",
@@ -111,7 +78,7 @@ def print_summary(
             f"{counted(plan.total_steps, 'step')}, {counted(config.recipe.warmup_epochs, 'epoch')} of warm-up, "
             f"peak learning rate {plan.peak_lr:g}"
             f"{_unreached(config, plan)}",
-            "logs": ", ".join(filter(None, logs)),
+            "logs": logs_text(config.report),
         }
     )
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jax import lax
 
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.normalize import IMAGENET, Normalization
-from rn50_jax.inference.predict_step import _logits
+from rn50_jax.inference.predict_step import logits_of
 from rn50_jax.models.resnet import ResNet, Variables
 from rn50_jax.training.losses import cross_entropy, top_k_hits
 from rn50_jax.training.step import Metrics, _ordered_sum
@@ -85,6 +84,7 @@ def eval_step(
     label_smoothing: float = 0.0,
     flip_tta: bool = False,
     normalization: Normalization = IMAGENET,
+    top: int = 0,
 ) -> Metrics:
     """Sums over the real images of all devices' batches, with the running BatchNorm statistics.
 
@@ -92,12 +92,14 @@ def eval_step(
       variables: {"params", "batch_stats"}, live or averaged.
       flip_tta: test-time augmentation, the mean of the logits of each image and its mirror image.
       normalization: of pixels.
+      top: classes of each image to return; a model of fewer has fewer.
 
     Returns:
       {"loss", "top1", "top5", "images"}: float32 [], weighted sums; loss is plain cross-entropy. With
-      `label_smoothing` also "loss_smoothed".
+      `label_smoothing` also "loss_smoothed". With `top` also {"class": int32 [D, B, top], "probability": float32
+      [D, B, top]}, best first, ties to the lower index, and {"weight": float32 [D, B]}, gathered from all devices.
     """
-    logits = _logits(variables, batch["image"], model, normalization, flip_tta)
+    logits = logits_of(variables, batch["image"], model, normalization, flip_tta)
     top1, top5 = top_k_hits(logits, batch["label"], 5)
     weight = batch["weight"]
 
@@ -113,31 +115,9 @@ def eval_step(
     }
     if label_smoothing:
         sums["loss_smoothed"] = loss(label_smoothing)
-    total: Metrics = _ordered_sum(sums, axis_name)
-    return total
-
-
-def examine_step(
-    variables: Variables,
-    batch: Batch,
-    *,
-    model: ResNet,
-    axis_name: str,
-    label_smoothing: float = 0.0,
-    flip_tta: bool = False,
-    normalization: Normalization = IMAGENET,
-    top: int = 5,
-) -> tuple[Metrics, Metrics]:
-    """Returns the sums of `eval_step`, and the classes that it ranked best for each image.
-
-    Returns:
-      The sums, and {"class": int32 [D, B, top], "probability": float32 [D, B, top]}, best first, ties to the lower
-      index, with {"weight": float32 [D, B]}, gathered from all devices. A model of fewer classes than `top` has fewer.
-    """
-    options: dict[str, Any] = {"label_smoothing": label_smoothing, "flip_tta": flip_tta, "normalization": normalization}
-    sums = eval_step(variables, batch, model=model, axis_name=axis_name, **options)
-    logits = _logits(variables, batch["image"], model, normalization, flip_tta)  # the compiler computes them once
-    _, best = lax.top_k(logits, min(top, model.num_classes))
-    probabilities = jnp.take_along_axis(jax.nn.softmax(logits), best, axis=1)
-    ranked = {"class": best, "probability": probabilities, "weight": batch["weight"]}
-    return sums, lax.all_gather(ranked, axis_name)
+    result: Metrics = _ordered_sum(sums, axis_name)
+    if top:
+        _, best = lax.top_k(logits, min(top, model.num_classes))
+        probability = jnp.take_along_axis(jax.nn.softmax(logits), best, axis=1)
+        result |= lax.all_gather({"class": best, "probability": probability, "weight": weight}, axis_name)
+    return result

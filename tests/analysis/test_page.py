@@ -18,7 +18,6 @@ from PIL import Image
 
 from rn50_jax import plot
 from rn50_jax.analysis.page_html import LegendItem, Table, Tile, render
-from rn50_jax.analysis.page_mistakes import Card, Confused, Mistakes
 from rn50_jax.errors import UserError
 
 HTML, SVG = "{http://www.w3.org/1999/xhtml}", "{http://www.w3.org/2000/svg}"
@@ -123,16 +122,16 @@ HOSTILE = "</style><script>alert('1')</script>\"'&\x00\x1b\n\u202e\ud800"
 
 def test_no_text_from_anywhere_is_markup(tmp_path: Path) -> None:
     table = Table([HOSTILE], [[HOSTILE]])
-    card = Card("", HOSTILE, False, HOSTILE, HOSTILE, HOSTILE, HOSTILE)
-    mistakes = Mistakes(
-        HOSTILE,
-        1,
-        table,
-        Markup("<p></p>"),
-        1,
-        [Confused(HOSTILE, [1], 0, 1)],
-        [(HOSTILE, [card, card._replace(right=True)])],
-    )
+    card = dict.fromkeys(("alt", "told", "truth", "others", "file"), HOSTILE) | {"picture": "", "right": False}
+    mistakes = {
+        "about": HOSTILE,
+        "classes": 1,
+        "worst": table,
+        "calibration": Markup("<p></p>"),
+        "bins": 1,
+        "confusions": [{"name": HOSTILE, "counts": [1], "others": 0, "total": 1}],
+        "cards": [(HOSTILE, [card, card | {"right": True}])],
+    }
     content = dict.fromkeys(("title", "about", "problem", "command", "now"), HOSTILE)
     tables = dict.fromkeys(("epochs", "changed", "keys", "hardware", "versions"), table)
     kinds, tiles = [LegendItem(HOSTILE, "red", HOSTILE, 0.5)], [Tile(HOSTILE, HOSTILE, HOSTILE)]

@@ -10,7 +10,7 @@ from conftest import Run, assert_user_error
 from PIL import Image
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
-from rn50_jax.analysis.figures import short_names, thumbnail
+from rn50_jax.analysis.figures import thumbnail
 from rn50_jax.analysis.predictions import Predictions, calibration
 from rn50_jax.analysis.tables import tell_mistakes
 from rn50_jax.data.image_set import ImageSet
@@ -152,15 +152,6 @@ def test_the_command_looks_at_every_image_once(
     for name in ("mistakes.png", "calibration.png"):
         with Image.open(folder / name) as image:
             assert image.width > 500
-
-
-def test_short_names_tell_files_apart() -> None:
-    files = ["val/ant/IMG_20190101_123456789_HDR.jpg", "val/bee/IMG_20190101_123456789_HDR.jpg", "val/bee/x.jpg"]
-    assert short_names(files, 26) == ["val/ant/…123456789_HDR.jpg", "val/bee/…123456789_HDR.jpg", "val/bee/x.jpg"]
-    assert short_names(["val/ant/1.jpg", "val/bee/2.jpg"], 26) == ["1.jpg", "2.jpg"]
-    alike = [f"val/{'a' * 30}{i}{'b' * 30}/x.jpg" for i in range(10)]
-    assert len(set(short_names(alike, 20))) == 10
-    assert short_names([], 20) == []
 
 
 def test_mistakes_of_the_call(trained: tuple[Path, str], call: Run, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from helpers.runs import PATIENCE, wait_until
 
 from rn50_jax import benchmark
 from rn50_jax.config import loading
-from rn50_jax.loggers.meters import Window
+from rn50_jax.loggers.meters import Meters
 
 SCRIPT = str(REPO / "scripts/measure_gpu.sh")
 # A shell starts what is in the background with SIGINT ignored, and whoever is started so cannot trap it.
@@ -209,12 +209,12 @@ def test_without_dali_the_rest_is_measured(tmp_path: Path, standin: Path) -> Non
 
 def test_what_torture_replaces_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(REPO / "scripts"))
-    add = Window.add
-    monkeypatch.setattr(Window, "add", add)  # is put back at the end
+    add = Meters.add
+    monkeypatch.setattr(Meters, "add", add)  # is put back at the end
     text = importlib.import_module("torture").DEATH
     made: dict[str, Any] = {}
     exec(text.format(recipe=str(REPO / "configs/quickstart.py"), where="0", failed="", what="pass"), made)
-    assert made["get_config"]().epochs and Window.add is not add
+    assert made["get_config"]().epochs and Meters.add is not add
 
 
 def test_no_jax(tmp_path: Path) -> None:

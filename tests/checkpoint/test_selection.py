@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from helpers.tiny import make_model, make_state
 
-from rn50_jax.analysis.finished_run import _saved_text
 from rn50_jax.analysis.page import _epochs, _tiles
+from rn50_jax.analysis.results import saved_text
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.selection import best_validation, better_weights
 from rn50_jax.config.derived import Plan
+from rn50_jax.loggers.base import Record
+from rn50_jax.loggers.console import Console, result_table
 from rn50_jax.loggers.history import History
-from rn50_jax.loggers.report import Report, result_table
 from rn50_jax.training.state import TrainState
 
 # (top-1, loss) of the epochs, and the best of them.
@@ -83,18 +84,18 @@ def test_all_name_the_same_epoch(
     with Checkpoints(tmp_path / "c", read_only=True) as checkpoints:
         assert checkpoints.read_meta("best")["epoch"] == best
     assert result_table(lines, classes=10)[1].split()[:2] == ["best", str(best)]
-    history = History([line | {"epochs_done": line["epoch"]} for line in lines], "epoch")
+    history = History([line | {"epochs_done": line["epoch"]} for line in lines])
     assert next(iter(_tiles(history, 10))).more == f"epoch {best}"
     table = _epochs(history, 10)
     assert table is not None and table.bold == best - 1
-    assert f"{10 * best} (best)" in _saved_text(tmp_path / "c", lines)
+    assert f"{10 * best} (best)" in saved_text(tmp_path / "c", lines)
 
     capsys.readouterr()
     plan = Plan(1, 1, 32, 32, 10, 30, 0.1)
-    with Report([], plan, epochs=3, first_step=0, classes=10) as report:
-        for line in lines:
-            metrics = line | {"val.images": 9, "val.total_ips": 9.0}
-            report.epoch(line["step"], line["epoch"] - 1, metrics)
+    console = Console(plan, 3, classes=10)
+    for line in lines:
+        metrics = line | {"val.images": 9, "val.total_ips": 9.0}
+        console.log(Record("epoch", 0.0, line["step"], line["epoch"] - 1, line["epoch"], metrics))
     told = capsys.readouterr().out.splitlines()
     marked = [number for number, line in enumerate(told, 1) if line.endswith("  best so far")]
     assert marked[-1] == best and marked[0] == 1
@@ -122,7 +123,7 @@ def test_live_and_averaged_weights_are_ranked_alike(tmp_path: Path, state: Train
 def test_a_best_that_was_not_saved_is_told(tmp_path: Path, state: TrainState) -> None:
     lines = validations([(40.0, 1.0), (70.0, 1.0), (60.0, 1.0), (50.0, 1.0)])
     save(tmp_path / "c", state, lines[::2], keep=5)
-    told = _saved_text(tmp_path / "c", lines)
+    told = saved_text(tmp_path / "c", lines)
     assert told.startswith(f"{tmp_path / 'c'} (of steps 10, 30 (best)); epoch 2, which validated best, is not among")
     assert told.endswith("the best of these is of epoch 3")
-    assert _saved_text(tmp_path / "none", lines) == ""
+    assert saved_text(tmp_path / "none", lines) == ""

@@ -21,7 +21,7 @@ from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.inference.trained_model import load_run
 from rn50_jax.training.build import build_options
 from rn50_jax.training.state import variables_of
-from rn50_jax.training.validation import eval_step, examine_step
+from rn50_jax.training.validation import eval_step
 
 MEAN, STD = (0.1, 0.2, 0.6), (0.3, 0.5, 0.25)
 CONSTANTS = (("data.mean", str(MEAN)), ("data.std", str(STD)))
@@ -49,7 +49,10 @@ def test_mean_and_std_of_the_config_act_in_every_step() -> None:
         return jax.vmap(bound, in_axes=(None, 0), axis_name="one")(variables, batch)
 
     np.testing.assert_allclose(run(eval_step)["loss"], [wanted], rtol=1e-5)
-    np.testing.assert_allclose(run(examine_step)[0]["loss"], [wanted], rtol=1e-5)
+    ranked = run(partial(eval_step, top=5))
+    np.testing.assert_allclose(ranked["loss"], [wanted], rtol=1e-5)
+    best = np.sort(jax.nn.softmax(logits), axis=1)[:, ::-1][:, :5]
+    np.testing.assert_allclose(ranked["probability"][0, 0], best, rtol=1e-4)
     np.testing.assert_allclose(run(predict_step)[0], jax.nn.softmax(logits), rtol=1e-4)
 
 

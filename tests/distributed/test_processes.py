@@ -74,15 +74,16 @@ def test_processes_train_to_the_bits_of_one(
 INJECTED = """
 import os, signal, sys, time
 from pathlib import Path
-from rn50_jax import config, train, window
+from rn50_jax.config import loading
+from rn50_jax.loggers.meters import Meters
 
 def get_config():
-    loaded, _ = config.load({quickstart!r})
+    loaded, _ = loading.load({quickstart!r})
     return loaded
 
 HERE = os.environ["RN50_TEST_PROCESS"] == {where!r}
 steps = 0
-add = window.Window.add
+add = Meters.add
 
 def add_and_fail(self, metrics):
     global steps
@@ -92,7 +93,7 @@ def add_and_fail(self, metrics):
         Path({failed!r}).touch()
         {what}
 
-window.Window.add = add_and_fail
+Meters.add = add_and_fail
 """
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rn50_jax.loggers.records import Record
+from rn50_jax.loggers.base import Record
 
 
 @contextmanager

@@ -17,15 +17,15 @@ LOGS = ("--config.report.wandb=digits", "--config.report.mlflow=digits", "--conf
 
 # However busy the machine is, no log is given up for being slow.
 PATIENT = f"""
-from rn50_jax import records
-records.Background.__init__.__kwdefaults__.update(opening={PATIENCE}, patience={PATIENCE})
+from rn50_jax.loggers.base import Background
+Background.__init__.__kwdefaults__.update(opening={PATIENCE}, patience={PATIENCE})
 """
 
 
 def start(
     env: dict[str, str], digits: Path, workdir: Path, *options: str, preface: str = PATIENT
 ) -> subprocess.Popen[str]:
-    program = f"{preface}\nfrom rn50_jax import errors, train\ncli.run(train.main)"
+    program = f"{preface}\nfrom rn50_jax import cli, train\ncli.run(train.main)"
     line = [sys.executable, "-c", program, "--config", "configs/quickstart.py", "--workdir", str(workdir)]
     line += [f"--config.data.dir={digits}", *TINY, *options]
     pipe = subprocess.PIPE

@@ -10,29 +10,29 @@ from conftest import REPO
 from helpers.runs import in_a_terminal as run_in_a_terminal
 
 from rn50_jax.config.derived import Plan
-from rn50_jax.loggers.console import Screen, clock, train_line
-from rn50_jax.loggers.report import result_table
+from rn50_jax.loggers.console import Console, clock, result_table, train_line
 from rn50_jax.runtime.device_memory import megabytes
 
 PLAN = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=20, peak_lr=0.1)
-WINDOW = {"train.loss": 2.5, "train.top1": 12.5, "lr": 0.1, "train.data_time": 0.1, "train.compute_time": 0.3}
-WINDOW |= {"train.total_ips": 80.0}
+STEPS = {"train.loss": 2.5, "train.top1": 12.5, "lr": 0.1, "train.data_time": 0.1, "train.compute_time": 0.3}
+STEPS |= {"train.total_ips": 80.0}
 SCRIPT = """
-from rn50_jax.loggers.console import print_rows
+from rn50_jax.loggers.console import Console, print_rows
 from rn50_jax.config.derived import Plan
 from rn50_jax.loggers.report import Report
 
 print_rows({"batch": "32 per device x 1 device x 1 pass = 32 per update, and so on, and so on, and so on"})
 plan = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=20, peak_lr=0.1)
-window = {"train.loss": 2.5, "train.top1": 12.5, "lr": 0.1, "train.data_time": 0.1, "train.compute_time": 0.3,
+steps = {"train.loss": 2.5, "train.top1": 12.5, "lr": 0.1, "train.data_time": 0.1, "train.compute_time": 0.3,
           "train.total_ips": 80.0, "train.skipped_steps": 0, "train.skipped_in_a_row": 0}
-with Report([], plan, epochs=2, first_step=0, eval_batches=4, classes=10) as report:
-    report._screen._progress.refresh()
+console = Console(plan, 2, eval_batches=4, classes=10)
+with Report(console, [], 10, 0) as report:
+    console._progress.refresh()
     report.advance(5)
-    report.train(5, 0, window)
-    report._screen._progress.refresh()
+    report.train(5, 0, steps)
+    console._progress.refresh()
     report.validating(3)
-    report._screen._progress.refresh()
+    console._progress.refresh()
     report.epoch(10, 0, {"val.top1": 50.0, "val.top5": 90.0, "val.loss": 1.5, "val.images": 9, "val.total_ips": 9.0})
     report.end(20, 1, {"startup": 1.0, "compile": 0, "train": 3.0, "data": 0, "validation": 0, "checkpoint": 0,
                        "lost": 0}, finished=True)
@@ -87,9 +87,9 @@ def test_a_file_gets_the_lines_alone(process_env: dict[str, str], more: dict[str
 
 
 def test_the_line_before_any_speed_is_known() -> None:
-    line = "  ".join(text for _, text in train_line(WINDOW | {"train.total_ips": 0.0}, "epoch 1/2", "step 1/20", None))
+    line = "  ".join(text for _, text in train_line(STEPS | {"train.total_ips": 0.0}, "epoch 1/2", "step 1/20", None))
     assert "       - img/s" in line and line.endswith("ETA -")
-    scaled = "  ".join(text for _, text in train_line(WINDOW | {"train.loss_scale": 128.0}, "", "", 5.0))
+    scaled = "  ".join(text for _, text in train_line(STEPS | {"train.loss_scale": 128.0}, "", "", 5.0))
     assert "scale 128  ETA 0:00:05" in scaled
 
 
@@ -113,8 +113,10 @@ def test_small_words() -> None:
 
 
 def test_advancing_is_cheap_without_a_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    with Screen(PLAN, 2, 0) as screen:
-        for step in range(21):
-            screen.advance(step)
-        screen.line("a [bracket] is no markup")
+    console = Console(PLAN, 2, classes=10)
+    console.start()
+    for step in range(21):
+        console.advance(step)
+    console.line("a [bracket] is no markup")
+    console.close()
     assert capsys.readouterr().out == "a [bracket] is no markup\n"

@@ -9,7 +9,9 @@ from conftest import Run, assert_user_error
 from helpers.logs import files_of_at_most, logged, read_dle
 
 from rn50_jax.config import loading as configs
+from rn50_jax.config import tree
 from rn50_jax.errors import UserError
+from rn50_jax.loggers.base import RunFacts
 from rn50_jax.loggers.dllogger import METRICS, DleLog, dle_parameters
 
 
@@ -31,9 +33,9 @@ def test_lines_and_numbers(tmp_path: Path) -> None:
     assert units["val.top1"] == {"unit": "%", "format": ":.2f"}
     assert units["train.total_ips"] == {"unit": "img/s", "format": ":.2f"}
     assert all({"timestamp", "datetime", "elapsedtime", "type"} <= line.keys() for line in lines)
-    windows, epochs, (run,) = (logged(lines, length) for length in (2, 1, 0))
-    assert [line["step"] for line in windows] == [[0, 8], [0, 10], [1, 8], [1, 10]]
-    assert windows[0]["data"] == {
+    updates, epochs, (run,) = (logged(lines, length) for length in (2, 1, 0))
+    assert [line["step"] for line in updates] == [[0, 8], [0, 10], [1, 8], [1, 10]]
+    assert updates[0]["data"] == {
         "train.loss": 4.0,
         "train.data_time": 0.5,
         "train.compute_time": 1.0,
@@ -81,7 +83,7 @@ def test_a_step_that_compiled_has_no_times(tmp_path: Path) -> None:
 
 def test_parameters_say_what_an_iteration_is(tmp_path: Path) -> None:
     config, _ = configs.load("configs/dgx1_90e.py:fp32")
-    found = dle_parameters(config, tmp_path, lr=2.048, num_devices=8, accumulation=2)
+    found = dle_parameters(RunFacts(tmp_path, tree.flatten(config), num_devices=8, peak_lr=2.048, accumulation=2))
     assert found["iteration"] == "one update of 2 forward passes on each device"
     assert (found["lr"], found["optimizer_batch_size"], found["batch_size"], found["world_size"]) == (
         2.048,

@@ -11,11 +11,15 @@ import pytest
 from helpers.logs import files_of_at_most, record, wandb_records
 from helpers.trees import make_config
 
+from rn50_jax.config.tree import flatten, to_json
 from rn50_jax.errors import UserError
 from rn50_jax.io.lines import LineFile
-from rn50_jax.loggers import base, records
-from rn50_jax.loggers.base import MetricsFile, Mlflow, TensorBoard, WeightsAndBiases
-from rn50_jax.loggers.records import Background, Guarded, Persistent, Record
+from rn50_jax.loggers import available, base
+from rn50_jax.loggers.base import Background, Persistent, Record, RunFacts, remembered
+from rn50_jax.loggers.jsonl import JsonLines
+from rn50_jax.loggers.mlflow import Mlflow
+from rn50_jax.loggers.tensorboard import TensorBoard
+from rn50_jax.loggers.weights_and_biases import WeightsAndBiases
 
 
 def test_lines_go_behind_the_last_whole_one(tmp_path: Path) -> None:
@@ -60,50 +64,49 @@ def test_half_a_line_of_any_length_is_dropped(tmp_path: Path, size: int) -> None
 
 
 def test_metrics_that_are_not_finite_are_null(tmp_path: Path) -> None:
-    with closing(MetricsFile(tmp_path / "m.jsonl")) as file:
-        file.write(record(5, train_loss=float("nan"), train_top1=1.0))
-        file.write(record(10, "epoch"))  # without validation there is nothing to say
+    with closing(JsonLines(tmp_path / "m.jsonl")) as file:
+        file.log(record(5, train_loss=float("nan"), train_top1=1.0))
+        file.log(record(10, "epoch"))  # without validation there is nothing to say
     (line,) = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert line == {"time": 1005.0, "step": 5, "epoch": 1, "epochs_done": 0.5, "train.loss": None, "train.top1": 1.0}
 
 
 def test_a_logger_that_fails_is_given_up_with_one_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    guarded = Guarded("the log", MetricsFile(tmp_path / "m.jsonl"))
-    with files_of_at_most(100):
-        for step in range(5):
-            guarded.write(record(step, train_loss=1.0))
-    guarded.close()
-    assert capsys.readouterr().err == "note: the log cannot be written (File too large); the run goes on without it\n"
-    assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 1
+    broken = Persistent("the log", Server(answers=True))
+    for step in range(5):
+        broken.log(record(step, train_loss=1.0))
+    broken.close()
+    told = "note: the log cannot be written (RuntimeError: the server has); the run goes on without it\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_file_that_was_full_for_a_while_gets_all_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = Persistent("the log", MetricsFile(tmp_path / "m.jsonl"))
+    log = Persistent("the log", JsonLines(tmp_path / "m.jsonl"))
     with files_of_at_most(100):
         for step in range(1, 6):
-            log.write(record(step, train_loss=1.0))
-    log.write(record(6, "epoch", val_top1=1.0))
+            log.log(record(step, train_loss=1.0))
+    log.log(record(6, "epoch", val_top1=1.0))
     assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
     with files_of_at_most(100):
-        log.write(record(7, train_loss=1.0))
+        log.log(record(7, train_loss=1.0))
     log.close()  # there is room again
     assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 7
     told = "the log cannot be written (File too large); the run goes on, and tries again with each report"
     assert capsys.readouterr().err == f"note: {told}\n"
 
 
-def test_what_never_fitted_is_counted_and_validations_go_last(
+def test_what_never_fitted_is_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "_BACKLOG", 3)
-    log = Persistent("the log", MetricsFile(tmp_path / "m.jsonl"))
+    monkeypatch.setattr(base, "_BACKLOG", 3)
+    log = Persistent("the log", JsonLines(tmp_path / "m.jsonl"))
     with files_of_at_most(10):
         for step in range(1, 9):
-            log.write(record(step, "epoch" if step in (2, 5) else "train", train_loss=1.0))
-    log.write(record(9, train_loss=1.0))
-    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [2, 5, 9]
+            log.log(record(step, train_loss=1.0))
+    log.log(record(9, train_loss=1.0))
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [7, 8, 9]
     with files_of_at_most(10):
-        log.write(record(10, train_loss=1.0))
+        log.log(record(10, train_loss=1.0))
         log.close()
     assert capsys.readouterr().err.splitlines()[1] == "note: the log lacks 7 reports that could not be written"
 
@@ -111,13 +114,13 @@ def test_what_never_fitted_is_counted_and_validations_go_last(
 def test_events_of_a_disk_that_was_full_for_a_while(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with closing(Persistent("events", TensorBoard(tmp_path / "tb", make_config(tmp_path), 0))) as log:
-        log.write(record(1, train_loss=1.0))
-        (path,) = (tmp_path / "tb").iterdir()
+    with closing(Persistent("events", TensorBoard(RunFacts(tmp_path, {}, 1, 0.1)))) as log:
+        log.log(record(1, train_loss=1.0))
+        (path,) = (tmp_path / "tensorboard").iterdir()
         with files_of_at_most(path.stat().st_size + 10):  # half an event fits
             for step in (2, 3):
-                log.write(record(step, train_loss=float(step)))
-    events = EventAccumulator(str(tmp_path / "tb"), {"scalars": 0})
+                log.log(record(step, train_loss=float(step)))
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0})
     events.Reload()
     assert [(p.step, p.value) for p in events.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
@@ -126,9 +129,9 @@ def test_events_of_a_disk_that_was_full_for_a_while(tmp_path: Path) -> None:
 def test_an_identity_that_cannot_be_read_is_made_anew(tmp_path: Path, known: bytes) -> None:
     path = tmp_path / "wandb.json"
     path.write_bytes(known)
-    assert base._remembered(path, "p", lambda: "new") == "new"
-    assert base._remembered(path, "p", lambda: "newer") == "new"
-    assert base._remembered(path, "q", lambda: "other") == "other"
+    assert remembered(path, "p", lambda: "new") == "new"
+    assert remembered(path, "p", lambda: "newer") == "new"
+    assert remembered(path, "q", lambda: "other") == "other"
 
 
 class Server:
@@ -137,7 +140,7 @@ class Server:
     def __init__(self, answers: bool) -> None:
         self.answers = answers
 
-    def write(self, record: Record) -> None:
+    def log(self, record: Record) -> None:
         if not self.answers:
             Event().wait()
         raise RuntimeError("the server has\ngone away")
@@ -149,18 +152,18 @@ class Server:
 def test_training_does_not_wait_for_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     slow = Background("Server", lambda: Server(answers=False), patience=0.1)
     for step in range(100):
-        slow.write(record(step, train_loss=1.0))
+        slow.log(record(step, train_loss=1.0))
     slow.close()  # would wait for ever
     assert (
         capsys.readouterr().err == "note: Server has not taken everything within 0.1 s; not waiting for it any longer\n"
     )
     Background("Server", lambda: Event().wait(), opening=0.1)  # not even at the start
     broken = Background("Server", lambda: Server(answers=True))
-    broken.write(record(1, train_loss=1.0))
+    broken.log(record(1, train_loss=1.0))
     broken.close()
     told = "note: Server has failed (RuntimeError: the server has); the run goes on without it\n"
     assert capsys.readouterr().err == told
-    broken.write(record(2, train_loss=1.0))
+    broken.log(record(2, train_loss=1.0))
     assert capsys.readouterr().err == ""
 
 
@@ -183,13 +186,13 @@ def test_events_are_read_by_tensorboard_and_repeated_steps_count_once(tmp_path: 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert crc32c(bytes(32)) == 0x8A9136AA  # the example of the RFC
-    config = make_config(tmp_path)
+    facts = RunFacts(tmp_path, {}, 1, 0.1, config_text=to_json(make_config(tmp_path)))
     for first_step, value in ((0, 1.0), (20, 2.0)):
-        with closing(TensorBoard(tmp_path / "tb", config, first_step)) as log:
+        with closing(TensorBoard(facts._replace(first_step=first_step))) as log:
             for step in range(first_step + 10, first_step + 50, 10):
-                log.write(record(step, train_loss=value, lr=0.5, train_top1=float("inf")))
+                log.log(record(step, train_loss=value, lr=0.5, train_top1=float("inf")))
         time.sleep(1.1)  # the names of the files tell the second
-    events = EventAccumulator(str(tmp_path / "tb"), {"scalars": 0, "tensors": 0})
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0, "tensors": 0})
     events.Reload()
     assert events.Tags()["scalars"] == ["train/loss", "lr"]
     points = events.Scalars("train/loss")
@@ -197,7 +200,7 @@ def test_events_are_read_by_tensorboard_and_repeated_steps_count_once(tmp_path: 
     assert points[0].wall_time == 1010.0
     text = events.Tensors("config")[0].tensor_proto.string_val[0].decode()
     assert json.loads(text.strip("`\n"))["data"]["dir"] == str(tmp_path)
-    for path in (tmp_path / "tb").iterdir():
+    for path in (tmp_path / "tensorboard").iterdir():
         data = path.read_bytes()
         while data:  # length, its checksum, content, its checksum
             (length,) = struct.unpack("<Q", data[:8])
@@ -214,13 +217,13 @@ def test_weights_and_biases_get_the_same_run_again(tmp_path: Path) -> None:
 
     wandb.teardown()  # it would stay with the settings of the test before
     config = make_config(tmp_path, ("report.wandb", "project"))
-    base.check_loggers(config)
+    available.check_loggers(config.report)
     for first_step in (0, 10):
-        with closing(WeightsAndBiases(tmp_path, config)) as log:
+        with closing(WeightsAndBiases(RunFacts(tmp_path, flatten(config), 1, 0.1), "project")) as log:
             for step in (first_step + 10, first_step + 20):
-                log.write(record(step, train_loss=step, val_top1=float("nan")))
-            log.write(record(first_step + 20, "epoch", val_top1=50.0))
-            log.write(record(first_step + 20, "end", goodput_train=1.0)._replace(finished=True))
+                log.log(record(step, train_loss=step, val_top1=float("nan")))
+            log.log(record(first_step + 20, "epoch", val_top1=50.0))
+            log.log(record(first_step + 20, "end", goodput_train=1.0)._replace(finished=True))
         time.sleep(1.1)  # the names of the folders tell the second
     files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2 and len({path.name for path in files}) == 1  # one run of two processes
@@ -242,12 +245,12 @@ def test_mlflow_gets_the_same_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
     config = make_config(tmp_path, ("report.mlflow", "digits"), ("seed", "7"))
-    base.check_loggers(config)
+    available.check_loggers(config.report)
     ends = (("end", False), ("end", True))
     for first_step, (kind, finished) in zip((0, 10), ends, strict=True):
-        with closing(Mlflow(tmp_path, config)) as log:
-            log.write(record(first_step + 10, train_loss=2.0, val_top1=float("inf")))
-            log.write(record(first_step + 10, kind, goodput_train=1.0)._replace(finished=finished))
+        with closing(Mlflow(RunFacts(tmp_path, flatten(config), 1, 0.1), "digits")) as log:
+            log.log(record(first_step + 10, train_loss=2.0, val_top1=float("inf")))
+            log.log(record(first_step + 10, kind, goodput_train=1.0)._replace(finished=finished))
         client = MlflowClient()
         (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
         assert run.info.status == ("FINISHED" if finished else "KILLED")
@@ -263,8 +266,8 @@ def test_what_is_missing_is_told_early(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.delenv("WANDB_MODE", raising=False)
     with pytest.raises(UserError, match="run `wandb login`, or set WANDB_MODE=offline"):
-        base.check_loggers(config)
-    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
+        available.check_loggers(config.report)
+    monkeypatch.setattr(available.importlib.util, "find_spec", lambda name: None)
     for key in ("wandb", "mlflow"):
         with pytest.raises(UserError, match=rf"config.report.{key}='p' needs the package {key}; pip install {key}"):
-            base.check_loggers(make_config(tmp_path, (f"report.{key}", "p")))
+            available.check_loggers(make_config(tmp_path, (f"report.{key}", "p")).report)

@@ -1,4 +1,4 @@
-"""Windows of metrics, what a report hands on, and the keys that the documentation explains."""
+"""Meters, what a report hands on, and the keys that the documentation explains."""
 
 import importlib.metadata
 import json
@@ -12,10 +12,11 @@ from conftest import REPO
 from helpers.runs import TRAIN_METRICS, VAL_METRICS, read_lines
 
 from rn50_jax.config.derived import Plan
+from rn50_jax.loggers.base import Record
+from rn50_jax.loggers.console import Console
 from rn50_jax.loggers.goodput import PHASES
 from rn50_jax.loggers.history import KEYS
-from rn50_jax.loggers.meters import Window
-from rn50_jax.loggers.records import Record
+from rn50_jax.loggers.meters import Meters
 from rn50_jax.loggers.report import Report
 
 PLAN = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=40, peak_lr=0.1)
@@ -26,29 +27,29 @@ def step(loss: float, lr: float = 0.5) -> dict:
     return {"loss": jnp.float32(loss), "top1": jnp.float32(0.25), "lr": jnp.float32(lr)} | counts
 
 
-def test_a_window_averages_and_times_its_steps() -> None:
-    window = Window(global_batch=100, loss_scaling=False)
-    window.add(step(9.0))  # the compiling step: its metrics count, its time does not
+def test_meters_average_and_time_their_steps() -> None:
+    meters = Meters(global_batch=100, loss_scaling=False)
+    meters.add(step(9.0))  # the compiling step: its metrics count, its time does not
     for loss in (1.0, 2.0):
-        with window.waiting():
+        with meters.waiting():
             time.sleep(0.05)
         time.sleep(0.02)
-        window.add(step(loss, lr=loss))
-    result = window.summary()
+        meters.add(step(loss, lr=loss))
+    result = meters.summary()
     assert result["train.loss"] == 4.0
     assert result["train.top1"] == 25.0
     assert result["lr"] == 2.0
     assert result["train.data_time"] >= 0.05
     assert result["train.total_ips"] == pytest.approx(100 / (result["train.data_time"] + result["train.compute_time"]))
     assert result["train.compute_ips"] == pytest.approx(100 / result["train.compute_time"])
-    window.add(step(7.0))
-    assert window.summary()["train.loss"] == 7.0
+    meters.add(step(7.0))
+    assert meters.summary()["train.loss"] == 7.0
 
 
-def test_a_window_of_the_compiling_step_alone_claims_no_speed() -> None:
-    window = Window(global_batch=100, loss_scaling=False)
-    window.add(step(1.0))
-    assert window.summary()["train.total_ips"] == 0
+def test_meters_of_the_compiling_step_alone_claim_no_speed() -> None:
+    meters = Meters(global_batch=100, loss_scaling=False)
+    meters.add(step(1.0))
+    assert meters.summary()["train.total_ips"] == 0
 
 
 class Kept:
@@ -58,7 +59,7 @@ class Kept:
         self.records: list[Record] = []
         self.closed = 0
 
-    def write(self, record: Record) -> None:
+    def log(self, record: Record) -> None:
         self.records.append(record)
 
     def close(self) -> None:
@@ -67,13 +68,14 @@ class Kept:
 
 def test_loggers_get_every_record(capsys: pytest.CaptureFixture[str]) -> None:
     kept = Kept()
-    window = {"train.loss": 2.5, "train.top1": 12.5, "lr": 0.1, "train.total_ips": 80.0}
-    window |= {"train.data_time": 0.1, "train.compute_time": 0.3}
+    steps = {"train.loss": 2.5, "train.top1": 12.5, "lr": 0.1, "train.total_ips": 80.0}
+    steps |= {"train.data_time": 0.1, "train.compute_time": 0.3}
     validation = {"val.top1": 1.0, "val.top5": 2.0, "val.loss": 3.0, "val.images": 4, "val.total_ips": 5.0}
     earlier = [{"epoch": 1, "val.top1": 9.0, "val.top5": 9.0, "val.loss": 9.0}]
-    with Report([kept], PLAN, epochs=4, first_step=12, validations=earlier, classes=10) as report:
-        report.train(15, 1, window)
-        report.train(20, 1, window)
+    console = Console(PLAN, 4, 12, validations=earlier, classes=10)
+    with Report(console, [kept], PLAN.steps_per_epoch, 12) as report:
+        report.train(15, 1, steps)
+        report.train(20, 1, steps)
         report.epoch(20, 1, validation)
         report.end(20, 1, dict.fromkeys(PHASES, 1.0), finished=True)
     told = [(r.kind, r.step, r.epoch, r.epochs_done, r.steps, r.finished) for r in kept.records]
@@ -99,9 +101,9 @@ def test_every_key_of_the_metrics_file_is_documented(trained: tuple[Path, str]) 
     assert written == set(KEYS) | TRAIN_METRICS | VAL_METRICS | {f"goodput.{phase}" for phase in PHASES}
     optional = {"train.loss_scale"} | {f"val_ema.{name}" for name in ("top1", "top5", "loss", "loss_smoothed")}
     assert documented == written | optional
-    window = Window(global_batch=100, loss_scaling=True)
-    window.add(step(1.0))
-    assert "train.loss_scale" in window.summary()  # tests/test_train.py sees those of averaged weights
+    meters = Meters(global_batch=100, loss_scaling=True)
+    meters.add(step(1.0))
+    assert "train.loss_scale" in meters.summary()  # tests/test_train.py sees those of averaged weights
 
 
 def test_run_json_tells_the_hardware(trained: tuple[Path, str]) -> None:

@@ -12,7 +12,7 @@ from helpers.networks import random_variables, shapes_of
 
 from configs import default
 from rn50_jax.config import loading as configs
-from rn50_jax.inference.trained_model import StoredModel, load_for_inference
+from rn50_jax.inference.trained_model import TrainedModel, load_for_inference
 from rn50_jax.models.fold import fold, fold_model, inference_form, pack_model
 from rn50_jax.models.precision import PRECISIONS, Precision
 from rn50_jax.models.resnet import FAMILY, ResNet, Variant
@@ -110,7 +110,7 @@ def test_the_form_for_a_gpu_is_packed() -> None:
 def test_when_a_stored_model_is_folded(setting: str, exact: bool, folded: bool) -> None:
     config = configs.override(default.get_config(), [("model.fold_batch_norm", setting)])
     model = ResNet(SHORT["basic"], 5, PRECISIONS["fp32"], width=8)
-    stored = StoredModel("", config, (), {}, jax.devices(), model, partial(random_variables, model))
+    stored = TrainedModel("", config, (), {}, jax.devices(), model, partial(random_variables, model))
     loaded_model, variables = load_for_inference(stored, exact=exact)
     assert loaded_model.folded == folded
     assert ("bn1" not in variables["params"]) == folded

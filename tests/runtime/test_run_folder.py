@@ -21,8 +21,8 @@ from rn50_jax.data.bad_images import Quarantine
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.io import files
-from rn50_jax.loggers.base import MetricsFile
 from rn50_jax.loggers.history import set_aside_unreadable
+from rn50_jax.loggers.jsonl import JsonLines
 from rn50_jax.runtime.run_folder import make_workdir, write_json, write_run_files
 from rn50_jax.runtime.run_lock import locked
 
@@ -145,8 +145,8 @@ def test_a_strangers_folder_leads_to_no_file_outside(
     for name in names[:4]:
         assert stat.S_ISREG((run / name).lstat().st_mode)
     put(run / "log.jsonl", outside)
-    with pytest.raises(OSError, match=r"it is (a link|no plain file)"):
-        MetricsFile(run / "log.jsonl")
+    with pytest.raises(UserError, match=r"it is (a link|no plain file)"):
+        JsonLines(run / "log.jsonl")
     set_aside_unreadable(run / "log.jsonl")
     assert outside.read_text() == "mine\nhalf"
     assert (run / "metrics.jsonl").read_bytes() == lines

@@ -526,7 +526,9 @@ def test_notes_of_other_settings_and_no_momentum(tmp_path: Path, capfd: pytest.C
     content, _ = small_content()
     content["optimizer"]["state"] = {}
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/metrics.jsonl").write_text('{"time": 1.0, "step": 7, "epoch": 1, "train.loss": 2.0}\n')
+    (tmp_path / "run/metrics.jsonl").write_text(
+        '{"time": 1.0, "step": 7, "epoch": 1, "epochs_done": 0.5, "train.loss": 2.0}\n'
+    )
     start(tmp_path, content, ("recipe.momentum", "0.9"))
     out, err = capfd.readouterr()
     file = tmp_path / "checkpoint.pth.tar"

@@ -1,10 +1,8 @@
-"""The end of a run: its curves drawn, and where everything lies."""
+"""The end of a training: where its results are."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from rn50_jax.checkpoint.folder import CheckpointFolder
 from rn50_jax.checkpoint.selection import best_validation
@@ -15,11 +13,9 @@ from rn50_jax.io.text import shell
 from rn50_jax.loggers.console import print_rows
 from rn50_jax.loggers.history import read_history
 
-CURVES = "curves.png"
 
-
-def _saved_text(folder: Path, validations: Sequence[dict[str, Any]]) -> str:
-    """Names the checkpoints by step and marks the best; says where it is not the best validation; "" without any."""
+def saved_text(folder: Path, validations: Sequence[dict[str, Any]]) -> str:
+    """Names the checkpoints of a folder, marks the best, says if it is not the best validation; "" without any."""
     steps = find_steps(folder)
     if not steps:
         return ""
@@ -34,22 +30,27 @@ def _saved_text(folder: Path, validations: Sequence[dict[str, Any]]) -> str:
     return text
 
 
-def tell_where(config: ConfigDict, workdir: Path) -> None:
-    """Draws the curves of a finished run, and says where everything lies."""
-    curves = workdir / CURVES
-    rows = {"metrics": str(workdir / config.report.file), "curves": str(curves)}
-    try:
-        from rn50_jax.analysis.curves import draw_run  # takes a second to import
+def tell_where(workdir: Path, metrics: Path) -> None:
+    """Draws the curves of a finished run, and says where everything lies.
 
-        draw_run(workdir / config.report.file, curves)
+    Args:
+      metrics: the run's metrics file.
+    """
+    curves = workdir / "curves.png"
+    rows = {"metrics": str(metrics), "curves": str(curves)}
+    try:
+        from rn50_jax.analysis.curves import Run, look, overview, save  # takes a second to import
+
+        with look():
+            save(overview([Run(workdir.name, read_history(metrics))]), curves, own=True)
     except ModuleNotFoundError as error:
         warn(f"{curves} is not drawn, as {error.name} is not installed: pip install matplotlib")
         del rows["curves"]
     except (OSError, UserError) as error:
         warn(f"{curves} cannot be written: {getattr(error, 'strerror', None) or error}")
-    if saved := _saved_text(workdir / "checkpoints", read_history(workdir / config.report.file).validations()):
+    if saved := saved_text(workdir / "checkpoints", read_history(metrics).validations()):
         rows = {"saved": saved} | rows
-    page = shell(["python", "-m", "rn50_jax.plot", workdir, "--html", workdir / "report.html"])
     print_rows(rows)
+    page = shell(["python", "-m", "rn50_jax.plot", workdir, "--html", workdir / "report.html"])
     say(f"{'report':<10} {page}")
     say("done")

@@ -1,0 +1,39 @@
+"""`metrics.jsonl`, the record of a run that everything else reads: a JSON object a line."""
+
+from pathlib import Path
+
+from rn50_jax.errors import UserError
+from rn50_jax.io.files import to_json
+from rn50_jax.io.lines import LineFile
+from rn50_jax.loggers.base import Record
+from rn50_jax.loggers.history import set_aside_unreadable
+
+
+class JsonLines:
+    """A metrics file, whose keys docs/reports.md explains; values that are not finite are null.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            set_aside_unreadable(path)
+            self._file = LineFile(path)
+        except OSError as error:
+            why = error.strerror
+            raise UserError(f"cannot write {path}: {why}; mend that, or choose another report.file") from error
+
+    def log(self, record: Record) -> None:
+        if not record.metrics:
+            return
+        line = {
+            "time": round(record.time, 3),
+            "step": record.step,
+            "epoch": record.epoch + 1,
+            "epochs_done": round(record.epochs_done, 6),
+        }
+        self._file.write(to_json(line | record.metrics))
+
+    def close(self) -> None:
+        self._file.close()
