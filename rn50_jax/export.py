@@ -26,7 +26,7 @@ from rn50_jax.inference.trained_model import (
     warn_assumed,
 )
 from rn50_jax.io.messages import say
-from rn50_jax.io.text import counted, in_utf8
+from rn50_jax.io.text import counted, first_line, in_utf8
 from rn50_jax.weights.metadata import beside, refuse_foreign, write_beside
 
 # Formats, by the ends of their files' names.
@@ -118,7 +118,7 @@ def export_graph(
                 unfinished = small
             unfinished.replace(out)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {out}: {first_line(error)}") from error
     return facts
 
 

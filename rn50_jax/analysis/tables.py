@@ -11,7 +11,7 @@ from rn50_jax.analysis.figures import _LONGEST
 from rn50_jax.analysis.predictions import Predictions
 from rn50_jax.data.formats.imagenet_names import human_names
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import write_whole, written_whole
+from rn50_jax.io.files import telling_of_writes, write_whole, written_whole
 from rn50_jax.io.text import counted, csv_row, in_utf8, printable
 from rn50_jax.loggers.console import top5_text
 
@@ -115,7 +115,7 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     for rank in range(predictions.classes.shape[1]):
         columns[f"class_{rank + 1}"] = list(names[predictions.classes[:, rank]])
         columns[f"probability_{rank + 1}"] = predictions.probabilities[:, rank].tolist()
-    try:
+    with telling_of_writes():
         if path.suffix == ".parquet":
             import pyarrow
             import pyarrow.parquet
@@ -125,5 +125,3 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
                 pyarrow.parquet.write_table(pyarrow.table(named), file)
         else:
             _write_csv(path, list(columns), list(zip(*columns.values(), strict=True)))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

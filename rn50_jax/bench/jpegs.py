@@ -2,16 +2,16 @@
 
 import io
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from rn50_jax.errors import UserError
+from rn50_jax.io.files import folder_written_whole
+from rn50_jax.io.text import first_line
 from rn50_jax.runtime.jax_setup import user_cache
 
 CLASSES = 10
@@ -51,18 +51,10 @@ def generated_folder(count: int, *, cache: Path | None = None) -> Path:
     if folder.is_dir():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
-        try:
+        with folder_written_whole(folder) as unfinished:
             _write(unfinished, count)
-            unfinished.rename(folder)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            if folder.is_dir():  # another process was faster
-                return folder
-            raise
     except OSError as error:
-        raise UserError(f"cannot write the generated images to {folder}: {error.strerror or error}") from error
+        raise UserError(f"cannot write the generated images to {folder}: {first_line(error)}") from error
     return folder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rn50_jax import cli, errors
 from rn50_jax.bench import tables
 from rn50_jax.bench.results import CPU, Result, by_source, read_results
-from rn50_jax.io.files import write_whole
+from rn50_jax.io.files import telling_of_writes, write_whole
 
 Row = dict[str, Any]
 Cells = list[str]
@@ -23,11 +23,9 @@ def main(argv: Sequence[str]) -> int:
     if not folders or not all(folder.is_dir() for folder in folders):
         raise errors.UserError("usage: python -m rn50_jax.bench.summary FOLDER...")
     text = summarise(*folders)
-    try:
+    with telling_of_writes():
         if len(folders) == 1:
             write_whole(folders[0] / "summary.md", text + "\n")
-    except OSError as error:
-        raise errors.UserError(f"cannot write {error.filename}: {error.strerror}") from error
     print(text)
     return 0
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from rn50_jax.bench.compiled import Program
 from rn50_jax.bench.profile import profile
+from rn50_jax.io.text import first_line
 
 _OPTION = "xla_gpu_enable_command_buffer"
 _TIMED = 20  # steps at most that are timed without command buffers
@@ -61,7 +62,7 @@ def trace(
             found["command_buffers"] = speeds
         except jax.errors.JaxRuntimeError as error:
             run, compiled = program.run, program.compiled
-            found["command_buffers"] = {"error": str(error).splitlines()[0]}
+            found["command_buffers"] = {"error": first_line(error)}
     options: dict[str, Any] = {"steps": min(steps, 10), "mode": mode}
     options["copy_gbytes_per_second"] = copy_gbytes_per_second
     return found | {"profile": profile(run, compiled.as_text(), folder, **options)}

@@ -11,6 +11,7 @@ from typing import Any
 
 from rn50_jax import cli
 from rn50_jax.errors import UserError
+from rn50_jax.io.files import write_whole
 
 Keep = Callable[[dict[str, Any]], None]
 
@@ -22,9 +23,7 @@ def main(argv: Sequence[str]) -> int:
     answer = Path(argv[1])
 
     def keep(report: dict[str, Any]) -> None:
-        unfinished = answer.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(report), encoding="utf-8")
-        unfinished.replace(answer)
+        write_whole(answer, json.dumps(report))
 
     keep(_run(spec, keep))
     return 0

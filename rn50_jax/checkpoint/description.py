@@ -10,7 +10,8 @@ from typing_extensions import TypedDict
 from rn50_jax.checkpoint.integrity import seal
 from rn50_jax.config import tree
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import check_shape, open_regular, parse_json
+from rn50_jax.io.files import open_regular
+from rn50_jax.io.json_files import check_shape, parse_json
 
 FORMAT = 3
 Meta = dict[str, Any]

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from rn50_jax.checkpoint.step_folders import (
     rename,
 )
 from rn50_jax.errors import UserError
+from rn50_jax.io.files import check_writable
 from rn50_jax.io.messages import warn
 
 T = TypeVar("T")
@@ -89,9 +89,7 @@ class CheckpointFolder:
           UserError: it cannot be made or written to.
         """
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.directory):
-                pass
+            check_writable(self.directory)
             clean_up(self.directory)
         except OSError as error:
             told = "it is a file" if isinstance(error, FileExistsError) else error.strerror

@@ -16,7 +16,7 @@ from rn50_jax.config.recipes import FOLDER, find_config
 from rn50_jax.config.schema import EXACT_REFERENCE, REMOVED, RULES
 from rn50_jax.config.tree import _tuples, flatten, from_tree
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import read_json
+from rn50_jax.io.json_files import read_json
 from rn50_jax.io.text import shell
 from rn50_jax.models.parts import part_names
 from rn50_jax.models.resnet import FAMILY

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from rn50_jax.data.image_set import ImageSet, names_from_root, root_of
 from rn50_jax.errors import RunStopped, UserError
-from rn50_jax.io.files import read_json, to_json, write_whole
+from rn50_jax.io.json_files import read_json, write_json
 from rn50_jax.io.lines import Appended
 from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted
@@ -105,7 +105,7 @@ class Quarantine:
                 lock.hold()  # several processes may find images at the same time
                 self._entries = self._read()
                 if self._merge(entry):
-                    write_whole(self._path, to_json({"files": self._entries}, indent=2) + "\n", own=True)
+                    write_json(self._path, {"files": self._entries}, own=True)
         except OSError as error:
             warn(f"{error.filename or self._path} cannot be written: {error.strerror}")
 

@@ -24,7 +24,7 @@ from rn50_jax.data.prefetch import prefetch
 from rn50_jax.data.sampler import crop_seed, eval_order, train_order
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.distributed.devices import local_indices, shard
-from rn50_jax.io.files import to_json
+from rn50_jax.io.json_files import to_json
 from rn50_jax.runtime.machine import dali_version
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from rn50_jax.errors import UserError
 from rn50_jax.io.messages import warn
+from rn50_jax.io.text import first_line
 from rn50_jax.runtime.jax_setup import HOW_TO_GPU, share_beside_dali, unused_gpu
 
 AXIS = "batch"
@@ -25,7 +26,7 @@ def find_devices(*, backend: str, precision: str) -> list[jax.Device]:
     try:
         devices = jax.devices()
     except RuntimeError as error:
-        raise UserError(f"JAX cannot start: {str(error).splitlines()[0]}; for GPUs: {HOW_TO_GPU}") from error
+        raise UserError(f"JAX cannot start: {first_line(error)}; for GPUs: {HOW_TO_GPU}") from error
     platform = devices[0].platform
     if told := unused_gpu(platform, jax.config.jax_platforms or ""):
         warn(told)

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from rn50_jax import cli
 from rn50_jax.distributed.rendezvous import meet
 from rn50_jax.errors import Interrupted, RunStopped, UserError
+from rn50_jax.io.text import first_line
 
 CONNECT_TIMEOUT = 300  # seconds that processes wait for each other at the start
 _LONGEST = 1_000_000  # seconds of a heartbeat, such as JAX takes
@@ -142,8 +143,8 @@ def connect(cluster: Cluster | None, *, heartbeat_timeout: int) -> None:
             shutdown_timeout_seconds=heartbeat_timeout,
         )
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise RunStopped(f"the {cluster.num_processes} processes of the run do not come together: {reason}") from error
+        told = f"the {cluster.num_processes} processes of the run do not come together"
+        raise RunStopped(f"{told}: {first_line(error)}") from error
     if cluster.process_id > 0:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, it stays open
 

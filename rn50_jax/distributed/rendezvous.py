@@ -16,8 +16,8 @@ from contextlib import suppress
 from typing_extensions import TypedDict
 
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import parse_json
-from rn50_jax.io.text import printable
+from rn50_jax.io.json_files import parse_json
+from rn50_jax.io.text import first_line, printable
 
 _GREETING = b"rn50_jax: who is there? (1)\n"
 _GO = b"go\n"
@@ -218,7 +218,7 @@ def _join(address: str, me: _Hello, timeout: float) -> None:
         except socket.gaierror as error:
             raise UserError(f"--coordinator {address}: the host is unknown ({error.strerror})") from error
         except OSError as error:
-            strange_since, why = 0.0, error.strerror or str(error)
+            strange_since, why = 0.0, first_line(error)
         if now > word:
             word = now + _NEXT_WORDS
             _tell(f"waiting for process 0 at {address} ({why}), for up to {start + timeout - now:.0f} s more")

@@ -16,7 +16,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.exporting.check import Run, evenly
 from rn50_jax.exporting.form import Form
 from rn50_jax.inference.image_files import Found, batched, decode_files, find_images, found_in
-from rn50_jax.io.files import to_json
+from rn50_jax.io.json_files import to_json
 from rn50_jax.runtime.progress_bar import progress
 
 _BATCH = 32

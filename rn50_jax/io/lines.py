@@ -1,10 +1,11 @@
 """Files that a run appends to, whatever happened to its earlier processes or to the disk."""
 
 import errno
-import fcntl
 import os
 import stat
 from pathlib import Path
+
+from rn50_jax.io.files import lock
 
 
 class Appended:
@@ -43,7 +44,7 @@ class Appended:
 
     def hold(self) -> None:
         """Waits until no other process holds the file, and holds it until it is closed."""
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        lock(self._file, wait=True)
 
     def drop_behind(self, mark: bytes) -> None:
         """Drops what stands behind the last `mark`."""

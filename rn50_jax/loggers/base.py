@@ -16,9 +16,10 @@ from typing_extensions import TypedDict
 
 from rn50_jax.config.tree import flatten, to_json
 from rn50_jax.errors import UserError
-from rn50_jax.io import files
+from rn50_jax.io import json_files
 from rn50_jax.io.lines import Appended, LineFile
-from rn50_jax.loggers.records import Record, reason_of
+from rn50_jax.io.text import first_line
+from rn50_jax.loggers.records import Record
 
 
 class MetricsFile:
@@ -36,7 +37,7 @@ class MetricsFile:
             "epoch": record.epoch + 1,
             "epochs_done": round(record.epochs_done, 6),
         }
-        self._file.write(files.to_json(line | record.metrics))
+        self._file.write(json_files.to_json(line | record.metrics))
 
     def close(self) -> None:
         self._file.close()
@@ -152,11 +153,11 @@ class Mlflow:
 def _remembered(path: Path, project: str, create: Callable[[], str]) -> str:
     """The identity of this work folder's run in a project, created once."""
     with suppress(OSError, ValueError):
-        known = files.read_json(path, _Identity)
+        known = json_files.read_json(path, _Identity)
         if known["project"] == project:
             return known["id"]
     identity = create()
-    files.write_whole(path, files.to_json({"project": project, "id": identity}) + "\n", own=True)
+    json_files.write_json(path, {"project": project, "id": identity}, own=True)
     return identity
 
 
@@ -183,7 +184,9 @@ def check_loggers(config: ConfigDict) -> None:
         try:
             known = wandb.login(prompt=False, verify=False)
         except Exception as error:  # such as a home folder that does not exist
-            raise UserError(f"config.report.wandb: {reason_of(error)}; mend that, or set WANDB_MODE=offline") from error
+            raise UserError(
+                f"config.report.wandb: {first_line(error, kind=True)}; mend that, or set WANDB_MODE=offline"
+            ) from error
         if not known:
             raise UserError(
                 "config.report.wandb: Weights & Biases does not know you; run `wandb login`, or set WANDB_MODE=offline"

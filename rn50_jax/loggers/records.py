@@ -12,7 +12,7 @@ from threading import Event, Thread
 from typing import NamedTuple, Protocol
 
 from rn50_jax.io.messages import warn
-from rn50_jax.io.text import counted
+from rn50_jax.io.text import counted, first_line
 
 
 class Record(NamedTuple):
@@ -64,7 +64,7 @@ class Guarded:
                 call()
             except Exception as error:  # of any library, or of the disk
                 self._works = False
-                warn(f"{self._name} cannot be written ({reason_of(error)}); the run goes on without it")
+                warn(f"{self._name} cannot be written ({first_line(error, kind=True)}); the run goes on without it")
 
 
 class Persistent:
@@ -102,10 +102,8 @@ class Persistent:
         except OSError as error:
             if not self._told:
                 self._told = True
-                warn(
-                    f"{self._name} cannot be written ({reason_of(error)}); the run goes on, and tries again with each "
-                    "report"
-                )
+                told = f"{self._name} cannot be written ({first_line(error, kind=True)}); the run goes on"
+                warn(f"{told}, and tries again with each report")
 
 
 _BACKLOG = 10_000  # records that a logger may have missed
@@ -152,12 +150,4 @@ class Background:
                 logger.write(record)
             logger.close()
         except Exception as error:
-            warn(f"{self._name} has failed ({reason_of(error)}); the run goes on without it")
-
-
-def reason_of(error: Exception) -> str:
-    """Returns an error in a few words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(error).__name__
+            warn(f"{self._name} has failed ({first_line(error, kind=True)}); the run goes on without it")

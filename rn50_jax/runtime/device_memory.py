@@ -2,10 +2,7 @@
 
 import jax
 
-
-def megabytes(size: float) -> str:
-    """For example "123 MB" or "12.3 GB"."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
+from rn50_jax.io.text import size_text
 
 
 def peak_text() -> str:
@@ -14,4 +11,4 @@ def peak_text() -> str:
     if not used:
         return ""
     peak = max(used, key=lambda stats: stats["peak_bytes_in_use"])
-    return f"{megabytes(peak['peak_bytes_in_use'])} of {megabytes(peak['bytes_limit'])} device memory at most"
+    return f"{size_text(peak['peak_bytes_in_use'])} of {size_text(peak['bytes_limit'])} device memory at most"

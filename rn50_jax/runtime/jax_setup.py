@@ -7,7 +7,6 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 import jax
 
 from rn50_jax.errors import UserError
+from rn50_jax.io.files import check_writable
 from rn50_jax.io.messages import warn
 from rn50_jax.runtime.hardware import cuda_plugins, nvidia_hardware
 
@@ -104,9 +104,7 @@ def use_compile_cache(setting: str) -> None:
     if setting == "auto":
         folder /= f"compiled-{cpu_kind()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        check_writable(folder)
     except OSError as error:
         warn(f"compiled programs are not kept: {folder} cannot be written ({error.strerror})")
         return

@@ -12,9 +12,9 @@ from rn50_jax.config.tree import flatten
 from rn50_jax.data.image_set import Dataset, fingerprint
 from rn50_jax.data.val_share import read_val_images, write_val_images
 from rn50_jax.distributed import processes
+from rn50_jax.io.files import telling_of_writes
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.runtime.machine import versions
-from rn50_jax.runtime.run_folder import telling_of_writes
 
 
 class Setup(NamedTuple):

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from rn50_jax.data.loader import files_of_step
 from rn50_jax.errors import RunStopped
-from rn50_jax.io.files import to_json
+from rn50_jax.io.json_files import to_json
 from rn50_jax.io.lines import LineFile
 from rn50_jax.io.messages import warn
 from rn50_jax.training.context import Setup

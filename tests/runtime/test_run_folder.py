@@ -21,9 +21,10 @@ from rn50_jax.data.bad_images import Quarantine
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.io import files
+from rn50_jax.io.json_files import write_json
 from rn50_jax.loggers.base import MetricsFile
 from rn50_jax.loggers.history import set_aside_unreadable
-from rn50_jax.runtime.run_folder import make_workdir, write_json, write_run_files
+from rn50_jax.runtime.run_folder import make_workdir, write_run_files
 from rn50_jax.runtime.run_lock import locked
 
 

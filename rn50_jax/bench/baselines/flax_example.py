@@ -24,6 +24,7 @@ from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.bench.stats import summarise
 from rn50_jax.distributed.devices import make_mesh, spread
 from rn50_jax.errors import UserError
+from rn50_jax.io.text import first_line
 
 # What its train.py imports for logging and input alone; the step needs none of it.
 _UNUSED = ("clu", "tensorflow", "tensorflow_datasets", "input_pipeline")
@@ -52,7 +53,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         raise UserError(
             f"{folder} is no checkout of flax's examples/imagenet that fits this comparison, or wants another package: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            f"{first_line(error, kind=True)}"
         ) from error
     batch = _batch(spec, dtype)
 

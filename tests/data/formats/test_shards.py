@@ -222,7 +222,7 @@ def test_members_are_those_that_tarfile_finds(tmp_path: Path, tar_format: int) -
     ("spoil", "message"),
     [
         (lambda d: [p.unlink() for p in d.glob("*.tar")], "has no tar shards"),
-        (lambda d: (d / "c.tar.partial").touch(), "is not packed to its end; run the same"),
+        (lambda d: (d / "c.tar.unfinished").touch(), "is not packed to its end; run the same"),
         (lambda d: (d.parent / "dataset.json.partial").touch(), "is not packed to its end"),
         (lambda d: os.truncate(d / "a.tar", 3000), "a.tar is damaged or cut off"),
         (lambda d: (d / "b.tar").write_text("text " * 1000), "b.tar is damaged or cut off"),
