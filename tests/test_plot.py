@@ -19,19 +19,10 @@ def test_repeated_steps_of_a_resumed_run_count_once(tmp_path: Path) -> None:
     lines = [train_line(10, 3.0, 1.0), val_line(1, 5.0), train_line(20, 2.0, 2.0), train_line(20, 1.0, 2.0)]
     history = read_history(write(tmp_path / "m.jsonl", lines, tail='{"step": 3'))
     assert history.series("train.loss") == {1.0: 3.0, 2.0: 1.0}
-    assert history.x == "epoch" and [line["val.top1"] for line in history.validations()] == [5.0]
+    assert [line["val.top1"] for line in history.validations()] == [5.0]
     # On twice as many devices, half as many steps: epochs, not steps, tell what is repeated.
     lines = [val_line(1, 5.0) | {"step": 46}, val_line(2, 6.0) | {"step": 46}]
     assert read_history(write(tmp_path / "n.jsonl", lines)).series("val.top1") == {1.0: 5.0, 2.0: 6.0}
-
-
-def test_files_of_older_runs(tmp_path: Path) -> None:
-    lines = [train_line(5, 3.0, 0.5), val_line(1, 5.0), train_line(15, 2.0, 1.5)]
-    for line in lines:
-        del line["epochs_done"]
-    assert read_history(write(tmp_path / "a.jsonl", lines)).series("train.loss") == {0.5: 3.0, 1.5: 2.0}
-    history = read_history(write(tmp_path / "b.jsonl", lines[:1]))
-    assert history.x == "step" and history.series("train.loss") == {5: 3.0}
 
 
 def test_bad_metrics_files(tmp_path: Path) -> None:

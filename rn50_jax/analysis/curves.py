@@ -127,7 +127,7 @@ def draw_panel(axes: Axes, panel: Panel, runs: Sequence[Run], smooth: int = 1) -
         axes.set_yscale("log", base=2)
     elif panel.from_zero:
         axes.set_ylim(0, 1.08 * max(values, default=1.0) or 1.0)
-    axes.set_xlabel("epoch" if all(run.history.x == "epoch" for run in runs) else "step")
+    axes.set_xlabel("epoch")
     axes.set_ylabel(panel.label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(alpha=0.45, color=GRID, linewidth=0.6)

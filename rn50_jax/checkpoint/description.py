@@ -1,7 +1,7 @@
 """What a checkpoint says about itself, in JSON beside its state; read without trust, for it may come from anywhere."""
 
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 from pydantic import Field, FiniteFloat
@@ -44,7 +44,7 @@ class Description(TypedDict):
     time: FiniteFloat
     metrics: dict[str, FiniteFloat]
     arrays: dict[str, _Array]
-    order: NotRequired[Annotated[int, Field(ge=0, lt=2**62)]]  # others come behind it
+    order: Annotated[int, Field(ge=0, lt=2**62)]  # others come behind it
 
 
 class RunDescription(Description):
@@ -68,8 +68,7 @@ def read_description(checkpoint: Path, step: int) -> Meta:
     """
     with open_regular(checkpoint / "meta" / "metadata") as file:
         data = file.read(_LARGEST)
-    # Not only what is JSON: a seal is taken over what was written, and a config of an older day may hold infinity.
-    meta = parse_json(data, dict[str, Any], finite=False)
+    meta = parse_json(data, dict[str, Any])
     sealed = meta.pop("seal", None)
     if sealed != seal(meta) and (sealed is not None or meta.get("format") == FORMAT):
         raise ValueError("its description is not what was saved")

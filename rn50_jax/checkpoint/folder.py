@@ -49,7 +49,7 @@ class Found(NamedTuple):
 
     def by_age(self) -> list[int]:
         """Steps in the order in which they were saved, which is not theirs where an epoch had more steps before."""
-        orders = {step: meta.get("order", 0) for step, meta in self.metas.items()}
+        orders = {step: meta["order"] for step, meta in self.metas.items()}
         newest = max(orders.values(), default=0)
         return sorted({*self.metas, *self.damaged}, key=lambda step: (orders.get(step, newest), step))
 

@@ -141,7 +141,7 @@ class Checkpoints:
         meta = meta | {"format": FORMAT, "time": time.time(), "metrics": metrics, "arrays": describe_arrays(arrays)}
         if self._writes:
             known = self._folder.readable().metas.values()
-            self._order = 1 + max((self._order, *(meta.get("order", 0) for meta in known)))
+            self._order = 1 + max((self._order, *(meta["order"] for meta in known)))
         meta["order"] = self._order
         meta["seal"] = seal(meta)
         self._start(step, {"state": arrays, "meta": meta})

@@ -24,18 +24,15 @@ class History(NamedTuple):
     """The metrics of a run.
 
     lines: those of its metrics file that count, in order: of lines with the same kind and step, the last one. Where a
-    run went on from a checkpoint, steps that it has done again are there once. x: what `series` goes by: "epoch", or
-    "step" for a file that does not tell how long an epoch is. unread: how many other lines there are.
+    run went on from a checkpoint, steps that it has done again are there once. unread: how many other lines there are.
     """
 
     lines: list[dict[str, Any]]
-    x: str
     unread: int = 0
 
     def series(self, name: str) -> Points:
-        """One metric by epochs done (or steps)."""
-        key = "epochs_done" if self.x == "epoch" else "step"
-        return {line[key]: line[name] for line in self.lines if line.get(name) is not None}
+        """One metric by epochs done."""
+        return {line["epochs_done"]: line[name] for line in self.lines if line.get(name) is not None}
 
     def validations(self) -> list[dict[str, Any]]:
         """The lines of validations."""
@@ -79,14 +76,9 @@ def read_history(path: Path) -> History:
     found: dict[tuple[str, float], dict[str, Any]] = {}
     for line in every.good:
         kind = next((name.split(".")[0] for name in line if name not in KEYS), "")
-        place = line.get("epochs_done", line["step"])
-        found.pop((kind, place), None)  # so that the later line stands later
-        found[kind, place] = line
-    lines = list(found.values())
-    if any("epochs_done" not in line for line in lines):
-        lines = _with_epochs(lines)
-    known = bool(lines) and all("epochs_done" in line for line in lines)
-    return History(lines, "epoch" if known else "step", len(every.bad) - _ends_in_half(path, every.bad))
+        found.pop((kind, line["epochs_done"]), None)  # so that the later line stands later
+        found[kind, line["epochs_done"]] = line
+    return History(list(found.values()), len(every.bad) - _ends_in_half(path, every.bad))
 
 
 def last_line(path: Path) -> dict[str, Any]:
@@ -141,20 +133,16 @@ def _ends_in_half(path: Path, bad: list[bytes]) -> bool:
 
 
 def _check_line(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics, as runs of this and of earlier versions write them."""
+    """A line of metrics, as runs write them."""
     for name, (kind, low, high) in _PLACE.items():
-        value = line.get(name, low)
+        value = line.get(name)
         if not isinstance(value, kind) or not low <= value <= high:
             raise ValueError(f"{name} is {value}")
-    if "step" not in line:
-        raise ValueError("it has no step")
     for name, value in line.items():
         if value is None and name.endswith((".top1", ".top5")):
             raise ValueError(f"{name} is null")
         if value is not None and abs(value) > _LARGEST and name not in _PLACE:
             raise ValueError(f"{name} is {value}")
-    if "val.top1" in line and "epoch" not in line:
-        raise ValueError("a validation without its epoch")
     return line
 
 
@@ -168,14 +156,6 @@ _PLACE: dict[str, tuple[Any, float, float]] = {
     "epochs_done": (int | float, 0, 2**53),
 }
 _LINE = Annotated[dict[str, int | float | None], AfterValidator(_check_line)]
-
-
-def _with_epochs(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of older files with epochs_done: their validations tell how long an epoch is."""
-    lengths = [line["step"] / line["epoch"] for line in lines if "val.top1" in line and line["step"]]
-    if not lengths:
-        return lines
-    return [{"epochs_done": line["step"] / lengths[-1]} | line for line in lines]
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -126,8 +126,7 @@ def read_beside(path: Path, classes: int | None = None) -> Facts:
             f"{place} says what there is to know about {path.name}, and cannot be used: {first_line(error)}; "
             f"write both again with rn50_jax.convert, or remove {place.name} to use {path.name} without it"
         ) from None
-    # Files of earlier versions lack the entry.
-    if recorded is not None and (recorded["bytes"] != path.stat().st_size or recorded != _identify(path)):
+    if recorded and (recorded["bytes"] != path.stat().st_size or recorded != _identify(path)):
         raise UserError(
             f"{place} was written for another {path.name} than this one: remove it, or, if the rest of it still holds, "
             f'its entry "{_FILE}"'
@@ -169,7 +168,7 @@ def write_beside(path: Path, facts: Facts) -> None:
 def _is_ours(facts: Any) -> bool:
     if not isinstance(facts, dict):
         return False
-    file, versions = facts.get(_FILE), facts.get("versions")
+    file, versions = facts.get(_FILE), facts.get("versions")  # the former may have been removed, see `read_beside`
     return (isinstance(file, dict) and "sha256" in file) or (isinstance(versions, dict) and "rn50_jax" in versions)
 
 

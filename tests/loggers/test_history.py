@@ -23,21 +23,21 @@ BAD = (
     b"null",
     b"{}",
     b'{"step": 1',
-    b'{"step": "1"}',
-    b'{"step": 1.5}',
-    b'{"step": true}',
-    b'{"step": null}',
-    b'{"step": -1}',
-    b'{"step": 1, "time": NaN}',
-    b'{"step": 1, "time": 1e300}',
-    b'{"step": 1, "epoch": "<script>"}',
-    b'{"step": 1, "epoch": 0}',
-    b'{"step": 1, "epochs_done": [1], "lr": 1}',
-    b'{"step": 1, "train.loss": "low"}',
-    b'{"step": 1, "train.loss": 1e39}',
-    b'{"step": 1, "train.loss": ' + b"9" * 5000 + b"}",
-    b'{"step": 99, "val.top1": 1.0}',
-    b'{"step": 150, "epoch": 4, "epochs_done": 4.0, "val.top1": null, "val.top5": null, "val.loss": null}',
+    b'{"step": "1", "time": 1, "epoch": 1, "epochs_done": 1.0}',
+    b'{"step": 1.5, "time": 1, "epoch": 1, "epochs_done": 1.0}',
+    b'{"step": true, "time": 1, "epoch": 1, "epochs_done": 1.0}',
+    b'{"step": null, "time": 1, "epoch": 1, "epochs_done": 1.0}',
+    b'{"step": -1, "time": 1, "epoch": 1, "epochs_done": 1.0}',
+    b'{"time": NaN, "step": 1, "epoch": 1, "epochs_done": 1.0}',
+    b'{"time": 1e300, "step": 1, "epoch": 1, "epochs_done": 1.0}',
+    b'{"time": 1, "step": 1, "epoch": "<script>", "epochs_done": 1.0}',
+    b'{"time": 1, "step": 1, "epoch": 0, "epochs_done": 1.0}',
+    b'{"time": 1, "step": 1, "epoch": 1, "epochs_done": [1], "lr": 1}',
+    b'{"step": 1, "time": 1, "epoch": 1, "epochs_done": 1.0, "train.loss": "low"}',
+    b'{"step": 1, "time": 1, "epoch": 1, "epochs_done": 1.0, "train.loss": 1e39}',
+    b'{"step": 1, "time": 1, "epoch": 1, "epochs_done": 1.0, "train.loss": ' + b"9" * 5000 + b"}",
+    b'{"time": 1, "epoch": 1, "epochs_done": 1.0, "val.top1": 1.0}',
+    b'{"time": 1, "step": 150, "epoch": 4, "epochs_done": 4.0, "val.top1": null, "val.top5": null, "val.loss": null}',
     b"[" * 100_000,
 )
 
@@ -55,7 +55,8 @@ def test_a_line_that_is_none_of_metrics_is_passed_over(tmp_path: Path, bad: byte
 
 def test_a_loss_that_was_not_finite_is_no_damage(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
-    path.write_text('{"step": 1, "epoch": 1, "train.loss": null}\n{"step": 2, "epoch": 1, "train.loss": NaN}\n')
+    line = '{"time": 1, "step": 1, "epoch": 1, "epochs_done": 1.0, "train.loss": null}\n'
+    path.write_text(line + line.replace("1.0", "2.0").replace("null", "NaN"))
     assert [line["train.loss"] for line in read_history(path).lines] == [None, None]
     assert read_history(path).unread == 0
 
@@ -64,7 +65,7 @@ def test_what_is_unreadable_is_set_aside_and_told(tmp_path: Path, capsys: pytest
     path = write(tmp_path / "m.jsonl", [train_line(5, 3.0, 0.5)])
     good = path.read_bytes()
     # Bytes of good lines stay as they are, whoever wrote them.
-    spaced = b'{ "step": 10,   "train.loss": 1 }\n'
+    spaced = b'{ "step": 10,   "time": 1, "epoch": 1, "epochs_done": 1.0, "train.loss": 1 }\n'
     path.write_bytes(good + b"\xff\xfe\n" + spaced + b"5\n" + b'{"step": 1')
     set_aside_unreadable(path)
     assert path.read_bytes() == good + spaced
@@ -140,10 +141,10 @@ def test_the_name_in_a_foreign_config_leads_nowhere_else(tmp_path: Path, name: o
 
 def test_names_of_metrics_are_harmless_in_a_table(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
-    path.write_text('{"step": 1, "=cmd()": 2, "a\\nb": 3, "\\ud800": 4}\n')
+    path.write_text('{"step": 1, "time": 1, "epoch": 1, "epochs_done": 1.0, "=cmd()": 2, "a\\nb": 3, "\\ud800": 4}\n')
     with io.StringIO() as file:
         write_csv(read_history(path), file)
-        assert file.getvalue() == "time,step,epoch,epochs_done,'=cmd(),a\\nb,\\ud800\n,1,,,2,3,4\n"
+        assert file.getvalue() == "time,step,epoch,epochs_done,'=cmd(),a\\nb,\\ud800\n1,1,1,1.0,2,3,4\n"
 
 
 def test_a_table_on_a_full_disk_names_the_file(tmp_path: Path, call: Run) -> None:

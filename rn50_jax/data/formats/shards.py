@@ -181,11 +181,11 @@ def read_index(split_dir: Path, tars: Sequence[Path]) -> ShardedImages | None:
 
 
 def _load_index(file: Path, tars: Sequence[Path]) -> tuple[ShardedImages | None, list[int]]:
-    """What an index says, None if it cannot be true of these tars; and their times, of an older version zeros."""
+    """What an index says, None if it cannot be true of these tars; and their times."""
     with open_regular(file) as opened, np.load(opened, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     sizes_now = np.array([tar.stat().st_size for tar in tars], np.int64)
-    times = arrays.get("tar_times", np.zeros(len(tars), np.int64))
+    times = arrays["tar_times"]
     if (
         _unpack(arrays["tars"]) != [tar.name for tar in tars]
         or not np.array_equal(arrays["tar_sizes"], sizes_now)
