@@ -5,23 +5,19 @@ orbax' files hold no checksums of their data: a changed bit would go unnoticed.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from rn50_jax.errors import RunStopped
 
-Line = TypeVar("Line", bound=Mapping[str, Any])
-
 
 def not_finite(arrays: Any) -> str | None:
     """The name of the first array of a tree that holds a number that is not finite; None if there is none."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-        if jax.numpy.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
-            return jax.tree_util.keystr(path, simple=True, separator=".")
-    return None
+    floating = ((name, x) for name, x in _named(arrays) if jax.numpy.issubdtype(x.dtype, np.floating))
+    return next((name for name, x in floating if not np.isfinite(x).all()), None)
 
 
 def check_finite(arrays: Any, step: int) -> None:
@@ -45,21 +41,19 @@ def seal(meta: dict[str, Any]) -> str:
 def describe_arrays(arrays: Any) -> dict[str, list[Any]]:
     """{path: [dtype, shape, sha256 of the bytes]} of a tree of host arrays."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): [
-            str(leaf.dtype),
-            list(leaf.shape),
-            hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest(),
-        ]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+        name: [str(leaf.dtype), list(leaf.shape), hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()]
+        for name, leaf in _named(arrays)
     }
 
 
 def describe_shapes(arrays: Any) -> dict[str, list[Any]]:
     """{path: [dtype, shape]} of a tree of arrays, or of what only tells of arrays."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): [str(leaf.dtype), list(leaf.shape)]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
-    }
+    return {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in _named(arrays)}
+
+
+def _named(arrays: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
 
 
 def describe_entry(entry: list[Any] | None) -> str:

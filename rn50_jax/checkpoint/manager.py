@@ -10,7 +10,6 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import flax.serialization
@@ -101,17 +100,16 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         self._stack = ExitStack()
         self._stack.enter_context(without_noise())
+        self._stack.callback(self._close)
+        self._stack.callback(self.wait)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._stack:
-            try:
-                self.wait()
-            finally:
-                if "_manager" in vars(self):
-                    self._manager.close()
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _close(self) -> None:
+        if "_manager" in vars(self):
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, in ascending order.

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
-from rn50_jax.checkpoint.integrity import Line
+Line = TypeVar("Line", bound=Mapping[str, Any])
 
 
 def better_weights(metrics: Mapping[str, float | None]) -> str:

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from rn50_jax import cli
 from rn50_jax.distributed.rendezvous import meet
 from rn50_jax.errors import Interrupted, RunStopped, UserError
+from rn50_jax.io.messages import tell_end
 from rn50_jax.io.text import first_line
 
 CONNECT_TIMEOUT = 300  # seconds that processes wait for each other at the start
@@ -127,7 +128,7 @@ def connect(cluster: Cluster | None, *, heartbeat_timeout: int) -> None:
         return
     if cluster.coordinator is not None:
         told = f"process {cluster.process_id} of {cluster.num_processes}: meeting at {cluster.coordinator}"
-        print(f"{told}, for up to {CONNECT_TIMEOUT} s", file=sys.stderr, flush=True)
+        tell_end(f"{told}, for up to {CONNECT_TIMEOUT} s")
         meet(cluster.coordinator, cluster.process_id, cluster.num_processes, timeout=CONNECT_TIMEOUT)
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     heartbeat_timeout = min(heartbeat_timeout, _LONGEST)

@@ -32,6 +32,26 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return os.fdopen(file, "rb")
 
 
+def open_to_append(path: Path, *, links: bool = False) -> int:
+    """Opens or makes a plain file to append to; returns its descriptor.
+
+    Args:
+      links: a link is followed; not in a run's folder, which anybody may have made.
+
+    Raises:
+      OSError: it cannot be opened, or is a folder, pipe, device or link.
+    """
+    if not links and path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link", str(path))
+    # A pipe would wait for its reader.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
+    file = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return file
+
+
 def read_whole(path: Path) -> bytes:
     """Reads a plain file of at most `LARGEST` bytes.
 

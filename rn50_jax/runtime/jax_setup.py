@@ -1,7 +1,6 @@
 """What a process sets for itself before JAX first touches a device: XLA's flags, memory, kept programs."""
 
 import hashlib
-import logging
 import os
 import platform
 import re
@@ -25,9 +24,7 @@ _SHARE_BESIDE_DALI = "0.6"
 
 
 def prepare_runtime(backend: str, xla_flags: str = "") -> None:
-    """Sets what XLA must know before it first touches a device, and silences asyncio.
-
-    Of a checkpoint that cannot be written, asyncio may log the exception once more, whenever garbage is collected.
+    """Sets what XLA must know before it first touches a device.
 
     DALI's GPU buffers are freed with a device synchronisation, which breaks the capture of CUDA graphs
     (command buffers), so these are off when DALI works on the GPU. JAX then takes less of the GPU's memory too, which
@@ -39,7 +36,6 @@ def prepare_runtime(backend: str, xla_flags: str = "") -> None:
     Raises:
       UserError: XLA does not know a flag, or not with this value; it would end the process without a word of Python.
     """
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     wanted = xla_flags.split()
     if wanted:
         _check_xla_flags(wanted)

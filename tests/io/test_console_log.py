@@ -25,7 +25,7 @@ records.Background.__init__.__kwdefaults__.update(opening={PATIENCE}, patience={
 def start(
     env: dict[str, str], digits: Path, workdir: Path, *options: str, preface: str = PATIENT
 ) -> subprocess.Popen[str]:
-    program = f"{preface}\nfrom rn50_jax import errors, train\ncli.run(train.main)"
+    program = f"{preface}\nfrom rn50_jax import cli, train\ncli.run(train.main)"
     line = [sys.executable, "-c", program, "--config", "configs/quickstart.py", "--workdir", str(workdir)]
     line += [f"--config.data.dir={digits}", *TINY, *options]
     pipe = subprocess.PIPE
