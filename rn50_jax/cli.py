@@ -65,12 +65,12 @@ class CommandLine(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def print_help(self, file: Any = None) -> None:
-        """Called by argparse for --help."""
+        """Prints the help, for argparse."""
         file = file or sys.stdout
         file.write(fit(self.format_help(), file))
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse for a wrong command line."""
+        """Raises a `UserError` for a wrong command line, for argparse."""
         hint = hints.for_complaint(message, self._words, self)
         raise UserError(f"{message}; {hint or f'see {self.prog} --help'}")
 

@@ -100,7 +100,4 @@ def saved_config(meta: Meta, checkpoint: Path) -> ConfigDict:
     Raises:
       UserError: it is none.
     """
-    try:
-        return tree.from_tree(meta["config"])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"checkpoint {checkpoint} holds what is no config: {error}") from None
+    return tree.from_tree(meta["config"], source=f"what checkpoint {checkpoint} holds")

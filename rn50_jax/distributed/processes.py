@@ -52,8 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find_cluster(args: argparse.Namespace, environ: Mapping[str, str]) -> Cluster | None:
-    """This process's place: from the arguments, then `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID`, then SLURM's or Open MPI's variables; None if it is alone.
+    """Returns this process's place among all; None if it is alone.
+
+    The arguments tell, then `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, then SLURM's or Open
+    MPI's variables.
 
     With one process per machine it has all devices; with several, under a scheduler, each has the one of its local
     number, unless `CUDA_VISIBLE_DEVICES` leaves it only one.
@@ -224,7 +226,7 @@ def barrier(name: str) -> None:
 
 
 def count() -> int:
-    """Processes of the run."""
+    """Returns how many processes the run has."""
     return jax.process_count()
 
 
@@ -235,12 +237,12 @@ def end_if_several(error: BaseException) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Returns whether this process is the one that prints and writes."""
     return jax.process_index() == 0
 
 
 def gather(value: Any) -> list[Any]:
-    """A JSON value of each process, in their order, on all of them."""
+    """Returns a JSON value of each process, in their order, on all of them."""
     if jax.process_count() == 1:
         return [value]
     text = json.dumps(value).encode()

@@ -6,7 +6,7 @@ from rn50_jax.io.text import size_text
 
 
 def peak_text() -> str:
-    """The most that a device of this process has used so far; "" where it does not tell."""
+    """Returns the most that a device of this process has used so far; "" where it does not tell."""
     used = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     if not used:
         return ""

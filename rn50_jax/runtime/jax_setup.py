@@ -111,7 +111,7 @@ def use_compile_cache(setting: str) -> None:
 
 
 def user_cache() -> Path | None:
-    """This package's folder in the user's cache, made or not; None for a user without a home folder."""
+    """Returns this package's folder in the user's cache, made or not; None for a user without a home folder."""
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given) / "rn50-jax"
     try:

@@ -78,7 +78,7 @@ class Signals:
         return passed_on, self._got - passed_on
 
     def poll(self, *, together: bool) -> Request:
-        """What has been asked for since the last save.
+        """Returns what has been asked for since the last save.
 
         Several processes must answer alike, which costs a message: they are asked only when all of them call this
         with `together`, at the same point of their work.

@@ -51,7 +51,7 @@ class Watchdog:
         self._finished, self._limit = self._finished + 1, self._seconds
 
     def watch(self, items: Iterator[T]) -> Iterator[T]:
-        """The same items, each of them reported as progress."""
+        """Yields the same items, each of them reported as progress."""
         for item in items:
             self.progress()
             yield item
