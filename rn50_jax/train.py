@@ -129,7 +129,8 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
     config, workdir, mesh, dataset, plan, model = setup
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config.run.hang_timeout))
-        stack.enter_context(locked(workdir))
+        if processes.is_first():
+            stack.enter_context(locked(workdir))
         if processes.is_first() and (error := open_log(workdir, ["python", "-m", "rn50_jax.train", *argv])):
             messages.warn_of_log(error)
         checkpoints = stack.enter_context(
@@ -148,6 +149,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
         print_summary(config, workdir, mesh, dataset, plan, model, start.state)
         record_val_images(setup)
         step = start.position.epoch * plan.steps_per_epoch + start.position.step
+        gather = processes.gather if processes.count() > 1 else None
         if step:
             say(f"resuming after epoch {start.position.epoch}, step {step}")
 
@@ -159,7 +161,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             eval_fn=eval_fn,
             find_divergence=find_divergence(mesh, mode=config.parallel) if plan.num_devices > 1 else None,
             stream=stream,
-            signals=stack.enter_context(Signals(60 * config.checkpoint.every_minutes)),
+            signals=stack.enter_context(Signals(60 * config.checkpoint.every_minutes, gather)),
             watchdog=watchdog,
             checkpoints=checkpoints,
             report=stack.enter_context(open_report(config, workdir, mesh, plan, dataset, step, argv)),
