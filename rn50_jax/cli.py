@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 
 from rn50_jax.config import hints
 from rn50_jax.errors import EXIT_STOPPED, Interrupted, RunStopped, UserError
-from rn50_jax.io import console_log
-from rn50_jax.io.messages import keep, tell_end
+from rn50_jax.io import messages
 from rn50_jax.io.terminal import fit
 from rn50_jax.runtime import streams
 
@@ -81,18 +80,18 @@ def tell(error: BaseException) -> int:
     `EXIT_CODES` lists them; 141 (SIGPIPE) is that nobody reads standard output to its end.
     """
     if isinstance(error, Interrupted):
-        tell_end(str(error))
+        messages.tell_end(str(error))
         return 128 + error.number
     if isinstance(error, UserError | RunStopped | streams.Unwritable):
-        tell_end(f"error: {error}")
+        messages.tell_end(f"error: {error}")
         return EXIT_STOPPED if isinstance(error, RunStopped) else 2
     if isinstance(error, BrokenPipeError):  # who reads standard output, `head` for one, has seen enough
         return 128 + signal.SIGPIPE
     if isinstance(error, KeyboardInterrupt):
-        tell_end("interrupted")
+        messages.tell_end("interrupted")
         return 130
     traceback.print_exception(error)
-    keep("".join(traceback.format_exception(error)).rstrip())
+    messages.keep("".join(traceback.format_exception(error)).rstrip())
     sys.stderr.flush()
     return 1
 
@@ -121,7 +120,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     use_utf8()
     if is_command():
         gc.freeze()  # what the imports made stays: garbage collections need not look at it again and again
-    with streams.guarded(), console_log.listening():
+    with streams.guarded(), messages.listening():
         try:
             code = _call(main)
             sys.stdout.flush()

@@ -25,7 +25,6 @@ from rn50_jax.distributed import processes
 from rn50_jax.distributed.devices import AXIS, find_devices, find_divergence, make_mesh, replicate
 from rn50_jax.errors import Interrupted, UserError
 from rn50_jax.io import messages
-from rn50_jax.io.console_log import open_log
 from rn50_jax.io.messages import say
 from rn50_jax.loggers.base import check_loggers
 from rn50_jax.loggers.goodput import Goodput
@@ -131,8 +130,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
         watchdog = stack.enter_context(Watchdog(config.run.hang_timeout))
         if processes.is_first():
             stack.enter_context(locked(workdir))
-        if processes.is_first() and (error := open_log(workdir, ["python", "-m", "rn50_jax.train", *argv])):
-            messages.warn_of_log(error)
+            messages.open_log(workdir, ["python", "-m", "rn50_jax.train", *argv])
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, gather=config.checkpoint.gather)
         )

@@ -15,7 +15,7 @@ from rn50_jax.io.text import decimal
 from rn50_jax.loggers.console import Screen, clock, time_of_day, top5_text, train_line, validation_parts
 from rn50_jax.loggers.goodput import goodput_text
 from rn50_jax.loggers.records import Logger, Record
-from rn50_jax.runtime.device_memory import peak_text
+from rn50_jax.runtime.machine import peak_text
 
 
 class Report:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from rn50_jax import __version__
-from rn50_jax.io.text import first_line
+from rn50_jax.io.text import first_line, size_text
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy")
 _DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
@@ -246,3 +246,12 @@ def _clock(name: str, key: str, gpus: Sequence[dict[str, Any]]) -> str:
     return f"{name} clock {low if low == high else f'{low} to {high}'} MHz" + (
         f" of at most {max(most):,.0f}" if most else ""
     )
+
+
+def peak_text() -> str:
+    """Returns the most that a device of this process has used so far; "" where it does not tell."""
+    used = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    if not used:
+        return ""
+    peak = max(used, key=lambda stats: stats["peak_bytes_in_use"])
+    return f"{size_text(peak['peak_bytes_in_use'])} of {size_text(peak['bytes_limit'])} device memory at most"
