@@ -101,7 +101,8 @@ INJECTED = """
 import os, signal, time
 import jax, jax.numpy as jnp
 import __main__ as train
-from rn50_jax import config, running
+from rn50_jax.config import loading as config
+from rn50_jax.training import loop
 
 def get_config():
     loaded, _ = config.load({quickstart!r})
@@ -118,13 +119,13 @@ def inject(tmp_path: Path, what: str) -> Path:
 
 
 SIGNAL_DURING_VALIDATION = """
-batches = running.eval_batches
+batches = loop.eval_batches
 def eval_batches(*args, **kwargs):
     for number, batch in enumerate(batches(*args, **kwargs)):
         if number == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         yield batch
-running.eval_batches = eval_batches
+loop.eval_batches = eval_batches
 """
 
 

@@ -74,7 +74,9 @@ def test_processes_train_to_the_bits_of_one(
 INJECTED = """
 import os, signal, sys, time
 from pathlib import Path
-from rn50_jax import config, train, window
+from rn50_jax import train
+from rn50_jax.config import loading as config
+from rn50_jax.loggers import meters
 
 def get_config():
     loaded, _ = config.load({quickstart!r})
@@ -82,7 +84,7 @@ def get_config():
 
 HERE = os.environ["RN50_TEST_PROCESS"] == {where!r}
 steps = 0
-add = window.Window.add
+add = meters.Window.add
 
 def add_and_fail(self, metrics):
     global steps
@@ -92,7 +94,7 @@ def add_and_fail(self, metrics):
         Path({failed!r}).touch()
         {what}
 
-window.Window.add = add_and_fail
+meters.Window.add = add_and_fail
 """
 
 
@@ -152,20 +154,21 @@ def test_one_that_hangs_ends_all_with_stacks(env: dict[str, str], digits: Path, 
 DIVERGED = """
 import os
 import jax
-from rn50_jax import config, parallel
+import __main__ as train
+from rn50_jax.config import loading as config
 
 def get_config():
     loaded, _ = config.load({quickstart!r})
     return loaded
 
-replicate = parallel.replicate
+replicate = train.replicate
 
 def replicate_wrongly(tree, mesh):
     if os.environ["JAX_PROCESS_ID"] == "1":
         tree = tree._replace(params=jax.tree.map(lambda x: x * 1.0001, tree.params))
     return replicate(tree, mesh)
 
-parallel.replicate = replicate_wrongly
+train.replicate = replicate_wrongly
 """
 
 

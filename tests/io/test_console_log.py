@@ -17,7 +17,7 @@ LOGS = ("--config.report.wandb=digits", "--config.report.mlflow=digits", "--conf
 
 # However busy the machine is, no log is given up for being slow.
 PATIENT = f"""
-from rn50_jax import records
+from rn50_jax.loggers import records
 records.Background.__init__.__kwdefaults__.update(opening={PATIENCE}, patience={PATIENCE})
 """
 
