@@ -25,6 +25,7 @@ from rn50_jax.inference.trained_model import (
     summary,
     warn_assumed,
 )
+from rn50_jax.io.files import written_whole
 from rn50_jax.io.messages import say
 from rn50_jax.io.text import counted, first_line, in_utf8
 from rn50_jax.weights.metadata import beside, refuse_foreign, write_beside
@@ -97,7 +98,7 @@ def export_graph(
     images = check_images(config, val)
     facts = {"format": kind, **describe(exportable, onnx_file.LIBRARIES if kind == "onnx" else ())}
     try:
-        with TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
+        with TemporaryDirectory(dir=out.parent, prefix=".export-") as folder, written_whole(out) as target:
             unfinished = Path(folder) / "model"
             if kind == "onnx":
                 onnx_file.write_onnx(exportable, unfinished, facts)
@@ -116,7 +117,7 @@ def export_graph(
                 mark_quantised(small, facts["quantisation"])
                 say(_tell_quantisation(facts["quantisation"]))
                 unfinished = small
-            unfinished.replace(out)
+            unfinished.replace(target)
     except OSError as error:
         raise UserError(f"cannot write {out}: {first_line(error)}") from error
     return facts
