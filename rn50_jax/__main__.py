@@ -16,7 +16,7 @@ from rn50_jax.io.terminal import fit
 
 
 def find_commands() -> dict[str, str]:
-    """What each command does, by name.
+    """Returns what each command does, by name.
 
     A command is a module of this package that ends in `cli.run(main)`; the first line of its docstring, up to
     the call in it, says what it does. Nothing is imported.
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> NoReturn:
-    """The console command."""
+    """Runs the console command."""
     cli.run(main)
 
 

@@ -26,11 +26,12 @@ from rn50_jax.data.check.write_split import LIST_SUFFIX, check_new, write_split
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.class_folders import suffixes_text
 from rn50_jax.data.formats.file_list import listable, write_list
-from rn50_jax.data.prepare.output import size_text
 from rn50_jax.data.process_pool import count_workers
 from rn50_jax.errors import UserError
+from rn50_jax.io.files import telling_of_writes
+from rn50_jax.io.json_files import write_json
 from rn50_jax.io.terminal import fit
-from rn50_jax.io.text import counted, printable, shell
+from rn50_jax.io.text import counted, printable, shell, size_text
 from rn50_jax.runtime.progress_bar import progress
 
 _EXAMPLES = 3  # of each kind, that are printed
@@ -252,9 +253,8 @@ def main(argv: Sequence[str]) -> int:
     report, splits, bad, twice = check(args.dir, lists=args.list, full=full, workers=args.workers)
     text = report_text(report)
     if args.json:
-        from rn50_jax.runtime.run_folder import write_json
-
-        write_json(args.json, report)
+        with telling_of_writes():
+            write_json(args.json, report)
     if args.write_list:
         left_out = bad | twice if args.drop_duplicates else bad
         text += "\n\n" + "\n".join(write_clean_lists(args.write_list, args.dir, splits, left_out))

@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 
 from rn50_jax.config import hints
 from rn50_jax.errors import EXIT_STOPPED, Interrupted, RunStopped, UserError
-from rn50_jax.io import console_log
-from rn50_jax.io.messages import keep, tell_end
+from rn50_jax.io import messages
 from rn50_jax.io.terminal import fit
 from rn50_jax.runtime import streams
 
@@ -65,12 +64,12 @@ class CommandLine(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def print_help(self, file: Any = None) -> None:
-        """Called by argparse for --help."""
+        """Prints the help, for argparse."""
         file = file or sys.stdout
         file.write(fit(self.format_help(), file))
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse for a wrong command line."""
+        """Raises a `UserError` for a wrong command line, for argparse."""
         hint = hints.for_complaint(message, self._words, self)
         raise UserError(f"{message}; {hint or f'see {self.prog} --help'}")
 
@@ -103,18 +102,18 @@ def tell(error: BaseException) -> int:
     `EXIT_CODES` lists them; 141 (SIGPIPE) is that nobody reads standard output to its end.
     """
     if isinstance(error, Interrupted):
-        tell_end(str(error))
+        messages.tell_end(str(error))
         return 128 + error.number
     if isinstance(error, UserError | RunStopped | streams.Unwritable):
-        tell_end(f"error: {error}")
+        messages.tell_end(f"error: {error}")
         return EXIT_STOPPED if isinstance(error, RunStopped) else 2
     if isinstance(error, BrokenPipeError):  # who reads standard output, `head` for one, has seen enough
         return 128 + signal.SIGPIPE
     if isinstance(error, KeyboardInterrupt):
-        tell_end("interrupted")
+        messages.tell_end("interrupted")
         return 130
     traceback.print_exception(error)
-    keep("".join(traceback.format_exception(error)).rstrip())
+    messages.keep("".join(traceback.format_exception(error)).rstrip())
     sys.stderr.flush()
     return 1
 
@@ -143,7 +142,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     use_utf8()
     if is_command():
         gc.freeze()  # what the imports made stays: garbage collections need not look at it again and again
-    with streams.guarded(), console_log.listening():
+    with streams.guarded(), messages.listening():
         try:
             code = _call(main)
             sys.stdout.flush()

@@ -4,7 +4,7 @@
 class UserError(Exception):
     """A mistake in a command, config, data folder or checkpoint.
 
-    The message is one line that names the thing and the fix. Commands print it, no traceback, and exit with code 2.
+    The message is one line that names the thing and the fix. Commands print it, without a traceback.
     """
 
 
@@ -15,7 +15,7 @@ class RunStopped(Exception):
     """
 
 
-EXIT_STOPPED = 3
+EXIT_STOPPED = 3  # `cli.EXIT_CODES` has them all
 
 
 class Interrupted(Exception):

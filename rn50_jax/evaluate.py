@@ -14,10 +14,12 @@ from rn50_jax.inference.trained_model import (
     load_model,
     warn_assumed,
 )
+from rn50_jax.io.files import telling_of_writes
+from rn50_jax.io.json_files import write_json
 from rn50_jax.io.messages import say
 from rn50_jax.io.terminal import columns
 from rn50_jax.loggers.console import validation_text
-from rn50_jax.runtime.run_folder import describe_devices, write_json
+from rn50_jax.runtime.run_folder import describe_devices
 
 _TTA = ", test-time augmentation: mean of each image and its mirror image"
 
@@ -67,7 +69,8 @@ def main(argv: Sequence[str]) -> int:
         if args.predictions:
             write_predictions(predictions, args.predictions)
     if args.json:
-        write_json(args.json, result)
+        with telling_of_writes():
+            write_json(args.json, result)
     return 0
 
 

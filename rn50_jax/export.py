@@ -27,8 +27,9 @@ from rn50_jax.inference.trained_model import (
     summary,
     warn_assumed,
 )
+from rn50_jax.io.files import written_whole
 from rn50_jax.io.messages import say
-from rn50_jax.io.text import in_utf8
+from rn50_jax.io.text import first_line, in_utf8
 from rn50_jax.weights.metadata import beside, refuse_foreign, write_beside
 
 # Formats, by the ends of their files' names.
@@ -104,7 +105,7 @@ def export_graph(
     images = check_images(partial(decode_files, trained.config, by_pillow=True), val)
     facts = {"format": kind, **describe(describe_model(trained), form, onnx_file.LIBRARIES if kind == "onnx" else ())}
     try:
-        with TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
+        with TemporaryDirectory(dir=out.parent, prefix=".export-") as folder, written_whole(out) as target:
             unfinished = Path(folder) / "model"
             if kind == "onnx":
                 onnx_file.write_onnx(exportable, unfinished, facts)
@@ -126,9 +127,9 @@ def export_graph(
                 mark_quantized(small, facts["quantisation"])
                 say(_tell_quantization(facts["quantisation"]))
                 unfinished = small
-            unfinished.replace(out)
+            unfinished.replace(target)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {out}: {first_line(error)}") from error
     return facts
 
 

@@ -23,11 +23,10 @@ from rn50_jax.data.normalize import Normalization, normalize, pixel_normalizatio
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
 from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import TrainedModel, load_model, warn_assumed
-from rn50_jax.io.files import written_whole
+from rn50_jax.io.files import telling_of_writes, written_whole
 from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted
 from rn50_jax.models.resnet import ResNet, Variables
-from rn50_jax.runtime.run_folder import telling_of_writes
 
 
 def feature_step(

@@ -10,7 +10,8 @@ from rn50_jax.data.formats.imagenet_names import likely_names
 from rn50_jax.data.prepare.packing import NO_LIMIT, index_folder, pack_folder
 from rn50_jax.data.process_pool import count_workers
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import open_regular, parse_json
+from rn50_jax.io.files import open_regular
+from rn50_jax.io.json_files import parse_json
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 

@@ -28,8 +28,7 @@ from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.loader import eval_batches, files_of_step, make_quarantine, stream_facts, train_batches, train_size
 from rn50_jax.distributed import devices, processes
 from rn50_jax.errors import Interrupted, RunStopped, UserError
-from rn50_jax.io.console_log import open_log
-from rn50_jax.io.messages import say, warn_of_log
+from rn50_jax.io.messages import open_log, say
 from rn50_jax.loggers.available import check_loggers
 from rn50_jax.loggers.goodput import Goodput
 from rn50_jax.loggers.meters import Meters
@@ -132,8 +131,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
         watchdog = stack.enter_context(Watchdog(config.run.hang_timeout))
         if processes.is_first():
             stack.enter_context(locked(workdir))
-            if error := open_log(workdir, ["python", "-m", "rn50_jax.train", *argv]):
-                warn_of_log(error)
+            open_log(workdir, ["python", "-m", "rn50_jax.train", *argv])
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, gather=config.checkpoint.gather)
         )

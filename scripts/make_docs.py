@@ -16,6 +16,9 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 os.environ["COLUMNS"] = "110"
 
+from rn50_jax import cli  # noqa: E402, after the path
+from rn50_jax.__main__ import find_commands  # noqa: E402
+
 _ASSIGNMENT = re.compile(r"^    (?:config|\w+)\.(?P<name>\w+) = (?P<value>.*?)  # (?P<comment>.*)$")
 _SECTION = re.compile(r"^    config\.(?P<name>\w+) = \w+ = ConfigDict\(\)(?:  # (?P<comment>.*))?$")
 _MORE = re.compile(r"^    # (?P<comment>.*)$")
@@ -57,26 +60,18 @@ def commands_page() -> str:
         "# Every command and its options",
         "",
         "Made from each command's `--help` by `scripts/make_docs.py`.",
+        f"All end with the same {cli.EXIT_CODES}.",
     ]
-    for name in commands():
-        lines += ["", f"## {name}", "", "```text", _help(name).rstrip(), "```"]
+    for name in find_commands():
+        lines += ["", f"## {name}", "", "```text", _help(name), "```"]
     return "\n".join(lines) + "\n"
-
-
-def commands() -> list[str]:
-    """The modules of the package that are commands: those with a `main` and a last line that runs it."""
-    return sorted(
-        path.stem
-        for path in (REPO / "rn50_jax").glob("*.py")
-        if "cli.run(main)" in path.read_text(encoding="utf-8") and not path.stem.startswith("_")
-    )
 
 
 def _help(name: str) -> str:
     with io.StringIO() as out:
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             importlib.import_module(f"rn50_jax.{name}").main(["--help"])
-        return out.getvalue()
+        return out.getvalue().rpartition("\n\nexit codes: ")[0]
 
 
 def pages() -> Iterator[tuple[Path, str]]:

@@ -234,7 +234,7 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(
     limited = ["bash", "-c", 'ulimit -f 50 && exec "$@"', "bash", *command(digits, tmp_path / "out")]
     done = subprocess.run(limited, **args)
     assert_user_error(done, "is full", "run the same command again")
-    assert not list(tmp_path.rglob("*.tar.partial"))
+    assert not list(tmp_path.rglob("*.tar.unfinished"))
     done = subprocess.run(command(digits, tmp_path / "out"), **args)
     assert done.returncode == 0, done.stderr
     assert len(scan_shards(tmp_path / "out/train")[1].names) == 1500

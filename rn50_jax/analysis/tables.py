@@ -9,10 +9,9 @@ import numpy as np
 
 from rn50_jax.analysis.predictions import Predictions, cut
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import write_whole, written_whole
+from rn50_jax.io.files import telling_of_writes, write_whole, written_whole
 from rn50_jax.io.text import counted, csv_row, in_utf8, printable
 from rn50_jax.loggers.console import top5_text
-from rn50_jax.runtime.run_folder import telling_of_writes
 
 SHOWN = 10  # classes and pairs on the console
 SHEET = 24  # images on the sheet

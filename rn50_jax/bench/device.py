@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from rn50_jax.errors import UserError
+from rn50_jax.io.text import first_line
 from rn50_jax.runtime.hardware import signs_of_gpu
 from rn50_jax.runtime.machine import describe_host
 
@@ -34,7 +35,7 @@ def find_local_devices(wanted: str) -> list[jax.Device]:
     try:
         devices = jax.local_devices()
     except RuntimeError as error:
-        raise UserError(f"JAX cannot start: {str(error).splitlines()[0]}; {_HOW_TO_GPU}") from error
+        raise UserError(f"JAX cannot start: {first_line(error)}; {_HOW_TO_GPU}") from error
     if devices[0].platform != "cpu":
         return devices
     if wanted == "gpu":

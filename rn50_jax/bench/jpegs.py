@@ -1,7 +1,6 @@
 """JPEG files for those who have no photographs at hand: noise on gradients, 500 x 375 pixels, 110 kB on average."""
 
 import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import numpy as np
 from PIL import Image
 
 from rn50_jax.errors import UserError
+from rn50_jax.io.files import folder_written_whole
+from rn50_jax.io.text import first_line
 from rn50_jax.runtime.jax_setup import user_cache
 
 CLASSES = 10
@@ -34,20 +35,13 @@ def generated_folder(count: int, *, cache: Path | None = None) -> Path:
     if folder.is_dir():
         return folder
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=home) as scratch:
-            made = Path(scratch) / folder.name
-            files = [made / "train" / f"class{i % CLASSES}" / f"{i:06}.jpg" for i in range(count)]
-            files += [made / "val" / f"class{i}" / f"{count + i:06}.jpg" for i in range(CLASSES)]
+        with folder_written_whole(folder) as unfinished:
+            files = [unfinished / "train" / f"class{i % CLASSES}" / f"{i:06}.jpg" for i in range(count)]
+            files += [unfinished / "val" / f"class{i}" / f"{count + i:06}.jpg" for i in range(CLASSES)]
             with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
                 list(threads.map(write_jpeg, files, range(len(files))))
-            try:
-                made.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was faster
-                    raise
     except OSError as error:
-        raise UserError(f"cannot write the generated images to {folder}: {error.strerror or error}") from error
+        raise UserError(f"cannot write the generated images to {folder}: {first_line(error)}") from error
     return folder
 
 

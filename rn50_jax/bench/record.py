@@ -14,8 +14,9 @@ from rn50_jax.bench import report
 from rn50_jax.bench.stops import Stops
 from rn50_jax.cli import is_command
 from rn50_jax.errors import Interrupted, UserError
+from rn50_jax.io.files import telling_of_writes, write_whole
+from rn50_jax.io.json_files import write_json
 from rn50_jax.loggers import goodput
-from rn50_jax.runtime.run_folder import write_file, write_json
 
 
 class Record:
@@ -131,7 +132,8 @@ class Record:
 
     def _write(self, *, complete: bool) -> None:
         if self._json:
-            write_json(self._json, report.as_json(self._document(complete=complete), single=self._single))
+            with telling_of_writes():
+                write_json(self._json, report.as_json(self._document(complete=complete), single=self._single))
 
     def _keep(self) -> None:
         """Writes the file; a disk that is full for now ends nothing, and is tried again."""
@@ -147,7 +149,8 @@ class Record:
         try:
             self._write(complete=complete)
             if self._markdown:
-                write_file(self._markdown, text + "\n")
+                with telling_of_writes():
+                    write_whole(self._markdown, text + "\n")
         finally:
             results = self._parts.get("results", [])
             if self._single and results and "error" not in results[0]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rn50_jax.io.files import read_json, read_json_lines
+from rn50_jax.io.json_files import read_json, read_json_lines
 
 CPU = "CPU"
 

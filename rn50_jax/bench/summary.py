@@ -8,7 +8,7 @@ from typing import Any
 from rn50_jax import cli, errors
 from rn50_jax.bench import tables
 from rn50_jax.bench.results import CPU, Result, by_source, read_results
-from rn50_jax.runtime.run_folder import write_file
+from rn50_jax.io.files import telling_of_writes, write_whole
 
 Row = dict[str, Any]
 
@@ -22,8 +22,9 @@ def main(argv: Sequence[str]) -> int:
     if not folders or not all(folder.is_dir() for folder in folders):
         raise errors.UserError("usage: python -m rn50_jax.bench.summary FOLDER...")
     text = summarize(*folders)
-    if len(folders) == 1:
-        write_file(folders[0] / "summary.md", text + "\n")
+    with telling_of_writes():
+        if len(folders) == 1:
+            write_whole(folders[0] / "summary.md", text + "\n")
     print(text)
     return 0
 

@@ -7,7 +7,7 @@ from typing import Any
 import tensorstore
 from typing_extensions import TypedDict
 
-from rn50_jax.io.files import parse_json
+from rn50_jax.io.json_files import parse_json
 
 
 class _Header(TypedDict):

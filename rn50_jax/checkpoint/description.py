@@ -1,7 +1,7 @@
 """What a checkpoint says about itself, in JSON beside its state; read without trust, for it may come from anywhere."""
 
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 from pydantic import Field, FiniteFloat
@@ -10,7 +10,8 @@ from typing_extensions import TypedDict
 from rn50_jax.checkpoint.integrity import seal
 from rn50_jax.config import tree
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import check_shape, open_regular, parse_json
+from rn50_jax.io.files import open_regular
+from rn50_jax.io.json_files import check_shape, parse_json
 
 FORMAT = 3
 Meta = dict[str, Any]
@@ -43,7 +44,7 @@ class Description(TypedDict):
     time: FiniteFloat
     metrics: dict[str, FiniteFloat]
     arrays: dict[str, _Array]
-    order: NotRequired[Annotated[int, Field(ge=0, lt=2**62)]]  # others come behind it
+    order: Annotated[int, Field(ge=0, lt=2**62)]  # others come behind it
 
 
 class RunDescription(Description):
@@ -67,8 +68,7 @@ def read_description(checkpoint: Path, step: int) -> Meta:
     """
     with open_regular(checkpoint / "meta" / "metadata") as file:
         data = file.read(_LARGEST)
-    # Not only what is JSON: a seal is taken over what was written, and a config of an older day may hold infinity.
-    meta = parse_json(data, dict[str, Any], finite=False)
+    meta = parse_json(data, dict[str, Any])
     sealed = meta.pop("seal", None)
     if sealed != seal(meta) and (sealed is not None or meta.get("format") == FORMAT):
         raise ValueError("its description is not what was saved")
@@ -100,7 +100,4 @@ def saved_config(meta: Meta, checkpoint: Path) -> ConfigDict:
     Raises:
       UserError: it is none.
     """
-    try:
-        return tree.from_tree(meta["config"])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"checkpoint {checkpoint} holds what is no config: {error}") from None
+    return tree.from_tree(meta["config"], source=f"what checkpoint {checkpoint} holds")

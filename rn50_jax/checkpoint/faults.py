@@ -5,6 +5,8 @@ import os
 import re
 from collections.abc import Iterator
 
+from rn50_jax.io.text import first_line
+
 # What the system says of files that are not what they should be. All else says nothing about them: no permission, too
 # many open files, a device or a file server that fails.
 _OF_FILES = frozenset(
@@ -29,19 +31,14 @@ def passing_fault(error: BaseException) -> str | None:
             return os.strerror(errno.ENOMEM)
         for sign in _STARVED:
             if sign in str(one):
-                return _first_line(one)
+                return first_line(one, kind=True)
     return None
 
 
 def reason(error: BaseException) -> str:
     """Returns what is worth telling of an error, in one line: of orbax' long messages the system's words."""
     number = next((number for number in _errnos(error) if number in _TOLD), None)
-    return os.strerror(number) if number else _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:160]}" if text else type(error).__name__
+    return os.strerror(number) if number else first_line(error, kind=True)
 
 
 def _errnos(error: BaseException) -> Iterator[int]:

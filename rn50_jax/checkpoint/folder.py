@@ -2,7 +2,6 @@
 
 import errno
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from rn50_jax.checkpoint.step_folders import (
     rename,
 )
 from rn50_jax.errors import UserError
+from rn50_jax.io.files import check_writable
 from rn50_jax.io.messages import warn
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class Found(NamedTuple):
 
     def by_age(self) -> list[int]:
         """Steps in the order in which they were saved, which is not theirs where an epoch had more steps before."""
-        orders = {step: meta.get("order", 0) for step, meta in self.metas.items()}
+        orders = {step: meta["order"] for step, meta in self.metas.items()}
         newest = max(orders.values(), default=0)
         return sorted({*self.metas, *self.damaged}, key=lambda step: (orders.get(step, newest), step))
 
@@ -89,9 +89,7 @@ class CheckpointFolder:
           UserError: it cannot be made or written to.
         """
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.directory):
-                pass
+            check_writable(self.directory)
             clean_up(self.directory)
         except OSError as error:
             told = "it is a file" if isinstance(error, FileExistsError) else error.strerror

@@ -10,7 +10,6 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import flax.serialization
@@ -23,7 +22,7 @@ from rn50_jax.checkpoint.array_headers import check_headers
 from rn50_jax.checkpoint.description import FORMAT, Meta
 from rn50_jax.checkpoint.faults import reason
 from rn50_jax.checkpoint.folder import NEXT_START, CheckpointFolder, DamagedError, VanishedError, look
-from rn50_jax.checkpoint.integrity import check_finite, describe_arrays, describe_entry, describe_shapes, seal
+from rn50_jax.checkpoint.integrity import describe_arrays, describe_entry, describe_shapes, not_finite, seal
 from rn50_jax.checkpoint.orbax_noise import settle, without_noise
 from rn50_jax.checkpoint.step_folders import DAMAGED, check_files, clean_up, find_steps
 from rn50_jax.distributed import processes
@@ -101,17 +100,16 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         self._stack = ExitStack()
         self._stack.enter_context(without_noise())
+        self._stack.callback(self._close)
+        self._stack.callback(self.wait)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._stack:
-            try:
-                self.wait()
-            finally:
-                if "_manager" in vars(self):
-                    self._manager.close()
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _close(self) -> None:
+        if "_manager" in vars(self):
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, in ascending order.
@@ -136,12 +134,16 @@ class Checkpoints:
         self.wait(retry=False)
         step = int(meta["step"])
         arrays = jax.device_get(flax.serialization.to_state_dict(state))
-        check_finite(arrays, step)
+        if name := not_finite(arrays):
+            raise RunStopped(
+                f"the state of step {step} is not finite ({name}) and is not saved; the checkpoint before it is whole, "
+                "and the same command goes on from there, with a lower config.recipe.lr if need be"
+            )
         metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         meta = meta | {"format": FORMAT, "time": time.time(), "metrics": metrics, "arrays": describe_arrays(arrays)}
         if self._writes:
             known = self._folder.readable().metas.values()
-            self._order = 1 + max((self._order, *(meta.get("order", 0) for meta in known)))
+            self._order = 1 + max((self._order, *(meta["order"] for meta in known)))
         meta["order"] = self._order
         meta["seal"] = seal(meta)
         self._start(step, {"state": arrays, "meta": meta})
@@ -221,7 +223,7 @@ class Checkpoints:
         return self._folder.set_aside(step) if self._writes else f"{step}{DAMAGED}"
 
     def read_meta(self, which: str) -> Meta:
-        """What was saved beside the state of checkpoint "latest", "best" or a step number.
+        """Returns what was saved beside the state of checkpoint "latest", "best" or a step number.
 
         Raises:
           UserError: no such checkpoint, or one that cannot be read, or not by this version.
@@ -290,7 +292,7 @@ class Checkpoints:
         return read()
 
     def restore_newest(self, like: T, check: Callable[[Meta], None]) -> tuple[T, Meta] | None:
-        """The newest checkpoint that is whole; damaged ones are named, set aside, and the next older one is taken.
+        """Returns the newest whole checkpoint; damaged ones are named, set aside, and the next older one is taken.
 
         Args:
           check: refuses, by a `UserError`, what was saved for another run.

@@ -18,16 +18,13 @@ def without_noise() -> Iterator[None]:
         if not isinstance(unraisable.exc_value, RuntimeError | GeneratorExit | BaseExceptionGroup):
             before(unraisable)
 
-    logger = logging.getLogger("asyncio")
-    level = logger.level
     sys.unraisablehook = hook
-    logger.setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # for good: it may speak whenever garbage is collected
     try:
         yield
     finally:
         gc.collect()
         sys.unraisablehook = before
-        logger.setLevel(level)
 
 
 def settle() -> None:

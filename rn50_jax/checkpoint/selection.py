@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
-from rn50_jax.checkpoint.integrity import Line
+Line = TypeVar("Line", bound=Mapping[str, Any])
 
 
 def better_weights(metrics: Mapping[str, float | None]) -> str:
@@ -15,12 +16,12 @@ def better_weights(metrics: Mapping[str, float | None]) -> str:
 
 
 def ema_is_better(metrics: Mapping[str, float | None]) -> bool:
-    """Whether a checkpoint's averaged weights validated better than the live ones, or neither was validated."""
+    """Returns whether a checkpoint's averaged weights validated better than the live ones, or neither was validated."""
     return better_weights(metrics) == "val_ema"
 
 
 def score(metrics: Mapping[str, float | None]) -> float:
-    """Top-1 of the better of a checkpoint's kinds of weights; -1 if it was not validated."""
+    """Returns top-1 of the better of a checkpoint's kinds of weights; -1 if it was not validated."""
     return _worth(metrics, better_weights(metrics))[0]
 
 

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from rn50_jax.config import hints
 from rn50_jax.config.recipes import FOLDER, find_config
-from rn50_jax.config.schema import EXACT_REFERENCE, REMOVED, RULES
+from rn50_jax.config.schema import EXACT_REFERENCE, RULES
 from rn50_jax.config.tree import _tuples, flatten, from_tree
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import read_json
+from rn50_jax.io.json_files import read_json
 from rn50_jax.io.text import shell
 from rn50_jax.models.parts import part_names
 from rn50_jax.models.resnet import FAMILY
@@ -134,8 +134,6 @@ def override(config: ConfigDict, assignments: Iterable[tuple[str, str]]) -> Conf
 def _check_known(key: str) -> None:
     if key in RULES:
         return
-    if key in REMOVED:
-        raise UserError(f"config.{key} does nothing any more; leave it out")
     raise UserError(f"config has no key {key!r}; {hints.for_key(key, RULES)}")
 
 

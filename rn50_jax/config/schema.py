@@ -244,20 +244,6 @@ RULES: dict[str, Rule] = {
     "run.heartbeat_timeout": _integer(10),
 }
 
-# Keys of earlier versions, without effect on a result: a run's config.json and checkpoints may still hold them.
-REMOVED = frozenset({"data.mmap", "report.mlperf_log", "report.mlperf_org", "report.mlperf_division"})
-
-# Keys that earlier versions lacked, with what their runs did: a run's config.json and checkpoints are without them.
-ADDED: dict[str, Any] = {
-    "checkpoint.gather": False,
-    "run.resume": "",
-    "data.val_share": 0.0,
-    "data.exif_rotation": False,
-    "data.background": (),
-    "data.mean": (0.485, 0.456, 0.406),
-    "data.std": (0.229, 0.224, 0.225),
-}
-
 # What `recipe.exact_reference=True` stands for: each departure of the reference's code from its own documentation, or
 # from what we think right, that changes numbers and has a key. docs/recipe.md tells them one by one.
 EXACT_REFERENCE: dict[str, Any] = {

@@ -5,20 +5,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rn50_jax.config.schema import ADDED, REMOVED
 from rn50_jax.errors import UserError
-from rn50_jax.io import files
+from rn50_jax.io import json_files
 
 
 def to_json(config: ConfigDict) -> str:
     """Returns the resolved config as indented JSON text, read back by `load`."""
-    return files.to_json(config.to_dict(), indent=2) + "\n"
+    return json_files.to_json(config.to_dict(), indent=2) + "\n"
 
 
 def from_tree(tree: Any, *, source: str = "what is stored") -> ConfigDict:
     """Returns the config that a checkpoint or JSON file holds as nested dicts, in which tuples have become lists.
-
-    Keys that have been removed since are left out, those that have been added do what was done without them.
 
     Raises:
       UserError: a key is none that a config can have; the message begins with `source`.
@@ -26,15 +23,9 @@ def from_tree(tree: Any, *, source: str = "what is stored") -> ConfigDict:
     if not isinstance(tree, dict):
         raise UserError(f"{source} is not a config: it is no object with keys")
     tree = {
-        key: {name: _tuples(v) for name, v in x.items() if f"{key}.{name}" not in REMOVED}
-        if isinstance(x, dict)
-        else _tuples(x)
+        key: {name: _tuples(v) for name, v in x.items()} if isinstance(x, dict) else _tuples(x)
         for key, x in tree.items()
     }
-    for key, value in ADDED.items():
-        section, _, name = key.partition(".")
-        if isinstance(tree.get(section), dict):
-            tree[section].setdefault(name, value)
     if dotted := next((key for key in _names(tree) if "." in key), None):
         raise UserError(f"{source} is not a config: its key {dotted!r} has a dot; write sections as nested objects")
     try:

@@ -1,16 +1,14 @@
 """Images that cannot be decoded: named, written down, and left out without disturbing the others."""
 
-from collections.abc import Container
 from contextlib import closing
 from pathlib import Path
-from typing import NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict
 
 from rn50_jax.data.image_set import ImageSet, names_from_root, root_of
 from rn50_jax.errors import RunStopped, UserError
-from rn50_jax.io.files import read_json, to_json, write_whole
+from rn50_jax.io.json_files import read_json, write_json
 from rn50_jax.io.lines import Appended
 from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted
@@ -21,12 +19,12 @@ POLICIES = ("substitute", "error")
 class Entry(TypedDict):
     """A bad image of a run.
 
-    file: its path from the data's root, see `names_from_root`. root: where that was, empty for tars; entries of older
-    versions have none, and their `file` is the whole path. epoch: in which it was found, from 1.
+    file: its path from the data's root, see `names_from_root`. root: where that was, empty for tars. epoch: in which it
+    was found, from 1.
     """
 
     file: str
-    root: NotRequired[str]
+    root: str
     split: str
     epoch: int
     reason: str
@@ -62,8 +60,7 @@ class Quarantine:
         if not entries:
             return np.zeros(0, np.int64)
         names = names_from_root(images)
-        known = set(names)
-        bad = {entry["file"] if "root" in entry else _find_old(entry["file"], known) for entry in entries}
+        bad = {entry["file"] for entry in entries}
         return np.flatnonzero([name in bad for name in names])
 
     def add(self, split: str, images: ImageSet, index: int, *, epoch: int, reason: str) -> None:
@@ -105,7 +102,7 @@ class Quarantine:
                 lock.hold()  # several processes may find images at the same time
                 self._entries = self._read()
                 if self._merge(entry):
-                    write_whole(self._path, to_json({"files": self._entries}, indent=2) + "\n", own=True)
+                    write_json(self._path, {"files": self._entries}, own=True)
         except OSError as error:
             warn(f"{error.filename or self._path} cannot be written: {error.strerror}")
 
@@ -125,10 +122,3 @@ class Quarantine:
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"{self._path} cannot be read as the list of bad images ({why}); remove it") from None
-
-
-def _find_old(path: str, names: Container[str]) -> str:
-    """The name that an entry of an older version means, wherever the data lay then: the longest end of its path."""
-    parts = path.split("/")
-    ends = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((end for end in ends if end in names), path)

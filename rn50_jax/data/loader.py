@@ -24,14 +24,11 @@ from rn50_jax.data.prefetch import prefetch
 from rn50_jax.data.sampler import crop_seed, eval_order, train_order
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.distributed.devices import local_indices, shard
-from rn50_jax.io.files import to_json
+from rn50_jax.io.json_files import to_json
 from rn50_jax.runtime.machine import dali_version
 
 if TYPE_CHECKING:
     from rn50_jax.data import dali
-
-
-FORM = "the form of the stream"  # another number where a version takes the images in another order
 
 
 def train_size(config: ConfigDict, epoch: int) -> int:
@@ -73,11 +70,8 @@ def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, 
         "the training set": fingerprint(images),
     }
     if config.data.backend != "synthetic":
-        facts[FORM] = 3
         facts["the version of DALI"] = dali_version() or _own_version()
-        # Only where they are not the defaults: checkpoints of runs before these keys stay those of this stream.
-        changed = {key: value for key, value in rendering_of(config)._asdict().items() if value}
-        facts |= {f"config.data.{key}": value for key, value in changed.items()}
+        facts |= {f"config.data.{key}": value for key, value in rendering_of(config)._asdict().items()}
     return facts
 
 
@@ -91,8 +85,7 @@ def _own_version() -> str:
 def changed_fact(saved: dict[str, Any], facts: dict[str, Any]) -> str | None:
     """The first of `stream_facts` that is another one now than in a checkpoint, as JSON gives it back, if any."""
     now = json.loads(to_json(facts))
-    # The form first: versions of other forms have other facts too.
-    return next((name for name in {FORM: 0} | now | saved if saved.get(name) != now.get(name)), None)
+    return next((name for name in now | saved if saved.get(name) != now.get(name)), None)
 
 
 def _order(config: ConfigDict, images: ImageSet, plan: Plan, epoch: int) -> np.ndarray:

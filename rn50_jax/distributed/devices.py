@@ -12,20 +12,21 @@ from jax.sharding import PartitionSpec as P
 
 from rn50_jax.errors import UserError
 from rn50_jax.io.messages import warn
+from rn50_jax.io.text import first_line
 from rn50_jax.runtime.jax_setup import HOW_TO_GPU, share_beside_dali, unused_gpu
 
 AXIS = "batch"
 
 
 def find_devices(*, backend: str, precision: str) -> list[jax.Device]:
-    """All devices of all processes, refused early if they cannot do what the config asks for.
+    """Returns all devices of all processes, refused early if they cannot do what the config asks for.
 
     Warns of a GPU that is not used, or whose memory JAX and DALI share.
     """
     try:
         devices = jax.devices()
     except RuntimeError as error:
-        raise UserError(f"JAX cannot start: {str(error).splitlines()[0]}; for GPUs: {HOW_TO_GPU}") from error
+        raise UserError(f"JAX cannot start: {first_line(error)}; for GPUs: {HOW_TO_GPU}") from error
     platform = devices[0].platform
     if told := unused_gpu(platform, jax.config.jax_platforms or ""):
         warn(told)
@@ -43,17 +44,17 @@ def find_devices(*, backend: str, precision: str) -> list[jax.Device]:
 
 
 def local_indices(mesh: Mesh) -> list[int]:
-    """The places in the mesh of this process's devices."""
+    """Returns the places in the mesh of this process's devices."""
     return [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
 
 
 def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
-    """The one-dimensional mesh of data parallelism."""
+    """Returns the one-dimensional mesh of data parallelism."""
     return Mesh(np.asarray(devices), (AXIS,))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Copies of the arrays on every device. Placed once before the first step, so that the step compiles once.
+    """Copies the arrays to every device. Placed once before the first step, so that the step compiles once.
 
     Made by a compiled copy: a step that donates its state writes over the buffers, so none may be shared with the host
     or appear twice, and `device_put` to several devices shares them even with `may_alias=False` (jax 0.10).
@@ -119,7 +120,7 @@ def spread(
 
 
 def find_divergence(mesh: Mesh, *, mode: str) -> Callable[[Any], str | None]:
-    """A check that all devices, of all processes, hold the same state bit for bit.
+    """Makes a check that all devices, of all processes, hold the same state bit for bit.
 
     Returns:
       A function of a replicated tree of 4-byte leaves, to None or a sentence that says which devices differ from the

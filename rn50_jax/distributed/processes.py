@@ -22,6 +22,8 @@ from jax.experimental import multihost_utils
 from rn50_jax import cli
 from rn50_jax.distributed.rendezvous import meet
 from rn50_jax.errors import Interrupted, RunStopped, UserError
+from rn50_jax.io.messages import tell_end
+from rn50_jax.io.text import first_line
 
 CONNECT_TIMEOUT = 300  # seconds that processes wait for each other at the start
 _LONGEST = 1_000_000  # seconds of a heartbeat, such as JAX takes
@@ -50,8 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find_cluster(args: argparse.Namespace, environ: Mapping[str, str]) -> Cluster | None:
-    """This process's place: from the arguments, then `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID`, then SLURM's or Open MPI's variables; None if it is alone.
+    """Returns this process's place among all; None if it is alone.
+
+    The arguments tell, then `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, then SLURM's or Open
+    MPI's variables.
 
     With one process per machine it has all devices; with several, under a scheduler, each has the one of its local
     number, unless `CUDA_VISIBLE_DEVICES` leaves it only one.
@@ -126,7 +130,7 @@ def connect(cluster: Cluster | None, *, heartbeat_timeout: int) -> None:
         return
     if cluster.coordinator is not None:
         told = f"process {cluster.process_id} of {cluster.num_processes}: meeting at {cluster.coordinator}"
-        print(f"{told}, for up to {CONNECT_TIMEOUT} s", file=sys.stderr, flush=True)
+        tell_end(f"{told}, for up to {CONNECT_TIMEOUT} s")
         meet(cluster.coordinator, cluster.process_id, cluster.num_processes, timeout=CONNECT_TIMEOUT)
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     heartbeat_timeout = min(heartbeat_timeout, _LONGEST)
@@ -142,8 +146,8 @@ def connect(cluster: Cluster | None, *, heartbeat_timeout: int) -> None:
             shutdown_timeout_seconds=heartbeat_timeout,
         )
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise RunStopped(f"the {cluster.num_processes} processes of the run do not come together: {reason}") from error
+        told = f"the {cluster.num_processes} processes of the run do not come together"
+        raise RunStopped(f"{told}: {first_line(error)}") from error
     if cluster.process_id > 0:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, it stays open
 
@@ -222,7 +226,7 @@ def barrier(name: str) -> None:
 
 
 def count() -> int:
-    """Processes of the run."""
+    """Returns how many processes the run has."""
     return jax.process_count()
 
 
@@ -233,12 +237,12 @@ def end_if_several(error: BaseException) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Returns whether this process is the one that prints and writes."""
     return jax.process_index() == 0
 
 
 def gather(value: Any) -> list[Any]:
-    """A JSON value of each process, in their order, on all of them."""
+    """Returns a JSON value of each process, in their order, on all of them."""
     if jax.process_count() == 1:
         return [value]
     text = json.dumps(value).encode()

@@ -9,15 +9,15 @@ import json
 import os
 import selectors
 import socket
-import sys
 import time
 from contextlib import suppress
 
 from typing_extensions import TypedDict
 
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import parse_json
-from rn50_jax.io.text import printable
+from rn50_jax.io.json_files import parse_json
+from rn50_jax.io.messages import tell_end
+from rn50_jax.io.text import first_line, printable
 
 _GREETING = b"rn50_jax: who is there? (1)\n"
 _GO = b"go\n"
@@ -106,7 +106,7 @@ class _Host:
                     break
                 if now > word and not self._wrong:
                     word = now + _NEXT_WORDS
-                    _tell(f"waiting at {self._address} for {self._missing()}, for up to {deadline - now:.0f} s more")
+                    tell_end(f"waiting at {self._address} for {self._missing()}, for up to {deadline - now:.0f} s more")
                 for key, _ in self._selector.select(0.5):
                     self._hear(key.fileobj)
                 if self._wrong:
@@ -199,10 +199,6 @@ def _is_gone(connection: socket.socket) -> bool:
         return True
 
 
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _join(address: str, me: _Hello, timeout: float) -> None:
     start = time.monotonic()
     word, strange_since, why = start + _FIRST_WORD, 0.0, ""
@@ -218,10 +214,10 @@ def _join(address: str, me: _Hello, timeout: float) -> None:
         except socket.gaierror as error:
             raise UserError(f"--coordinator {address}: the host is unknown ({error.strerror})") from error
         except OSError as error:
-            strange_since, why = 0.0, error.strerror or str(error)
+            strange_since, why = 0.0, first_line(error)
         if now > word:
             word = now + _NEXT_WORDS
-            _tell(f"waiting for process 0 at {address} ({why}), for up to {start + timeout - now:.0f} s more")
+            tell_end(f"waiting for process 0 at {address} ({why}), for up to {start + timeout - now:.0f} s more")
         time.sleep(0.2)
     else:
         raise UserError(f"--coordinator {address}: {why}; is process 0 running, and the port open?")

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from rn50_jax.exporting.form import Exportable
-from rn50_jax.io.files import to_json
+from rn50_jax.io.json_files import to_json
 from rn50_jax.io.text import in_utf8
 from rn50_jax.models.norm import EPSILON
 from rn50_jax.models.resnet import ResNet

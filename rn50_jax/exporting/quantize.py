@@ -13,7 +13,7 @@ from rn50_jax.data.image_set import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.exporting.check import Decode, Run, evenly
 from rn50_jax.inference.image_files import Found, batched, find_images, found_in
-from rn50_jax.io.files import to_json
+from rn50_jax.io.json_files import to_json
 from rn50_jax.runtime.progress_bar import progress
 
 # From decoded images to what a model takes, both of [N, ...].

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
-from rn50_jax.io.files import to_json
+from rn50_jax.io.json_files import to_json
 from rn50_jax.io.terminal import fit
 from rn50_jax.io.text import csv_row, printable
 

@@ -1,23 +1,20 @@
-"""Files that are written whole or not at all, and JSON that is read without trusting it."""
+"""Files and folders that are written whole or not at all, that are locked, or whose names are looked for."""
 
 import difflib
 import errno
 import fcntl
-import json
-import math
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO
 
-T = TypeVar("T")
+from rn50_jax.errors import UserError
+from rn50_jax.io.text import first_line
 
 UNFINISHED = ".unfinished"
-BOM = b"\xef\xbb\xbf"  # a byte order mark, with which some programs begin UTF-8
-_DEEPEST = 100  # levels of nesting that are read
 LARGEST = 1 << 30  # bytes of a file of JSON, of which far fewer are of any use
 
 
@@ -33,6 +30,26 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         os.close(file)
         raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is no plain file", os.fspath(path))
     return os.fdopen(file, "rb")
+
+
+def open_to_append(path: Path, *, links: bool = False) -> int:
+    """Opens or makes a plain file to append to; returns its descriptor.
+
+    Args:
+      links: a link is followed; not in a run's folder, which anybody may have made.
+
+    Raises:
+      OSError: it cannot be opened, or is a folder, pipe, device or link.
+    """
+    if not links and path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link", str(path))
+    # A pipe would wait for its reader.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
+    file = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return file
 
 
 def read_whole(path: Path) -> bytes:
@@ -76,9 +93,75 @@ def written_whole(path: Path, *, own: bool = False) -> Iterator[Path]:
         if not special:
             with suppress(OSError):
                 unfinished.unlink()
-        if isinstance(error, OSError) and _names_only(error, unfinished):
+        # A write that fails names nothing; what is in the way of the other name, a folder, is better told by that.
+        if isinstance(error, OSError) and (
+            error.filename is None or (str(error.filename) == str(unfinished) and not unfinished.exists())
+        ):
             error.filename = name
         raise
+
+
+def _make_way(path: Path) -> None:
+    """Removes a link, pipe or device, which writing would follow or wait for."""
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            path.unlink()
+
+
+def write_whole(path: Path, content: str | bytes, *, own: bool = False) -> None:
+    """Writes or replaces a file, see `written_whole`; text as UTF-8.
+
+    Raises:
+      OSError: it cannot be written; what was there before stays.
+    """
+    with written_whole(path, own=own) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """Gives a hidden folder to fill; it becomes `path` at the end, unless another process was faster, or vanishes.
+
+    Raises:
+      OSError: the folder cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}{UNFINISHED}-", dir=path.parent) as folder:
+        unfinished = Path(folder) / path.name
+        unfinished.mkdir()
+        yield unfinished
+        try:
+            unfinished.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+
+
+@contextmanager
+def telling_of_writes() -> Iterator[None]:
+    """Turns a file that cannot be written into one line that names it.
+
+    Raises:
+      UserError: for an error of the system that names a file, as `written_whole` raises it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(f"cannot write {error.filename}: {first_line(error)}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder, if need be, and a file in it that is gone at once.
+
+    Raises:
+      OSError: one of them cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def no_such_run(path: Path) -> str:
@@ -114,32 +197,11 @@ def free_name(path: Path) -> Path:
     return target
 
 
-def _make_way(path: Path) -> None:
-    """Removes a link, pipe or device, which writing would follow or wait for."""
-    with suppress(FileNotFoundError):
-        mode = path.lstat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            path.unlink()
-
-
-def _names_only(error: OSError, unfinished: Path) -> bool:
-    # A write that fails names nothing; what is in the way of the other name, a folder, is better told by that.
-    return error.filename is None or (str(error.filename) == str(unfinished) and not unfinished.exists())
-
-
-def write_whole(path: Path, content: str | bytes, *, own: bool = False) -> None:
-    """Writes or replaces a file, see `written_whole`; text as UTF-8.
-
-    Raises:
-      OSError: it cannot be written; what was there before stays.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    with written_whole(path, own=own) as unfinished:
-        unfinished.write_bytes(data)
-
-
-def lock(descriptor: int) -> bool:
+def lock(descriptor: int, *, wait: bool = False) -> bool:
     """Locks an open file or folder for this process alone; the system lets go of it when the process ends.
+
+    Args:
+      wait: until no other process holds it.
 
     Returns:
       Whether it is locked now; False on a file system that cannot do that.
@@ -148,146 +210,9 @@ def lock(descriptor: int) -> bool:
       BlockingIOError: another process holds it.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise BlockingIOError(*error.args) from None
         return False
     return True
-
-
-def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Returns JSON text in ASCII; numbers that are not finite become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def parse_json(data: bytes | str, shape: type[T], *, finite: bool = True) -> T:
-    """Reads JSON of a given shape.
-
-    Args:
-      data: UTF-8 if bytes, with or without a byte order mark.
-      shape: what pydantic understands: a `typing_extensions.TypedDict`, whose further keys are kept, `dict[str, Any]`.
-      finite: refuse NaN and infinities, which are no JSON.
-
-    Raises:
-      ValueError: it is no JSON, not of this shape, nested more than 100 levels deep, or holds a number that is not
-        finite or a whole number of more than 64 bits. The message is one line.
-    """
-    try:
-        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
-        constant = _refuse if finite else float
-        value = json.loads(text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=constant)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start})") from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if text.count("[") + text.count("{") > _DEEPEST and _is_deep(value):
-        raise ValueError("nested too deeply")
-    return check_shape(value, shape)
-
-
-def check_shape(value: Any, shape: type[T]) -> T:
-    """Returns the value, if it is of a shape, see `parse_json`.
-
-    Raises:
-      ValueError: it is not; the message names the first place.
-    """
-    from pydantic import ValidationError
-
-    try:
-        known: Any = shape  # in the cache
-        checked: T = _adapter(known).validate_python(value, strict=True, extra="allow")
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
-    return checked
-
-
-@cache
-def _adapter(shape: Any) -> Any:
-    from pydantic import TypeAdapter  # 0.1 s to import
-
-    return TypeAdapter(shape)
-
-
-def _parse_int(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
-        raise ValueError(f"a whole number of {len(text)} digits, more than 64 bits hold")
-    return int(text)
-
-
-def _parse_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is too large a number")
-    return value
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(_DEEPEST):
-        below: list[Any] = []
-        for item in level:
-            below.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
-        if not below:
-            return False
-        level = below
-    return True
-
-
-def read_json(path: Path, shape: type[T]) -> T:
-    """Reads a JSON file, see `parse_json`.
-
-    Raises:
-      OSError: it cannot be read.
-      ValueError: it is not what it should be.
-    """
-    return parse_json(read_whole(path), shape)
-
-
-class Lines(NamedTuple):
-    """What a file of JSON lines holds. good: those of the right shape. bad: the bytes of the others, in order."""
-
-    good: list[Any]
-    bad: list[bytes]
-
-
-def read_json_lines(path: Path, shape: Any) -> Lines:
-    """Reads a file of JSON lines; whatever is in it, the lines that are right are found.
-
-    Args:
-      shape: of a line, see `parse_line`.
-
-    Raises:
-      OSError: it cannot be read.
-    """
-    lines = read_whole(path).removeprefix(BOM).split(b"\n")
-    good, bad = [], []
-    for line in filter(None, map(bytes.strip, lines)):
-        try:
-            good.append(parse_line(line, shape))
-        except ValueError:
-            bad.append(line)
-    return Lines(good, bad)
-
-
-def parse_line(line: bytes, shape: Any) -> Any:
-    """Reads a line as `parse_json` does; NaN and infinities, which other programs write, are null.
-
-    Raises:
-      ValueError: see `parse_json`.
-    """
-    return check_shape(_finite(parse_json(line, dict[str, Any], finite=False)), shape)

@@ -1,10 +1,9 @@
 """Files that a run appends to, whatever happened to its earlier processes or to the disk."""
 
-import errno
-import fcntl
 import os
-import stat
 from pathlib import Path
+
+from rn50_jax.io.files import lock, open_to_append
 
 
 class Appended:
@@ -20,12 +19,12 @@ class Appended:
 
     def __init__(self, path: Path, *, links: bool = False) -> None:
         self._path, self._links = path, links
-        self._file = _open(path, links=links)
+        self._file = open_to_append(path, links=links)
 
     def write(self, data: bytes) -> int:
         """Appends `data` and returns its length; to a new file if somebody has deleted the one there was."""
         if not os.fstat(self._file).st_nlink:
-            found = _open(self._path, links=self._links)
+            found = open_to_append(self._path, links=self._links)
             self.close()
             self._file = found
         end = os.fstat(self._file).st_size
@@ -43,7 +42,7 @@ class Appended:
 
     def hold(self) -> None:
         """Waits until no other process holds the file, and holds it until it is closed."""
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        lock(self._file, wait=True)
 
     def drop_behind(self, mark: bytes) -> None:
         """Drops what stands behind the last `mark`."""
@@ -61,18 +60,6 @@ class Appended:
     def close(self) -> None:
         """Closes the file."""
         os.close(self._file)
-
-
-def _open(path: Path, *, links: bool) -> int:
-    if not links and path.is_symlink():
-        raise OSError(errno.ELOOP, "it is a link", str(path))
-    # A pipe would wait for its reader.
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
-    file = os.open(path, flags, 0o666)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise OSError(errno.EINVAL, "it is no plain file", str(path))
-    return file
 
 
 class LineFile:

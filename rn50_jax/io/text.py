@@ -65,6 +65,28 @@ def decimal(value: float, digits: int) -> str:
     return f"{value:.2e}" if 1e4 <= abs(value) < float("inf") else f"{value:.{digits}f}"
 
 
+def size_text(count: float) -> str:
+    """Returns a number of bytes to read, such as "1.28 GB"."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= 0.9995 * factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def first_line(error: BaseException, *, kind: bool = False) -> str:
+    """Returns an error in one line: the system's words, or the first line of its message, or its type if it has none.
+
+    Args:
+      kind: put the type before the message.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    name, lines = type(error).__name__, str(error).strip().splitlines()
+    if not lines:
+        return name
+    return f"{f'{name}: ' if kind else ''}{lines[0][:200].rstrip('.')}"
+
+
 def csv_cell(text: str) -> str:
     """Returns a name as a cell that no spreadsheet takes for a formula.
 

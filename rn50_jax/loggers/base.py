@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 from typing_extensions import TypedDict
 
-from rn50_jax.io import files
+from rn50_jax.io import json_files
 from rn50_jax.io.messages import warn
-from rn50_jax.io.text import counted
+from rn50_jax.io.text import counted, first_line
 
 
 class Record(NamedTuple):
@@ -95,7 +95,7 @@ class Persistent:
         except OSError as error:
             if not self._noted:
                 self._noted = True
-                why = reason_of(error)
+                why = first_line(error, kind=True)
                 warn(f"{self._name} cannot be written ({why}); the run goes on, and tries again with each report")
         except Exception as error:  # of any library
             self._give_up(error)
@@ -103,7 +103,7 @@ class Persistent:
     def _give_up(self, error: Exception) -> None:
         if not self._given_up:
             self._given_up = True
-            warn(f"{self._name} cannot be written ({reason_of(error)}); the run goes on without it")
+            warn(f"{self._name} cannot be written ({first_line(error, kind=True)}); the run goes on without it")
 
 
 _BACKLOG = 10_000  # records that a logger may have missed
@@ -150,15 +150,7 @@ class Background:
                 logger.log(record)
             logger.close()
         except Exception as error:
-            warn(f"{self._name} has failed ({reason_of(error)}); the run goes on without it")
-
-
-def reason_of(error: Exception) -> str:
-    """Returns an error in a few words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(error).__name__
+            warn(f"{self._name} has failed ({first_line(error, kind=True)}); the run goes on without it")
 
 
 def tagged(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -169,11 +161,11 @@ def tagged(metrics: Mapping[str, float]) -> dict[str, float]:
 def remembered(path: Path, project: str, create: Callable[[], str]) -> str:
     """Returns the identity of a run in a project of a server, from its file, or created and written there."""
     with suppress(OSError, ValueError):
-        known = files.read_json(path, _Identity)
+        known = json_files.read_json(path, _Identity)
         if known["project"] == project:
             return known["id"]
     identity = create()
-    files.write_whole(path, files.to_json({"project": project, "id": identity}) + "\n", own=True)
+    json_files.write_json(path, {"project": project, "id": identity}, own=True)
     return identity
 
 

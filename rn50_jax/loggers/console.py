@@ -19,7 +19,7 @@ from rn50_jax.io.terminal import columns, fit
 from rn50_jax.io.text import counted, decimal, printable
 from rn50_jax.loggers.base import Record
 from rn50_jax.loggers.goodput import goodput_text
-from rn50_jax.runtime.device_memory import peak_text
+from rn50_jax.runtime.machine import peak_text
 
 NARROW = 60  # columns below which a progress bar has no room
 

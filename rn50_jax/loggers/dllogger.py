@@ -13,7 +13,8 @@ from typing_extensions import TypedDict
 
 from rn50_jax.config.schema import is_own_name
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import open_regular, parse_json, to_json
+from rn50_jax.io.files import open_regular
+from rn50_jax.io.json_files import parse_json, to_json
 from rn50_jax.io.lines import LineFile
 from rn50_jax.io.text import counted
 from rn50_jax.loggers.base import Record, RunFacts

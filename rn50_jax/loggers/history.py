@@ -10,17 +10,8 @@ from pydantic import AfterValidator
 
 from rn50_jax.config.schema import DAMAGED, is_plain_name
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import (
-    BOM,
-    LARGEST,
-    free_name,
-    no_such_run,
-    open_regular,
-    parse_line,
-    read_json,
-    read_json_lines,
-    write_whole,
-)
+from rn50_jax.io.files import LARGEST, free_name, no_such_run, open_regular, write_whole
+from rn50_jax.io.json_files import BOM, parse_line, read_json, read_json_lines
 from rn50_jax.io.lines import Appended
 from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted, csv_cell, printable

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import to_json
+from rn50_jax.io.json_files import to_json
 from rn50_jax.io.lines import LineFile
 from rn50_jax.loggers.base import Record
 from rn50_jax.loggers.history import set_aside_unreadable

@@ -4,7 +4,8 @@ import os
 import secrets
 
 from rn50_jax.errors import UserError
-from rn50_jax.loggers.base import Record, RunFacts, reason_of, remembered, tagged
+from rn50_jax.io.text import first_line
+from rn50_jax.loggers.base import Record, RunFacts, remembered, tagged
 
 
 class WeightsAndBiases:
@@ -49,7 +50,9 @@ def check_login() -> None:
     try:
         known = wandb.login(prompt=False, verify=False)
     except Exception as error:  # such as a home folder that does not exist
-        raise UserError(f"config.report.wandb: {reason_of(error)}; mend that, or set WANDB_MODE=offline") from error
+        raise UserError(
+            f"config.report.wandb: {first_line(error, kind=True)}; mend that, or set WANDB_MODE=offline"
+        ) from error
     if not known:
         raise UserError(
             "config.report.wandb: Weights & Biases does not know you; run `wandb login`, or set WANDB_MODE=offline"

@@ -1,13 +1,11 @@
 """What a process sets for itself before JAX first touches a device: XLA's flags, memory, kept programs."""
 
 import hashlib
-import logging
 import os
 import platform
 import re
 import subprocess
 import sys
-import tempfile
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +14,7 @@ from pathlib import Path
 import jax
 
 from rn50_jax.errors import UserError
+from rn50_jax.io.files import check_writable
 from rn50_jax.io.messages import warn
 from rn50_jax.runtime.hardware import cuda_plugins, nvidia_hardware
 
@@ -25,9 +24,7 @@ _SHARE_BESIDE_DALI = "0.6"
 
 
 def prepare_runtime(backend: str, xla_flags: str = "") -> None:
-    """Sets what XLA must know before it first touches a device, and silences asyncio.
-
-    Of a checkpoint that cannot be written, asyncio may log the exception once more, whenever garbage is collected.
+    """Sets what XLA must know before it first touches a device.
 
     DALI's GPU buffers are freed with a device synchronisation, which breaks the capture of CUDA graphs
     (command buffers), so these are off when DALI works on the GPU. JAX then takes less of the GPU's memory too, which
@@ -39,7 +36,6 @@ def prepare_runtime(backend: str, xla_flags: str = "") -> None:
     Raises:
       UserError: XLA does not know a flag, or not with this value; it would end the process without a word of Python.
     """
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     wanted = xla_flags.split()
     if wanted:
         _check_xla_flags(wanted)
@@ -104,9 +100,7 @@ def use_compile_cache(setting: str) -> None:
     if setting == "auto":
         folder /= f"compiled-{cpu_kind()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        check_writable(folder)
     except OSError as error:
         warn(f"compiled programs are not kept: {folder} cannot be written ({error.strerror})")
         return
@@ -117,7 +111,7 @@ def use_compile_cache(setting: str) -> None:
 
 
 def user_cache() -> Path | None:
-    """This package's folder in the user's cache, made or not; None for a user without a home folder."""
+    """Returns this package's folder in the user's cache, made or not; None for a user without a home folder."""
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given) / "rn50-jax"
     try:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from rn50_jax import __version__
-from rn50_jax.runtime.commit import find_commit
+from rn50_jax.io.text import first_line, size_text
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy")
 _DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
@@ -50,6 +50,7 @@ _ENVIRONMENT = (
     "OMP_NUM_THREADS",
     "GLIBC_TUNABLES",
 )
+_GIT_TIMEOUT = 5.0  # seconds for an answer of git's, on a slow file system
 # By nvidia-smi's name: ours, with the unit that it has without one.
 _TEXTS = {"name": "name", "driver_version": "driver"}
 _NUMBERS = {
@@ -68,7 +69,7 @@ def describe_machine(devices: Sequence[jax.Device]) -> dict[str, Any]:
     Returns:
       host, see `describe_host`; environment, the variables that change results or times, XLA's flags among them;
       versions, those of `versions`, of torch and of JAX's plugin for CUDA; commit of the code, see
-      `commit.find_commit`. Where the devices are GPUs, gpus too, see `read_gpus`, the versions of CUDA's libraries, and
+      `find_commit`. Where the devices are GPUs, gpus too, see `read_gpus`, the versions of CUDA's libraries, and
       nvidia_smi, what that complains of, if it does.
     """
     facts: dict[str, Any] = {"host": describe_host()}
@@ -141,6 +142,37 @@ def describe_host() -> dict[str, Any]:
     return host
 
 
+def find_commit(package: Path) -> str | None:
+    """Returns the commit of the checkout that holds a package, with "+changes" if tracked files of it differ.
+
+    Args:
+      package: its folder.
+
+    Returns:
+      None where no checkout holds it: in an installed copy, or inside a repository that does not track it. Nor is it
+      known where git is missing, refuses a checkout of another user, or does not answer in time.
+    """
+    if not _ask_git(package, "ls-files", "__init__.py") or not (commit := _ask_git(package, "rev-parse", "HEAD")):
+        return None
+    changes = _ask_git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    return f"{commit}+changes" if changes else commit
+
+
+def _ask_git(folder: Path, *words: str) -> str:
+    """What git answers; "" if it is missing, fails or takes too long."""
+    # Variables of a git that called us would name another repository.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = _ask(["git", "-C", str(folder), *words], _GIT_TIMEOUT, env | {"GIT_OPTIONAL_LOCKS": "0"})
+        return "" if done.returncode else done.stdout.strip()
+    return ""
+
+
+def _ask(command: list[str], timeout: float, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "encoding": "utf-8", "errors": "replace"}
+    return subprocess.run(command, capture_output=True, timeout=timeout, env=env, check=False, **options)
+
+
 def read_gpus(timeout: float = 20.0) -> tuple[list[dict[str, Any]], str | None]:
     """Asks nvidia-smi for all GPUs of this machine, those among them that JAX does not use.
 
@@ -154,19 +186,11 @@ def read_gpus(timeout: float = 20.0) -> tuple[list[dict[str, Any]], str | None]:
     fields = [*_TEXTS, *_NUMBERS]
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout,
-            check=False,
-        )
+        done = _ask(command, timeout)
     except subprocess.TimeoutExpired:
         return [], f"no answer within {timeout:g} s"
     except OSError as error:
-        return [], error.strerror or type(error).__name__
+        return [], first_line(error)
     gpus, said = [], []
     for line in (*done.stdout.splitlines(), *done.stderr.splitlines()):
         row = [cell.strip() for cell in line.split(",")]
@@ -222,3 +246,12 @@ def _clock(name: str, key: str, gpus: Sequence[dict[str, Any]]) -> str:
     return f"{name} clock {low if low == high else f'{low} to {high}'} MHz" + (
         f" of at most {max(most):,.0f}" if most else ""
     )
+
+
+def peak_text() -> str:
+    """Returns the most that a device of this process has used so far; "" where it does not tell."""
+    used = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    if not used:
+        return ""
+    peak = max(used, key=lambda stats: stats["peak_bytes_in_use"])
+    return f"{size_text(peak['peak_bytes_in_use'])} of {size_text(peak['bytes_limit'])} device memory at most"

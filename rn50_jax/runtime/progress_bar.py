@@ -10,7 +10,7 @@ from rn50_jax.io.text import printable
 
 @contextmanager
 def progress(text: str, total: int | Callable[[], int] | None, *, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """A progress bar, if standard error is a terminal; call what it yields with how many more are done.
+    """Shows a progress bar, if standard error is a terminal; call what it yields with how many more are done.
 
     Args:
       total: how many there are; where finding out takes its time, a function that is called in the background.

@@ -2,20 +2,17 @@
 
 import os
 import re
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from rn50_jax.config.tree import to_json
 from rn50_jax.errors import UserError
-from rn50_jax.io import files
+from rn50_jax.io.files import check_writable, telling_of_writes
+from rn50_jax.io.json_files import write_json
 from rn50_jax.io.text import in_utf8
 from rn50_jax.runtime.machine import describe_machine
 
@@ -55,9 +52,7 @@ def make_workdir(workdir: Path) -> None:
     """
     check_path(workdir)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
+        check_writable(workdir)
     except OSError as error:
         reason = "it is a file" if os.path.isfile(workdir) else error.strerror  # noqa: PTH113, names may be too long
         raise UserError(f"cannot write to the work folder {workdir}: {reason}; choose another --workdir") from error
@@ -77,40 +72,6 @@ def write_run_files(workdir: Path, config: ConfigDict, devices: Sequence[jax.Dev
         "devices": describe_devices(devices),
         **describe_machine(devices),
     }
-    for name, text in (("config.json", to_json(config)), ("run.json", files.to_json(facts, indent=2) + "\n")):
-        with telling_of_writes():
-            files.write_whole(workdir / name, text, own=True)
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Writes a command's result; numbers that are not finite as null.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    write_file(path, files.to_json(result, indent=2) + "\n")
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Writes or replaces a file, whole or not at all.
-
-    Raises:
-      UserError: it cannot be written; what was there before stays.
-    """
     with telling_of_writes():
-        files.write_whole(path, content)
-
-
-@contextmanager
-def telling_of_writes() -> Iterator[None]:
-    """Turns a file that cannot be written into one line that names it.
-
-    Raises:
-      UserError: for an error of the system that names a file, as `files.written_whole` raises it.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            raise
-        raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+        write_json(workdir / "config.json", config.to_dict(), own=True)
+        write_json(workdir / "run.json", facts, own=True)

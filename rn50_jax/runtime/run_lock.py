@@ -2,14 +2,13 @@
 
 import os
 import socket
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import lock, open_regular
+from rn50_jax.io.files import lock, open_regular, open_to_append
 from rn50_jax.io.messages import warn
 
 
@@ -29,9 +28,12 @@ def locked(workdir: Path) -> Iterator[None]:
         except OSError as error:
             raise UserError(f"cannot read the work folder {workdir}: {error.strerror}") from error
         stack.callback(os.close, folder)
-        file = _open_to_tell(path)
-        if file is not None:
+        file = None
+        try:
+            file = open_to_append(path)
             stack.callback(os.close, file)
+        except OSError as error:  # a folder or pipe, or another user's
+            warn(f"{path} cannot be written ({error.strerror}), so it does not tell who writes to the folder")
         try:
             if not lock(folder) and file is not None:
                 lock(file)
@@ -43,23 +45,8 @@ def locked(workdir: Path) -> Iterator[None]:
             told = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
             with suppress(OSError):  # a full disk
                 os.ftruncate(file, 0)
-                os.pwrite(file, told.encode(), 0)
+                os.write(file, told.encode())
         yield
-
-
-def _open_to_tell(path: Path) -> int | None:
-    """The lock file, opened; None with a note if it cannot be: it is a folder, or another user's."""
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        reason = "it is a link" if path.is_symlink() else error.strerror
-        warn(f"{path} cannot be written ({reason}), so it does not tell who writes to the folder")
-        return None
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        warn(f"{path} is no plain file, so it does not tell who writes to the folder")
-        return None
-    return file
 
 
 def _holder(path: Path) -> str:

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NamedTuple
 
 
@@ -17,14 +17,8 @@ class Request(NamedTuple):
 
 
 _NOTHING = Request(save=False, stop=0)
-
-
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
 _COPIES = 0.2  # seconds within which copies of a signal come
-
-
 # Set by scripts/launch.py: an open file that has grown by a byte for each signal passed on, and its inode.
 FORWARDED = "RN50_JAX_FORWARDED"
 
@@ -57,9 +51,7 @@ class Signals:
         self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -86,7 +78,7 @@ class Signals:
         return passed_on, self._got - passed_on
 
     def poll(self, *, together: bool) -> Request:
-        """What has been asked for since the last save.
+        """Returns what has been asked for since the last save.
 
         Several processes must answer alike, which costs a message: they are asked only when all of them call this
         with `together`, at the same point of their work.

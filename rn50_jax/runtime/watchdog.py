@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from types import TracebackType
 from typing import TypeVar
 
 from rn50_jax.errors import EXIT_STOPPED
@@ -42,9 +41,7 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
         self._observer.end()
@@ -54,7 +51,7 @@ class Watchdog:
         self._finished, self._limit = self._finished + 1, self._seconds
 
     def watch(self, items: Iterator[T]) -> Iterator[T]:
-        """The same items, each of them reported as progress."""
+        """Yields the same items, each of them reported as progress."""
         for item in items:
             self.progress()
             yield item

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from rn50_jax.errors import RunStopped
-from rn50_jax.io.files import to_json
+from rn50_jax.io.json_files import to_json
 from rn50_jax.io.lines import LineFile
 from rn50_jax.io.messages import warn
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rn50_jax.runtime.device_memory import megabytes
+from rn50_jax.io.text import size_text
 
 
 class Memory(NamedTuple):
@@ -35,5 +35,5 @@ def analyse_memory(step: Any, state: Any, batch: Any) -> Memory | None:
 
 def memory_text(memory: Memory) -> str:
     """Returns one line for people."""
-    parts = f"{megabytes(memory.state)} state, {megabytes(memory.images)} images, {megabytes(memory.workspace)}"
-    return f"{megabytes(sum(memory))} per device, as XLA plans it: {parts} activations, gradients and workspace"
+    parts = f"{size_text(memory.state)} state, {size_text(memory.images)} images, {size_text(memory.workspace)}"
+    return f"{size_text(sum(memory))} per device, as XLA plans it: {parts} activations, gradients and workspace"

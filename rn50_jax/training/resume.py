@@ -15,7 +15,7 @@ from rn50_jax.config import tree
 from rn50_jax.config.derived import Plan
 from rn50_jax.data.batch import Position
 from rn50_jax.data.image_set import check_class_names
-from rn50_jax.data.loader import FORM, changed_fact
+from rn50_jax.data.loader import changed_fact
 from rn50_jax.data.val_share import VAL_IMAGES
 from rn50_jax.errors import UserError
 from rn50_jax.io.messages import say, warn
@@ -116,7 +116,7 @@ def find_start(
         position = _in_the_middle(meta, place, plan, stream, pipelines, local_devices)
     else:
         state, position = _at_an_end(meta, place, plan, state)
-    lost = max(last["time"] - meta["time"], 0.0) if "time" in last and last["step"] > meta["step"] else 0.0
+    lost = max(last["time"] - meta["time"], 0.0) if last and last["step"] > meta["step"] else 0.0
     before, now = (tree.flatten(c) for c in (saved_config(meta, checkpoints.directory), config))
     for key, value in now.items():
         if key in _SOURCES and value and value != before.get(key):
@@ -132,14 +132,14 @@ def find_start(
 def _changes(
     before: dict[str, Any], now: dict[str, Any], stream_before: dict[str, Any], stream_now: dict[str, Any]
 ) -> list[str]:
-    """What is another now than when a run was saved: keys, and the training set where versions can compare it."""
+    """What is another now than when a run was saved: keys, and the training set."""
     changed = [
         f"config.{key} was {before.get(key)!r} and is {value!r}"
         for key, value in now.items()
         if key not in _SOURCES and before.get(key) != value
     ]
     images = [facts.get("the training set") for facts in (stream_before, stream_now)]
-    if stream_before.get(FORM) == stream_now.get(FORM) and None not in images and images[0] != images[1]:
+    if images[0] != images[1]:
         changed.append(f"the training set had {images[0]} and has {images[1]}")
     return changed
 
@@ -157,7 +157,7 @@ def _check_classes(found: tuple[str, ...], now: str, trained: tuple[str, ...], b
 def _check_model(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
     before, now = tree.flatten(saved), tree.flatten(config)
     for key in (*_FIXED, "recipe.ema_decay"):
-        saved_value = before.get(key, now[key])  # what a checkpoint of an older version lacks, its arrays tell
+        saved_value = before.get(key)
         switched = bool(saved_value) != bool(now[key])  # a decay of another size goes on with the same averages
         if saved_value != now[key] and (key in _FIXED or switched):
             raise UserError(
@@ -189,8 +189,6 @@ def _in_the_middle(
     epoch, step = meta["position"]["epoch"], meta["position"]["step"]
     if name := changed_fact(meta["stream"], stream):
         changed = f"{name} was {meta['stream'].get(name)!s:.200} and is {stream.get(name)} now; set it back"
-        if name == FORM:
-            changed = "this version of rn50-jax takes the images in another order; use the one that saved it"
         raise UserError(
             f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
             f"{changed} until the epoch has ended, or remove that folder to go on from the one before; {_NEW_RUN}"

@@ -15,8 +15,8 @@ from rn50_jax.data.batch import Position
 from rn50_jax.data.image_set import Dataset, fingerprint
 from rn50_jax.data.val_share import read_val_images, write_val_images
 from rn50_jax.distributed import processes
+from rn50_jax.io.files import telling_of_writes
 from rn50_jax.runtime.machine import versions
-from rn50_jax.runtime.run_folder import telling_of_writes
 
 
 def check_same_everywhere(config: ConfigDict, dataset: Dataset) -> None:

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from rn50_jax.checkpoint.integrity import not_finite
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import check_shape
+from rn50_jax.io.json_files import check_shape
 from rn50_jax.io.text import shell
 from rn50_jax.models.parts import split_frozen
 from rn50_jax.models.resnet import ResNet

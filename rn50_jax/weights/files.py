@@ -15,9 +15,10 @@ import safetensors.numpy
 
 from rn50_jax.errors import UserError
 from rn50_jax.io.file_kinds import sniff
-from rn50_jax.io.files import open_regular, to_json, write_whole
+from rn50_jax.io.files import open_regular, telling_of_writes, write_whole
+from rn50_jax.io.json_files import to_json
+from rn50_jax.io.text import first_line
 from rn50_jax.weights.metadata import has_facts, parse_facts, read_beside, refuse_foreign, write_beside
-from rn50_jax.weights.pickles import check_pickles
 from rn50_jax.weights.torch_names import Arrays, to_common
 
 _TORCH = (".pth", ".pth.tar", ".pt")
@@ -100,8 +101,7 @@ def _read(path: Path, suffix: str, reader: Callable[[Path, BinaryIO], T]) -> T:
     except FileNotFoundError:
         raise UserError(f"weight file {path} does not exist") from None
     except Exception as error:  # each library has its own
-        text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
-        raise UserError(f"weight file {path} cannot be read: {text.splitlines()[0][:160]}") from error
+        raise UserError(f"weight file {path} cannot be read: {first_line(error)}") from error
 
 
 def write_weights(path: Path, weights: WeightFile) -> None:
@@ -125,10 +125,8 @@ def write_weights(path: Path, weights: WeightFile) -> None:
         if name.endswith("running_var"):
             steps = np.asarray(weights.meta.get("step", 0), np.int64)
             tensors[name.replace("running_var", "num_batches_tracked")] = steps
-    try:
+    with telling_of_writes():
         write_whole(path, to_bytes(tensors, to_json(weights.meta)))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     if bare or has_facts(path):
         write_beside(path, weights.meta)
 
@@ -238,7 +236,6 @@ _IGNORED = [
 
 def _load_torch(path: Path, file: BinaryIO) -> Any:
     torch = _import_torch()
-    check_pickles(file)
     # PyTorch before 2.5 cannot put anything in an object's place.
     putting_in_place = getattr(torch.serialization, "safe_globals", nullcontext)
     try:
@@ -274,7 +271,7 @@ def to_arrays(content: Mapping[Any, Any], path: Path) -> Arrays:
     try:
         return _to_numpy(content, path.stat().st_size)
     except (ValueError, TypeError, RuntimeError) as error:  # torch has one for each kind that NumPy lacks
-        raise UserError(f"weight file {path} cannot be read: {str(error).splitlines()[0][:160]}") from None
+        raise UserError(f"weight file {path} cannot be read: {first_line(error)}") from None
 
 
 def _to_numpy(content: Mapping[Any, Any], limit: int) -> Arrays:

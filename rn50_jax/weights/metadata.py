@@ -10,7 +10,9 @@ from typing_extensions import TypedDict
 
 from rn50_jax.config.schema import RULES
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import check_shape, open_regular, parse_json, read_json, to_json, write_whole
+from rn50_jax.io.files import open_regular, telling_of_writes
+from rn50_jax.io.json_files import check_shape, parse_json, read_json, write_json
+from rn50_jax.io.text import first_line
 
 Facts = dict[str, Any]
 
@@ -120,13 +122,11 @@ def read_beside(path: Path, classes: int | None = None) -> Facts:
         recorded = None if file is None else check_shape(file, _File)
         _check(facts, classes)
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
-            f"{place} says what there is to know about {path.name}, and cannot be used: {reason}; write both again "
-            f"with rn50_jax.convert, or remove {place.name} to use {path.name} without it"
+            f"{place} says what there is to know about {path.name}, and cannot be used: {first_line(error)}; "
+            f"write both again with rn50_jax.convert, or remove {place.name} to use {path.name} without it"
         ) from None
-    # Files of earlier versions lack the entry.
-    if recorded is not None and (recorded["bytes"] != path.stat().st_size or recorded != _identify(path)):
+    if recorded and (recorded["bytes"] != path.stat().st_size or recorded != _identify(path)):
         raise UserError(
             f"{place} was written for another {path.name} than this one: remove it, or, if the rest of it still holds, "
             f'its entry "{_FILE}"'
@@ -161,16 +161,14 @@ def write_beside(path: Path, facts: Facts) -> None:
     Raises:
       UserError: they cannot be written.
     """
-    try:
-        write_whole(beside(path), to_json(facts | {_FILE: _identify(path)}, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {beside(path)}: {error.strerror or error}") from error
+    with telling_of_writes():
+        write_json(beside(path), facts | {_FILE: _identify(path)})
 
 
 def _is_ours(facts: Any) -> bool:
     if not isinstance(facts, dict):
         return False
-    file, versions = facts.get(_FILE), facts.get("versions")
+    file, versions = facts.get(_FILE), facts.get("versions")  # the former may have been removed, see `read_beside`
     return (isinstance(file, dict) and "sha256" in file) or (isinstance(versions, dict) and "rn50_jax" in versions)
 
 

@@ -23,12 +23,12 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runni
 
 
 def torch_name(path: tuple[str, ...]) -> str:
-    """("layer1_0", "conv1", "kernel") -> "layer1.0.conv1.weight"."""
+    """Returns the name of a leaf: ("layer1_0", "conv1", "kernel") -> "layer1.0.conv1.weight"."""
     return ".".join([*(part.replace("_", ".") for part in path[:-1]), _LEAVES[path[-1]]])
 
 
 def common_name(name: str) -> str:
-    """torchvision's name for a tensor of NVIDIA's, timm's or a wrapped model.
+    """Returns torchvision's name for a tensor of NVIDIA's, timm's or a wrapped model.
 
     Wrappers put `module.` (several GPUs), `1.` (NVIDIA's FP16) or `_orig_mod.` (`torch.compile`) before a name.
     NVIDIA's later models count stages as `layers.0`; the linear layers of its SE blocks are `squeeze.squeeze` and
@@ -48,25 +48,25 @@ def _torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def to_torch_layout(name: str, array: np.ndarray) -> np.ndarray:
-    """HWIO -> OIHW, [in, out] -> [out, in] (SE blocks: [out, in, 1, 1]); vectors as they are."""
+    """Transposes HWIO -> OIHW, [in, out] -> [out, in] (SE blocks: [out, in, 1, 1]); vectors as they are."""
     return np.ascontiguousarray(array.transpose(_AXES[array.ndim])).reshape(_torch_shape(name, array.shape))
 
 
 def from_torch_layout(name: str, array: np.ndarray) -> np.ndarray:
-    """The inverse of `to_torch_layout`."""
+    """Undoes `to_torch_layout`."""
     if ".se." in name and array.ndim == 4:
         array = array[:, :, 0, 0]
     return np.ascontiguousarray(array.transpose({4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[array.ndim]))
 
 
 def to_torch(params: Any, batch_stats: Any) -> Arrays:
-    """A model's parameters and running averages in the common form."""
+    """Returns a model's parameters and running averages in the common form."""
     leaves = {torch_name(path): value for tree in (params, batch_stats) for path, value in flatten_dict(tree).items()}
     return {name: to_torch_layout(name, np.asarray(value)) for name, value in leaves.items()}
 
 
 def to_common(tensors: Mapping[str, np.ndarray], source: str) -> Arrays:
-    """Tensors of a file in the common form: names unified, float32, counters of batches left out.
+    """Returns the tensors of a file in the common form: names unified, float32, counters of batches left out.
 
     Raises:
       UserError: two tensors of one name, or a tensor without numbers.
@@ -154,7 +154,7 @@ def infer_architecture(arrays: Arrays, source: str) -> Architecture:
 
 
 def fit(arrays: Arrays, model: ResNet, source: str, *, any_head: bool = False) -> tuple[Any, Any]:
-    """The weights as this model's `params` and `batch_stats`, NumPy float32.
+    """Returns the weights as this model's `params` and `batch_stats`, NumPy float32.
 
     Args:
       arrays: in the common form.

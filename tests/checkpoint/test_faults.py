@@ -28,7 +28,6 @@ from rn50_jax.checkpoint.faults import passing_fault, reason
 from rn50_jax.checkpoint.integrity import describe_shapes, seal
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.step_folders import find_steps
-from rn50_jax.data.loader import FORM
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.inference.trained_model import load_run
 from rn50_jax.training.state import TrainState
@@ -430,16 +429,6 @@ def test_a_resume_refuses_what_it_did_not_save(own_copy: Path, call_train: Run) 
         change(own_copy / "checkpoints" / str(step), key, value)
         assert_user_error(call_train(own_copy, "--config.epochs=3"), "was not saved by this program", key)
     assert str(step) in names(own_copy / "checkpoints")
-
-
-def test_the_middle_of_an_epoch_of_another_version_is_refused(own_copy: Path, call_train: Run) -> None:
-    checkpoints = own_copy / "checkpoints"
-    step, stream = max(find_steps(checkpoints)), read_meta(own_copy)["stream"]
-    change(checkpoints / str(step), "stream", stream | {FORM: 2, "the training set": "older"})
-    change(checkpoints / str(step), "position", {"epoch": 0, "step": 1, "pipelines": []})
-    done = call_train(own_copy, "--config.epochs=3")
-    assert_user_error(done, "middle of epoch 1", "use the one that saved it until the epoch has ended, or remove that")
-    assert str(step) in names(checkpoints)
 
 
 def put_into_an_epoch(run: Path, position: dict[str, Any]) -> None:

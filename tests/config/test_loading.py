@@ -15,7 +15,7 @@ from rn50_jax.config import loading as configs
 from rn50_jax.config import tree as tree_module
 from rn50_jax.config.derived import Plan, make_plan
 from rn50_jax.config.model import build_model
-from rn50_jax.config.schema import ADDED, RULES
+from rn50_jax.config.schema import RULES
 from rn50_jax.errors import UserError
 from rn50_jax.training.build import build_schedule
 
@@ -344,24 +344,6 @@ def test_exact_reference_switches_every_quirk() -> None:
     off = configs.override(again, [("recipe.exact_reference", "false"), ("recipe.lr_update", "step")])
     configs.validate(off)
     assert (off.recipe.lr_update, off.recipe.decay_mask) == ("step", "reference")
-
-
-def test_keys_that_were_removed_do_not_lock_out_the_runs_that_have_them() -> None:
-    tree = json.loads(tree_module.to_json(default.get_config()))
-    tree["report"] |= {"mlperf_log": "m.log", "mlperf_org": "none", "mlperf_division": "open"}
-    config = tree_module.from_tree(tree)
-    configs.validate(config)
-    assert config.to_dict() == default.get_config().to_dict()
-
-
-def test_keys_that_were_added_do_not_lock_out_the_runs_that_lack_them() -> None:
-    tree = json.loads(tree_module.to_json(default.get_config()))
-    for key in ADDED:
-        section, _, name = key.partition(".")
-        del tree[section][name]
-    config = tree_module.from_tree(tree)
-    configs.validate(config)
-    assert config.to_dict() == default.get_config().to_dict()
 
 
 @pytest.mark.parametrize(

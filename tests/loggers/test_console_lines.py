@@ -10,13 +10,14 @@ from conftest import REPO
 from helpers.runs import in_a_terminal as run_in_a_terminal
 
 from rn50_jax.config.derived import Plan
+from rn50_jax.io.text import size_text
 from rn50_jax.loggers.console import Console, clock, result_table, train_line
-from rn50_jax.runtime.device_memory import megabytes
 
 PLAN = Plan(1, 1, 32, 32, steps_per_epoch=10, total_steps=20, peak_lr=0.1)
 STEPS = {"train.loss": 2.5, "train.top1": 12.5, "lr": 0.1, "train.data_time": 0.1, "train.compute_time": 0.3}
 STEPS |= {"train.total_ips": 80.0}
 SCRIPT = """
+from rn50_jax.io.text import size_text
 from rn50_jax.loggers.console import Console, print_rows
 from rn50_jax.config.derived import Plan
 from rn50_jax.loggers.report import Report
@@ -109,7 +110,13 @@ def test_results_name_the_best_and_the_last() -> None:
 
 def test_small_words() -> None:
     assert [clock(seconds) for seconds in (0, 59.6, 3725)] == ["0:00:00", "0:01:00", "1:02:05"]
-    assert [megabytes(size) for size in (4.2e5, 1.23e8, 1.24e10)] == ["0.4 MB", "123 MB", "12.4 GB"]
+    assert [size_text(size) for size in (17, 4.2e5, 1.23e8, 1.24e10, 9.996e11)] == [
+        "17 bytes",
+        "420 kB",
+        "123 MB",
+        "12.4 GB",
+        "1 TB",
+    ]
 
 
 def test_advancing_is_cheap_without_a_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from jaxlib import xla_client
 
 from rn50_jax.bench import input_pipeline
 from rn50_jax.bench.jpegs import generated_folder
+from rn50_jax.checkpoint.orbax_noise import without_noise
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.distributed import devices as parallel
 from rn50_jax.errors import UserError
@@ -249,7 +250,8 @@ def test_devices_are_counted_by_kind() -> None:
 
 
 def test_an_error_that_a_run_reports_itself_is_not_logged_by_asyncio(caplog: pytest.LogCaptureFixture) -> None:
-    jax_setup.prepare_runtime("dali-cpu")
+    with without_noise():
+        pass
     loop = asyncio.new_event_loop()
     future = loop.create_future()
     future.set_exception(ValueError("OUT_OF_RANGE: a full disk"))

@@ -14,8 +14,7 @@ import jax
 import pytest
 
 from rn50_jax.bench.report import as_markdown, make_header
-from rn50_jax.runtime.commit import find_commit
-from rn50_jax.runtime.machine import describe_machine, gpu_lines, read_gpus, versions
+from rn50_jax.runtime.machine import describe_machine, find_commit, gpu_lines, read_gpus, versions
 
 # Answers by the names of nvidia-smi's help, so that a mistaken or misplaced field shows.
 FIRST = {
@@ -209,24 +208,20 @@ def test_the_commit_of_a_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatc
     assert find_commit(package) == first
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_commit_without_git_and_in_a_worktree(
-    packed: bool, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_commit_of_a_worktree_and_without_git(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree, first = tmp_path / "tree", git(checkout, "rev-parse", "HEAD")
     git(checkout, "worktree", "add", "-q", str(tree), "-b", "other")
     (tree / "code/__init__.py").write_text("x = 3\n")
     git(tree, "commit", "-qam", "third")
     third = git(tree, "rev-parse", "HEAD")
-    if packed:
-        git(checkout, "pack-refs", "--all", "--prune")
     assert (tree / ".git").is_file() and find_commit(tree / "code") == third != first
-    (checkout / "code/__init__.py").write_text("x = 2\n")
-    # Whether files differ is then not known: git is missing, refuses another user's checkout, or hangs.
+    # Nothing is known where git is missing, or refuses another user's checkout.
     for refusal in (None, "echo 'fatal: detected dubious ownership' >&2; exit 128"):
         folder = script(tmp_path / "bin", "git" if refusal else "other", f"#!/bin/sh\n{refusal}\n")
         monkeypatch.setenv("PATH", str(folder))
-        assert find_commit(checkout / "code") == first and find_commit(tree / "code") == third
+        assert find_commit(checkout / "code") is None
 
 
 def test_code_that_no_checkout_holds(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import pytest
 from conftest import REPO, Run, tiny_args
 from helpers.runs import PATIENCE, SMALL, read_lines, read_meta, wait_for_step, wait_until
 
+from rn50_jax.runtime import signals as signals_module
 from rn50_jax.runtime import streams
 from rn50_jax.runtime import watchdog as guard
 from rn50_jax.runtime.signals import FORWARDED, Signals
@@ -26,7 +27,7 @@ from rn50_jax.runtime.watchdog import Watchdog
 # A process of a run, but for the training: asked to end, it saves for a while.
 CHILD = """
 import os, sys, time
-from rn50_jax.runtime.watchdog import Signals
+from rn50_jax.runtime.signals import Signals
 with Signals(0) as signals:
     os.write(1, b"ready\\n")
     while not (request := signals.poll(together=True)).stop:
@@ -171,7 +172,7 @@ def test_copies_before_the_answer_are_no_second_signal(
 def test_a_copy_that_was_passed_on_late(
     ended: list[int], monkeypatch: pytest.MonkeyPatch, passed_on_first: bool
 ) -> None:
-    monkeypatch.setattr(guard, "_COPIES", 0)
+    monkeypatch.setattr(signals_module, "_COPIES", 0)
     told = os.memfd_create("told")
     os.write(told, b".")  # to processes before this one
     monkeypatch.setenv(FORWARDED, f"{told}:{os.fstat(told).st_ino}")
@@ -223,7 +224,7 @@ def test_a_hang_up_is_heeded_unless_it_was_ignored() -> None:
 
 WATCHED = """
 import sys, time
-from rn50_jax import guard
+from rn50_jax.runtime import watchdog as guard
 guard._SPARE = 0.0
 with guard.Watchdog(float(sys.argv[1])) as watchdog:
     watchdog.progress()
@@ -323,7 +324,7 @@ def test_lines_come_again_when_there_is_room(
 
 PRINTS = """
 import sys
-from rn50_jax import errors
+from rn50_jax import cli
 def main(argv):
     print("a result", *map(ascii if "ascii" in argv else str, [b"\\xe9".decode(errors="surrogateescape"), "\\u4e2d"]))
     return 0

@@ -369,7 +369,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.np, "savez", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match=r"cannot write .*x\.npz: No space left on device"):
         write_weights(tmp_path / "x.npz", WeightFile({"a": np.ones(1, np.float32)}, {}))
     assert (tmp_path / "x.npz").read_text() == "before"

@@ -23,6 +23,7 @@ from rn50_jax.bench.cpu_time import time_steps
 from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.distributed.devices import make_mesh, spread
 from rn50_jax.errors import UserError
+from rn50_jax.io.text import first_line
 
 # Its train.py imports these for logging and input alone; the step needs none of them.
 _UNUSED = ("clu", "tensorflow", "tensorflow_datasets", "input_pipeline")
@@ -51,7 +52,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         raise UserError(
             f"{folder} is no checkout of flax's examples/imagenet that fits this comparison, or wants another package: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            f"{first_line(error, kind=True)}"
         ) from error
     batch = _batch(spec, dtype)
 

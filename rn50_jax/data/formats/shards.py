@@ -20,13 +20,14 @@ from rn50_jax.config.schema import MOST_CLASSES
 from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, is_folder, kind_of, visible_entries
 from rn50_jax.data.formats.tars import group_members, read_members
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import open_regular, read_json, written_whole
+from rn50_jax.io.files import UNFINISHED, open_regular, written_whole
+from rn50_jax.io.json_files import read_json
 from rn50_jax.io.messages import warn
 from rn50_jax.io.text import shell
 
 INDEX_FILE = "index.npz"
 DATASET_FILE = "dataset.json"
-UNFINISHED = ".partial"
+JOURNAL = DATASET_FILE + ".partial"  # of a pack that is not done yet
 
 
 class ShardedImages(NamedTuple):
@@ -89,7 +90,7 @@ def list_tars(split_dir: Path) -> list[Path]:
     if not split_dir.is_dir():
         raise UserError(f"{split_dir} does not exist; put tar shards into {split_dir}/*.tar")
     tars = sorted(path for path in split_dir.glob("*.tar") if not path.name.startswith(".") and path.is_file())
-    plan = split_dir.parent / (DATASET_FILE + UNFINISHED)
+    plan = split_dir.parent / JOURNAL
     if plan.exists() or any(split_dir.glob(f"*.tar{UNFINISHED}")):
         raise UserError(f"{split_dir.parent} is not packed to its end; run the same rn50_jax.pack command again")
     if not tars:
@@ -180,11 +181,11 @@ def read_index(split_dir: Path, tars: Sequence[Path]) -> ShardedImages | None:
 
 
 def _load_index(file: Path, tars: Sequence[Path]) -> tuple[ShardedImages | None, list[int]]:
-    """What an index says, None if it cannot be true of these tars; and their times, of an older version zeros."""
+    """What an index says, None if it cannot be true of these tars; and their times."""
     with open_regular(file) as opened, np.load(opened, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     sizes_now = np.array([tar.stat().st_size for tar in tars], np.int64)
-    times = arrays.get("tar_times", np.zeros(len(tars), np.int64))
+    times = arrays["tar_times"]
     if (
         _unpack(arrays["tars"]) != [tar.name for tar in tars]
         or not np.array_equal(arrays["tar_sizes"], sizes_now)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from rn50_jax.data.prepare.output import write_whole
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import open_regular
+from rn50_jax.io.files import open_regular, write_whole
 
 BLOCK = 512  # bytes
 _MOST = 2**20  # bytes of a header that are read, long names and attributes included
@@ -183,9 +182,5 @@ def write_idx(tar: Path) -> bool:
         return False
     lines = [" ".join(f"{m.suffix} {m.offset} {m.size} {m.name}" for m in sample) for sample in samples]
     text = "".join(f"{line}\n" for line in [f"v1.2 {len(samples)}", *lines])
-
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
-
-    write_whole(tar.with_suffix(".idx"), write)
+    write_whole(tar.with_suffix(".idx"), text.encode("utf-8", "surrogateescape"))
     return True

@@ -1,13 +1,12 @@
 """The built-in data: scikit-learn's 1,797 real handwritten digits as JPEG class folders."""
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from rn50_jax.errors import UserError
+from rn50_jax.io.files import folder_written_whole
 
 NUM_TRAIN = 1500
 SIZE = 32  # pixels; the digits come as 8x8
@@ -31,19 +30,11 @@ def write_digits(root: Path) -> None:
 
     digits = load_digits()
     order = np.random.RandomState(0).permutation(len(digits.images))
-    root.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{root.name}.unfinished", dir=root.parent))
-    for rank, index in enumerate(order):
-        split = "train" if rank < NUM_TRAIN else "val"
-        folder = unfinished / split / str(digits.target[index])
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
-        image = Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-        image.save(folder / f"{index:04d}.jpg", quality=95)
-    unfinished.chmod(0o755)
-    try:
-        unfinished.rename(root)
-    except OSError:
-        shutil.rmtree(unfinished)
-        if not root.is_dir():
-            raise
+    with folder_written_whole(root) as unfinished:
+        for rank, index in enumerate(order):
+            split = "train" if rank < NUM_TRAIN else "val"
+            folder = unfinished / split / str(digits.target[index])
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
+            image = Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+            image.save(folder / f"{index:04d}.jpg", quality=95)

@@ -8,7 +8,7 @@ import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 
 from rn50_jax.data.formats.tars import Member, read_members
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import open_regular
+from rn50_jax.io.files import UNFINISHED, folder_written_whole, open_regular
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 # As published with the archives.
@@ -186,21 +186,18 @@ def extract(parts: Sequence[Part], *, workers: int, advance: Advance) -> None:
 
 
 def _extract_one(part: Part, stop: threading.Event, advance: Advance) -> None:
-    unfinished = part.folder.with_name(f".{part.folder.name}.partial")
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
-    unfinished.mkdir(parents=True)
-    with part.archive.open("rb") as archive:
+    for left in part.folder.parent.glob(f".{part.folder.name}{UNFINISHED}-*"):  # by a killed process
+        shutil.rmtree(left)
+    with part.archive.open("rb") as archive, folder_written_whole(part.folder) as unfinished:
         for image in part.list_images():
             if stop.is_set():
-                return
+                raise CancelledError
             archive.seek(image.offset)
             data = archive.read(image.size)
             if len(data) != image.size:
                 raise UserError(f"{part.archive} is cut off; get it again")
             (unfinished / image.name).write_bytes(data)
             advance(1)
-    unfinished.rename(part.folder)
 
 
 def wrong_md5(file: Path, advance: Advance) -> str | None:

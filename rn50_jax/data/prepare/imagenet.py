@@ -10,9 +10,10 @@ import numpy as np
 from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.data.formats.imagenet_names import IMAGENET_IMAGES, likely_names
 from rn50_jax.data.prepare import ilsvrc2012
-from rn50_jax.data.prepare.output import holding, require_space, size_text, telling_of_the_disk
+from rn50_jax.data.prepare.output import holding, require_space, telling_of_the_disk
 from rn50_jax.errors import UserError
 from rn50_jax.io.messages import say
+from rn50_jax.io.text import size_text
 from rn50_jax.runtime.progress_bar import progress
 
 

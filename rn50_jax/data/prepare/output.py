@@ -3,16 +3,13 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rn50_jax.errors import UserError
-from rn50_jax.io import files
 from rn50_jax.io.files import lock
-
-UNFINISHED = ".partial"
+from rn50_jax.io.text import size_text
 
 
 @contextmanager
@@ -59,33 +56,3 @@ def telling_of_the_disk(folder: Path) -> Iterator[None]:
         else:
             cause = f"{error.filename or folder}: {error.strerror}; mend that"
         raise UserError(f"{cause} and run the same command again, it goes on from here") from error
-
-
-def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` write a file under another name, and gives it its own when it is complete and on the disk."""
-    unfinished = file.with_name(file.name + UNFINISHED)
-    try:
-        write(unfinished)
-        _name(unfinished, file)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def write_json_whole(file: Path, content: dict[str, Any]) -> None:
-    """Writes or replaces a JSON file, complete or not at all."""
-    files.write_whole(file, files.to_json(content, indent=2) + "\n")
-
-
-def _name(unfinished: Path, file: Path) -> None:
-    with unfinished.open("rb") as written:
-        os.fsync(written.fileno())
-    unfinished.replace(file)
-
-
-def size_text(count: float) -> str:
-    """A number of bytes to read, such as "1.28 GB"."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count:.0f} bytes"

@@ -11,11 +11,12 @@ from rn50_jax.data.formats.file_list import read_list
 from rn50_jax.data.formats.shards import DATASET_FILE, has_shards, index_tars, list_tars, read_description, write_index
 from rn50_jax.data.formats.tars import read_idx, read_members, write_idx
 from rn50_jax.data.image_set import check_same_classes
-from rn50_jax.data.prepare.output import holding, require_space, size_text, telling_of_the_disk, write_json_whole
+from rn50_jax.data.prepare.output import holding, require_space, telling_of_the_disk
 from rn50_jax.data.prepare.shard_writer import FORMAT, PackedSplit, bytes_to_write, fingerprint, pack, plan_split
 from rn50_jax.errors import UserError
+from rn50_jax.io.json_files import write_json
 from rn50_jax.io.messages import warn
-from rn50_jax.io.text import counted, printable, shell
+from rn50_jax.io.text import counted, printable, shell, size_text
 from rn50_jax.runtime.progress_bar import progress
 
 NO_LIMIT = 2**62
@@ -123,7 +124,7 @@ def index_folder(root: Path, class_names: Sequence[str] | None) -> str:
         if described.get("format") != FORMAT or class_names:
             ours = described.get("format") == FORMAT
             facts = dict(described) if ours else {"format": "webdataset", "splits": splits}
-            write_json_whole(split_dirs[0].parent / DATASET_FILE, facts | {"class_names": names})
+            write_json(split_dirs[0].parent / DATASET_FILE, facts | {"class_names": names})
     lines.append(f"classes: {len(names):,}, from {names[0]!r} to {names[-1]!r}")
     return "\n".join(map(printable, lines))
 

@@ -15,15 +15,15 @@ from typing_extensions import TypedDict
 
 from rn50_jax.data.formats.class_folders import SUFFIXES
 from rn50_jax.data.formats.file_list import list_file, listable, write_list
-from rn50_jax.data.formats.shards import DATASET_FILE, index_tars, write_index
+from rn50_jax.data.formats.shards import DATASET_FILE, JOURNAL, index_tars, write_index
 from rn50_jax.data.formats.tars import BLOCK, Member, read_idx, read_members, write_idx
 from rn50_jax.data.images.decodable import read_header
 from rn50_jax.data.images.headers import DECODABLE, ImageProblem
-from rn50_jax.data.prepare.output import UNFINISHED, telling_of_the_disk, write_json_whole, write_whole
+from rn50_jax.data.prepare.output import telling_of_the_disk
 from rn50_jax.errors import UserError
 from rn50_jax.io.file_kinds import sniff
-from rn50_jax.io.files import UNFINISHED as BEGUN
-from rn50_jax.io.files import open_regular, read_json
+from rn50_jax.io.files import UNFINISHED, open_regular, written_whole
+from rn50_jax.io.json_files import read_json, write_json
 from rn50_jax.io.messages import warn
 
 FORMAT = "rn50-jax shards 1"
@@ -132,7 +132,7 @@ def pack(
     Raises:
       UserError: `out` holds something else, a file has changed meanwhile, the disk is full or returns other bytes.
     """
-    journal = out / (DATASET_FILE + UNFINISHED)
+    journal = out / JOURNAL
     state = _open_journal(out, fingerprint(class_names, splits))
     done = state["done"]
     stop = threading.Event()
@@ -154,7 +154,7 @@ def pack(
                 for future in as_completed(futures):
                     key, facts = future.result()
                     done[key] = facts
-                    write_json_whole(journal, dict(state))
+                    write_json(journal, state)
                     advance(facts["images"])
             except BaseException:
                 stop.set()
@@ -169,7 +169,7 @@ def pack(
             write_list(list_file(out / name), class_names, split.files, split.labels.tolist())
             tar_files = [out / name / shard_name(name, number) for number in range(len(split.shards))]
             write_index(out / name, index_tars(out / name, tar_files))
-        write_json_whole(out / DATASET_FILE, described)
+        write_json(out / DATASET_FILE, described)
         journal.unlink()
     return described
 
@@ -189,14 +189,14 @@ def _room(sizes: np.ndarray) -> np.ndarray:
 
 def _open_journal(out: Path, plan: str) -> _Journal:
     """What an interrupted pack has done; a new one for an empty folder."""
-    journal = out / (DATASET_FILE + UNFINISHED)
+    journal = out / JOURNAL
     try:
         state = read_json(journal, _Journal)
     except FileNotFoundError:
-        if any(path.name not in (f".{journal.name}", journal.name + BEGUN) for path in out.iterdir()):
+        if any(path.name not in (f".{journal.name}", journal.name + UNFINISHED) for path in out.iterdir()):
             raise UserError(f"{out} is not empty; pack into an empty folder") from None
         state = {"plan": plan, "done": {}}
-        write_json_whole(journal, dict(state))
+        write_json(journal, state)
     except ValueError as error:
         raise UserError(f"{journal} is damaged ({error}); remove {out} and pack again") from error
     if state["plan"] != plan:
@@ -220,14 +220,10 @@ def _describe(
 def _write_shard(root: Path, tar: Path, split: PackedSplit, images: np.ndarray, stop: threading.Event) -> _Facts:
     """Writes a tar and its `.idx`."""
     digest = hashlib.sha256()
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            for part in _tar_parts(root, split, images, stop):
-                file.write(part)
-                digest.update(part)
-
-    write_whole(tar, write)
+    with written_whole(tar) as unfinished, unfinished.open("wb") as file:
+        for part in _tar_parts(root, split, images, stop):
+            file.write(part)
+            digest.update(part)
     write_idx(tar)
     return {"images": len(images), "bytes": tar.stat().st_size, "sha256": digest.hexdigest()}
 

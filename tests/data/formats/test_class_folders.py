@@ -23,6 +23,7 @@ from rn50_jax.data.loader import changed_fact, stream_facts
 from rn50_jax.data.prepare.digits import write_digits
 from rn50_jax.data.sampler import crop_seed, eval_order, train_order
 from rn50_jax.errors import UserError
+from rn50_jax.io.files import folder_written_whole
 
 
 def test_digits_are_real_and_split_once_and_for_all(digits: Path) -> None:
@@ -33,14 +34,20 @@ def test_digits_are_real_and_split_once_and_for_all(digits: Path) -> None:
     assert [Path(file).name for file in val.files[:3]] == ["0036.jpg", "0072.jpg", "0130.jpg"]
     with Image.open(train.files[0]) as image:
         assert (image.size, image.format) == ((32, 32), "JPEG")
-    assert not digits.with_name("digits.unfinished").exists()
+    assert not list(digits.parent.glob(".digits.*"))
 
 
-def test_interrupted_writing_of_digits_starts_again(tmp_path: Path) -> None:
-    (tmp_path / "digits.unfinished/train/3").mkdir(parents=True)
-    (tmp_path / "digits.unfinished/train/3/extra.jpg").touch()
-    write_digits(tmp_path / "digits")
-    assert not (tmp_path / "digits/train/3/extra.jpg").exists()
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "a/x"
+    with pytest.raises(ZeroDivisionError), folder_written_whole(target) as unfinished:
+        (unfinished / "half").touch()
+        raise ZeroDivisionError
+    assert not list(tmp_path.glob("a/*"))
+    with folder_written_whole(target) as unfinished, folder_written_whole(target) as faster:
+        (unfinished / "late").touch()
+        (faster / "1").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["a", "a/x", "a/x/1"]
+    assert target.stat().st_mode == target.parent.stat().st_mode
 
 
 def test_scan_sorts_and_ignores_what_is_no_image(tree: Path) -> None:
