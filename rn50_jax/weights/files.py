@@ -19,6 +19,7 @@ from rn50_jax.io.files import open_regular, telling_of_writes, write_whole
 from rn50_jax.io.json_files import to_json
 from rn50_jax.io.text import first_line
 from rn50_jax.weights.metadata import has_facts, parse_facts, read_beside, refuse_foreign, write_beside
+from rn50_jax.weights.pickles import check_pickles
 from rn50_jax.weights.torch_names import Arrays, to_common
 
 _TORCH = (".pth", ".pth.tar", ".pt")
@@ -236,6 +237,7 @@ _IGNORED = [
 
 def _load_torch(path: Path, file: BinaryIO) -> Any:
     torch = _import_torch()
+    check_pickles(file)
     # PyTorch before 2.5 cannot put anything in an object's place.
     putting_in_place = getattr(torch.serialization, "safe_globals", nullcontext)
     try:
