@@ -27,7 +27,7 @@ def test_a_run_tells_what_it_does_and_writes_it_down(trained: tuple[Path, str], 
         f"report     python -m rn50_jax.plot {workdir} --html {workdir}/report.html",
     ):
         assert text in printed, text
-    assert re.search(r"memory     [\d.]+ MB per device, as XLA plans it: 0.1 MB state, 0.1 MB images, ", printed)
+    assert re.search(r"memory     [\d.]+ MB per device, as XLA plans it: [\d.]+ kB state, [\d.]+ kB images, ", printed)
     assert re.search(
         r"epoch +1/2 +step +10/92 +loss +\d+\.\d+ +top-1 +\d+\.\d+ +lr 0.04348 .* img/s .* ETA 0:", printed
     )
