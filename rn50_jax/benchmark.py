@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         need_dali("--mode train or infer, which need no files")
     batch_sizes = parse_batch_sizes(args.batch_sizes or str(config.batch_size))
     precisions = parse_precisions(args.precisions or config.precision)
-    baselines = parse_baselines(args.compare) if args.compare else {}
+    baselines = parse_baselines(args.compare) if args.compare else []
     variants = parse_variants(config, args.vary)
     for option, value in {"--profile": args.profile, "--vary": variants}.items():
         if value and len(precisions) * len(batch_sizes) > 1:
@@ -86,7 +86,7 @@ def _devices(args: argparse.Namespace) -> list[jax.Device]:
 
 
 def _compare(
-    sweep: list[tuple[Case, ConfigDict]], baselines: dict[str, str], record: Record, terms: Terms, trace: Path | None
+    sweep: list[tuple[Case, ConfigDict]], baselines: Sequence[str], record: Record, terms: Terms, trace: Path | None
 ) -> None:
     names = [name for case, _ in sweep for name in trial_names(str(case), [OURS, *baselines], terms.trials)]
     record.plan(names, single=len(sweep) == 1)
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("weak", "strong", "both"),
         help="time 1, 2, 4, ... devices: weak keeps the images per device, strong shares them",
     )
-    add("--compare", metavar="BASELINE,...", help=f"baselines to time beside ours: {', '.join(BASELINES)}=DIR")
+    add("--compare", metavar="BASELINE,...", help=f"baselines to time beside ours: {', '.join(BASELINES)}")
     add(
         "--rounds",
         type=int,

@@ -1,5 +1,6 @@
 """Other implementations of the same step beside ours: who they are, and what is asked of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +15,20 @@ from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY
 
 OURS = "rn50_jax"
-BASELINES = ("torch", "torch-compile", "timm", "flax-example")  # docs/benchmark.md says what they are
+BASELINES = ("torch", "torch-compile", "timm")  # docs/benchmark.md says what they are
 
 
-def parse_baselines(text: str) -> dict[str, str]:
-    """Reads `torch,torch-compile,timm,flax-example=DIR`; returns the folder of each by name, "" for those without.
+def parse_baselines(text: str) -> list[str]:
+    """Reads "torch,timm"; what is named twice counts once.
 
     Raises:
-      UserError: unknown name, or the example's folder is missing or no such.
+      UserError: unknown name.
     """
-    found: dict[str, str] = {}
-    for word in text.split(","):
-        name, _, folder = word.strip().partition("=")
+    names = [word.strip() for word in text.split(",")]
+    for name in names:
         if name not in BASELINES:
-            raise UserError(f"--compare {word!r} is none of {', '.join(BASELINES)}")
-        if (name == "flax-example") != bool(folder):
-            form = "flax-example=DIR, with DIR your checkout of flax's examples/imagenet" if not folder else name
-            raise UserError(f"--compare {word!r}: write {form}")
-        if folder and not (Path(folder) / "train.py").is_file():
-            raise UserError(
-                f"--compare {word!r}: {folder} holds no train.py; name a checkout of flax's examples/imagenet"
-            )
-        found[name] = str(Path(folder).resolve()) if folder else ""
-    return found
+            raise UserError(f"--compare {name!r} is none of {', '.join(BASELINES)}")
+    return list(dict.fromkeys(names))
 
 
 def network(config: ConfigDict) -> dict[str, Any]:
@@ -56,7 +48,7 @@ def network(config: ConfigDict) -> dict[str, Any]:
 def compare(
     config: ConfigDict,
     case: Case,
-    baselines: dict[str, str],
+    baselines: Sequence[str],
     record: Record,
     terms: Terms,
     *,
@@ -88,7 +80,7 @@ def compare(
     }
     first = {"ceiling": ceilings.get(config.precision), "profile": str(trace.resolve()) if trace else ""}
     specs = {OURS: shared | {"kind": "ours"} | first}
-    specs |= {name: shared | {"kind": name, "folder": folder} for name, folder in baselines.items()}
+    specs |= {name: shared | {"kind": name} for name in baselines}
     setting = {"mode": case.mode, "precision": config.precision, "batch_size": config.batch_size}
     setting |= {"image_size": config.data.image_size, "arch": config.model.arch}
     setting |= {"steps": terms.steps, "rounds": terms.trials}
