@@ -47,7 +47,7 @@ def test_baselines_run_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
     case = Case("train", "fp32", 4, 1)
     config = case_config(small_config(), case)
-    named = compare.parse_baselines("torch,timm")
+    named = ["torch", "timm"]
     record = recorded(str(case), [compare.OURS, *named], 1)
     terms = Terms(("--mode", "train"), "cpu", steps=3, warmup=1, trials=1)
     trace = tmp_path / "trace"
@@ -151,12 +151,6 @@ def test_timm_is_used_as_its_users_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
     spec["network"] = compare.network(small_config())
     with pytest.raises(UserError, match="unchanged resnet50"):
         torch_step.run(spec)
-
-
-def test_mistakes_in_the_list_of_baselines() -> None:
-    assert compare.parse_baselines("torch, timm,torch") == ["torch", "timm"]
-    with pytest.raises(UserError, match="'keras' is none of torch, torch-compile, timm"):
-        compare.parse_baselines("torch,keras")
 
 
 def test_ours_and_baselines_on_different_kinds_of_device_are_not_compared() -> None:

@@ -16,6 +16,7 @@ from helpers.jaxprs import operations
 from PIL import Image
 
 from rn50_jax.bench import cases, device, jpegs, stats, sweep, tables, timing
+from rn50_jax.bench.baselines.compare import BASELINES
 from rn50_jax.bench.compiled import Program, make_program
 from rn50_jax.bench.cpu_time import tree_seconds
 from rn50_jax.bench.flops import count_flops
@@ -137,12 +138,14 @@ def test_cases_of_a_sweep() -> None:
         with pytest.raises(UserError, match="--batch_sizes"):
             sweep.parse_batch_sizes(text)
     with pytest.raises(UserError, match="'int8' is none of fp32, tf32, bf16, fp16"):
-        sweep.parse_precisions("bf16,int8")
+        sweep.parse_names("--precisions", "bf16,int8", PRECISIONS)
+    with pytest.raises(UserError, match="'keras' is none of torch, torch-compile, timm"):
+        sweep.parse_names("--compare", "torch,keras", BASELINES)
 
 
 def test_what_is_named_twice_is_measured_once() -> None:
     assert sweep.parse_batch_sizes("8,1,8,8") == [8, 1]
-    assert sweep.parse_precisions("bf16,fp32, bf16") == ["bf16", "fp32"]
+    assert sweep.parse_names("--precisions", "bf16,fp32, bf16", PRECISIONS) == ["bf16", "fp32"]
     texts = ["config.model.stem=padded", "model.max_pool=native", " model.stem=padded"]
     assert sweep.parse_variants(small_config(), texts) == ["model.stem=padded", "model.max_pool=native"]
 

@@ -11,24 +11,10 @@ from rn50_jax.bench.cases import Case
 from rn50_jax.bench.compiled import num_classes
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.trials import Found, Terms, describe, run_trials
-from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY
 
 OURS = "rn50_jax"
 BASELINES = ("torch", "torch-compile", "timm")  # docs/benchmark.md says what they are
-
-
-def parse_baselines(text: str) -> list[str]:
-    """Reads "torch,timm"; what is named twice counts once.
-
-    Raises:
-      UserError: unknown name.
-    """
-    names = [word.strip() for word in text.split(",")]
-    for name in names:
-        if name not in BASELINES:
-            raise UserError(f"--compare {name!r} is none of {', '.join(BASELINES)}")
-    return list(dict.fromkeys(names))
 
 
 def network(config: ConfigDict) -> dict[str, Any]:
@@ -63,7 +49,7 @@ def compare(
     Args:
       config: a case's config, see `cases.case_config`: everybody gets its batch size, image size, network and
         precision, SGD with momentum, label smoothing where the baseline has it.
-      baselines: see `parse_baselines`.
+      baselines: names of `BASELINES`.
       record: has the trials in its plan, see `trials.trial_names`.
       trace: a folder for a trace of ours, which is made after its first trial's timing.
 
