@@ -82,7 +82,7 @@ def test_programs_are_run_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_trial(spec: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         kinds.append(spec["kind"])
         if spec["kind"] == "b" or kinds == list("abcac"):
-            raise UserError("broken")
+            return {"error": "broken"}
         return {"number": len(kinds), "trial": spec["trial"]}
 
     def run(kinds: str) -> trials.Found:
