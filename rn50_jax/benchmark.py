@@ -11,25 +11,20 @@ from ml_collections import ConfigDict
 
 from rn50_jax import cli
 from rn50_jax.bench import report
-from rn50_jax.bench.baselines.compare import BASELINES, OURS, compare, parse_baselines
+from rn50_jax.bench.baselines.compare import BASELINES, OURS, compare
 from rn50_jax.bench.cases import Case
 from rn50_jax.bench.device import find_local_devices
 from rn50_jax.bench.end_to_end import measure_end_to_end
 from rn50_jax.bench.input_pipeline import measure_input
 from rn50_jax.bench.jpegs import generated_folder
 from rn50_jax.bench.record import Record
-from rn50_jax.bench.sweep import (
-    make_cases,
-    make_sweep,
-    parse_batch_sizes,
-    parse_precisions,
-    parse_variants,
-    run_sweep,
-)
+from rn50_jax.bench.sweep import make_cases, make_sweep, parse_batch_sizes, parse_names, parse_variants, run_sweep
 from rn50_jax.bench.trials import Terms, trial_names
 from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.errors import UserError
+from rn50_jax.io.files import telling_of_writes
+from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.runtime import jax_setup
 
 _REAL = ("input", "end-to-end")
@@ -50,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
     if args.mode in _REAL:
         need_dali("--mode train or infer, which need no files")
     batch_sizes = parse_batch_sizes(args.batch_sizes or str(config.batch_size))
-    precisions = parse_precisions(args.precisions or config.precision)
-    baselines = parse_baselines(args.compare) if args.compare else {}
+    precisions = parse_names("--precisions", args.precisions or config.precision, PRECISIONS)
+    baselines = parse_names("--compare", args.compare, BASELINES) if args.compare else []
     variants = parse_variants(config, args.vary)
     for option, value in {"--profile": args.profile, "--vary": variants}.items():
         if value and len(precisions) * len(batch_sizes) > 1:
@@ -59,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
     backend = config.data.backend if args.mode == "end-to-end" else "synthetic"
     jax_setup.prepare_runtime(backend, config.run.xla_flags)
     if args.profile:
-        _make_folder(args.profile)
+        with telling_of_writes():
+            args.profile.mkdir(parents=True, exist_ok=True)
     terms = Terms(tuple(argv), args.device, args.steps, args.warmup, args.rounds)
     record = Record(json=args.json, markdown=args.markdown, seconds=args.budget, tell=_tell)
     with record:
@@ -86,7 +82,7 @@ def _devices(args: argparse.Namespace) -> list[jax.Device]:
 
 
 def _compare(
-    sweep: list[tuple[Case, ConfigDict]], baselines: dict[str, str], record: Record, terms: Terms, trace: Path | None
+    sweep: list[tuple[Case, ConfigDict]], baselines: Sequence[str], record: Record, terms: Terms, trace: Path | None
 ) -> None:
     names = [name for case, _ in sweep for name in trial_names(str(case), [OURS, *baselines], terms.trials)]
     record.plan(names, single=len(sweep) == 1)
@@ -119,33 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch_sizes", metavar="N,N,...", help="images per device (default: config.batch_size)")
     add("--precisions", metavar="P,P,...", help="of bf16, fp16, tf32, fp32 (default: config.precision)")
     add("--devices", type=int, default=0, metavar="N", help="use the first N local devices (default: all)")
-    add(
-        "--scaling",
-        choices=("weak", "strong", "both"),
-        help="time 1, 2, 4, ... devices: weak keeps the images per device, strong shares them",
-    )
-    add("--compare", metavar="BASELINE,...", help=f"baselines to time beside ours: {', '.join(BASELINES)}=DIR")
-    add(
-        "--rounds",
-        type=int,
-        default=3,
-        help="trials of each program with --compare, or mode input or end-to-end (default: 3)",
-    )
-    add(
-        "--vary",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="also time this change of the config; give it again for each further change",
-    )
+    text = "time 1, 2, 4, ... devices: weak keeps the images per device, strong shares them"
+    add("--scaling", choices=("weak", "strong", "both"), help=text)
+    add("--compare", metavar="BASELINE,...", help=f"baselines to time beside ours: {', '.join(BASELINES)}")
+    add("--rounds", type=int, default=3, help="trials with --compare, and of modes input and end-to-end (default: 3)")
+    text = "also time this change of the config; give it again for each further change"
+    add("--vary", action="append", default=[], metavar="KEY=VALUE", help=text)
     add("--profile", type=Path, metavar="DIR", help="also trace ten steps to DIR and print the kernels by group")
-    add(
-        "--generated",
-        type=int,
-        default=0,
-        metavar="N",
-        help="modes input and end-to-end: N generated JPEGs, not data.dir",
-    )
+    text = "modes input and end-to-end: N generated JPEGs, not data.dir"
+    add("--generated", type=int, default=0, metavar="N", help=text)
     add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to time (default: what JAX finds)")
     add("--budget", type=float, metavar="SECONDS", help="begin only what should end within SECONDS of the start")
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE, after each case")
@@ -157,29 +135,20 @@ def _check(args: argparse.Namespace) -> None:
     if args.steps < 1 or args.warmup < 0 or args.rounds < 1:
         raise UserError("--steps and --rounds must be at least 1 and --warmup at least 0")
     real = args.mode in _REAL
-    only = {"--scaling": args.scaling, "--compare": args.compare, "--profile": args.profile, "--vary": args.vary}
-    only |= {"--batch_sizes": args.batch_sizes, "--precisions": args.precisions} if real else {}
-    for option, value in only.items():
-        if real and value:
-            raise UserError(f"{option} is for --mode train and infer")
+    for name in ("scaling", "compare", "profile", "vary", "batch_sizes", "precisions"):
+        if real and getattr(args, name):
+            raise UserError(f"--{name} is for --mode train and infer")
     if args.generated and not real:
         raise UserError("--generated is for --mode input and end-to-end; the others need no files")
     if args.compare and (args.scaling or args.devices > 1):
         raise UserError("--compare times one device; leave out --scaling and --devices")
-    for option, value in {"--compare": args.compare, "--scaling": args.scaling, "--profile": args.profile}.items():
-        if args.vary and value:
-            raise UserError(f"--vary goes without {option}")
+    for name in ("compare", "scaling", "profile"):
+        if args.vary and getattr(args, name):
+            raise UserError(f"--vary goes without --{name}")
     if args.budget is not None and not args.budget > 0:
         raise UserError(f"--budget {args.budget:g} must be a number of seconds > 0")
     if args.json and args.markdown and os.path.realpath(args.json) == os.path.realpath(args.markdown):
         raise UserError(f"--json and --markdown name the same file {args.json}; give two")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write a trace to {folder}: {error.strerror}") from error
 
 
 def _tell(text: str) -> None:

@@ -128,7 +128,7 @@ def measure(
     }
     result |= peak_memory(case.mode, platform, before, _peak(devices[0]), made.memory_bytes)
     model = build_model(config, num_classes=num_classes(config), platform=platform)
-    flops = count_flops(model, config.data.image_size).of(case.mode)
+    flops = count_flops(model, config.data.image_size, case.mode)
     result |= usage(result, flops, made.bytes_accessed, ceiling, devices[0].device_kind)
     if trace is None:
         return after()

@@ -1,9 +1,7 @@
 """The document of a benchmark: in a file from the start, and printed however the command ends."""
 
-import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,8 +23,7 @@ class Record:
     A signal ends the command within with what there is, see `Stops`, if it is a command and not somebody's own program.
 
     Args:
-      json: file that holds the document from `plan` on, None for none.
-      markdown: file for the tables at the end.
+      json, markdown: files that hold the document and its tables from `plan` on, None for none.
       seconds: since the process's start, after which nothing is begun; None for no limit.
       tell: called with a line of progress, also by those who measure.
     """
@@ -67,8 +64,6 @@ class Record:
         Raises:
           UserError: a file cannot be written; found before anything is measured.
         """
-        for path in filter(None, (self._json, self._markdown)):
-            _check_writable(path)
         with self.stops.lock:
             self._pending, self._single = list(names), single
             self._parts |= parts
@@ -131,12 +126,15 @@ class Record:
         return self._parts | limit | {"complete": complete, "not_run": rest}
 
     def _write(self, *, complete: bool) -> None:
-        if self._json:
-            with telling_of_writes():
-                write_json(self._json, report.as_json(self._document(complete=complete), single=self._single))
+        document = self._document(complete=complete)
+        with telling_of_writes():
+            if self._json:
+                write_json(self._json, report.as_json(document, single=self._single))
+            if self._markdown:
+                write_whole(self._markdown, report.as_markdown(document) + "\n")
 
     def _keep(self) -> None:
-        """Writes the file; a disk that is full for now ends nothing, and is tried again."""
+        """Writes the files; a disk that is full for now ends nothing, and is tried again."""
         try:
             self._write(complete=False)
         except UserError as error:
@@ -148,9 +146,6 @@ class Record:
         text = report.as_markdown(self._document(complete=complete))
         try:
             self._write(complete=complete)
-            if self._markdown:
-                with telling_of_writes():
-                    write_whole(self._markdown, text + "\n")
         finally:
             results = self._parts.get("results", [])
             if self._single and results and "error" not in results[0]:
@@ -167,16 +162,3 @@ class Record:
         cli.tell(Interrupted(number, f"stopped by {name}: {len(self._took)} measured, {rest} not"))
         with suppress(Exception):
             sys.stdout.flush()
-
-
-def _check_writable(path: Path) -> None:
-    """Raises UserError unless a file can be made or replaced there; what is there stays."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        return  # a pipe or device
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(None, "Is a directory")
-        with tempfile.TemporaryFile(dir=Path(os.path.realpath(path)).parent):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error

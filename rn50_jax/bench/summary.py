@@ -1,4 +1,4 @@
-"""The tables of folders of results: `python -m rn50_jax.bench.summary OUT...`, the end of scripts/measure_gpu.sh."""
+"""The tables of a folder of results: `python -m rn50_jax.bench.summary OUT`, the end of scripts/measure_gpu.sh."""
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -17,35 +17,24 @@ _ENOUGH = 96.0  # top-1 of the quick start in per cent, README.md
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the tables; those of one folder it also writes to OUT/summary.md."""
-    folders = [Path(word) for word in argv]
-    if not folders or not all(folder.is_dir() for folder in folders):
-        raise errors.UserError("usage: python -m rn50_jax.bench.summary FOLDER...")
-    text = summarize(*folders)
+    """Prints the tables, and writes them to OUT/summary.md."""
+    if len(argv) != 1 or not Path(argv[0]).is_dir():
+        raise errors.UserError("usage: python -m rn50_jax.bench.summary FOLDER")
+    text = summarize(Path(argv[0]))
     with telling_of_writes():
-        if len(folders) == 1:
-            write_whole(folders[0] / "summary.md", text + "\n")
+        write_whole(Path(argv[0], "summary.md"), text + "\n")
     print(text)
     return 0
 
 
-def summarize(*folders: Path) -> str:
+def summarize(folder: Path) -> str:
     """Returns Markdown: for each card, and on it for each day, commit and versions, a table of each kind.
 
-    A table without a result reads "not measured". At the end stands what failed, was not run, or cannot be read. Of
-    several folders, each result and each line has its folder before its name.
+    A table without a result reads "not measured". At the end stands what failed, was not run, or cannot be read.
     """
-    results: list[Result] = []
-    unread: list[str] = []
-    lines: list[str] = []
-    for folder in folders:
-        before = f"{folder.resolve().name}/" if len(folders) > 1 else ""
-        found, odd = read_results(folder)
-        results += [result._replace(name=before + result.name) for result in found]
-        unread += [before + line for line in odd]
-        told = folder / "not_measured.txt"
-        said = told.read_text(encoding="utf-8", errors="replace") if told.is_file() else ""
-        lines += [before + line for line in said.splitlines() if line]
+    results, unread = read_results(folder)
+    told = folder / "not_measured.txt"
+    lines = told.read_text(encoding="utf-8", errors="replace").splitlines() if told.is_file() else []
     parts = ["# Measured"]
     missed: list[str] = []
     for card, sources in by_source(results).items():
@@ -122,17 +111,11 @@ def _variant_table(results: Sequence[Result]) -> str:
 
 def _flag_table(results: Sequence[Result]) -> str:
     """Flags of XLA's, over none in another process of the same part."""
-
-    def folder(row: Row) -> str:
-        return str(row["from"]).rpartition("/")[0]
-
-    part = [result for result in results if result.name.rpartition("/")[2].startswith("flags-") or _flags(result)]
-    rows = _measured(part)
-    found = []
-    for row in filter(lambda row: row["flags"], rows):
-        without = [other for other in rows if not other["flags"] and folder(other) == folder(row)]
-        found.append(row | {"changed": f"`{row['flags']}`", "base": _find(row | {"beside": without})})
-    return _changed(found)
+    rows = _measured([result for result in results if result.name.startswith("flags-") or _flags(result)])
+    without = {"beside": [row for row in rows if not row["flags"]]}
+    return _changed(
+        [row | {"changed": f"`{row['flags']}`", "base": _find(row | without)} for row in rows if row["flags"]]
+    )
 
 
 def _changed(rows: Sequence[Row]) -> str:
@@ -144,41 +127,23 @@ def _changed(rows: Sequence[Row]) -> str:
 
 
 def _captioned(
-    results: Sequence[Result], key: str, caption: Callable[[Row], str], make: Callable[[Row], str], needs: str = ""
-) -> str:
-    """The tables of all entries under a key of the documents that have what is needed."""
-    parts = []
-    for result in results:
-        found = result.document.get(key, [])
-        for entry in found if isinstance(found, list) else [found]:
-            if not needs or needs in entry:
-                parts.append(f"{caption(entry)} ({result.name}):\n\n{make(entry)}")
-    return "\n\n".join(parts)
+    caption: str, key: str, make: Callable[[Row], str], needs: str = ""
+) -> Callable[[Sequence[Result]], str]:
+    """Returns what makes the tables of all entries under a key of the documents that have what is needed.
 
+    caption: with the names of the entries' values in braces.
+    """
 
-def _baseline_tables(results: Sequence[Result]) -> str:
-    def caption(c: Row) -> str:
-        return f"{c['mode']}, {c['precision']}, {c['batch_size']} images, {c['rounds']} x {c['steps']} steps"
+    def tables_of(results: Sequence[Result]) -> str:
+        parts = []
+        for result in results:
+            found = result.document.get(key, [])
+            for entry in found if isinstance(found, list) else [found]:
+                if not needs or needs in entry:
+                    parts.append(f"{caption.format_map(entry)} ({result.name}):\n\n{make(entry)}")
+        return "\n\n".join(parts)
 
-    return _captioned(results, "comparisons", caption, tables.baseline_table)
-
-
-def _profile_tables(results: Sequence[Result]) -> str:
-    def caption(row: Row) -> str:
-        return f"{row['mode']}, {row['precision']}, {row['batch_size_per_device']} images"
-
-    return _captioned(results, "results", caption, tables.kernel_tables, needs="profile")
-
-
-def _input_tables(results: Sequence[Result]) -> str:
-    return _captioned(results, "input", lambda i: f"{i['image_size']} px, {i['workers']} workers", tables.input_table)
-
-
-def _end_to_end_tables(results: Sequence[Result]) -> str:
-    def caption(real: Row) -> str:
-        return f"{real['backend']}, {real['workers']} threads per device"
-
-    return _captioned(results, "end_to_end", caption, tables.end_to_end_table)
+    return tables_of
 
 
 def _quick_start_table(results: Sequence[Result]) -> str:
@@ -212,13 +177,19 @@ def _commands(results: Sequence[Result]) -> str:
 
 _TABLES: dict[str, Callable[[Sequence[Result]], str]] = {
     "Training": _train_table,
-    "Beside others": _baseline_tables,
-    "Where a step's time goes": _profile_tables,
+    "Beside others": _captioned(
+        "{mode}, {precision}, {batch_size} images, {rounds} x {steps} steps", "comparisons", tables.baseline_table
+    ),
+    "Where a step's time goes": _captioned(
+        "{mode}, {precision}, {batch_size_per_device} images", "results", tables.kernel_tables, needs="profile"
+    ),
     "Inference": _infer_table,
     "One key changed": _variant_table,
     "Flags of XLA's": _flag_table,
-    "The loader alone": _input_tables,
-    "Training on real files": _end_to_end_tables,
+    "The loader alone": _captioned("{image_size} px, {workers} workers", "input", tables.input_table),
+    "Training on real files": _captioned(
+        "{backend}, {workers} threads per device", "end_to_end", tables.end_to_end_table
+    ),
     "Quick starts": _quick_start_table,
     "Killed runs that were started again": _killed_table,
     "Commands": _commands,

@@ -1,7 +1,7 @@
 """The cases of a sweep, and their measurement one after the other."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from rn50_jax.bench.roofline import Ceiling, measure_ceiling
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
 from rn50_jax.errors import UserError
-from rn50_jax.models.precision import PRECISIONS
 
 
 def parse_batch_sizes(text: str) -> list[int]:
@@ -32,17 +31,17 @@ def parse_batch_sizes(text: str) -> list[int]:
     return list(dict.fromkeys(sizes))
 
 
-def parse_precisions(text: str) -> list[str]:
-    """Reads "bf16,fp32"; what is named twice counts once.
+def parse_names(option: str, text: str, known: Collection[str]) -> list[str]:
+    """Reads an option's names, such as "bf16,fp32"; what is named twice counts once.
 
     Raises:
-      UserError: unknown precision.
+      UserError: unknown name.
     """
-    precisions = [word.strip() for word in text.split(",")]
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise UserError(f"--precisions {text!r}: {precision!r} is none of {', '.join(PRECISIONS)}")
-    return list(dict.fromkeys(precisions))
+    names = [word.strip() for word in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise UserError(f"{option} {text!r}: {name!r} is none of {', '.join(known)}")
+    return list(dict.fromkeys(names))
 
 
 def device_counts(available: int) -> list[int]:

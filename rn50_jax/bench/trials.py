@@ -85,15 +85,11 @@ def run_trials(
                     found[name]["trials"].append(report | {"trial_seconds": time.perf_counter() - start})
                 record.done(text, **parts(found))
 
-            try:
-                spec = programs[name] | {"trial": number}
-                report = run_trial(spec, cache, terms.timeout, record.stops, salvage=keep)
-            except UserError as error:
-                if name == next(iter(programs)) and not found[name]["trials"]:
-                    raise
-                report = {"error": str(error)}
-                if detail := getattr(error, "__notes__", None):
-                    report["error_detail"] = "\n".join(detail)
+            spec = programs[name] | {"trial": number}
+            report = run_trial(spec, cache, terms.timeout, record.stops, salvage=keep)
+            first = name == next(iter(programs)) and not found[name]["trials"]
+            if first and "error" in report and "result" not in report:
+                raise UserError(report["error"])
             keep(report)
             if "error" in report:
                 record.tell(f"{name}: {report['error']}")
@@ -127,8 +123,8 @@ def run_trial(
     Args:
       salvage: given what it has reported so far if a signal ends the benchmark meanwhile.
 
-    Raises:
-      UserError: it failed and reported nothing; the message is its last line, with the last twenty as a note.
+    Returns:
+      Its report; if it failed and reported nothing, "error", its last line, and "error_detail", the last twenty.
     """
     with stops.folder("rn50-jax-bench-") as folder:
         request, answer, errors = folder / "spec.json", folder / "result.json", folder / "stderr"
@@ -160,10 +156,8 @@ def run_trial(
         if answer.is_file():
             report: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
             return report | ({"cut_short": problem} if problem else {})
-        error = UserError(problem or "it reported nothing")
-        if len(lines) > 1:
-            error.add_note("\n".join(lines[-20:]))
-        raise error
+        detail = {"error_detail": "\n".join(lines[-20:])} if len(lines) > 1 else {}
+        return {"error": problem or "it reported nothing"} | detail
 
 
 def worker_command(request: Path, answer: Path) -> list[str]:

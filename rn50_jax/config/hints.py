@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rn50_jax.config.synonyms import find_absent, find_key, find_option, normalize
@@ -81,13 +81,19 @@ def for_complaint(message: str, words: Sequence[str], parser: argparse.ArgumentP
         return for_unknown(unknown_word, words, parser) if unknown_word else None
     if "required" not in message:
         return None
-    options = options_of(parser)
+    options, is_value = options_of(parser), False
     for word in words:
-        unknown = word.startswith("--") and word.partition("=")[0] not in options
-        if unknown and (by_itself := _by_itself(word, words, parser)):
-            return by_itself
-    for word in _bare_words(words, options):
-        if hint := _for_bare(word, words, parser):
+        name, equals, _ = word.partition("=")
+        hint = None
+        if word.startswith("-") and word != "-":
+            takes_none = name in options and options[name].nargs == 0
+            is_value = not equals and not takes_none
+            hint = _by_itself(word, words, parser) if name not in options else None
+        elif is_value:
+            is_value = False
+        else:
+            hint = _for_bare(word, words, parser)
+        if hint:
             return hint
     if "--workdir" in message and "--weights" in message:
         return "say which model: --workdir RUN, the folder of a training run, or --weights FILE"
@@ -121,19 +127,6 @@ def _by_itself(word: str, words: Sequence[str], parser: argparse.ArgumentParser)
         value = behind[0] if behind and not behind[0].startswith("-") and given != "--config" else ""
     shown = shell([value]) if value else str(wanted.metavar or wanted.dest.upper())
     return f"give it without an option: {parser.prog} {shown}"
-
-
-def _bare_words(words: Sequence[str], options: dict[str, argparse.Action]) -> Iterator[str]:
-    """Those that are neither options nor their values."""
-    is_value = False
-    for word in words:
-        if word.startswith("-") and word != "-":
-            takes_none = word in options and options[word].nargs == 0
-            is_value = "=" not in word and not takes_none
-        elif is_value:
-            is_value = False
-        else:
-            yield word
 
 
 def _for_bare(word: str, words: Sequence[str], parser: argparse.ArgumentParser) -> str | None:

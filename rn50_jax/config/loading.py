@@ -17,7 +17,7 @@ from rn50_jax.config.schema import EXACT_REFERENCE, RULES
 from rn50_jax.config.tree import _tuples, flatten, from_tree
 from rn50_jax.errors import UserError
 from rn50_jax.io.json_files import read_json
-from rn50_jax.io.text import shell
+from rn50_jax.io.text import first_line, shell
 from rn50_jax.models.parts import part_names
 from rn50_jax.models.resnet import FAMILY
 
@@ -100,9 +100,7 @@ def _execute(path: Path, variant: str) -> Any:
     except UserError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        detail = lines[0] if lines else ""
-        raise UserError(f"config {path} cannot be used: {type(error).__name__}: {detail}") from error
+        raise UserError(f"config {path} cannot be used: {first_line(error, kind=True)}") from error
     finally:
         sys.path[:] = before
 
@@ -132,9 +130,8 @@ def override(config: ConfigDict, assignments: Iterable[tuple[str, str]]) -> Conf
 
 
 def _check_known(key: str) -> None:
-    if key in RULES:
-        return
-    raise UserError(f"config has no key {key!r}; {hints.for_key(key, RULES)}")
+    if key not in RULES:
+        raise UserError(f"config has no key {key!r}; {hints.for_key(key, RULES)}")
 
 
 def _parse_value(key: str, text: str) -> Any:
@@ -185,9 +182,8 @@ def validate(config: ConfigDict) -> None:
         if key not in flat:
             raise UserError(f"config lacks the key {key!r} ({valid}); start from configs/default.py")
         value = flat[key]
-        right_type = isinstance(value, kind) or (kind is float and isinstance(value, int))
-        if isinstance(value, bool) and kind is not bool:
-            right_type = False
+        kinds = (int, float) if kind is float else kind
+        right_type = isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
         if not right_type or not _is_sound(value) or not test(value):
             shown = repr(value) if _is_sound(value) else value
             raise UserError(f"config.{key}={_cut(shown)} must be {valid}")

@@ -32,21 +32,22 @@ def _number(valid: str, test: Callable[[float], bool]) -> Rule:
 
 def _range(low: float, high: float) -> Rule:
     def test(pair: tuple[Any, ...]) -> bool:
-        numbers = len(pair) == 2 and all(isinstance(x, float) or _is_integer(x) for x in pair)
-        return numbers and low <= pair[0] <= pair[1] <= high
+        return len(pair) == 2 and all(map(_is_number, pair)) and low <= pair[0] <= pair[1] <= high
 
     return Rule(tuple, f"two numbers (smallest, largest) with {low:g} <= smallest <= largest <= {high:g}", test)
 
 
 def _integers(example: str, *, most: int, high: int) -> Rule:
-    def test(values: tuple[Any, ...]) -> bool:
-        return len(values) <= most and all(_is_integer(x) and 1 <= x <= high for x in values)
-
-    return Rule(tuple, f"integers >= 1, such as {example}; at most {most}, and none above {high}", test)
+    valid = f"integers >= 1, such as {example}; at most {most}, and none above {high}"
+    return Rule(tuple, valid, lambda v: len(v) <= most and _are(v, 1, high))
 
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or _is_integer(value)
 
 
 def _are(values: tuple[Any, ...], low: int, high: int) -> bool:
@@ -54,7 +55,7 @@ def _are(values: tuple[Any, ...], low: int, high: int) -> bool:
 
 
 def _is_color(values: tuple[Any, ...]) -> bool:
-    return len(values) == 3 and all((isinstance(x, float) or _is_integer(x)) and x <= 1 for x in values)
+    return len(values) == 3 and all(_is_number(x) and x <= 1 for x in values)
 
 
 def _is_image_sizes(pairs: tuple[Any, ...]) -> bool:
@@ -66,9 +67,8 @@ def _is_image_sizes(pairs: tuple[Any, ...]) -> bool:
 
 
 def _is_rate_scale(pair: Any) -> bool:
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
-        return False
-    return (isinstance(pair[1], float) or _is_integer(pair[1])) and 0 < pair[1] < float("inf")
+    named = isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str)
+    return named and _is_number(pair[1]) and 0 < pair[1] < float("inf")
 
 
 def _text(valid: str, test: Callable[[str], bool] = lambda v: True) -> Rule:
@@ -93,6 +93,9 @@ _OWN |= {"console.log"}
 _OWN |= {"tensorboard", "wandb", "wandb.json", "mlflow.json", "curves.png", "curves.svg", "report.html", "evaluation"}
 _OWN |= {"val_images.tsv"}
 _PIXELS = 2**14  # on a side of an image
+# The names of models.resnet.FAMILY; importing that would load JAX in every process that reads a schema.
+_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+_VARIANTS = ("resnext50-32x4d", "resnext101-32x4d", "se-resnet50", "se-resnext101-32x4d")
 
 
 _BOOLEAN = Rule(bool, "True or False", lambda v: True)
@@ -108,17 +111,7 @@ RULES: dict[str, Rule] = {
     "precision": _choice("fp32", "tf32", "bf16", "fp16"),
     "all_reduce": _choice("fp32", "bf16", "ordered"),
     "parallel": _choice("pmap", "shard_map"),
-    "model.arch": _choice(
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "resnet101",
-        "resnet152",
-        "resnext50-32x4d",
-        "resnext101-32x4d",
-        "se-resnet50",
-        "se-resnext101-32x4d",
-    ),
+    "model.arch": _choice(*_RESNETS, *_VARIANTS),
     "model.stages": _integers("(3, 4, 6, 3), or () for those of model.arch", most=8, high=1000),
     "model.width": _integer(8, 2**14),
     "model.widths": _integers("(64, 128, 256, 512), or () to follow model.width", most=8, high=2**14),
@@ -142,7 +135,7 @@ RULES: dict[str, Rule] = {
     "data.image_sizes": Rule(
         tuple,
         "pairs (first epoch, pixels) such as ((0, 128), (30, 176)), epochs rising from 0 and pixels >= 32, or ()",
-        lambda v: _is_image_sizes(v),
+        _is_image_sizes,
     ),
     "data.resize": Rule(int, f"0 or an integer from 32 to {_PIXELS}", lambda v: v == 0 or 32 <= v <= _PIXELS),
     "data.crop_area": _range(1e-4, 1),
@@ -167,9 +160,7 @@ RULES: dict[str, Rule] = {
     "data.hw_decoder_load": _number("from 0 to 1", lambda v: 0 <= v <= 1),
     "data.prefetch": _integer(1, 1024),
     "data.synthetic_images": Rule(
-        tuple,
-        "two integers from 1 to 100,000,000",
-        lambda v: len(v) == 2 and all(_is_integer(n) and 1 <= n <= 10**8 for n in v),
+        tuple, "two integers from 1 to 100,000,000", lambda v: len(v) == 2 and _are(v, 1, 10**8)
     ),
     "recipe.lr": _number("> 0", lambda v: 0 < v < float("inf")),
     "recipe.lr_batch_size": _integer(0),
@@ -235,8 +226,7 @@ RULES: dict[str, Rule] = {
     "run.save_checkpoints": _BOOLEAN,
     "run.max_skipped_steps": _integer(1),
     "run.compile_cache": _text("a folder, auto or empty"),
-    "run.xla_flags": Rule(
-        str,
+    "run.xla_flags": _text(
         "flags such as --xla_name=value with blanks between, or empty",
         lambda v: all(flag.startswith("--xla_") for flag in v.split()),
     ),

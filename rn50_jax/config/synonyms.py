@@ -13,10 +13,8 @@ batch_size <- b bs batch batchsize train_batch_size per_device_batch_size per_de
     val_batch_size validation_batch_size eval_batch_size test_batch_size
 precision <- amp fp16 bf16 half float16 bfloat16 mixed_precision amp_dtype amp_impl dtype use_amp apex_amp native_amp
     model_dtype allow_tf32 tf32
-parallel <- strategy distribute_strategy
 model.arch <- model arch a architecture net network backbone model_name model_type encoder variant depth
 model.num_classes <- n_classes nb_classes nclasses num_labels classes
-model.width <- width_multiplier width_mult
 model.init <- model_config init_scheme weight_init
 model.zero_init_last_gamma <- zero_init_last zero_init_residual zero_gamma
 model.pretrained_weights <- pretrained initial_checkpoint pretrained_path pretrained_cfg checkpoint_path finetune
@@ -34,7 +32,6 @@ data.crop_aspect <- ratio crop_ratio rrc_ratio aspect_ratio
 data.flip <- hflip hflip_prob flip_prob horizontal_flip random_flip flip_p
 data.augment <- aa auto_augment autoaugment automatic_augmentation auto_augment_policy augmentation augmentations
     trivialaugment trivial_augment rand_augment
-data.randaugment <- ra_magnitude ra_num_ops randaugment_magnitude
 data.mean <- img_mean image_mean pixel_mean norm_mean normalize_mean
 data.std <- img_std image_std pixel_std norm_std normalize_std
 data.prefetch <- prefetch_factor prefetch_size prefetch_batches num_prefetch
@@ -45,7 +42,6 @@ recipe.warmup_epochs <- warmup warmup_epochs lr_warmup_epochs warm_up num_warmup
 recipe.end_lr <- min_lr lr_min eta_min final_lr end_learning_rate
 recipe.milestones <- decay_milestones lr_steps lr_milestones decay_epochs lr_step_size step_size
 recipe.milestone_factor <- lr_gamma gamma decay_rate lr_decay_rate
-recipe.poly_power <- power
 recipe.optimizer <- opt optim optimizer optimiser optimizer_name
 recipe.nesterov <- nesterov_momentum use_nesterov
 recipe.beta1 <- beta_1 opt_betas betas adam_beta1
@@ -76,7 +72,6 @@ loss_scale.mode <- dynamic_loss_scale loss_scaler
 checkpoint.keep <- checkpoint_hist save_total_limit save_top_k max_to_keep keep_checkpoint_max keep_last_n
 checkpoint.every_epochs <- save_freq save_every save_interval save_period save_epochs checkpoint_interval
     checkpoint_freq checkpoint_every every_n_epochs save_every_epochs
-checkpoint.every_minutes <- recovery_interval
 checkpoint.gather <- gather_checkpoints
 report.print_every <- log_interval log_freq print_freq log_every log_every_n_steps logging_steps log_steps
     print_interval report_every
@@ -88,7 +83,6 @@ run.prof <- limit_train_batches steps_per_epoch max_steps max_train_steps
 run.evaluate <- eval eval_only test_only validate_only only_eval
 run.target_top1 <- target_accuracy target_acc
 run.save_checkpoints <- no_checkpoints enable_checkpointing
-run.hang_timeout <- dist_timeout ddp_timeout
 """
 
 # The first option counts that the command has.

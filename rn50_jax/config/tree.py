@@ -1,6 +1,5 @@
 """A config as a tree of plain values, and back."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,11 +25,9 @@ def from_tree(tree: Any, *, source: str = "what is stored") -> ConfigDict:
         key: {name: _tuples(v) for name, v in x.items()} if isinstance(x, dict) else _tuples(x)
         for key, x in tree.items()
     }
-    if dotted := next((key for key in _names(tree) if "." in key), None):
-        raise UserError(f"{source} is not a config: its key {dotted!r} has a dot; write sections as nested objects")
     try:
         return ConfigDict(tree).lock()
-    except (AttributeError, TypeError, ValueError) as error:  # a key like __class__
+    except (AttributeError, TypeError, ValueError) as error:  # a key with a dot, or like __class__
         raise UserError(f"{source} is not a config: {error}") from None
 
 
@@ -48,10 +45,3 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def _names(tree: dict[str, Any]) -> Iterator[str]:
-    for key, value in tree.items():
-        yield key
-        if isinstance(value, dict):
-            yield from _names(value)

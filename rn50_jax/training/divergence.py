@@ -39,8 +39,7 @@ def stop_if_diverging(
 
     Args:
       summary: of `Meters.summary`.
-      limit: `run.max_skipped_steps`.
-      precision: `precision`; scaling: `loss_scale.mode`, of use with "fp16".
+      limit: steps; scaling: "static" or "dynamic", of use with the precision fp16.
       images: the file of `note_skipped_steps`.
 
     Raises:

@@ -218,6 +218,5 @@ def rate_factors(num_stages: int, *, decay: float, scales: Iterable[tuple[str, f
         al. 2021, arXiv:2106.08254): 1 for the classifier, decay for the last stage, decay**2 for the one before it, ...
       scales: (part, factor) pairs, which go before.
     """
-    parts = part_names(num_stages)
-    by_depth = {part: decay**depth for depth, part in enumerate(reversed(parts))}
-    return {part: by_depth[part] for part in parts} | {part: float(factor) for part, factor in scales}
+    by_depth = {part: decay**depth for depth, part in enumerate(reversed(part_names(num_stages)))}
+    return by_depth | {part: float(factor) for part, factor in scales}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -16,9 +16,9 @@ from rn50_jax.config.model import build_model
 from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import TrainedModel, describe_model, load_best, prepare_devices, variables_of_file
 from rn50_jax.io.text import counted, shell
-from rn50_jax.models.resnet import FAMILY, ResNet, Variables
-from rn50_jax.training.build import build_state
-from rn50_jax.training.state import TrainState, variables_of
+from rn50_jax.models.initial import initial_variables
+from rn50_jax.models.resnet import FAMILY, ResNet
+from rn50_jax.training.state import TrainState
 from rn50_jax.weights.files import WeightFile, read_weights
 from rn50_jax.weights.metadata import config_values
 from rn50_jax.weights.torch_names import Arrays, fit, infer_architecture, to_torch
@@ -28,25 +28,21 @@ ARCHITECTURE = tuple(f"model.{key}" for key in ("arch", "stages", "width", "widt
 _ANY_MACHINE = (("data.backend", "synthetic"), ("precision", "fp32"))  # nothing is computed
 
 
-class Pretrained(NamedTuple):
-    """Weights to start from, `name`d for messages, and what they say about themselves."""
-
-    name: str
-    file: WeightFile
-
-
-def read_pretrained(source: Path) -> Pretrained:
+def read_pretrained(source: Path) -> tuple[str, WeightFile]:
     """Reads a weight file, or of a run's folder the best checkpoint: the averaged weights if they validated better.
 
     Of a run that never validated, the latest checkpoint is read.
+
+    Returns:
+      A name for messages; the weights, and what they say about themselves.
 
     Raises:
       UserError: it cannot be read.
     """
     if not os.path.isdir(source):  # noqa: PTH112, Path.is_dir raises where this says no
-        return Pretrained(str(source), read_weights(source))
+        return str(source), read_weights(source)
     trained = load_best(source, _ANY_MACHINE)
-    return Pretrained(trained.name, WeightFile(to_torch(**trained.load()), describe_model(trained)))
+    return trained.name, WeightFile(to_torch(**trained.load()), describe_model(trained))
 
 
 def take_architecture(
@@ -73,8 +69,13 @@ def take_architecture(
     keys = known or _of_source(source, resumed=bool(config.run.resume))
     now = tree.flatten(config)
     differing = [key for key in keys if not _same(key, keys, now)]
-    if known is None:
-        _check_given([key for key in differing if key in given], keys, now, source)
+    if known is None and (wrong := [key for key in differing if key in given]):
+        key = wrong[0]
+        written = shell([f"--config.{key}={keys[key]}"])
+        raise UserError(
+            f"config.{key}={now[key]!r} is not the architecture of {source}, which has {keys[key]!r}; write {written}, "
+            "or leave it out"
+        )
     changed = {key: keys[key] for key in differing if key not in given}  # resuming compares the others
     if not changed:
         return config, ""
@@ -99,21 +100,12 @@ def _of_source(source: str, *, resumed: bool) -> dict[str, Any]:
     if not resumed and (keys := _of_checkpoints(Path(source))):
         return keys
     try:
-        return infer_architecture(read_pretrained(Path(source)).file.arrays, source).keys
+        _, file = read_pretrained(Path(source))
+        return infer_architecture(file.arrays, source).keys
     except UserError:
         if resumed:  # what reads the checkpoint says better what is wrong with it
             return {}
         raise
-
-
-def _check_given(differing: Sequence[str], keys: dict[str, Any], now: dict[str, Any], source: str) -> None:
-    if differing:
-        key = differing[0]
-        written = shell([f"--config.{key}={keys[key]}"])
-        raise UserError(
-            f"config.{key}={now[key]!r} is not the architecture of {source}, which has {keys[key]!r}; write {written}, "
-            "or leave it out"
-        )
 
 
 def _same(key: str, keys: dict[str, Any], now: dict[str, Any]) -> bool:
@@ -145,11 +137,8 @@ def load_start(config: ConfigDict, class_names: tuple[str, ...]) -> TrainedModel
         names = tuple(file.meta.get("class_names", class_names))
         return TrainedModel(name, config, names, {}, devices, model, partial(variables_of_file, file, model, name))
     name = f"random weights of seed {config.seed}"
-    return TrainedModel(name, config, class_names, {}, devices, model, lambda: _random_variables(config, model))
-
-
-def _random_variables(config: ConfigDict, model: ResNet) -> Variables:
-    return variables_of(build_state(config, model))["val"]
+    initial = partial(initial_variables, model, config.seed)
+    return TrainedModel(name, config, class_names, {}, devices, model, initial)
 
 
 def list_differences(file: WeightFile, config: ConfigDict, class_names: Sequence[str], name: str) -> list[str]:

@@ -28,11 +28,7 @@ from rn50_jax.training.state import TrainState
 from rn50_jax.training.torch_checkpoint import differing_settings, read_checkpoint, resume_from
 
 # What decides which arrays a state has.
-_FIXED = (
-    *ARCHITECTURE,
-    "recipe.optimizer",
-    "tune.freeze",
-)
+_FIXED = (*ARCHITECTURE, "recipe.optimizer", "tune.freeze")
 # Files that only a new run starts from.
 _SOURCES = ("model.pretrained_weights", "run.resume")
 _NEW_RUN = "for a new run give another --workdir"
@@ -54,14 +50,13 @@ class Start(NamedTuple):
 
     def finished(self, epochs: int, target_top1: float) -> str | None:
         """Returns why the run has nothing left to do, if so."""
-        if self.position.epoch >= epochs:
-            done = f"{self.position.epoch} of {counted(epochs, 'epoch')} done"
-            if self.position.epoch > epochs:
-                done = f"{counted(self.position.epoch, 'epoch')} done, and config.epochs={epochs}"
-            return f"{done}; {_WAYS_ON.format('--config.epochs')}"
+        epoch = self.position.epoch
+        if epoch > epochs:
+            return f"{counted(epoch, 'epoch')} done, and config.epochs={epochs}; {_WAYS_ON.format('--config.epochs')}"
+        if epoch == epochs:
+            return f"{epoch} of {counted(epochs, 'epoch')} done; {_WAYS_ON.format('--config.epochs')}"
         if 0 < target_top1 <= self.top1:
-            wanted = f"{target_top1:g} wanted"
-            done = f"epoch {self.position.epoch} reached {self.top1:.3f} % top-1 ({wanted})"
+            done = f"epoch {epoch} reached {self.top1:.3f} % top-1 ({target_top1:g} wanted)"
             return f"{done}; {_WAYS_ON.format('--target_top1')}"
         return None
 

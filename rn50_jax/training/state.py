@@ -30,12 +30,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    model: ResNet,
-    optimizer: optax.GradientTransformation,
-    *,
-    seed: int,
-    loss_scale: float,
-    ema: bool = False,
+    model: ResNet, optimizer: optax.GradientTransformation, *, seed: int, loss_scale: float, ema: bool = False
 ) -> TrainState:
     """Makes a fresh state on the default device, with or without moving averages.
 

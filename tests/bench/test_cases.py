@@ -16,6 +16,7 @@ from helpers.jaxprs import operations
 from PIL import Image
 
 from rn50_jax.bench import cases, device, jpegs, stats, sweep, tables, timing
+from rn50_jax.bench.baselines.compare import BASELINES
 from rn50_jax.bench.compiled import Program, make_program
 from rn50_jax.bench.cpu_time import tree_seconds
 from rn50_jax.bench.flops import count_flops
@@ -36,10 +37,9 @@ def make_network(arch: str, lowering: str = "native", **kwargs: Any) -> ResNet:
 
 @pytest.mark.parametrize("lowering", ["native", "matmul"])
 def test_flops_are_the_published_ones(lowering: str) -> None:
-    flops = count_flops(make_network("resnet50", lowering), 224)
-    assert flops.infer / 2e9 == pytest.approx(4.089, abs=5e-4)  # multiplications, as torchvision and timm list them
-    assert flops.train / 1e9 == pytest.approx(24.30, abs=5e-3)
-    assert (flops.of("infer"), flops.of("train")) == flops
+    infer, train = (count_flops(make_network("resnet50", lowering), 224, mode) for mode in ("infer", "train"))
+    assert infer / 2e9 == pytest.approx(4.089, abs=5e-4)  # multiplications, as torchvision and timm list them
+    assert train / 1e9 == pytest.approx(24.30, abs=5e-3)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnext50-32x4d", "se-resnet50"])
@@ -48,7 +48,7 @@ def test_flops_are_those_of_the_traced_program(arch: str) -> None:
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = variable_shapes(model)
     traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, image)
-    assert count_flops(model, 64).infer == operations(traced.jaxpr)
+    assert count_flops(model, 64, "infer") == operations(traced.jaxpr)
 
 
 def test_percentiles_are_numpys() -> None:
@@ -138,12 +138,14 @@ def test_cases_of_a_sweep() -> None:
         with pytest.raises(UserError, match="--batch_sizes"):
             sweep.parse_batch_sizes(text)
     with pytest.raises(UserError, match="'int8' is none of fp32, tf32, bf16, fp16"):
-        sweep.parse_precisions("bf16,int8")
+        sweep.parse_names("--precisions", "bf16,int8", PRECISIONS)
+    with pytest.raises(UserError, match="'keras' is none of torch, torch-compile, timm"):
+        sweep.parse_names("--compare", "torch,keras", BASELINES)
 
 
 def test_what_is_named_twice_is_measured_once() -> None:
     assert sweep.parse_batch_sizes("8,1,8,8") == [8, 1]
-    assert sweep.parse_precisions("bf16,fp32, bf16") == ["bf16", "fp32"]
+    assert sweep.parse_names("--precisions", "bf16,fp32, bf16", PRECISIONS) == ["bf16", "fp32"]
     texts = ["config.model.stem=padded", "model.max_pool=native", " model.stem=padded"]
     assert sweep.parse_variants(small_config(), texts) == ["model.stem=padded", "model.max_pool=native"]
 

@@ -70,7 +70,8 @@ def test_the_file_holds_what_there_is_at_any_time(tmp_path: Path, monkeypatch: p
 
     with Record(json=path, markdown=page, seconds=60, tell=told.append) as record:
         record.plan(["a", "b", "c", "d"], single=False, **HEADER)
-        assert rest() == [(case, "stopped") for case in "abcd"] and not page.exists()
+        assert rest() == [(case, "stopped") for case in "abcd"]
+        assert page.read_text().startswith("# Benchmark on CPU\n") and "not measured: a; b; c; d" in page.read_text()
         assert record.begins("a")
         record.put(ceilings={"fp32": {"tflops": 1.0, "gbytes_per_second": 2.0}})
         assert read()["ceilings"] and len(rest()) == 4

@@ -214,34 +214,9 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     ]
 
 
-def test_several_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, speed in {"old": 4000, "new": 5000}.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "not_measured.txt").write_text("real: no DALI\n")
-        write(folder / "train.json", results=[timed(speed)])
-        write(folder / "flags-default.json", results=[timed(speed)], not_run=[{"case": "x", "why": "stopped"}])
-        write(folder / "flags-off.json", results=[timed(speed / 2)], options=["--config.run.xla_flags=--off"])
-    assert summary.main([str(tmp_path / "old"), str(tmp_path / "new")]) == 0
-    text = capsys.readouterr().out
-    speeds = {(row[-1], row[3]) for row in table(text, "Training")}
-    assert speeds == {
-        (f"{a}/{b}", c) for a, c in (("old", "4,000"), ("new", "5,000")) for b in ("train", "flags-default")
-    }
-    flags = {(row[-1], row[5]) for row in table(text, "Flags of XLA's")}
-    assert flags == {("old/flags-off", "0.500"), ("new/flags-off", "0.500")}
-    for line in (
-        "- old/real: no DALI",
-        "- new/real: no DALI",
-        "- new/flags-default, x: stopped before it was measured",
-    ):
-        assert line in text.splitlines()
-    assert not list(tmp_path.rglob("summary.md"))
-
-
 def test_nothing_at_all(tmp_path: Path) -> None:
     assert summary.main([str(tmp_path)]) == 0
     assert (tmp_path / "summary.md").read_text().endswith("\n\nEverything was measured.\n")
-    for folders in ([], [str(tmp_path / "none")], [str(tmp_path), str(tmp_path / "none")]):
+    for folders in ([], [str(tmp_path / "none")], [str(tmp_path), str(tmp_path)]):
         with pytest.raises(UserError, match="usage"):
             summary.main(folders)
