@@ -146,7 +146,7 @@ def test_the_commands_for_a_gpu_are_accepted(tmp_path: Path, standin: Path, monk
             loaded, _ = loading.load(str(REPO / "configs/quickstart.py"))
             loading.validate(loading.override(loaded, [(key, value) for key, value in given]))
     assert begun[:4] == ["_compare", "_sweep", "_sweep", "measure_input"]
-    assert begun.count("_compare") == 3
+    assert begun.count("_compare") == 4
 
 
 @pytest.mark.parametrize("env", [{"TOTAL": "0"}, {"BUDGET": "0"}])
