@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from rn50_jax import cli
 from rn50_jax.bench import report
-from rn50_jax.bench.baselines.compare import BASELINES, OURS, compare
+from rn50_jax.bench.baselines.compare import BASELINES, OURS, compare, parse_baselines
 from rn50_jax.bench.cases import Case
 from rn50_jax.bench.device import find_local_devices
 from rn50_jax.bench.end_to_end import measure_end_to_end
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         need_dali("--mode train or infer, which need no files")
     batch_sizes = parse_batch_sizes(args.batch_sizes or str(config.batch_size))
     precisions = parse_names("--precisions", args.precisions or config.precision, PRECISIONS)
-    baselines = parse_names("--compare", args.compare, BASELINES) if args.compare else []
+    baselines = parse_baselines(args.compare) if args.compare else {}
     variants = parse_variants(config, args.vary)
     for option, value in {"--profile": args.profile, "--vary": variants}.items():
         if value and len(precisions) * len(batch_sizes) > 1:
@@ -82,7 +82,7 @@ def _devices(args: argparse.Namespace) -> list[jax.Device]:
 
 
 def _compare(
-    sweep: list[tuple[Case, ConfigDict]], baselines: Sequence[str], record: Record, terms: Terms, trace: Path | None
+    sweep: list[tuple[Case, ConfigDict]], baselines: dict[str, str], record: Record, terms: Terms, trace: Path | None
 ) -> None:
     names = [name for case, _ in sweep for name in trial_names(str(case), [OURS, *baselines], terms.trials)]
     record.plan(names, single=len(sweep) == 1)
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--devices", type=int, default=0, metavar="N", help="use the first N local devices (default: all)")
     text = "time 1, 2, 4, ... devices: weak keeps the images per device, strong shares them"
     add("--scaling", choices=("weak", "strong", "both"), help=text)
-    add("--compare", metavar="BASELINE,...", help=f"baselines to time beside ours: {', '.join(BASELINES)}")
+    add("--compare", metavar="BASELINE,...", help=f"baselines to time beside ours: {', '.join(BASELINES)}=DIR")
     add("--rounds", type=int, default=3, help="trials with --compare, and of modes input and end-to-end (default: 3)")
     text = "also time this change of the config; give it again for each further change"
     add("--vary", action="append", default=[], metavar="KEY=VALUE", help=text)

@@ -2,12 +2,13 @@
 # Measures on this machine's GPU what the documents say is not measured yet, what is worth most first; tables in OUT/summary.md.
 #
 # Usage: [NAME=VALUE...] ./scripts/measure_gpu.sh OUT [PART...]    (with JAX for CUDA, see requirements-cuda13.txt; installs nothing)
-#   PART  first real precisions batches variants flags peers-infer timm resume latencies scaling quickstarts
+#   PART  first real precisions batches variants flags peers-infer timm flax-example resume latencies scaling quickstarts
 # Without PART all of them, in this order. Each ends within its seconds, `budgets` below; what it had measured by then is kept. A part
 # can be repeated, on another day or card: the results of before stay, as NAME-1.json and so on, and the tables keep them apart.
 # OUT/not_measured.txt says what failed or was not run.
 #   BUDGET=SECONDS    for each part, instead of its own
 #   TOTAL=SECONDS     for all parts together: those that do not fit are not run; 780 fits into 15 minutes
+#   FLAX_EXAMPLE=DIR  a checkout of flax's examples/imagenet
 #   WHEELS=DIR        wheels of what is missing here, for a machine without a package index; they are not installed, but used
 #   DATA=DIR          real images for part real, train/<class>/<image>; otherwise JPEGs are generated
 #   SMALL=1           tiny networks and few steps, on a CPU too: does everything run?
@@ -23,10 +24,11 @@ out=$(absolute "$1")
 shift
 [ -z "${DATA:-}" ] || DATA=$(absolute "$DATA")
 [ -z "${WHEELS:-}" ] || WHEELS=$(absolute "$WHEELS")
+[ -z "${FLAX_EXAMPLE:-}" ] || FLAX_EXAMPLE=$(absolute "$FLAX_EXAMPLE")
 cd "$(dirname "$0")/.."
 declare -A budgets=([first]=480 [real]=240 [precisions]=570 [batches]=240 [variants]=570 [flags]=480 [peers-infer]=300 [timm]=240
-  [resume]=240 [latencies]=570 [scaling]=570 [quickstarts]=570)
-all=(first real precisions batches variants flags peers-infer timm resume latencies scaling quickstarts)
+  [flax-example]=240 [resume]=240 [latencies]=570 [scaling]=570 [quickstarts]=570)
+all=(first real precisions batches variants flags peers-infer timm flax-example resume latencies scaling quickstarts)
 [ $# -gt 0 ] || set -- "${all[@]}"
 for part in "$@"; do
   [ -n "${budgets[$part]:-}" ] || refuse "no part $part; there are: ${all[*]}"
@@ -192,6 +194,14 @@ flags_part() { # of XLA's command buffers; a process reads them once
     one 160 "flags-$mode-off" "${sizes[@]}" --config.run.xla_flags=--xla_gpu_enable_command_buffer=
     one 160 "flags-$mode-convolution" "${sizes[@]}" --config.run.xla_flags=--xla_gpu_enable_command_buffer=+CONVOLUTION
   done
+}
+
+flax-example_part() {
+  if [ -z "${FLAX_EXAMPLE:-}" ]; then
+    miss flax-example "FLAX_EXAMPLE names no checkout of flax's examples/imagenet"
+  else
+    one 240 flax-example --precisions "$common" --batch_sizes "$batch" --compare "flax-example=$FLAX_EXAMPLE" --rounds 1
+  fi
 }
 
 resume_part() { # do killed runs go on to the same bits

@@ -1,5 +1,6 @@
 """Baselines run in processes of their own; PyTorch's network and transform are what they stand for."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import REPO
 from helpers import torch_reference
+from helpers.programs import STANDIN
 from PIL import Image
 
 from rn50_jax.bench import input_pipeline, tables, trials
@@ -32,6 +34,15 @@ def small_config(*overrides: tuple[str, str]) -> Any:
     return configs.override(config, [*basics, *overrides])
 
 
+@pytest.fixture
+def flax_example(tmp_path: Path) -> Path:
+    for name, text in STANDIN.items():
+        path = tmp_path / "imagenet" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    return tmp_path / "imagenet"
+
+
 def recorded(case: str, programs: list[str], trials_each: int) -> Record:
     record = Record(tell=print)
     record.plan(trials.trial_names(case, programs, trials_each), single=False)
@@ -39,7 +50,7 @@ def recorded(case: str, programs: list[str], trials_each: int) -> Record:
 
 
 @pytest.mark.slow
-def test_baselines_run_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baselines_run_beside_ours(flax_example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As it is beside the CPU build of PyTorch that is pinned here, for which there is no torchvision.
     (tmp_path / "timm.py").write_text("import torchvision_of_another_world")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -47,24 +58,25 @@ def test_baselines_run_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
     case = Case("train", "fp32", 4, 1)
     config = case_config(small_config(), case)
-    named = ["torch", "timm"]
+    named = compare.parse_baselines(f"torch,timm,flax-example={flax_example}")
     record = recorded(str(case), [compare.OURS, *named], 1)
     terms = Terms(("--mode", "train"), "cpu", steps=3, warmup=1, trials=1)
     trace = tmp_path / "trace"
     compare.compare(config, case, named, record, terms, trace=trace)
     (found,) = record.get("comparisons", [])
-    ours, torchs, timms = found["programs"]
+    ours, torchs, timms, flaxs = found["programs"]
     assert "timm cannot be imported" in timms["error"] and "pip install timm" in timms["error"]
-    for entry in (ours, torchs):
+    for entry in (ours, torchs, flaxs):
         speeds = entry["images_per_second"]
         assert len(speeds["rounds"]) == 1 and speeds["min"] <= speeds["median"] <= speeds["max"]
         assert (entry["platform"], entry["precision"], entry["start"]) == ("cpu", "fp32", "cold")
         assert entry["cpu_ms_per_image"]["min"] > 0
-    by_trial = np.divide(ours["images_per_second"]["rounds"], torchs["images_per_second"]["rounds"])
-    assert torchs["ours_over_it"]["median"] == pytest.approx(np.median(by_trial))
+    for entry in (torchs, flaxs):
+        by_trial = np.divide(ours["images_per_second"]["rounds"], entry["images_per_second"]["rounds"])
+        assert entry["ours_over_it"]["median"] == pytest.approx(np.median(by_trial))
     assert f"torch {torch.__version__}" in torchs["about"]
     text = tables.baseline_table(found)
-    assert text.count("\n| ") == 2 and "timm: not compared, timm cannot be imported" in text
+    assert text.count("\n| ") == 3 and "timm: not compared, timm cannot be imported" in text
     assert "| first step, s (cold) |" in text
     assert not (tmp_path / "kept").exists()
     # The first trial of ours is the case's result.
@@ -151,6 +163,18 @@ def test_timm_is_used_as_its_users_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
     spec["network"] = compare.network(small_config())
     with pytest.raises(UserError, match="unchanged resnet50"):
         torch_step.run(spec)
+
+
+def test_mistakes_in_the_list_of_baselines(tmp_path: Path) -> None:
+    assert compare.parse_baselines("torch, timm") == {"torch": "", "timm": ""}
+    for text, message in (
+        ("torch,keras", "'keras' is none of torch, torch-compile, timm, flax-example"),
+        ("flax-example", "write flax-example=DIR"),
+        ("torch=x", "write torch"),
+        (f"flax-example={tmp_path}", "no train.py"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare.parse_baselines(text)
 
 
 def test_ours_and_baselines_on_different_kinds_of_device_are_not_compared() -> None:

@@ -16,7 +16,6 @@ from helpers.jaxprs import operations
 from PIL import Image
 
 from rn50_jax.bench import cases, device, jpegs, stats, sweep, tables, timing
-from rn50_jax.bench.baselines.compare import BASELINES
 from rn50_jax.bench.compiled import Program, make_program
 from rn50_jax.bench.cpu_time import tree_seconds
 from rn50_jax.bench.flops import count_flops
@@ -139,8 +138,6 @@ def test_cases_of_a_sweep() -> None:
             sweep.parse_batch_sizes(text)
     with pytest.raises(UserError, match="'int8' is none of fp32, tf32, bf16, fp16"):
         sweep.parse_names("--precisions", "bf16,int8", PRECISIONS)
-    with pytest.raises(UserError, match="'keras' is none of torch, torch-compile, timm"):
-        sweep.parse_names("--compare", "torch,keras", BASELINES)
 
 
 def test_what_is_named_twice_is_measured_once() -> None:

@@ -7,12 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import QUICK_COMPILE, REPO
+from helpers.programs import STANDIN
 from helpers.project import copy_project
 from helpers.runs import PATIENCE, wait_until
 
@@ -29,7 +31,9 @@ NOTICE = (
 )
 LISTENING = (sys.executable, "-c", NOTICE, SCRIPT)
 ENV = {"SMALL": "1", "XLA_FLAGS": QUICK_COMPILE}
-PARTS = "first real precisions batches variants flags peers-infer timm resume latencies scaling quickstarts"
+PARTS = (
+    "first real precisions batches variants flags peers-infer timm flax-example resume latencies scaling quickstarts"
+)
 RESULT = {
     "hardware": {"platform": "cpu", "device": "CPU (a)", "devices": 1, "processor": "a", "cores": 2},
     "date": "2026-11-28T10:00:00+0000",
@@ -93,11 +97,13 @@ def test_seconds_that_are_no_number(name: str, value: str, tmp_path: Path) -> No
 
 
 def test_folders_are_those_of_the_caller(tmp_path: Path, standin: Path) -> None:
-    env = os.environ | ENV | {"DATA": "my data"}
-    subprocess.run([SCRIPT, "my out", "real"], env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, check=True)
+    env = os.environ | ENV | {"FLAX_EXAMPLE": "my flax", "DATA": "my data"}
+    subprocess.run(
+        [SCRIPT, "my out", "flax-example", "real"], env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, check=True
+    )
     assert (tmp_path / "my out/summary.md").is_file()
     calls = standin.read_text()
-    for given in ("--json {}/my out/", "--config.data.dir={}/my data "):
+    for given in ("--json {}/my out/", "--compare flax-example={}/my flax ", "--config.data.dir={}/my data "):
         assert given.format(tmp_path) in calls
 
 
@@ -124,12 +130,13 @@ def test_parts_run_in_order_within_their_seconds(tmp_path: Path, standin: Path) 
     names = [Path(call.partition("--json ")[2].split()[0]).stem if "--json" in call else "train" for call in calls]
     assert names[:6] == ["train", "infer", "train-largest", "train", "feed", "end-to-end"]
     assert all(int(call.partition("--budget=")[2].split()[0]) <= 570 for call in calls if ".benchmark" in call)
-    assert missed(tmp_path) == []
+    assert [line.partition(":")[0] for line in missed(tmp_path)] == ["flax-example"]
 
 
 def test_the_commands_for_a_gpu_are_accepted(tmp_path: Path, standin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "bin/nvidia-smi", "#!/bin/sh\necho GPU 0\necho GPU 1\n")
-    done = measure(tmp_path / "out", SMALL="")
+    (tmp_path / "train.py").touch()
+    done = measure(tmp_path / "out", SMALL="", FLAX_EXAMPLE=str(tmp_path))
     assert done.returncode == 0 and missed(tmp_path) == []
     begun: list[str] = []
     for name in ("_sweep", "_compare", "measure_input", "measure_end_to_end"):
@@ -295,8 +302,12 @@ def test_a_benchmark_that_is_stopped_is_in_the_summary(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_part_in_small(tmp_path: Path) -> None:
     copy_project(tmp_path / "project")
+    for name, text in STANDIN.items():
+        path = tmp_path / "imagenet" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
     out = tmp_path / "out"
-    env = os.environ | ENV | {"XDG_CACHE_HOME": str(tmp_path)}
+    env = os.environ | ENV | {"FLAX_EXAMPLE": str(tmp_path / "imagenet"), "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(
         ["scripts/measure_gpu.sh", out],
         env=env,

@@ -64,3 +64,57 @@ def _is_whole(program: Path) -> bool:
     except zlib.error:
         return False
     return True
+
+
+# What `compare` drives, in the names of flax's examples/imagenet; a linear classifier of ours.
+STANDIN = {
+    "models.py": """
+        from functools import partial
+        from flax import linen as nn
+
+        class ResNet(nn.Module):
+            stage_sizes: list
+            num_classes: int
+            num_filters: int
+            dtype: object
+
+            @nn.compact
+            def __call__(self, x, train=True):
+                self.variable("batch_stats", "mean", lambda: x.mean())
+                return nn.Dense(self.num_classes)(x.mean((1, 2)))
+
+        ResNet18 = partial(ResNet, stage_sizes=[2, 2, 2, 2])
+        """,
+    "train.py": """
+        import jax, jax.numpy as jnp
+        import tensorflow as tf
+        from clu import metric_writers
+        from jax import lax
+        import input_pipeline
+        import models
+
+        NUM_CLASSES = 1000
+
+        def create_model(*, model_cls, half_precision, **kwargs):
+            dtype = jnp.float16 if half_precision else jnp.float32
+            return model_cls(num_classes=NUM_CLASSES, dtype=dtype)
+
+        def create_learning_rate_fn(config, base, steps_per_epoch):
+            return lambda step: base * config.momentum
+
+        def create_train_state(rng, config, model, image_size, learning_rate_fn):
+            variables = model.init(rng, jnp.ones((1, image_size, image_size, 3)))
+            assert variables["params"]["Dense_0"]["kernel"].shape[1] == NUM_CLASSES
+            return {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+
+        def train_step(state, batch, learning_rate_fn):
+            logits = models.ResNet18(num_classes=NUM_CLASSES, num_filters=8, dtype=None).apply(state, batch["image"])
+            return state, {"loss": lax.pmean(logits.mean() * learning_rate_fn(0), "batch")}
+        """,
+    "configs/default.py": """
+        import ml_collections
+
+        def get_config():
+            return ml_collections.ConfigDict({"learning_rate": 0.1, "momentum": 0.9, "batch_size": 1})
+        """,
+}

@@ -1,6 +1,5 @@
 """Other implementations of the same step beside ours: who they are, and what is asked of them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,33 @@ from rn50_jax.bench.cases import Case
 from rn50_jax.bench.compiled import num_classes
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.trials import Found, Terms, describe, run_trials
+from rn50_jax.errors import UserError
 from rn50_jax.models.resnet import FAMILY
 
 OURS = "rn50_jax"
-BASELINES = ("torch", "torch-compile", "timm")  # docs/benchmark.md says what they are
+BASELINES = ("torch", "torch-compile", "timm", "flax-example")  # docs/benchmark.md says what they are
+
+
+def parse_baselines(text: str) -> dict[str, str]:
+    """Reads `torch,torch-compile,timm,flax-example=DIR`; returns the folder of each by name, "" for those without.
+
+    Raises:
+      UserError: unknown name, or the example's folder is missing or no such.
+    """
+    found: dict[str, str] = {}
+    for word in text.split(","):
+        name, _, folder = word.strip().partition("=")
+        if name not in BASELINES:
+            raise UserError(f"--compare {word!r} is none of {', '.join(BASELINES)}")
+        if (name == "flax-example") != bool(folder):
+            form = "flax-example=DIR, with DIR your checkout of flax's examples/imagenet" if not folder else name
+            raise UserError(f"--compare {word!r}: write {form}")
+        if folder and not (Path(folder) / "train.py").is_file():
+            raise UserError(
+                f"--compare {word!r}: {folder} holds no train.py; name a checkout of flax's examples/imagenet"
+            )
+        found[name] = str(Path(folder).resolve()) if folder else ""
+    return found
 
 
 def network(config: ConfigDict) -> dict[str, Any]:
@@ -34,7 +56,7 @@ def network(config: ConfigDict) -> dict[str, Any]:
 def compare(
     config: ConfigDict,
     case: Case,
-    baselines: Sequence[str],
+    baselines: dict[str, str],
     record: Record,
     terms: Terms,
     *,
@@ -66,7 +88,7 @@ def compare(
     }
     first = {"ceiling": ceilings.get(config.precision), "profile": str(trace.resolve()) if trace else ""}
     specs = {OURS: shared | {"kind": "ours"} | first}
-    specs |= {name: shared | {"kind": name} for name in baselines}
+    specs |= {name: shared | {"kind": name, "folder": folder} for name, folder in baselines.items()}
     setting = {"mode": case.mode, "precision": config.precision, "batch_size": config.batch_size}
     setting |= {"image_size": config.data.image_size, "arch": config.model.arch}
     setting |= {"steps": terms.steps, "rounds": terms.trials}
