@@ -1,6 +1,6 @@
 """Checkpoints: the state and what is needed to understand it. The only place that imports orbax.
 
-A folder `<directory>/<step>` is a checkpoint, see `checkpoint_folder.py`.
+A folder `<directory>/<step>` is a checkpoint, see `folder.py`.
 """
 
 import math

@@ -43,23 +43,9 @@ def tell(text):
         except OSError:
             return
 
-# Lines come in pieces. Part of one is passed on only if nothing follows for long, as before a process hangs.
-rest, dropped = b"", False
-while True:
-    if rest and not dropped and not select.select([0], [], [], 5)[0]:
-        dropped = bool(noise.match(rest))
-        tell(b"" if dropped else rest)
-        rest = b""
-    data = os.read(0, 65536)
-    *lines, rest = (rest + data).split(b"\n")
-    if dropped and lines:  # the rest of a line whose beginning was dropped
-        lines, dropped = lines[1:], False
-    if dropped:
-        rest = b""
-    tell(b"".join(line + b"\n" for line in lines if not noise.match(line.rstrip(b"\r"))))
-    if not data:
-        tell(rest if not noise.match(rest) else b"")
-        break
+for line in sys.stdin.buffer:
+    if not noise.match(line.rstrip(b"\r\n")):
+        tell(line)
 """
 
 
@@ -81,23 +67,20 @@ class Filter:
         """
         if _WANTED in os.environ or os.getpid() == 1:
             return None
+        command = [sys.executable, "-I", "-S", "-c", _FILTER, "|".join(_NOISE)]
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         with suppress(OSError):
             direct = os.dup(2)
             try:
-                read, write = os.pipe()
-                try:
-                    command = [sys.executable, "-I", "-S", "-c", _FILTER, "|".join(_NOISE)]
-                    nowhere = subprocess.DEVNULL
-                    process = subprocess.Popen(
-                        command, stdin=read, stdout=nowhere, stderr=direct, start_new_session=True, cwd="/"
-                    )
-                    os.dup2(write, 2)
-                finally:
-                    os.close(read)
-                    os.close(write)
+                process = subprocess.Popen(
+                    command, stdin=pipe, stdout=nowhere, stderr=direct, start_new_session=True, cwd="/"
+                )
             except OSError:
                 os.close(direct)
                 raise
+            assert process.stdin is not None
+            with process.stdin:
+                os.dup2(process.stdin.fileno(), 2)
             return cls(direct, process)
         return None
 

@@ -12,7 +12,7 @@ from conftest import REPO
 from helpers.tiny import assert_same_bits, make_model, make_state
 
 from rn50_jax.checkpoint.manager import Checkpoints
-from rn50_jax.checkpoint.selection import ema_is_better
+from rn50_jax.checkpoint.selection import better_weights
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.training.state import TrainState
 
@@ -83,8 +83,8 @@ def test_averaged_weights_can_be_the_best(tmp_path: Path, state: TrainState) -> 
             meta = {"step": step, "epoch": step}
             checkpoints.save(state._replace(step=np.int32(step)), meta, values)
     assert read(tmp_path / "c", "best")["step"] == 1
-    assert ema_is_better(metrics[0]) and not ema_is_better(metrics[1])
-    assert ema_is_better({})  # nothing was validated
+    assert [better_weights(found) for found in metrics[:2]] == ["val_ema", "val"]
+    assert better_weights({}) == "val_ema"  # nothing was validated
 
 
 def test_missing_checkpoints(tmp_path: Path, state: TrainState) -> None:
