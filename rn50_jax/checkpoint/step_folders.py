@@ -30,18 +30,10 @@ def find_steps(directory: Path) -> list[int]:
       OSError: it cannot be read.
     """
     try:
-        with os.scandir(directory) as entries:
-            found = [parse_step(entry.name) for entry in entries if _is_dir(entry)]
+        found = [(parse_step(path.name), path) for path in directory.iterdir()]
     except FileNotFoundError:
         return []
-    return sorted(step for step in found if step is not None)
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads nowhere
-        return False
+    return sorted(step for step, path in found if step is not None and path.is_dir())
 
 
 def rename(place: Path, end: str) -> Path:

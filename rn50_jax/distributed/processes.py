@@ -262,8 +262,6 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
       UserError: on the processes that differ from process 0, naming the first difference.
       RunStopped: on the others.
     """
-    if jax.process_count() == 1:
-        return
     everyone = gather(dict(facts))
     first, mine = everyone[0], everyone[jax.process_index()]
     differing = [name for name in sorted(first.keys() | mine.keys()) if first.get(name) != mine.get(name)]

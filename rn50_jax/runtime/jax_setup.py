@@ -127,19 +127,13 @@ def _remove_torn(folder: Path) -> None:
     with suppress(OSError):
         since = checked.stat().st_mtime if checked.exists() else 0.0
         checked.touch()
-        for program in folder.glob("*-cache"):
-            if program.stat().st_mtime >= since and _is_torn(program.read_bytes()):
-                program.unlink()
-
-
-def _is_torn(program: bytes) -> bool:
-    if program.startswith(b"\x28\xb5\x2f\xfd"):
-        return False  # zstd, which not every Python can read
-    try:
-        zlib.decompress(program)
-    except zlib.error:
-        return True
-    return False
+        for path in folder.glob("*-cache"):
+            # Those packed with zstd are left alone: not every Python can read it.
+            if path.stat().st_mtime >= since and not (program := path.read_bytes()).startswith(b"\x28\xb5\x2f\xfd"):
+                try:
+                    zlib.decompress(program)
+                except zlib.error:
+                    path.unlink()
 
 
 def cpu_kind() -> str:

@@ -90,27 +90,22 @@ def _cuda_versions(on_gpu: bool) -> dict[str, str]:
 
 def describe_host() -> dict[str, Any]:
     """Returns of this machine: system, CPU, cores that the process may use, GB of memory, as far as it tells."""
-    host: dict[str, Any] = {"system": f"{platform.system()} {platform.release()} {platform.machine()}"}
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    host: dict[str, Any] = {"system": system, "cores": len(os.sched_getaffinity(0))}
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         cpu = next(line for line in lines if line.startswith("model name"))
         host["cpu"] = cpu.partition(":")[2].strip()
-    if hasattr(os, "sched_getaffinity"):
-        host["cores"] = len(os.sched_getaffinity(0))
     with suppress(ValueError, OSError):
         host["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
     return host
 
 
 def find_commit(package: Path) -> str | None:
-    """Returns the commit of the checkout that holds a package, with "+changes" if tracked files of it differ.
+    """Returns the commit of the checkout that holds a package's folder, with "+changes" if tracked files of it differ.
 
-    Args:
-      package: its folder.
-
-    Returns:
-      None where no checkout holds it: in an installed copy, or inside a repository that does not track it. Nor is it
-      known where git is missing, refuses a checkout of another user, or does not answer in time.
+    None where no checkout holds it: in an installed copy, or inside a repository that does not track it. Nor is it
+    known where git is missing, refuses a checkout of another user, or does not answer in time.
     """
     if not _ask_git(package, "ls-files", "__init__.py") or not (commit := _ask_git(package, "rev-parse", "HEAD")):
         return None

@@ -10,9 +10,6 @@ import subprocess
 import sys
 from contextlib import suppress
 
-# DALI's own setting: who asks for the decoders' messages gets them all.
-_WANTED = "DALI_NVIMGCODEC_LOG_LEVEL"
-
 # What decoders say of an image, by the beginnings of lines: nvImageCodec's extensions, libpng, libjpeg, libtiff.
 _NOISE = (
     r"(\x1b\[[0-9;]*m)*\[(ERROR|WARNING)\] ?(\x1b\[[0-9;]*m)*\[[\w.-]*(decoder|parser)[\w.-]*\]",
@@ -61,25 +58,19 @@ class Filter:
 
     @classmethod
     def start(cls) -> "Filter | None":
-        """Starts filtering; returns None where the user wants the decoders' lines, or no process can be started.
+        """Starts filtering; returns None where no process can be started, or DALI's own setting asks for the lines.
 
         Nor does it in a container's first process, with which all others end, before they could pass on its last words.
         """
-        if _WANTED in os.environ or os.getpid() == 1:
+        if "DALI_NVIMGCODEC_LOG_LEVEL" in os.environ or os.getpid() == 1:
             return None
         command = [sys.executable, "-I", "-S", "-c", _FILTER, "|".join(_NOISE)]
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         with suppress(OSError):
-            direct = os.dup(2)
-            try:
-                process = subprocess.Popen(
-                    command, stdin=pipe, stdout=nowhere, stderr=direct, start_new_session=True, cwd="/"
-                )
-            except OSError:
-                os.close(direct)
-                raise
+            process = subprocess.Popen(command, stdin=pipe, stdout=nowhere, start_new_session=True, cwd="/")
             assert process.stdin is not None
             with process.stdin:
+                direct = os.dup(2)
                 os.dup2(process.stdin.fileno(), 2)
             return cls(direct, process)
         return None

@@ -25,10 +25,10 @@ def progress(text: str, total: int | Callable[[], int] | None, *, unit: str = ""
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
     )
     with Progress(
         *columns,
-        TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
         transient=True,

@@ -163,21 +163,20 @@ def fit(arrays: Arrays, model: ResNet, source: str, *, any_head: bool = False) -
       UserError: listing the tensors that are missing, superfluous or of another shape.
     """
     shapes = flatten_dict(variable_shapes(model))
-    leaves = {torch_name(path[1:]): path for path in shapes}
+    leaves = {torch_name(path[1:]): path for path in sorted(shapes, key=lambda path: path[0], reverse=True)}
     wanted = {name: _torch_shape(name, shapes[path].shape) for name, path in leaves.items()}
     if any_head and "fc.weight" in arrays and arrays["fc.weight"].shape[0] != model.num_classes:
         for name in ("fc.weight", "fc.bias"):
             del leaves[name]
         arrays = {name: array for name, array in arrays.items() if name not in ("fc.weight", "fc.bias")}
-    misshapen = [
-        f"{name} ({list(arrays[name].shape)} instead of {list(wanted[name])})"
-        for name in leaves
-        if name in arrays and arrays[name].shape != wanted[name]
-    ]
     problems = {
         "missing": [name for name in leaves if name not in arrays],
         "superfluous": [name for name in arrays if name not in leaves],
-        "of another shape": misshapen,
+        "of another shape": [
+            f"{name} ({list(arrays[name].shape)} instead of {list(wanted[name])})"
+            for name in leaves
+            if name in arrays and arrays[name].shape != wanted[name]
+        ],
     }
     if any(problems.values()):
         told = "; ".join(f"{what}: {_enumerate(names)}" for what, names in problems.items() if names)
