@@ -264,10 +264,9 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     """
     everyone = gather(dict(facts))
     first, mine = everyone[0], everyone[jax.process_index()]
-    differing = [name for name in sorted(first.keys() | mine.keys()) if first.get(name) != mine.get(name)]
+    names = (name for name in sorted(first.keys() | mine.keys()) if first.get(name) != mine.get(name))
     others = [number for number, theirs in enumerate(everyone) if theirs != first]
-    if differing:
-        name = differing[0]
+    if name := next(names, None):
         raise UserError(
             f"process {jax.process_index()} on {socket.gethostname()} has another {name} than process 0: "
             f"{mine.get(name)} instead of {first.get(name)}; run the same command on the same data everywhere"

@@ -20,15 +20,12 @@ def progress(text: str, total: int | Callable[[], int] | None, *, unit: str = ""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (
+    with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns,
         console=console,
         disable=not console.is_terminal,
         transient=True,
