@@ -11,6 +11,7 @@ import pytest
 from conftest import REPO
 from helpers.tiny import assert_same_bits, make_model, make_state
 
+from rn50_jax.checkpoint.folder import CheckpointFolder
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.selection import better_weights
 from rn50_jax.errors import RunStopped, UserError
@@ -199,7 +200,7 @@ def test_a_gutted_or_empty_folder_is_no_checkpoint(tmp_path: Path, state: TrainS
         found = checkpoints.restore_newest(state, lambda meta: None)
     assert found is not None and found[1]["step"] == 1
     with Checkpoints(tmp_path / "c") as checkpoints:
-        checkpoints.set_aside(1)
+        CheckpointFolder(tmp_path / "c").set_aside(1)
         with pytest.raises(UserError, match=r"all checkpoints in .* are damaged"):
             checkpoints.restore_newest(state, lambda meta: None)
 
