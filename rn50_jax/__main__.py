@@ -32,22 +32,18 @@ def find_commands() -> dict[str, str]:
 
 def _help() -> str:
     commands = find_commands()
-    lines = [f"  {name:<{max(map(len, commands))}}  {what}" for name, what in commands.items()]
-    return "\n".join(
-        [
-            f"rn50-jax {__version__}: ResNet-50 v1.5 for image classification in JAX.",
-            "",
-            "usage: rn50-jax COMMAND [ARGUMENTS]    (or python -m rn50_jax.COMMAND; --help after a COMMAND tells more)",
-            "",
-            "commands:",
-            *lines,
-            "",
-            f"recipes for --config, in {FOLDER}:",
-            textwrap.fill(", ".join(recipe_names()), 110, initial_indent="  ", subsequent_indent="  "),
-            "",
-            textwrap.fill(cli.EXIT_CODES, 110, subsequent_indent=" " * 12),
-        ]
-    )
+    lines = "\n".join(f"  {name:<{max(map(len, commands))}}  {what}" for name, what in commands.items())
+    return f"""rn50-jax {__version__}: ResNet-50 v1.5 for image classification in JAX.
+
+usage: rn50-jax COMMAND [ARGUMENTS]    (or python -m rn50_jax.COMMAND; --help after a COMMAND tells more)
+
+commands:
+{lines}
+
+recipes for --config, in {FOLDER}:
+{textwrap.fill(", ".join(recipe_names()), 110, initial_indent="  ", subsequent_indent="  ")}
+
+{textwrap.fill(cli.EXIT_CODES, 110, subsequent_indent=" " * 12)}"""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -24,7 +24,7 @@ from types import FrameType
 GRACE = 10  # seconds between asking a process to end and killing it
 COPIES = 1.0  # seconds within which copies of one signal come, as from `timeout`
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-FORWARDED = "RN50_JAX_FORWARDED"  # tells a process where it sees what was passed on, see rn50_jax/runtime/watchdog.py
+FORWARDED = "RN50_JAX_FORWARDED"  # tells a process where it sees what was passed on, see rn50_jax/runtime/signals.py
 PR_SET_PDEATHSIG = 1
 
 

@@ -7,7 +7,7 @@ import jax
 
 from rn50_jax.errors import UserError
 from rn50_jax.io.text import first_line
-from rn50_jax.runtime.hardware import signs_of_gpu
+from rn50_jax.runtime.jax_setup import cuda_plugins, nvidia_hardware
 from rn50_jax.runtime.machine import describe_host
 
 # Vendors' data sheets, dense TFLOP/s of float16 and bfloat16, of TF32, and of float32 without tensor cores.
@@ -40,7 +40,7 @@ def find_local_devices(wanted: str) -> list[jax.Device]:
         return devices
     if wanted == "gpu":
         raise UserError(f"--device gpu, but JAX found only a CPU; {_HOW_TO_GPU}")
-    signs = signs_of_gpu()
+    signs = cuda_plugins() + nvidia_hardware()
     if wanted == "auto" and chosen != "cpu" and signs:
         raise UserError(
             f"JAX fell back to the CPU where there seems to be a GPU ({', '.join(signs)}), and a CPU's times would "

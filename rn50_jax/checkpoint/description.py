@@ -21,8 +21,6 @@ _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Small = Annotated[int, Field(ge=0, lt=2**31)]  # what the state counts in
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Array = Annotated[list[Any], Field(min_length=3, max_length=3)]  # see `integrity.describe_arrays`
-
-
 _Value = None | bool | int | float | str | list[Any]  # of a config's key
 
 

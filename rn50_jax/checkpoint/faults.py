@@ -29,9 +29,8 @@ def passing_fault(error: BaseException) -> str | None:
     for one in _chain(error):
         if isinstance(one, MemoryError):
             return os.strerror(errno.ENOMEM)
-        for sign in _STARVED:
-            if sign in str(one):
-                return first_line(one, kind=True)
+        if any(sign in str(one) for sign in _STARVED):
+            return first_line(one, kind=True)
     return None
 
 

@@ -127,8 +127,10 @@ class CheckpointFolder:
         step, known = parse_step(which), self.steps()
         if step in known:
             known = [step]
-        elif not known or step is not None:
-            self._await_replaced("*" if step is None else str(step))
+        elif (step is not None or not known) and (
+            replaced := next(self.directory.glob(f"{'*' if step is None else step}{REPLACED}"), None)
+        ):
+            raise VanishedError(f"{replaced} is being replaced; if its run was killed meanwhile, start that again")
         if not known:
             raise UserError(f"{self.directory} has no checkpoint; train first, with the same --workdir")
         if step not in known and which not in ("best", "latest"):
@@ -144,10 +146,6 @@ class CheckpointFolder:
         if step in found.damaged:
             raise UserError(f"{found.damaged[step]}; {NEXT_START}")
         return found.metas[step]
-
-    def _await_replaced(self, name: str) -> None:
-        if replaced := next(self.directory.glob(f"{name}{REPLACED}"), None):
-            raise VanishedError(f"{replaced} is being replaced; if its run was killed meanwhile, start that again")
 
     def survey(self, steps: list[int] | None = None) -> Found:
         """Reads what checkpoints say: those of the steps, or all.
@@ -251,15 +249,12 @@ class CheckpointFolder:
         gathered = [step for step, meta in metas.items() if gather and _ends_gathered(meta)]
         for step in metas.keys() - {*found.by_age()[-keep:], found.best(), *gathered}:
             with self._telling():
-                self._remove(step)
+                try:
+                    remove(self.directory / str(step))
+                except OSError as error:
+                    raise UserError(f"{self.place(step)} cannot be removed: {error.strerror}") from error
         with suppress(OSError):
             clean_up(self.directory)
-
-    def _remove(self, step: int) -> None:
-        try:
-            remove(self.directory / str(step))
-        except OSError as error:
-            raise UserError(f"{self.place(step)} cannot be removed: {error.strerror}") from error
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -292,11 +287,8 @@ def look(read: Callable[[], T]) -> T:
     Raises:
       UserError: that was so for ten seconds, or what `read` raises.
     """
-    for number in range(_LOOKS):
-        try:
+    for _ in range(_LOOKS - 1):
+        with suppress(VanishedError):
             return read()
-        except VanishedError as error:
-            if number + 1 == _LOOKS:
-                raise UserError(str(error)) from error
         time.sleep(_BETWEEN)
-    raise AssertionError
+    return read()

@@ -1,6 +1,6 @@
 """Checkpoints: the state and what is needed to understand it. The only place that imports orbax.
 
-A folder `<directory>/<step>` is a checkpoint, see `checkpoint_folder.py`.
+A folder `<directory>/<step>` is a checkpoint, see `folder.py`.
 """
 
 import math
@@ -85,17 +85,14 @@ class Checkpoints:
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        # A thread that waits for folders that could not be made would keep the process from ending.
-        options = ocp.AsyncOptions(create_directories_asynchronously=False)
-        return ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                read_only=self._read_only,
-                create=not self._read_only,
-                async_options=options,
-                step_name_format=_Names(),
-            ),
+        options = ocp.CheckpointManagerOptions(
+            read_only=self._read_only,
+            create=not self._read_only,
+            # A thread that waits for folders that could not be made would keep the process from ending.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            step_name_format=_Names(),
         )
+        return ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> "Checkpoints":
         self._stack = ExitStack()
@@ -155,10 +152,8 @@ class Checkpoints:
                 self._folder.make_room(items["meta"], self._gather)
             processes.barrier(f"checkpoint {step}")
             self._manager.reload()
-            args = ocp.args.Composite(
-                state=ocp.args.StandardSave(items["state"]), meta=ocp.args.JsonSave(items["meta"])
-            )
-            self._manager.save(step, args=args, force=True)
+            state, meta = ocp.args.StandardSave(items["state"]), ocp.args.JsonSave(items["meta"])
+            self._manager.save(step, args=ocp.args.Composite(state=state, meta=meta), force=True)
             self._begun = True
         except Exception as error:  # orbax raises many types, bare Exception among them
             self._failed(error)
@@ -212,15 +207,6 @@ class Checkpoints:
             self._saving = None
             raise stop from None
         warn(f"{told}; trying again")
-
-    def set_aside(self, step: int) -> str:
-        """Renames a checkpoint so that it is no longer one; returns its new name.
-
-        Raises:
-          UserError: it cannot be renamed.
-        """
-        processes.barrier(f"set aside {step}")  # others may still be reading it
-        return self._folder.set_aside(step) if self._writes else f"{step}{DAMAGED}"
 
     def read_meta(self, which: str) -> Meta:
         """Returns what was saved beside the state of checkpoint "latest", "best" or a step number.
@@ -313,7 +299,9 @@ class Checkpoints:
                 check(meta)
                 state = self._restore(meta, like)
             except DamagedError as error:
-                warn(f"{error}; it is set aside as {self.set_aside(step)}, and the checkpoint before it is used")
+                processes.barrier(f"set aside {step}")  # others may still be reading it
+                aside = self._folder.set_aside(step) if self._writes else f"{step}{DAMAGED}"
+                warn(f"{error}; it is set aside as {aside}, and the checkpoint before it is used")
                 continue
             return state, meta
         if any(self.directory.glob(f"*{DAMAGED}*")):

@@ -15,11 +15,6 @@ def better_weights(metrics: Mapping[str, float | None]) -> str:
     return max(("val_ema", "val"), key=lambda prefix: _worth(metrics, prefix))
 
 
-def ema_is_better(metrics: Mapping[str, float | None]) -> bool:
-    """Returns whether a checkpoint's averaged weights validated better than the live ones, or neither was validated."""
-    return better_weights(metrics) == "val_ema"
-
-
 def score(metrics: Mapping[str, float | None]) -> float:
     """Returns top-1 of the better of a checkpoint's kinds of weights; -1 if it was not validated."""
     return _worth(metrics, better_weights(metrics))[0]

@@ -3,8 +3,6 @@
 import os
 import re
 import shutil
-import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,18 +30,10 @@ def find_steps(directory: Path) -> list[int]:
       OSError: it cannot be read.
     """
     try:
-        with os.scandir(directory) as entries:
-            found = [parse_step(entry.name) for entry in entries if _is_dir(entry)]
+        found = [(parse_step(path.name), path) for path in directory.iterdir()]
     except FileNotFoundError:
         return []
-    return sorted(step for step in found if step is not None)
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads nowhere
-        return False
+    return sorted(step for step, path in found if step is not None and path.is_dir())
 
 
 def rename(place: Path, end: str) -> Path:
@@ -98,32 +88,22 @@ def check_files(place: Path, *, read: bool = False) -> None:
       read: read it all, too.
 
     Raises:
-      OSError: something cannot be opened or read.
-      ValueError: there are pipes or devices in it, or more or larger files than any checkpoint has.
+      OSError: something cannot be opened or read, or is a pipe, a device or a link to a folder.
+      ValueError: there are more or larger files than in any checkpoint.
     """
-    for path in _files(place):
-        with open_regular(path) as file:
-            if path.parent.name != "d" and os.fstat(file.fileno()).st_size > _LARGEST:
-                raise ValueError(f"{path.relative_to(place)} is larger than any checkpoint has")
-            while read and file.read(1 << 24):
-                pass
 
+    def fail(error: OSError) -> None:
+        raise error
 
-def _files(place: Path) -> Iterator[Path]:
-    level, count = [place], 0
-    for _ in range(_DEEPEST):
-        below = []
-        for path in [entry for folder in level for entry in folder.iterdir()]:
-            count += 1
-            mode = path.stat().st_mode
-            if stat.S_ISDIR(mode):
-                below.append(path)
-            elif stat.S_ISREG(mode):
-                yield path
-            else:
-                raise ValueError(f"{path.relative_to(place)} is no plain file")
-        if not below or count > _MOST_FILES:
-            break
-        level = below
-    if below:
-        raise ValueError("it holds more folders and files than any checkpoint")
+    count = 0
+    for folder, folders, files in os.walk(place, onerror=fail):
+        count += len(folders) + len(files)
+        if count > _MOST_FILES or len(Path(folder).relative_to(place).parts) > _DEEPEST:
+            raise ValueError("it holds more folders and files than any checkpoint")
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        for path in (Path(folder, name) for name in (*files, *links)):
+            with open_regular(path) as file:
+                if path.parent.name != "d" and os.fstat(file.fileno()).st_size > _LARGEST:
+                    raise ValueError(f"{path.relative_to(place)} is larger than any checkpoint has")
+                while read and file.read(1 << 24):
+                    pass

@@ -262,14 +262,11 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
       UserError: on the processes that differ from process 0, naming the first difference.
       RunStopped: on the others.
     """
-    if jax.process_count() == 1:
-        return
     everyone = gather(dict(facts))
     first, mine = everyone[0], everyone[jax.process_index()]
-    differing = [name for name in sorted(first.keys() | mine.keys()) if first.get(name) != mine.get(name)]
+    names = (name for name in sorted(first.keys() | mine.keys()) if first.get(name) != mine.get(name))
     others = [number for number, theirs in enumerate(everyone) if theirs != first]
-    if differing:
-        name = differing[0]
+    if name := next(names, None):
         raise UserError(
             f"process {jax.process_index()} on {socket.gethostname()} has another {name} than process 0: "
             f"{mine.get(name)} instead of {first.get(name)}; run the same command on the same data everywhere"

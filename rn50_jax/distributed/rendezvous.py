@@ -4,12 +4,13 @@ Process 0 listens at the coordinator's port, which JAX's own service then takes 
 of JSON who it is, and is told "go" once all are there, or what is wrong.
 """
 
+import asyncio
 import errno
 import json
 import os
-import selectors
 import socket
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 
 from typing_extensions import TypedDict
@@ -69,7 +70,7 @@ def meet(address: str, number: int, count: int, *, timeout: float) -> None:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(f"--coordinator {address}: {reason}; choose another port") from error
     with server:
-        _Host(server, me, address).gather(timeout)
+        asyncio.run(_gather(server, me, address, timeout))
 
 
 def _listen(port: int) -> socket.socket:
@@ -79,124 +80,72 @@ def _listen(port: int) -> socket.socket:
     return socket.create_server(("", port), backlog=4096)
 
 
-class _Host:
-    """Process 0. Connections of others than our processes are closed, whatever they say."""
+async def _gather(server: socket.socket, me: _Hello, address: str, timeout: float) -> None:
+    """Is process 0: waits for all, and tells all. Others than our processes do not count, whatever they say.
 
-    def __init__(self, server: socket.socket, me: _Hello, address: str) -> None:
-        self._server, self._me, self._address = server, me, address
-        self._said: dict[socket.socket, bytes] = {}
-        self._here: dict[socket.socket, _Hello] = {}
-        self._wrong = ""
-        self._expected = me["count"] - 1
+    Raises:
+      UserError: see `meet`.
+    """
+    here: dict[asyncio.StreamWriter, _Hello] = {}
+    expected, wrong = me["count"] - 1, ""
 
-    def gather(self, timeout: float) -> None:
-        """Waits for all, and tells all.
+    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal expected, wrong
+        try:
+            with suppress(OSError, ValueError):
+                writer.write(_GREETING)
+                hello = parse_json(await reader.readline(), _Hello)
+                wrong = wrong or _conflict(hello, me, here.values())
+                expected = max(expected, min(hello["count"], 2 * me["count"]) - 1)
+                here[writer] = hello
+                await reader.read(1)  # until it goes away
+        finally:
+            here.pop(writer, None)
+            writer.close()
 
-        Raises:
-          UserError: see `meet`.
-        """
-        deadline, word = time.monotonic() + timeout, time.monotonic() + _FIRST_WORD
-        self._server.setblocking(False)
-        with selectors.DefaultSelector() as self._selector:
-            self._selector.register(self._server, selectors.EVENT_READ)
-            while len(self._here) < self._expected or self._drop_gone():
-                now = time.monotonic()
-                if now > deadline:
-                    self._wrong = self._wrong or f"{self._missing()} did not come to {self._address} in {timeout:g} s"
-                    break
-                if now > word and not self._wrong:
-                    word = now + _NEXT_WORDS
-                    tell_end(f"waiting at {self._address} for {self._missing()}, for up to {deadline - now:.0f} s more")
-                for key, _ in self._selector.select(0.5):
-                    self._hear(key.fileobj)
-                if self._wrong:
-                    deadline = min(deadline, now + _LATE)
-        self._server.close()
-        for connection in self._here:
-            with suppress(OSError):
-                connection.settimeout(_ANSWER)
-                connection.sendall(f"error {self._wrong}\n".encode() if self._wrong else _GO)
-        for connection in (*self._here, *self._said):
-            connection.close()
-        if self._wrong:
-            raise UserError(self._wrong)
+    listening = await asyncio.start_server(hear, sock=server, limit=_LONGEST)
+    deadline, word = time.monotonic() + timeout, time.monotonic() + _FIRST_WORD
+    while len(here) < expected:
+        now = time.monotonic()
+        if now > deadline:
+            wrong = wrong or f"{_missing(me, here.values())} did not come to {address} in {timeout:g} s"
+            break
+        if now > word and not wrong:
+            word = now + _NEXT_WORDS
+            missing = _missing(me, here.values())
+            tell_end(f"waiting at {address} for {missing}, for up to {deadline - now:.0f} s more")
+        await asyncio.sleep(0.02)
+        if wrong:
+            deadline = min(deadline, now + _LATE)
+    listening.close()
+    for writer in here:
+        writer.write(f"error {wrong}\n".encode() if wrong else _GO)
+    if wrong:
+        raise UserError(wrong)
 
-    def _missing(self) -> str:
-        here = {hello["number"] for hello in self._here.values()}
-        numbers = [str(number) for number in range(1, self._me["count"]) if number not in here]
-        more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
+
+def _conflict(hello: _Hello, me: _Hello, others: Iterable[_Hello]) -> str:
+    """What keeps a process from being one of those that are here; "" if nothing does."""
+    number, count, place = hello["number"], hello["count"], hello["place"]
+    if count != me["count"]:
         return (
-            f"{'process' if len(numbers) == 1 else 'processes'} {', '.join(numbers[:8])}{more} of {self._me['count']}"
+            f"process {number} on {place} was started as one of {count}, process 0 on {me['place']} as one of "
+            f"{me['count']}; give all the same --num_processes"
         )
-
-    def _hear(self, source: object) -> None:
-        if source is self._server:
-            with suppress(OSError):
-                connection, _ = self._server.accept()
-                self._said[connection] = b""
-                self._selector.register(connection, selectors.EVENT_READ)
-                connection.setblocking(False)
-                connection.send(_GREETING)
-            return
-        assert isinstance(source, socket.socket)
-        try:
-            data = source.recv(_LONGEST)
-        except OSError:
-            data = b""
-        said = self._said.get(source, b"") + data
-        if not data or len(said) > _LONGEST or source in self._here:
-            self._drop(source)
-        elif said.endswith(b"\n"):
-            self._take(source, said)
-        else:
-            self._said[source] = said
-
-    def _drop_gone(self) -> bool:
-        """Drops those that have gone away since they said who they are; returns whether there were any."""
-        gone = [connection for connection in self._here if _is_gone(connection)]
-        for connection in gone:
-            self._drop(connection)
-        return bool(gone)
-
-    def _drop(self, connection: socket.socket) -> None:
-        self._selector.unregister(connection)
-        self._said.pop(connection, None)
-        self._here.pop(connection, None)
-        connection.close()
-
-    def _take(self, connection: socket.socket, said: bytes) -> None:
-        try:
-            hello = parse_json(said, _Hello)
-        except ValueError:
-            self._drop(connection)
-            return
-        number, count, place = hello["number"], hello["count"], hello["place"]
-        taken = {peer["number"]: peer["place"] for peer in (self._me, *self._here.values())}
-        if count != self._me["count"]:
-            wrong = (
-                f"process {number} on {place} was started as one of {count}, process 0 on {self._me['place']} as one "
-                f"of {self._me['count']}; give all the same --num_processes"
-            )
-            self._expected = max(self._expected, min(count, 2 * self._me["count"]) - 1)
-        elif number in taken:
-            wrong = (
-                f"two processes have the number {number}, on {taken[number]} and on {place}; give each its own "
+    for other in (me, *others):
+        if number == other["number"]:
+            return (
+                f"two processes have the number {number}, on {other['place']} and on {place}; give each its own "
                 f"--process_id, from 0 to {count - 1}"
             )
-        else:
-            wrong = ""
-        self._wrong = self._wrong or wrong
-        del self._said[connection]
-        self._here[connection] = hello
+    return ""
 
 
-def _is_gone(connection: socket.socket) -> bool:
-    try:
-        return not connection.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+def _missing(me: _Hello, others: Iterable[_Hello]) -> str:
+    here = {hello["number"] for hello in others}
+    numbers = [str(number) for number in range(1, me["count"]) if number not in here]
+    more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
+    return f"{'process' if len(numbers) == 1 else 'processes'} {', '.join(numbers[:8])}{more} of {me['count']}"
 
 
 def _join(address: str, me: _Hello, timeout: float) -> None:
@@ -251,29 +200,16 @@ def _ask(address: str, me: _Hello, timeout: float) -> bool:
       UserError: something is wrong with the processes.
       OSError: nobody is there.
     """
-    with _connect(address) as connection:
-        with suppress(OSError):
-            connection.sendall(json.dumps(me).encode() + b"\n")
-        greeting = _read_line(connection, _ANSWER)
-        if not greeting:
-            raise _Strange("what is there does not answer")
-        if greeting != _GREETING:
-            raise _Strange(f"something else answers there ({printable(greeting[:40].decode('ascii', 'replace'))})")
-        verdict = _read_line(connection, timeout + _LATE)
+    greeting = verdict = b""
+    with _connect(address) as connection, connection.makefile("rb") as answers, suppress(OSError):
+        connection.sendall(json.dumps(me).encode() + b"\n")
+        greeting = answers.readline(_LONGEST)
+        connection.settimeout(timeout + _LATE)
+        verdict = answers.readline(_LONGEST) if greeting == _GREETING else b""
+    if not greeting:
+        raise _Strange("what is there does not answer")
+    if greeting != _GREETING:
+        raise _Strange(f"something else answers there ({printable(greeting[:40].decode('ascii', 'replace'))})")
     if verdict.startswith(b"error "):
         raise UserError(verdict.removeprefix(b"error ").decode("utf-8", "replace").strip())
     return verdict == _GO
-
-
-def _read_line(connection: socket.socket, seconds: float) -> bytes:
-    """A line, or what has come of it in that time."""
-    line = b""
-    deadline = time.monotonic() + seconds
-    with suppress(OSError):
-        while not line.endswith(b"\n") and len(line) < _LONGEST:
-            connection.settimeout(max(deadline - time.monotonic(), 0.001))
-            data = connection.recv(1)  # no more than the line
-            if not data:
-                break
-            line += data
-    return line

@@ -14,7 +14,7 @@ from rn50_jax.checkpoint.description import RunDescription, check_description, s
 from rn50_jax.checkpoint.folder import CheckpointFolder, look
 from rn50_jax.checkpoint.integrity import not_finite
 from rn50_jax.checkpoint.manager import Checkpoints
-from rn50_jax.checkpoint.selection import ema_is_better
+from rn50_jax.checkpoint.selection import better_weights
 from rn50_jax.config import loading as configs
 from rn50_jax.config import tree
 from rn50_jax.config.model import build_model
@@ -135,7 +135,7 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
         raise UserError(f"checkpoint {place} holds what is no config: {error}") from None
     if ema == "on" and not has_ema:
         raise UserError(f"{workdir} was trained without recipe.ema_decay; leave out --ema on")
-    averaged = has_ema and (ema == "on" or (ema == "auto" and ema_is_better(meta["metrics"])))
+    averaged = has_ema and (ema == "on" or (ema == "auto" and better_weights(meta["metrics"]) == "val_ema"))
     devices = prepare_devices(config)
     class_names = tuple(meta["class_names"])
     model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)

@@ -1,36 +1,27 @@
 """What a file is, by its first bytes."""
 
-_MAGIC = (
-    (b"\xff\xd8", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"BM", "BMP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (b"GIF8", "GIF"),
-    (b"8BPS", "Photoshop"),
-    (b"\0\0\x01\0", "icon"),
-    (b"%PDF", "PDF"),
-    (b"PK\x03\x04", "ZIP"),
-    (b"\x1f\x8b", "gzip"),
-    (b"\x1aE\xdf\xa3", "video"),
-    (b"FUJIFILMCCD-RAW", "a raw photograph"),
-    (b"IIRO", "a raw photograph"),
-    (b"IIU\0", "a raw photograph"),
-)
-
-
+_MAGIC = {
+    "JPEG": (b"\xff\xd8",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "BMP": (b"BM",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "JPEG 2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+    "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
+    "GIF": (b"GIF8",),
+    "Photoshop": (b"8BPS",),
+    "icon": (b"\0\0\x01\0",),
+    "PDF": (b"%PDF",),
+    "ZIP": (b"PK\x03\x04",),
+    "gzip": (b"\x1f\x8b",),
+    "video": (b"\x1aE\xdf\xa3",),
+    "a raw photograph": (b"FUJIFILMCCD-RAW", b"IIRO", b"IIU\0"),
+}
 _BRANDS = {b"avi": "AVIF", b"hei": "HEIC", b"hev": "HEIC", b"mif": "HEIC", b"msf": "HEIC", b"crx": "a raw photograph"}
 
 
 def sniff(head: bytes) -> str:
     """Returns the format of a file by its first bytes, or "" for none that is known."""
-    for magic, name in _MAGIC:
+    for name, magic in _MAGIC.items():
         if head.startswith(magic):
             return name
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":

@@ -166,26 +166,13 @@ def check_writable(folder: Path) -> None:
 
 def no_such_run(path: Path) -> str:
     """Says that the work folder of a run does not exist, and which may be meant: of the most similar name beside it."""
-    meant = _similar(path)
-    hint = f"did you mean {meant}?" if meant else "name the work folder of a run, such as runs/quickstart"
-    return f"{path} does not exist; {hint}"
-
-
-def _similar(path: Path) -> Path | None:
-    parent = path.parent
-    if not os.path.isdir(parent):  # noqa: PTH112, names that no file can have raise nothing here
-        if parent == path or not (there := _similar(parent)):
-            return None
-        parent, path = there, there / path.name
-    if os.path.isdir(path):  # noqa: PTH112
-        return path
     try:
-        with os.scandir(parent) as entries:
-            folders = [entry.name for entry in entries if entry.is_dir()]
+        beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
     except OSError:
-        return None
-    found = difflib.get_close_matches(path.name, folders, 1)
-    return parent / found[0] if found else None
+        beside = []
+    if meant := difflib.get_close_matches(path.name, beside, 1):
+        return f"{path} does not exist; did you mean {path.parent / meant[0]}?"
+    return f"{path} does not exist; name the work folder of a run, such as runs/quickstart"
 
 
 def free_name(path: Path) -> Path:

@@ -11,15 +11,18 @@ class Appended:
 
     Args:
       links: a link is followed; not in a run's folder, which anybody may have made.
+      lines: it is appended to line by line; what a killed process left of a last line is dropped.
 
     Raises:
       OSError: the file cannot be opened, or is a folder, pipe, device or link; from `write`: it cannot be written, as
         when the disk is full.
     """
 
-    def __init__(self, path: Path, *, links: bool = False) -> None:
+    def __init__(self, path: Path, *, links: bool = False, lines: bool = False) -> None:
         self._path, self._links = path, links
         self._file = open_to_append(path, links=links)
+        if lines:
+            self._drop_unfinished()
 
     def write(self, data: bytes) -> int:
         """Appends `data` and returns its length; to a new file if somebody has deleted the one there was."""
@@ -37,6 +40,10 @@ class Appended:
             raise
         return written
 
+    def write_line(self, line: str) -> None:
+        """Appends `line`, without its newline."""
+        self.write(line.encode() + b"\n")
+
     def flush(self) -> None:
         """Does nothing: everything has been written."""
 
@@ -44,35 +51,14 @@ class Appended:
         """Waits until no other process holds the file, and holds it until it is closed."""
         lock(self._file, wait=True)
 
-    def drop_behind(self, mark: bytes) -> None:
-        """Drops what stands behind the last `mark`."""
-        end = os.fstat(self._file).st_size
-        while end:
-            start = max(end - 65536, 0)
-            found = os.pread(self._file, end - start, start).rfind(mark)
-            if found >= 0:
-                start += found + len(mark)
-            if found >= 0 or not start:
-                os.ftruncate(self._file, start)
-                return
-            end = start + len(mark) - 1
+    def _drop_unfinished(self) -> None:
+        """Drops what a killed process left of a last line."""
+        start, found = os.fstat(self._file).st_size, -1
+        while start and found < 0:
+            start, end = max(start - 65536, 0), start
+            found = os.pread(self._file, end - start, start).rfind(b"\n")
+        os.ftruncate(self._file, start + found + 1)
 
     def close(self) -> None:
         """Closes the file."""
         os.close(self._file)
-
-
-class LineFile:
-    """A file that is appended to line by line, see `Appended`; what a killed process left of a last line is dropped."""
-
-    def __init__(self, path: Path, *, links: bool = False) -> None:
-        self._file = Appended(path, links=links)
-        self._file.drop_behind(b"\n")
-
-    def write(self, line: str) -> None:
-        """Appends `line`, without its newline."""
-        self._file.write(line.encode() + b"\n")
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()

@@ -33,14 +33,14 @@ def tell_end(text: str) -> None:
 
 
 def keep(text: str) -> None:
-    """Keeps text that was printed elsewhere in the log; warns once if that fails, which ends no run."""
-    _warn_of(_log.add(text))
+    """Keeps text that was printed elsewhere in the log."""
+    _log.add(text)
 
 
 def open_log(workdir: Path, command: Sequence[str]) -> None:
     """Goes on with the log of a run's folder: a line with time and command, what was said before, and what follows."""
     if _log.listening:
-        _warn_of(_log.open(workdir / LOG, f"[{time.strftime('%Y-%m-%d %H:%M:%S %z')}] {shell(command)}"))
+        _log.open(workdir / LOG, f"[{time.strftime('%Y-%m-%d %H:%M:%S %z')}] {shell(command)}")
 
 
 @contextmanager
@@ -59,58 +59,57 @@ def _write(line: str, file: TextIO) -> None:
     keep(line)
 
 
-def _warn_of(error: OSError | None) -> None:
-    if error:
-        name = f" {error.filename}" if error.filename else ""
-        warn(f"{LOG} cannot be written ({error.strerror}{name}); the run goes on")
-
-
 class _Log:
-    """What this process's command has said: in memory, and from `open` on in a file."""
+    """What this process's command has said: in memory, and from `open` on in a file. It warns once if that fails."""
 
     def __init__(self) -> None:
         self.listening, self._failed = False, False
         self._lines: list[str] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # its own warnings are kept too
         self._file: Appended | None = None
 
-    def add(self, text: str) -> OSError | None:
-        """Returns the first error; what could not be written then is tried again with the next lines."""
+    def add(self, text: str) -> None:
         if not self.listening or len(self._lines) >= _MOST:
-            return None
+            return
         if not self._lock.acquire(timeout=1):  # another thread's disk hangs
-            return None
+            return
         try:
             self._lines.append(in_utf8(text))
-            return self._write()
+            self._write()
         finally:
             self._lock.release()
 
-    def _write(self) -> OSError | None:
+    def _write(self) -> None:
+        """What cannot be written is tried again with the next lines."""
         if not self._file:
-            return None
+            return
         try:
             self._file.write("".join(f"{line}\n" for line in self._lines).encode())
+            self._lines = []
         except OSError as error:
-            first, self._failed = not self._failed, True
-            return error if first else None
-        self._lines = []
-        return None
+            if not self._failed:
+                self._failed = True
+                _warn_of(error)
 
-    def open(self, path: Path, header: str) -> OSError | None:
+    def open(self, path: Path, header: str) -> None:
         try:
             self._file = Appended(path)
+            self._lines.insert(0, header)
+            self._write()
         except OSError as error:
             self.close()
-            return error
-        self._lines.insert(0, header)
-        return self._write()
+            _warn_of(error)
 
     def close(self) -> None:
         if self._file:
             with suppress(OSError):
                 self._file.close()
         self.__init__()  # type: ignore[misc]
+
+
+def _warn_of(error: OSError) -> None:
+    name = f" {error.filename}" if error.filename else ""
+    warn(f"{LOG} cannot be written ({error.strerror}{name}); the run goes on")
 
 
 _log = _Log()

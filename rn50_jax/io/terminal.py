@@ -10,8 +10,6 @@ NARROWEST = 20  # columns below which nothing is wrapped
 # From here to its end, a line is a command to be copied.
 _COMMAND = re.compile(r"\bpython -m rn50_jax\b")
 _WORD = re.compile(r" *[^ ]+| +$")
-# A word of a command as a shell reads it: what is quoted may hold blanks.
-_SHELL_WORD = re.compile(r" *(?:\$'(?:\\.|[^'\\])*'|'[^']*'|\"[^\"]*\"|\\.|[^ '\"\\]|['\"\\])+")
 _FIRST_COLUMN = re.compile(r" *[^ ]+(?: [^ ]+)*  +(?=[^ ])")
 
 
@@ -39,10 +37,10 @@ def fit(text: str, stream: Any) -> str:
 
 
 def wrap(line: str, width: int) -> str:
-    r"""Returns a line broken at blanks into lines of at most `width` columns, each as long as there is room.
+    """Returns a line broken at blanks into lines of at most `width` columns, each as long as there is room.
 
     What follows is indented below the second column, if blanks set one off, or by two blanks more than the line. Words
-    that are longer than a line stay whole. A command at the end of a line is broken with `\`, as a shell reads it.
+    that are longer than a line stay whole, and so does a command at its end, on a line of its own: it is to be copied.
     """
     if width < NARROWEST or width_of(line) <= width:
         return line
@@ -58,17 +56,5 @@ def wrap(line: str, width: int) -> str:
             row = " " * indent + word.lstrip(" ")
         else:
             row += word
-    if command:
-        rest = line[len(text) :]
-        if width_of(row + rest) > width and (
-            rows or width_of(row) >= indent
-        ):  # it is easier to copy from a row of its own
-            rows.append(row)
-            row, rest = "", " " * indent + command
-        for number, word in enumerate(_SHELL_WORD.findall(rest)):
-            if number and width_of(row + word) > width - 2:
-                rows.append(row + " \\")
-                row = " " * indent + word.lstrip(" ")
-            else:
-                row += word
-    return "\n".join([*rows, row])
+    rows += [row, " " * indent + command]
+    return "\n".join(filter(str.strip, rows))

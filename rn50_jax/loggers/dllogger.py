@@ -15,7 +15,7 @@ from rn50_jax.config.schema import is_own_name
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import open_regular
 from rn50_jax.io.json_files import parse_json, to_json
-from rn50_jax.io.lines import LineFile
+from rn50_jax.io.lines import Appended
 from rn50_jax.io.text import counted
 from rn50_jax.loggers.base import Record, RunFacts
 
@@ -129,7 +129,7 @@ class DleLog:
         try:
             if path.exists() and not _is_ours(path):
                 raise UserError(f"config.report.dle_json: {path} holds something else; choose another file")
-            self._file = LineFile(path, links=True)
+            self._file = Appended(path, links=True, lines=True)
         except OSError as error:
             raise UserError(f"config.report.dle_json: cannot write {path}: {error.strerror}") from error
         self._add("PARAMETER", parameters)
@@ -213,7 +213,7 @@ class DleLog:
             "datetime": str(datetime.fromtimestamp(now)),
             "elapsedtime": str(now - self._started),
         }
-        self._file.write(f"DLLL {to_json(times | content)}")
+        self._file.write_line(f"DLLL {to_json(times | content)}")
 
 
 def open_dle(run: RunFacts, name: str) -> DleLog:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rn50_jax.errors import UserError
 from rn50_jax.io.json_files import to_json
-from rn50_jax.io.lines import LineFile
+from rn50_jax.io.lines import Appended
 from rn50_jax.loggers.base import Record
 from rn50_jax.loggers.history import set_aside_unreadable
 
@@ -19,7 +19,7 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         try:
             set_aside_unreadable(path)
-            self._file = LineFile(path)
+            self._file = Appended(path, lines=True)
         except OSError as error:
             why = error.strerror
             raise UserError(f"cannot write {path}: {why}; mend that, or choose another report.file") from error
@@ -33,7 +33,7 @@ class JsonLines:
             "epoch": record.epoch + 1,
             "epochs_done": round(record.epochs_done, 6),
         }
-        self._file.write(to_json(line | record.metrics))
+        self._file.write_line(to_json(line | record.metrics))
 
     def close(self) -> None:
         self._file.close()

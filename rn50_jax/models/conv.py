@@ -13,7 +13,6 @@ INITS = {"classic": "fan_out", "fanin": "fan_in", "grp-fanin": "fan_in", "grp-fa
 # Pixels; the train step of 64 px did not get faster on CPU with 16. docs/performance.md
 _LARGEST_MATMUL_SIZE = 8
 
-
 LOWERINGS = ("native", "matmul", "dot1x1")
 STEMS = ("conv", "padded", "space_to_depth")
 
@@ -43,7 +42,11 @@ def conv2d(
         return _space_to_depth(x, kernel, precision)
     pad = (size - 1) // 2
     if lowering == "padded":
-        x, kernel = _pad_channels(x, kernel)
+        # Up to a multiple of four channels: cuDNN has kernels for four, none for an image's three. XLA does so by
+        # itself in float16 alone (`cudnn_pad_for_convolutions`).
+        missing = -x.shape[-1] % 4
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))
+        kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))
     return _convolve(x, kernel, stride, (pad, pad), groups, precision)
 
 
@@ -59,16 +62,6 @@ def _convolve(
         feature_group_count=groups,
         precision=precision,
     )
-
-
-def _pad_channels(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Zeros up to a multiple of four channels: cuDNN has kernels for four, none for an image's three.
-
-    XLA does so by itself in float16 alone (`cudnn_pad_for_convolutions`).
-    """
-    missing = -x.shape[-1] % 4
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))
-    return x, jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))
 
 
 def _space_to_depth(x: jax.Array, kernel: jax.Array, precision: lax.Precision) -> jax.Array:

@@ -1,11 +1,11 @@
 """The values that a network's variables start with."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rn50_jax.models.resnet import ResNet, Variables
 
@@ -32,33 +32,22 @@ def initial_variables(model: ResNet, seed: int) -> Variables:
     Returns:
       {"params", "batch_stats"}, NumPy arrays of float32.
     """
-    shapes = variable_shapes(model)
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(variable_shapes(model)).items()}
     last_norm = "bn3" if model.variant.bottleneck else "bn2"
-    inputs = {names[:-1]: leaf.shape[0] for names, leaf in _leaves(shapes["params"]) if len(leaf.shape) == 2}
+    inputs = {path[:-1]: shape[0] for path, shape in shapes.items() if len(shape) == 2}
 
-    def value(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        names, shape = _names(path), leaf.shape
-        rng = np.random.default_rng([seed, *"/".join(names).encode()])
-        if names[:-1] in inputs:
-            bound = inputs[names[:-1]] ** -0.5
+    def value(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+        rng = np.random.default_rng([seed, *"/".join(path[1:]).encode()])
+        if path[:-1] in inputs:
+            bound = inputs[path[:-1]] ** -0.5
             return rng.uniform(-bound, bound, shape).astype(np.float32)
-        if names[-1] == "kernel":
+        if path[-1] == "kernel":
             fan = math.prod(shape[:3]) if model.fan == "fan_in" else math.prod(shape[:2]) * shape[3]
             return rng.standard_normal(shape, np.float32) * np.float32(math.sqrt(2 / fan))
-        if names[-1] == "scale":
-            zero = model.zero_init_last_gamma and names[-2] == last_norm
+        if path[-1] == "scale":
+            zero = model.zero_init_last_gamma and path[-2] == last_norm
             return np.full(shape, 0 if zero else 1, np.float32)
-        return np.full(shape, names[-1] == "var", np.float32)
+        return np.full(shape, path[-1] == "var", np.float32)
 
-    return {
-        "params": jax.tree_util.tree_map_with_path(value, shapes["params"]),
-        "batch_stats": jax.tree_util.tree_map_with_path(value, shapes["batch_stats"]),
-    }
-
-
-def _leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
-    return [(_names(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _names(path: Any) -> tuple[str, ...]:
-    return tuple(key.key for key in path)
+    variables: Variables = unflatten_dict({path: value(path, shape) for path, shape in shapes.items()})
+    return variables

@@ -9,8 +9,6 @@ from flax import linen as nn
 from jax import lax
 
 _WINDOW = list(itertools.product(range(3), range(3)))  # rows and columns in the order in which torch looks at them
-
-
 LOWERINGS = ("fused", "indexed", "native")
 
 

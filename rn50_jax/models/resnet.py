@@ -127,7 +127,7 @@ class ResNet(nn.Module):
     fused_norm: see `BatchNorm.fused`.
     folded: the model of `models.fold.fold_model`: each convolution has a bias, there is no BatchNorm, no training.
     packed: the model of `models.fold.pack_model`, see `Conv`.
-    frozen: parts (see `tune.part_names`) that are not trained: their BatchNorms use their running statistics, and leave
+    frozen: parts (see `part_names`) that are not trained: their BatchNorms use their running statistics, and leave
     them alone, in training too.
     """
 
@@ -160,15 +160,8 @@ class ResNet(nn.Module):
         Returns:
           Logits, float32 [B, num_classes]; without the head the pooled features, float32 [B, C].
         """
-        dtype, matmul = self.precision.compute, self.precision.matmul
-        conv = partial(
-            Conv,
-            dtype=dtype,
-            precision=matmul,
-            lowering=self.lowering,
-            bias=self.folded,
-            packed=self.packed,
-        )
+        types = {"dtype": self.precision.compute, "precision": self.precision.matmul}
+        conv = partial(Conv, lowering=self.lowering, bias=self.folded, packed=self.packed, **types)
         norm = self._norm(train, "stem")
         stem = self.lowering if self.stem == "conv" else self.stem
         x = norm(name="bn1")(conv(self.width, 7, 2, lowering=stem, name="conv1")(x), relu=True, pool=self.max_pool)

@@ -1,9 +1,11 @@
 """What a process sets for itself before JAX first touches a device: XLA's flags, memory, kept programs."""
 
 import hashlib
+import importlib.util
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -16,7 +18,6 @@ import jax
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import check_writable
 from rn50_jax.io.messages import warn
-from rn50_jax.runtime.hardware import cuda_plugins, nvidia_hardware
 
 _COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer"
 _SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
@@ -126,19 +127,13 @@ def _remove_torn(folder: Path) -> None:
     with suppress(OSError):
         since = checked.stat().st_mtime if checked.exists() else 0.0
         checked.touch()
-        for program in folder.glob("*-cache"):
-            if program.stat().st_mtime >= since and _is_torn(program.read_bytes()):
-                program.unlink()
-
-
-def _is_torn(program: bytes) -> bool:
-    if program.startswith(b"\x28\xb5\x2f\xfd"):
-        return False  # zstd, which not every Python can read
-    try:
-        zlib.decompress(program)
-    except zlib.error:
-        return True
-    return False
+        for path in folder.glob("*-cache"):
+            # Those packed with zstd are left alone: not every Python can read it.
+            if path.stat().st_mtime >= since and not (program := path.read_bytes()).startswith(b"\x28\xb5\x2f\xfd"):
+                try:
+                    zlib.decompress(program)
+                except zlib.error:
+                    path.unlink()
 
 
 def cpu_kind() -> str:
@@ -158,6 +153,24 @@ HOW_TO_GPU = (
     "bash scripts/setup.sh requirements-cuda13.txt (requirements-cuda12.txt for an older driver), or with pip: "
     "pip install 'jax[cuda13]' (or 'jax[cuda12]')"
 )
+
+
+def cuda_plugins() -> list[str]:
+    """Returns the packages by which JAX uses a GPU that are installed."""
+    return [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)]
+
+
+def nvidia_hardware(root: Path = Path("/")) -> list[str]:
+    """Returns what shows that this machine has an NVIDIA GPU; [] if nothing does. Nothing of CUDA is loaded.
+
+    Args:
+      root: of the file system whose devices are looked for.
+    """
+    signs = ["nvidia-smi"] if shutil.which("nvidia-smi") else []
+    with suppress(OSError):
+        signs += ["/dev/nvidia0"] if (root / "dev/nvidia0").exists() else []
+        signs += ["/proc/driver/nvidia/gpus"] if any((root / "proc/driver/nvidia/gpus").iterdir()) else []
+    return signs
 
 
 def unused_gpu(platform: str, platforms: str = "", root: Path = Path("/")) -> str | None:

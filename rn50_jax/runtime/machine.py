@@ -1,10 +1,10 @@
 """What is written down about the machine, the libraries and the code that a result comes from."""
 
-import importlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,43 +17,17 @@ from rn50_jax.io.text import first_line, size_text
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy")
 _DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-# By JAX's plugin, the packages of the CUDA libraries that it loads.
-_CUDA = {
-    "jax-cuda13-plugin": (
-        "jax-cuda13-pjrt",
-        "nvidia-cuda-runtime",
-        "nvidia-cuda-nvcc",
-        "nvidia-cublas",
-        "nvidia-cudnn-cu13",
-        "nvidia-nccl-cu13",
-    ),
-    "jax-cuda12-plugin": (
-        "jax-cuda12-pjrt",
-        "nvidia-cuda-runtime-cu12",
-        "nvidia-cuda-nvcc-cu12",
-        "nvidia-cublas-cu12",
-        "nvidia-cudnn-cu12",
-        "nvidia-nccl-cu12",
-    ),
-}
 # What of the environment changes results or times, beside what begins with NCCL_.
 _ENVIRONMENT = (
-    "XLA_FLAGS",
-    "JAX_PLATFORMS",
-    "JAX_DEFAULT_MATMUL_PRECISION",
-    "CUDA_VISIBLE_DEVICES",
-    "XLA_PYTHON_CLIENT_MEM_FRACTION",
-    "XLA_CLIENT_MEM_FRACTION",
-    "XLA_PYTHON_CLIENT_PREALLOCATE",
-    "XLA_PYTHON_CLIENT_ALLOCATOR",
-    "NVIDIA_TF32_OVERRIDE",
-    "OMP_NUM_THREADS",
-    "GLIBC_TUNABLES",
+    *("XLA_FLAGS", "JAX_PLATFORMS", "JAX_DEFAULT_MATMUL_PRECISION", "CUDA_VISIBLE_DEVICES"),
+    *("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE"),
+    *("XLA_PYTHON_CLIENT_ALLOCATOR", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "GLIBC_TUNABLES"),
 )
 _GIT_TIMEOUT = 5.0  # seconds for an answer of git's, on a slow file system
-# By nvidia-smi's name: ours, with the unit that it has without one.
-_TEXTS = {"name": "name", "driver_version": "driver"}
-_NUMBERS = {
+# By nvidia-smi's name: ours, with the unit that it has without one. All but the first two are numbers.
+_FIELDS = {
+    "name": "name",
+    "driver_version": "driver",
     "memory.total": "memory_mib",
     "power.limit": "power_limit_w",
     "clocks.sm": "sm_clock_mhz",
@@ -77,8 +51,9 @@ def describe_machine(devices: Sequence[jax.Device]) -> dict[str, Any]:
     if on_gpu:
         facts["gpus"], problem = read_gpus()
         facts |= {"nvidia_smi": problem} if problem else {}
+    names = [*_ENVIRONMENT, *sorted(name for name in os.environ if name.startswith("NCCL_"))]
     return facts | {
-        "environment": _environment(),
+        "environment": {name: os.environ[name] for name in names if os.environ.get(name)},
         "versions": versions() | _installed(["torch"]) | _cuda_versions(on_gpu),
         "commit": find_commit(Path(__file__).parent),
     }
@@ -103,54 +78,34 @@ def _installed(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _cuda_versions(on_gpu: bool) -> dict[str, str]:
-    """Of JAX's plugins for CUDA, and where one is in use of the libraries, as packages and as they are loaded."""
+    """Of JAX's plugins for CUDA, and where the devices are GPUs of the packages with the libraries that they load."""
     found: dict[str, str] = {}
-    for plugin, libraries in _CUDA.items():
-        own = _installed([plugin])
-        if own:
-            found |= own | (_installed(libraries) | _loaded(plugin) if on_gpu else {})
+    for cuda, end in ((13, ""), (12, "-cu12")):
+        plugin = _installed([f"jax-cuda{cuda}-plugin"])
+        libraries = [f"nvidia-{name}{end}" for name in ("cuda-runtime", "cuda-nvcc", "cublas")]
+        libraries += [f"jax-cuda{cuda}-pjrt", f"nvidia-cudnn-cu{cuda}", f"nvidia-nccl-cu{cuda}"]
+        found |= plugin | (_installed(libraries) if plugin and on_gpu else {})
     return found
-
-
-def _loaded(plugin: str) -> dict[str, str]:
-    """CUDA and cuDNN as the plugin finds them: another folder's may stand in for the packages'."""
-    found = {}
-    with suppress(Exception):  # not JAX's public interface: no reason to end a run
-        module = importlib.import_module(f"{plugin.replace('-', '_')}._versions")
-        cuda, cudnn = int(module.cuda_runtime_get_version()), int(module.cudnn_get_version())
-        found["CUDA, loaded"] = f"{cuda // 1000}.{cuda % 1000 // 10}"
-        found["cuDNN, loaded"] = f"{cudnn // 10000}.{cudnn % 10000 // 100}.{cudnn % 100}"
-    return found
-
-
-def _environment() -> dict[str, str]:
-    names = [*_ENVIRONMENT, *sorted(name for name in os.environ if name.startswith("NCCL_"))]
-    return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
 def describe_host() -> dict[str, Any]:
     """Returns of this machine: system, CPU, cores that the process may use, GB of memory, as far as it tells."""
-    host: dict[str, Any] = {"system": f"{platform.system()} {platform.release()} {platform.machine()}"}
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    host: dict[str, Any] = {"system": system, "cores": len(os.sched_getaffinity(0))}
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         cpu = next(line for line in lines if line.startswith("model name"))
         host["cpu"] = cpu.partition(":")[2].strip()
-    if hasattr(os, "sched_getaffinity"):
-        host["cores"] = len(os.sched_getaffinity(0))
     with suppress(ValueError, OSError):
         host["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
     return host
 
 
 def find_commit(package: Path) -> str | None:
-    """Returns the commit of the checkout that holds a package, with "+changes" if tracked files of it differ.
+    """Returns the commit of the checkout that holds a package's folder, with "+changes" if tracked files of it differ.
 
-    Args:
-      package: its folder.
-
-    Returns:
-      None where no checkout holds it: in an installed copy, or inside a repository that does not track it. Nor is it
-      known where git is missing, refuses a checkout of another user, or does not answer in time.
+    None where no checkout holds it: in an installed copy, or inside a repository that does not track it. Nor is it
+    known where git is missing, refuses a checkout of another user, or does not answer in time.
     """
     if not _ask_git(package, "ls-files", "__init__.py") or not (commit := _ask_git(package, "rev-parse", "HEAD")):
         return None
@@ -183,8 +138,7 @@ def read_gpus(timeout: float = 20.0) -> tuple[list[dict[str, Any]], str | None]:
       For each GPU name and driver; memory in MiB, power limit in W, SM and memory clock as they are at this moment and
       at most, in MHz; None for what it does not tell. And what it complains of, or why there are none; else None.
     """
-    fields = [*_TEXTS, *_NUMBERS]
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
         done = _ask(command, timeout)
     except subprocess.TimeoutExpired:
@@ -194,8 +148,8 @@ def read_gpus(timeout: float = 20.0) -> tuple[list[dict[str, Any]], str | None]:
     gpus, said = [], []
     for line in (*done.stdout.splitlines(), *done.stderr.splitlines()):
         row = [cell.strip() for cell in line.split(",")]
-        if len(row) == len(fields):
-            gpus.append(_gpu(row))
+        if len(row) == len(_FIELDS):
+            gpus.append({key: _value(key, cell) for key, cell in zip(_FIELDS.values(), row, strict=True)})
         elif line.strip():
             said.append(line.strip()[:200])
     if gpus and not done.returncode:
@@ -203,13 +157,9 @@ def read_gpus(timeout: float = 20.0) -> tuple[list[dict[str, Any]], str | None]:
     return gpus, said[0] if said else f"exit code {done.returncode}"
 
 
-def _gpu(row: Sequence[str]) -> dict[str, Any]:
-    texts = {key: None if cell.startswith("[") else cell for key, cell in zip(_TEXTS.values(), row, strict=False)}
-    numbers = {key: _number(cell) for key, cell in zip(_NUMBERS.values(), row[len(_TEXTS) :], strict=True)}
-    return texts | numbers
-
-
-def _number(cell: str) -> float | None:
+def _value(key: str, cell: str) -> str | float | None:
+    if key in ("name", "driver"):
+        return None if cell.startswith("[") else cell
     try:
         return float(cell)
     except ValueError:  # "[N/A]", "[Not Supported]", "[Unknown Error]"
@@ -218,34 +168,16 @@ def _number(cell: str) -> float | None:
 
 def gpu_lines(gpus: Any) -> list[str]:
     """Returns a line for each kind of GPU in the `gpus` of `describe_machine`, as far as they have that form."""
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for gpu in gpus if isinstance(gpus, list) else []:
-        if isinstance(gpu, dict):
-            parts = [str(gpu.get("name") or "GPU")]
-            parts += [f"driver {gpu['driver']}"] if gpu.get("driver") else []
-            parts += _told(gpu.get("memory_mib"), "MiB") + _told(gpu.get("power_limit_w"), "W power limit")
-            kinds.setdefault(", ".join(parts), []).append(gpu)
-    clocks = (("SM", "sm_clock_mhz"), ("memory", "memory_clock_mhz"))
-    return [
-        "; ".join([f"{len(alike)} x {kind}", *filter(None, (_clock(name, key, alike) for name, key in clocks))])
-        for kind, alike in kinds.items()
-    ]
+    known = [gpu for gpu in gpus if isinstance(gpu, dict)] if isinstance(gpus, list) else []
+    return [f"{count} x {kind}" for kind, count in Counter(map(_gpu_text, known)).items()]
 
 
-def _told(value: Any, unit: str) -> list[str]:
-    return [f"{value:,.0f} {unit}"] if isinstance(value, int | float) else []
-
-
-def _clock(name: str, key: str, gpus: Sequence[dict[str, Any]]) -> str:
-    """The clock of GPUs of one kind as it was read, and what is possible."""
-    now = [value for gpu in gpus if isinstance(value := gpu.get(key), int | float)]
-    most = [value for gpu in gpus if isinstance(value := gpu.get(f"max_{key}"), int | float)]
-    if not now:
-        return ""
-    low, high = (f"{value:,.0f}" for value in (min(now), max(now)))
-    return f"{name} clock {low if low == high else f'{low} to {high}'} MHz" + (
-        f" of at most {max(most):,.0f}" if most else ""
-    )
+def _gpu_text(gpu: dict[str, Any]) -> str:
+    parts = [str(gpu.get("name") or "GPU")] + ([f"driver {gpu['driver']}"] if gpu.get("driver") else [])
+    told = {"memory_mib": "{:,.0f} MiB", "power_limit_w": "{:,.0f} W power limit"}
+    told |= {"max_sm_clock_mhz": "SM clock up to {:,.0f} MHz", "max_memory_clock_mhz": "memory clock up to {:,.0f} MHz"}
+    parts += [text.format(gpu[key]) for key, text in told.items() if isinstance(gpu.get(key), int | float)]
+    return ", ".join(parts)
 
 
 def peak_text() -> str:

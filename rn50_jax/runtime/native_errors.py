@@ -10,9 +10,6 @@ import subprocess
 import sys
 from contextlib import suppress
 
-# DALI's own setting: who asks for the decoders' messages gets them all.
-_WANTED = "DALI_NVIMGCODEC_LOG_LEVEL"
-
 # What decoders say of an image, by the beginnings of lines: nvImageCodec's extensions, libpng, libjpeg, libtiff.
 _NOISE = (
     r"(\x1b\[[0-9;]*m)*\[(ERROR|WARNING)\] ?(\x1b\[[0-9;]*m)*\[[\w.-]*(decoder|parser)[\w.-]*\]",
@@ -43,23 +40,9 @@ def tell(text):
         except OSError:
             return
 
-# Lines come in pieces. Part of one is passed on only if nothing follows for long, as before a process hangs.
-rest, dropped = b"", False
-while True:
-    if rest and not dropped and not select.select([0], [], [], 5)[0]:
-        dropped = bool(noise.match(rest))
-        tell(b"" if dropped else rest)
-        rest = b""
-    data = os.read(0, 65536)
-    *lines, rest = (rest + data).split(b"\n")
-    if dropped and lines:  # the rest of a line whose beginning was dropped
-        lines, dropped = lines[1:], False
-    if dropped:
-        rest = b""
-    tell(b"".join(line + b"\n" for line in lines if not noise.match(line.rstrip(b"\r"))))
-    if not data:
-        tell(rest if not noise.match(rest) else b"")
-        break
+for line in sys.stdin.buffer:
+    if not noise.match(line.rstrip(b"\r\n")):
+        tell(line)
 """
 
 
@@ -75,29 +58,20 @@ class Filter:
 
     @classmethod
     def start(cls) -> "Filter | None":
-        """Starts filtering; returns None where the user wants the decoders' lines, or no process can be started.
+        """Starts filtering; returns None where no process can be started, or DALI's own setting asks for the lines.
 
         Nor does it in a container's first process, with which all others end, before they could pass on its last words.
         """
-        if _WANTED in os.environ or os.getpid() == 1:
+        if "DALI_NVIMGCODEC_LOG_LEVEL" in os.environ or os.getpid() == 1:
             return None
+        command = [sys.executable, "-I", "-S", "-c", _FILTER, "|".join(_NOISE)]
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         with suppress(OSError):
-            direct = os.dup(2)
-            try:
-                read, write = os.pipe()
-                try:
-                    command = [sys.executable, "-I", "-S", "-c", _FILTER, "|".join(_NOISE)]
-                    nowhere = subprocess.DEVNULL
-                    process = subprocess.Popen(
-                        command, stdin=read, stdout=nowhere, stderr=direct, start_new_session=True, cwd="/"
-                    )
-                    os.dup2(write, 2)
-                finally:
-                    os.close(read)
-                    os.close(write)
-            except OSError:
-                os.close(direct)
-                raise
+            process = subprocess.Popen(command, stdin=pipe, stdout=nowhere, start_new_session=True, cwd="/")
+            assert process.stdin is not None
+            with process.stdin:
+                direct = os.dup(2)
+                os.dup2(process.stdin.fileno(), 2)
             return cls(direct, process)
         return None
 

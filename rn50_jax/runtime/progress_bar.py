@@ -20,14 +20,11 @@ def progress(text: str, total: int | Callable[[], int] | None, *, unit: str = ""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (
+    with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"),
-    )
-    with Progress(
-        *columns,
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,

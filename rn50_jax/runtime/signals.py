@@ -16,7 +16,6 @@ class Request(NamedTuple):
     stop: int
 
 
-_NOTHING = Request(save=False, stop=0)
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _COPIES = 0.2  # seconds within which copies of a signal come
 # Set by scripts/launch.py: an open file that has grown by a byte for each signal passed on, and its inode.
@@ -88,7 +87,7 @@ class Signals:
         if self._gather is None:
             return mine
         if not together:
-            return _NOTHING
+            return Request(save=False, stop=0)
         every = self._gather([int(mine.save), mine.stop])
         return Request(any(save for save, _ in every), max(stop for _, stop in every))
 

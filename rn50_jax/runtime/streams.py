@@ -10,8 +10,6 @@ from typing import Any, TextIO, cast
 
 from rn50_jax.runtime.native_errors import Filter
 
-_HOW = {0: os.O_RDONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}  # writing to a closed standard output still fails
-
 
 class Unwritable(Exception):
     """Standard output cannot be written to; the message is one line."""
@@ -147,15 +145,12 @@ def guarded() -> Iterator[None]:
 
 def _open_closed() -> None:
     """Opens those of the first three files that were closed at the start: else the next file opened takes the place."""
-    for number, how in _HOW.items():
+    # Writing to a closed standard output still fails.
+    for number, how in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, how)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
-            os.set_inheritable(number, True)
+            os.set_inheritable(os.open(os.devnull, how), True)  # it gets the lowest number that is free: this one
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115, it stays open
     if sys.stderr is None:

@@ -70,12 +70,8 @@ class Watchdog:
                 self._end(idle)
 
     def _end(self, idle: float) -> None:
-        print(
-            f"error: no step, batch or checkpoint was finished for {idle:.0f} s (config.run.hang_timeout="
-            f"{self._seconds:g}); the stacks of all threads:",
-            file=sys.stderr,
-            flush=True,
-        )
+        text = f"error: no step, batch or checkpoint was finished for {idle:.0f} s (config.run.hang_timeout="
+        print(f"{text}{self._seconds:g}); the stacks of all threads:", file=sys.stderr, flush=True)
         with suppress(Exception):  # standard error may be closed
             faulthandler.dump_traceback(all_threads=True)
         os._exit(EXIT_STOPPED)

@@ -8,7 +8,7 @@ import jax
 
 from rn50_jax.errors import RunStopped
 from rn50_jax.io.json_files import to_json
-from rn50_jax.io.lines import LineFile
+from rn50_jax.io.lines import Appended
 from rn50_jax.io.messages import warn
 
 SKIPPED = "left_out.jsonl"
@@ -22,9 +22,9 @@ def note_skipped_steps(path: Path, files: Mapping[int, Sequence[str]], *, expect
       expected: overflows are part of training, as with a loss scale that is tried out; the user is told of others.
     """
     try:
-        with closing(LineFile(path)) as file:
+        with closing(Appended(path, lines=True)) as file:
             for step, names in files.items():
-                file.write(to_json({"step": step, "files": list(names)}))
+                file.write_line(to_json({"step": step, "files": list(names)}))
     except OSError as error:
         warn(f"{path} cannot be written: {error.strerror}")
     if not expected:

@@ -147,11 +147,10 @@ def _check_kind(file: BinaryIO, suffix: str) -> None:
     """
     head = file.read(512)
     file.seek(0)
-    kind = "empty" if not head else _KINDS[magic] if (magic := _find_magic(head)) else sniff(head)
-    wanted, name = {
-        ".npz": (("ZIP",), "NumPy .npz"),
-        ".safetensors": (("safetensors",), "safetensors"),
-    }.get(suffix, (("ZIP", "pickle"), "PyTorch"))
+    known = (kind for (start, magic), kind in _KINDS.items() if head[start:].startswith(magic))
+    kind = next(known, sniff(head)) if head else "empty"
+    formats = {".npz": (("ZIP",), "NumPy .npz"), ".safetensors": (("safetensors",), "safetensors")}
+    wanted, name = formats.get(suffix, (("ZIP", "pickle"), "PyTorch"))
     if kind not in wanted:
         raise ValueError(f"it is no {name} file: {kind or 'of unknown kind'}")
     if kind == "ZIP":
@@ -168,12 +167,7 @@ def _check_kind(file: BinaryIO, suffix: str) -> None:
             raise ValueError(f"it is no {name} file: ZIP of {inside[0].filename if inside else 'nothing'}")
 
 
-def _find_magic(head: bytes) -> tuple[int, bytes] | None:
-    return next((magic for magic in _KINDS if head[magic[0] : magic[0] + len(magic[1])] == magic[1]), None)
-
-
-def _read_npz(path: Path, file: BinaryIO) -> tuple[Arrays, str | None]:
-    del path
+def _read_npz(_: Path, file: BinaryIO) -> tuple[Arrays, str | None]:
     with np.load(file, allow_pickle=False) as stored:
         tensors = {name: stored[name] for name in stored.files}
     for name, tensor in tensors.items():
@@ -189,8 +183,7 @@ def _to_npz(tensors: Arrays, meta: str) -> bytes:
     return data.getvalue()
 
 
-def _read_safetensors(path: Path, file: BinaryIO) -> tuple[Arrays, str | None]:
-    del file
+def _read_safetensors(path: Path, _: BinaryIO) -> tuple[Arrays, str | None]:
     with safetensors.safe_open(path, framework="numpy") as stored:
         meta = (stored.metadata() or {}).get(_META)
         return {name: stored.get_tensor(name) for name in stored.keys()}, meta  # noqa: SIM118
@@ -296,8 +289,7 @@ def _to_numpy(content: Mapping[Any, Any], limit: int) -> Arrays:
     }
 
 
-def _to_torch(tensors: Arrays, meta: str) -> bytes:
-    del meta
+def _to_torch(tensors: Arrays, _: str) -> bytes:
     torch = _import_torch()
     data = io.BytesIO()  # of a full disk, torch's own writer makes a RuntimeError
     torch.save({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}, data)

@@ -5,16 +5,15 @@ The common form is {torchvision's name: float32 array in torch's layout}. SE blo
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rn50_jax.config.schema import MOST_CLASSES
 from rn50_jax.errors import UserError
+from rn50_jax.models.initial import variable_shapes
 from rn50_jax.models.resnet import FAMILY, ResNet
 
 Arrays = dict[str, np.ndarray]
@@ -163,25 +162,21 @@ def fit(arrays: Arrays, model: ResNet, source: str, *, any_head: bool = False) -
     Raises:
       UserError: listing the tensors that are missing, superfluous or of another shape.
     """
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
-    groups = ("params", "batch_stats")
-    leaves = {torch_name(path): (group, *path) for group in groups for path in flatten_dict(shapes[group])}
-    named = {torch_name(path): x.shape for group in shapes.values() for path, x in flatten_dict(group).items()}
-    wanted = {name: _torch_shape(name, shape) for name, shape in named.items()}
+    shapes = flatten_dict(variable_shapes(model))
+    leaves = {torch_name(path[1:]): path for path in sorted(shapes, key=lambda path: path[0], reverse=True)}
+    wanted = {name: _torch_shape(name, shapes[path].shape) for name, path in leaves.items()}
     if any_head and "fc.weight" in arrays and arrays["fc.weight"].shape[0] != model.num_classes:
         for name in ("fc.weight", "fc.bias"):
             del leaves[name]
         arrays = {name: array for name, array in arrays.items() if name not in ("fc.weight", "fc.bias")}
-    misshapen = [
-        f"{name} ({list(arrays[name].shape)} instead of {list(wanted[name])})"
-        for name in leaves
-        if name in arrays and arrays[name].shape != wanted[name]
-    ]
     problems = {
         "missing": [name for name in leaves if name not in arrays],
         "superfluous": [name for name in arrays if name not in leaves],
-        "of another shape": misshapen,
+        "of another shape": [
+            f"{name} ({list(arrays[name].shape)} instead of {list(wanted[name])})"
+            for name in leaves
+            if name in arrays and arrays[name].shape != wanted[name]
+        ],
     }
     if any(problems.values()):
         told = "; ".join(f"{what}: {_enumerate(names)}" for what, names in problems.items() if names)

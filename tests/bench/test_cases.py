@@ -27,7 +27,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.models.initial import variable_shapes
 from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.runtime import hardware
+from rn50_jax.runtime import jax_setup
 
 
 def make_network(arch: str, lowering: str = "native", **kwargs: Any) -> ResNet:
@@ -112,7 +112,7 @@ def test_known_cards() -> None:
 
 def test_a_fallback_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "nvidia-smi" not in hardware.signs_of_gpu()
+    assert "nvidia-smi" not in jax_setup.nvidia_hardware()
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     assert device.find_local_devices("auto")[0].platform == "cpu"  # JAX_PLATFORMS=cpu asks for it

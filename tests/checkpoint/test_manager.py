@@ -11,8 +11,9 @@ import pytest
 from conftest import REPO
 from helpers.tiny import assert_same_bits, make_model, make_state
 
+from rn50_jax.checkpoint.folder import CheckpointFolder
 from rn50_jax.checkpoint.manager import Checkpoints
-from rn50_jax.checkpoint.selection import ema_is_better
+from rn50_jax.checkpoint.selection import better_weights
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.training.state import TrainState
 
@@ -83,8 +84,8 @@ def test_averaged_weights_can_be_the_best(tmp_path: Path, state: TrainState) -> 
             meta = {"step": step, "epoch": step}
             checkpoints.save(state._replace(step=np.int32(step)), meta, values)
     assert read(tmp_path / "c", "best")["step"] == 1
-    assert ema_is_better(metrics[0]) and not ema_is_better(metrics[1])
-    assert ema_is_better({})  # nothing was validated
+    assert [better_weights(found) for found in metrics[:2]] == ["val_ema", "val"]
+    assert better_weights({}) == "val_ema"  # nothing was validated
 
 
 def test_missing_checkpoints(tmp_path: Path, state: TrainState) -> None:
@@ -199,7 +200,7 @@ def test_a_gutted_or_empty_folder_is_no_checkpoint(tmp_path: Path, state: TrainS
         found = checkpoints.restore_newest(state, lambda meta: None)
     assert found is not None and found[1]["step"] == 1
     with Checkpoints(tmp_path / "c") as checkpoints:
-        checkpoints.set_aside(1)
+        CheckpointFolder(tmp_path / "c").set_aside(1)
         with pytest.raises(UserError, match=r"all checkpoints in .* are damaged"):
             checkpoints.restore_newest(state, lambda meta: None)
 

@@ -160,14 +160,14 @@ def get_config():
     loaded, _ = config.load({quickstart!r})
     return loaded
 
-replicate = train.replicate
+replicate = parallel.replicate
 
 def replicate_wrongly(tree, mesh):
     if os.environ["JAX_PROCESS_ID"] == "1":
         tree = tree._replace(params=jax.tree.map(lambda x: x * 1.0001, tree.params))
     return replicate(tree, mesh)
 
-train.replicate = replicate_wrongly
+parallel.replicate = replicate_wrongly
 """
 
 

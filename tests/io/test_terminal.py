@@ -24,11 +24,10 @@ def in_a_terminal(env: dict[str, str], width: int, *words: object, cwd: Path = R
 
 
 def assert_whole_words(lines: list[str], width: int) -> None:
-    """No line is longer than the terminal is wide, unless it is one word."""
+    """No line is longer than the terminal is wide, unless it is one word or a command."""
     assert len(lines) > 1
     for line in lines:
-        words = line.removesuffix(" \\").split()
-        assert len(line) <= width or len(words) == 1, line
+        assert len(line) <= width or len(line.split()) == 1 or line.lstrip().startswith("python -m "), line
 
 
 def as_bash_reads(command: str) -> list[str]:
@@ -98,7 +97,7 @@ def test_a_wrapped_command_is_the_same_command(width: int) -> None:
     line = f"error: it's not so; use its weights: {shlex.join(words)}"
     wrapped = wrap(line, width)
     assert as_bash_reads(wrapped[wrapped.index("python -m") :]) == words
-    assert " ".join(wrapped.replace(" \\\n", " ").split()) == " ".join(line.split())
+    assert " ".join(wrapped.split()) == " ".join(line.split())
 
 
 def test_pipes_get_whole_lines(tmp_path: Path) -> None:

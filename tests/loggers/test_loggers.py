@@ -13,7 +13,7 @@ from helpers.trees import make_config
 
 from rn50_jax.config.tree import flatten, to_json
 from rn50_jax.errors import UserError
-from rn50_jax.io.lines import LineFile
+from rn50_jax.io.lines import Appended
 from rn50_jax.loggers import available, base
 from rn50_jax.loggers.base import Background, Persistent, Record, RunFacts, remembered
 from rn50_jax.loggers.jsonl import JsonLines
@@ -25,32 +25,32 @@ from rn50_jax.loggers.weights_and_biases import WeightsAndBiases
 def test_lines_go_behind_the_last_whole_one(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text('{"step": 1}\n{"step": 2, "tra')
-    with closing(LineFile(path)) as file:
-        file.write("ä")
+    with closing(Appended(path, lines=True)) as file:
+        file.write_line("ä")
     assert path.read_text() == '{"step": 1}\nä\n'
 
 
 def test_a_line_that_does_not_fit_leaves_no_trace(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    with closing(LineFile(path)) as file:
-        file.write("a" * 50)
+    with closing(Appended(path, lines=True)) as file:
+        file.write_line("a" * 50)
         with files_of_at_most(70), pytest.raises(OSError, match="File too large"):
-            file.write("b" * 50)
+            file.write_line("b" * 50)
         assert path.read_text() == "a" * 50 + "\n"
-        file.write("c")
+        file.write_line("c")
     assert path.read_text() == "a" * 50 + "\nc\n"
 
 
 def test_a_file_that_somebody_deletes_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    with closing(LineFile(path)) as file:
-        file.write("a")
+    with closing(Appended(path, lines=True)) as file:
+        file.write_line("a")
         path.unlink()
-        file.write("b")
+        file.write_line("b")
         assert path.read_text() == "b\n"
         (tmp_path / "y").write_text("c\n")
         (tmp_path / "y").replace(path)  # as editors do
-        file.write("d")
+        file.write_line("d")
     assert path.read_text() == "c\nd\n"
 
 
@@ -59,7 +59,7 @@ def test_half_a_line_of_any_length_is_dropped(tmp_path: Path, size: int) -> None
     path = tmp_path / "x"
     for before in (b"", b"a\n", b"a" * 70_000 + b"\n"):
         path.write_bytes(before + b"b" * size)
-        LineFile(path).close()
+        Appended(path, lines=True).close()
         assert path.read_bytes() == before
 
 

@@ -21,7 +21,7 @@ from rn50_jax.checkpoint.orbax_noise import without_noise
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.distributed import devices as parallel
 from rn50_jax.errors import UserError
-from rn50_jax.runtime import hardware, jax_setup, run_folder
+from rn50_jax.runtime import jax_setup, run_folder
 
 
 def test_runtime_is_prepared_for_dali_on_the_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,14 +176,14 @@ def make_machine(root: Path, *, device: bool = False, driver: bool = False) -> P
 
 def test_a_gpu_is_found_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert hardware.nvidia_hardware(tmp_path / "none") == []
-    assert hardware.nvidia_hardware(make_machine(tmp_path / "a")) == []
-    assert hardware.nvidia_hardware(make_machine(tmp_path / "b", device=True)) == ["/dev/nvidia0"]
-    assert hardware.nvidia_hardware(make_machine(tmp_path / "c", driver=True)) == ["/proc/driver/nvidia/gpus"]
+    assert jax_setup.nvidia_hardware(tmp_path / "none") == []
+    assert jax_setup.nvidia_hardware(make_machine(tmp_path / "a")) == []
+    assert jax_setup.nvidia_hardware(make_machine(tmp_path / "b", device=True)) == ["/dev/nvidia0"]
+    assert jax_setup.nvidia_hardware(make_machine(tmp_path / "c", driver=True)) == ["/proc/driver/nvidia/gpus"]
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "bin/nvidia-smi").chmod(0o755)
-    assert hardware.nvidia_hardware(tmp_path / "a") == ["nvidia-smi"]
+    assert jax_setup.nvidia_hardware(tmp_path / "a") == ["nvidia-smi"]
 
 
 def test_a_gpu_that_is_not_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

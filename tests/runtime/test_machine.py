@@ -67,17 +67,16 @@ def test_gpus_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     unknown = dict.fromkeys(("name", "memory_mib", "power_limit_w", "sm_clock_mhz", "max_sm_clock_mhz"))
     assert gpus[1] == H200 | unknown
     assert gpu_lines(gpus) == [
-        "1 x NVIDIA H200, driver 580.95.05, 143,771 MiB, 700 W power limit; SM clock 345 MHz of at most 1,980; "
-        "memory clock 1,593 MHz of at most 3,201",
-        "1 x GPU, driver 580.95.05; memory clock 1,593 MHz of at most 3,201",
+        "1 x NVIDIA H200, driver 580.95.05, 143,771 MiB, 700 W power limit, SM clock up to 1,980 MHz, "
+        "memory clock up to 3,201 MHz",
+        "1 x GPU, driver 580.95.05, memory clock up to 3,201 MHz",
     ]
     assert json.loads(json.dumps(gpus)) == gpus
 
 
-def test_alike_gpus_share_a_line_with_the_range_of_their_clocks() -> None:
+def test_alike_gpus_share_a_line() -> None:
     gpus = [H200, H200 | {"sm_clock_mhz": 1980.0}]
     assert gpu_lines(gpus)[0].startswith("2 x NVIDIA H200, ") and len(gpu_lines(gpus)) == 1
-    assert "SM clock 345 to 1,980 MHz of at most 1,980" in gpu_lines(gpus)[0]
     for odd in (None, {}, "x", [1, "x", None]):
         assert gpu_lines(odd) == []
     assert gpu_lines([{"name": 5, "sm_clock_mhz": "x"}]) == ["1 x 5"]
@@ -118,9 +117,6 @@ def test_facts_of_a_gpu_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         info = tmp_path / f"site/{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (tmp_path / "site/jax_cuda13_plugin").mkdir()
-    told = "cuda_runtime_get_version = lambda: 13010\ncudnn_get_version = lambda: 92001\n"
-    (tmp_path / "site/jax_cuda13_plugin/_versions.py").write_text(told)
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.setenv("PATH", f"{answering(tmp_path / 'bin', FIRST, FIRST)}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
@@ -133,21 +129,17 @@ def test_facts_of_a_gpu_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "OTHER_SECRET" not in facts["environment"]
     found = facts["versions"]
     assert versions().items() <= found.items() and packages.items() <= found.items()
-    assert (found["CUDA, loaded"], found["cuDNN, loaded"]) == ("13.1", "9.20.1")
 
     # Without a GPU in use, its tool is not even called, nor do its libraries matter; a plugin that is there does.
     script(tmp_path / "bin", "nvidia-smi", f"#!/bin/sh\ntouch {tmp_path}/called\n")
     on_cpu = describe_machine(jax.devices()[:1])
     assert not (tmp_path / "called").exists() and "gpus" not in on_cpu
     assert on_cpu["versions"]["jax-cuda13-plugin"] == "1.2"
-    assert not {"nvidia-nccl-cu13", "CUDA, loaded"} & set(on_cpu["versions"])
+    assert "nvidia-nccl-cu13" not in on_cpu["versions"]
 
-    (tmp_path / "site/jax_cuda13_plugin/_versions.py").write_text("def cuda_runtime_get_version(): 1 / 0\n")
-    for name in [name for name in sys.modules if name.startswith("jax_cuda13_plugin")]:
-        monkeypatch.delitem(sys.modules, name)
     script(tmp_path / "bin", "nvidia-smi", "#!/bin/sh\necho broken\nexit 1\n")
     facts = describe_machine(GPU)
-    assert (facts["gpus"], facts["nvidia_smi"]) == ([], "broken") and "CUDA, loaded" not in facts["versions"]
+    assert (facts["gpus"], facts["nvidia_smi"]) == ([], "broken")
 
 
 def test_the_benchmarks_record_and_page_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
