@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rn50_jax import cli
@@ -16,6 +15,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.exporting import onnx_file, stablehlo
 from rn50_jax.exporting.check import TOLERANCES, check, check_images, outputs, thin_out
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Form, describe, make_exportable
+from rn50_jax.exporting.onnx_graph import to_onnx
 from rn50_jax.exporting.quantize import compare, find_calibration, mark_quantized, quantize
 from rn50_jax.inference.image_files import Found, decode_files
 from rn50_jax.inference.trained_model import (
@@ -27,9 +27,9 @@ from rn50_jax.inference.trained_model import (
     summary,
     warn_assumed,
 )
-from rn50_jax.io.files import written_whole
+from rn50_jax.io.files import write_whole
 from rn50_jax.io.messages import say
-from rn50_jax.io.text import first_line, in_utf8
+from rn50_jax.io.text import first_line
 from rn50_jax.weights.metadata import beside, refuse_foreign, write_beside
 
 # Formats, by the ends of their files' names.
@@ -104,41 +104,32 @@ def export_graph(
     exportable = make_exportable(trained, variables, form)
     images = check_images(partial(decode_files, trained.config, by_pillow=True), val)
     facts = {"format": kind, **describe(describe_model(trained), form, onnx_file.LIBRARIES if kind == "onnx" else ())}
+    if kind == "onnx":
+        data = to_onnx(exportable, facts)
+        run = onnx_file.load_onnx(data)
+    else:
+        facts |= {"platforms": stablehlo.PLATFORMS, "precision": precision}
+        data = stablehlo.to_stablehlo(exportable)
+        run = stablehlo.load_stablehlo(data)
+    wanted = outputs(trained.model, variables, images, exportable.normalization, form.output)
+    facts["check"] = check(run, exportable.convert(images), wanted, tolerance=TOLERANCES[precision])
+    difference = f"differs by {facts['check']['largest_difference']:.1e} of the largest output"
+    say(f"loaded again and checked on {len(images)} real images: {difference}")
     try:
-        with TemporaryDirectory(dir=out.parent, prefix=".export-") as folder, written_whole(out) as target:
-            unfinished = Path(folder) / "model"
-            if kind == "onnx":
-                onnx_file.write_onnx(exportable, unfinished, facts)
-                run = onnx_file.load_onnx(unfinished)
-            else:
-                facts |= {"platforms": stablehlo.PLATFORMS, "precision": precision}
-                stablehlo.write_stablehlo(exportable, unfinished)
-                run = stablehlo.load_stablehlo(unfinished)
-            wanted = outputs(trained.model, variables, images, exportable.normalization, form.output)
-            facts["check"] = check(run, exportable.convert(images), wanted, tolerance=TOLERANCES[precision])
-            difference = f"differs by {facts['check']['largest_difference']:.1e} of the largest output"
-            say(f"loaded again and checked on {len(images)} real images: {difference}")
-            if calibration and val:
-                small = Path(folder) / "int8"
-                how: Any = {"decode": partial(decode_files, trained.config), "convert": exportable.convert}
-                facts["quantisation"] = quantize(unfinished, small, calibration, **how) | compare(
-                    run, onnx_file.load_onnx(small), thin_out(val, val_images), **how
-                )
-                mark_quantized(small, facts["quantisation"])
-                say(_tell_quantization(facts["quantisation"]))
-                unfinished = small
-            unfinished.replace(target)
+        if calibration and val:
+            how: Any = {"decode": partial(decode_files, trained.config), "convert": exportable.convert}
+            data, cost = quantize(data, calibration, **how)
+            cost |= compare(run, onnx_file.load_onnx(data), thin_out(val, val_images), **how)
+            data, facts["quantisation"] = mark_quantized(data, cost), cost
+            say(
+                "in 8-bit integers, calibrated with {calibration_images} images: top-1 {top1_after:.2f} %, before "
+                "{top1_before:.2f} %, on {val_images} images of val/; {same_class:.2f} % are given the same class; "
+                "{0:.1f} MB, before {1:.1f} MB".format(cost["bytes_after"] / 1e6, cost["bytes_before"] / 1e6, **cost)
+            )
+        write_whole(out, data)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {first_line(error)}") from error
+        raise UserError(f"cannot write {error.filename or out}: {first_line(error)}") from error
     return facts
-
-
-def _tell_quantization(facts: dict[str, Any]) -> str:
-    return (
-        "in 8-bit integers, calibrated with {calibration_images} images: top-1 {top1_after:.2f} %, before "
-        "{top1_before:.2f} %, on {val_images} images of val/; {same_class:.2f} % are given the same class; "
-        "{0:.1f} MB, before {1:.1f} MB"
-    ).format(facts["bytes_after"] / 1e6, facts["bytes_before"] / 1e6, **facts)
 
 
 def _parser() -> cli.CommandLine:
@@ -185,10 +176,6 @@ def _form(args: argparse.Namespace, kind: str) -> Form | None:
         raise UserError("--quantise needs --format onnx")
     if args.quantise and args.calibration is None:
         raise UserError("--quantise needs --calibration DIR, a folder of images as the model will see them")
-    if args.quantise and in_utf8(str(args.out)) != str(args.out):
-        raise UserError(
-            f"--quantise cannot write {args.out}: onnxruntime takes paths in UTF-8 alone; choose another --out"
-        )
     if args.quantise and args.fold is False:
         raise UserError("--quantise needs BatchNorm folded; leave out --no-fold")
     if args.calibration is not None and not args.quantise:

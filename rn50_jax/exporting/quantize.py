@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,18 +40,16 @@ def find_calibration(folder: Path, count: int) -> list[Found]:
 
 
 def quantize(
-    source: Path, target: Path, calibration: Sequence[Found], *, decode: Decode, convert: Convert
-) -> dict[str, Any]:
-    """Writes an ONNX model with 8-bit weights and activations.
+    data: bytes, calibration: Sequence[Found], *, decode: Decode, convert: Convert
+) -> tuple[bytes, dict[str, Any]]:
+    """Returns an ONNX file with 8-bit weights and activations, and how it was done.
 
     Weights are symmetric int8 with a scale for each output channel, activations int8 with a scale and zero point for
     each tensor, from the smallest and largest value that the images give (Jacob et al. 2018, arXiv:1712.05877).
 
     Args:
+      data: the file in float32.
       calibration: images like those that the model will see.
-
-    Returns:
-      How it was done.
 
     Raises:
       UserError: none of the calibration images can be decoded.
@@ -68,7 +67,10 @@ def quantize(
     # It warns of a preparation that a graph with folded BatchNorm and known shapes does not need.
     logging.disable(logging.WARNING)
     try:
-        with closing(batches()) as reader:
+        # Elsewhere than the result: onnxruntime takes no path that is not UTF-8.
+        with closing(batches()) as reader, TemporaryDirectory() as folder:
+            source, target = Path(folder, "float32"), Path(folder, "int8")
+            source.write_bytes(data)
             quantization.quantize_static(
                 source,
                 target,
@@ -80,18 +82,19 @@ def quantize(
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
             )
+            small = target.read_bytes()
     except ValueError:
         if used:
             raise
         raise UserError(f"none of the images of --calibration, such as {calibration[0].file}, can be decoded") from None
     finally:
         logging.disable(logging.NOTSET)
-    return {
+    return small, {
         "method": "static, QDQ, int8 weights per channel, int8 activations per tensor, MinMax",
         "calibration_images": used,
         "operators": _OPERATORS,
-        "bytes_before": source.stat().st_size,
-        "bytes_after": target.stat().st_size,
+        "bytes_before": len(data),
+        "bytes_after": len(small),
     }
 
 
@@ -122,10 +125,10 @@ def compare(before: Run, after: Run, images: ImageSet, *, decode: Decode, conver
     }
 
 
-def mark_quantized(path: Path, facts: dict[str, Any]) -> None:
-    """Adds what is known of the quantization to what the ONNX file says about itself."""
+def mark_quantized(data: bytes, facts: dict[str, Any]) -> bytes:
+    """Returns an ONNX file that also says what is known of its quantization."""
     import onnx
 
-    model = onnx.load(path)
+    model = onnx.load_from_string(data)
     model.metadata_props.add(key="quantisation", value=to_json(facts))
-    path.write_bytes(model.SerializeToString())
+    return bytes(model.SerializeToString())
