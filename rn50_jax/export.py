@@ -10,14 +10,13 @@ from typing import Any
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
-from rn50_jax.data.image_set import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.exporting import onnx_file, stablehlo
-from rn50_jax.exporting.check import TOLERANCES, check, check_images, outputs, thin_out
+from rn50_jax.exporting.check import TOLERANCES, check, check_images, evenly, outputs
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Form, describe, make_exportable
 from rn50_jax.exporting.onnx_graph import to_onnx
 from rn50_jax.exporting.quantize import compare, find_calibration, mark_quantized, quantize
-from rn50_jax.inference.image_files import Found, decode_files
+from rn50_jax.inference.image_files import Found, decode_files, found_in
 from rn50_jax.inference.trained_model import (
     TrainedModel,
     describe_model,
@@ -81,15 +80,15 @@ def export_graph(
     form: Form,
     kind: str,
     out: Path,
-    val: ImageSet | None,
-    calibration: Sequence[Found] = (),
-    val_images: int | None = None,
+    val: Sequence[tuple[Found, int]],
+    calibration: Sequence[Found],
+    val_images: int | None,
 ) -> dict[str, Any]:
     """Writes a StableHLO or ONNX file that was loaded again and checked, or nothing.
 
     Args:
       kind: "stablehlo" or "onnx".
-      val: images to check the file on, if there are any.
+      val: images to check the file on, if there are any, and their labels.
       calibration: for an ONNX file in 8-bit integers.
       val_images: of `val`, on which its accuracy is measured; None for all.
 
@@ -102,7 +101,7 @@ def export_graph(
     """
     variables, precision = trained.load(), trained.config.precision
     exportable = make_exportable(trained, variables, form)
-    images = check_images(partial(decode_files, trained.config, by_pillow=True), val)
+    images = check_images(partial(decode_files, trained.config, by_pillow=True), [found for found, _ in val])
     facts = {"format": kind, **describe(describe_model(trained), form, onnx_file.LIBRARIES if kind == "onnx" else ())}
     if kind == "onnx":
         data = to_onnx(exportable, facts)
@@ -116,10 +115,10 @@ def export_graph(
     difference = f"differs by {facts['check']['largest_difference']:.1e} of the largest output"
     say(f"loaded again and checked on {len(images)} real images: {difference}")
     try:
-        if calibration and val:
+        if calibration:
             how: Any = {"decode": partial(decode_files, trained.config), "convert": exportable.convert}
             data, cost = quantize(data, calibration, **how)
-            cost |= compare(run, onnx_file.load_onnx(data), thin_out(val, val_images), **how)
+            cost |= compare(run, onnx_file.load_onnx(data), evenly(val, val_images), **how)
             data, facts["quantisation"] = mark_quantized(data, cost), cost
             say(
                 "in 8-bit integers, calibrated with {calibration_images} images: top-1 {top1_after:.2f} %, before "
@@ -195,14 +194,15 @@ def _check_target(out: Path) -> None:
     refuse_foreign(out)
 
 
-def _open_val(trained: TrainedModel, *, needed: bool) -> ImageSet | None:
-    """The images of val/; None if there are none of the model's classes, unless they are needed."""
+def _open_val(trained: TrainedModel, *, needed: bool) -> list[tuple[Found, int]]:
+    """The images of val/ and their labels; none if there are none of the model's classes, unless they are needed."""
     try:
-        return open_val(trained).val
+        val = open_val(trained).val
     except UserError:
         if needed:
             raise
-        return None
+        return []
+    return list(zip(found_in(val), val.labels.tolist(), strict=False))  # synthetic data have no files
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ COLUMNS, PIXELS = 6, 224
 
 def draw_sheet(predictions: Predictions, rows: np.ndarray) -> Figure:
     """Draws the images of some rows with their class, the best guess and its probability, and the end of their path."""
-    names = [as_text(cut(name.split(",")[0], 18)) for name in predictions.human_names()]
+    names = [as_text(name) for name in predictions.short_names(18)]
     paths = predictions.names()
     height = -(-len(rows) // COLUMNS)
     figure = Figure(figsize=(1.75 * COLUMNS, 2.3 * height + 0.35), layout="constrained")
@@ -30,17 +30,12 @@ def draw_sheet(predictions: Predictions, rows: np.ndarray) -> Figure:
             axes.text(0.5, 0.5, "no preview", ha="center", va="center")
         else:
             axes.imshow(np.asarray(picture))
-        guess, label = (
-            as_text(cut(names[number].split(",")[0], 18))
-            for number in (predictions.classes[row, 0], predictions.labels[row])
-        )
+        guess, label = names[predictions.classes[row, 0]], names[predictions.labels[row]]
         axes.set_title(f"{guess}  {100 * predictions.probabilities[row, 0]:.1f} %\nis {label}", fontsize=8, loc="left")
         file = f"{number}: {cut(paths[predictions.places[row]][::-1], 26)[::-1]}"
         axes.text(0, -0.02, as_text(file), fontsize=5.5, va="top", transform=axes.transAxes)
-    title = (
-        "The most confident mistakes: best guess, its probability, what it is; row and end of the file in mistakes.csv"
-    )
-    figure.suptitle(title, fontsize=9)
+    title = "The most confident mistakes: best guess, its probability, what it is; row and end of the file"
+    figure.suptitle(f"{title} in mistakes.csv", fontsize=9)
     return figure
 
 

@@ -53,10 +53,6 @@ class Predictions(NamedTuple):
     class_names: tuple[str, ...]
     rendering: Rendering = AS_STORED
 
-    def file(self, row: int) -> str:
-        """Returns the image's file; "" for synthetic data."""
-        return self.images.files[self.places[row]] if self.images.files else ""
-
     def names(self) -> Sequence[str]:
         """Returns the images' paths from the data's folder, in the set's order; none for synthetic data."""
         return names_from_root(self.images)
@@ -64,6 +60,10 @@ class Predictions(NamedTuple):
     def human_names(self) -> tuple[str, ...]:
         """Returns the names of the classes as people read them, see `imagenet_names.human_names`."""
         return human_names(self.class_names)
+
+    def short_names(self, most: int) -> list[str]:
+        """Returns the first of each class's human names, in at most so many characters."""
+        return [cut(name.split(",")[0], most) for name in self.human_names()]
 
     def right(self) -> np.ndarray:
         """Returns whether the best guess is right: bool [N]."""

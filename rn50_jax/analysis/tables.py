@@ -11,7 +11,6 @@ from rn50_jax.analysis.predictions import Predictions, cut
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import telling_of_writes, write_whole, written_whole
 from rn50_jax.io.text import counted, csv_row, in_utf8, printable
-from rn50_jax.loggers.console import top5_text
 
 SHOWN = 10  # classes and pairs on the console
 SHEET = 24  # images on the sheet
@@ -29,10 +28,8 @@ def tell_mistakes(predictions: Predictions, width: int | None = None) -> Iterato
     yield f"  {'':<{longest}}  images  top-1 %  top-5 %  most often taken for"
     for result in shown:
         other = f"{result.mistaken_for} ({result.mistakes})" if result.mistaken_for else "-"
-        yield (
-            f"  {result.name:<{longest}}  {result.images:6}  {100 * result.top1:7.2f}  "
-            f"{top5_text(100 * result.top5, 2, len(names)):>7}  {other}"
-        )
+        numbers = f"{result.images:6}  {100 * result.top1:7.2f}  {100 * result.top5:7.2f}"
+        yield f"  {result.name:<{longest}}  {numbers}  {other}"
     pairs = predictions.confused_pairs()
     yield f"most frequent confusions, of {counted(sum(count for _, _, count in pairs), 'mistake')}"
     for true, guess, count in pairs[:SHOWN]:
@@ -103,9 +100,9 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    names = np.array(predictions.class_names, dtype=object)
+    names, files = np.array(predictions.class_names, dtype=object), predictions.images.files
     columns: dict[str, Sequence[Any]] = {
-        "file": [predictions.file(row) for row in range(len(predictions.labels))],
+        "file": [files[place] for place in predictions.places] if files else [""] * len(predictions.places),
         "label": list(names[predictions.labels]),
     }
     for rank in range(predictions.classes.shape[1]):

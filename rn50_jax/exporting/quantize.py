@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rn50_jax.data.image_set import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.exporting.check import Decode, Run, evenly
-from rn50_jax.inference.image_files import Found, batched, find_images, found_in
+from rn50_jax.inference.image_files import Found, batched, find_images
 from rn50_jax.io.json_files import to_json
 from rn50_jax.runtime.progress_bar import progress
 
@@ -36,7 +35,7 @@ def find_calibration(folder: Path, count: int) -> list[Found]:
     found = [image for image in find_images([str(folder)]) if not image.problem]
     if not found:
         raise UserError(f"--calibration {folder} holds no images")
-    return [found[place] for place in evenly(len(found), count)]
+    return evenly(found, count)
 
 
 def quantize(
@@ -98,17 +97,19 @@ def quantize(
     }
 
 
-def compare(before: Run, after: Run, images: ImageSet, *, decode: Decode, convert: Convert) -> dict[str, Any]:
-    """Measures top-1 of two models on the same images.
+def compare(
+    before: Run, after: Run, images: Sequence[tuple[Found, int]], *, decode: Decode, convert: Convert
+) -> dict[str, Any]:
+    """Measures top-1 of two models on the same images, each with its label.
 
     Returns:
       val_images, those that could be decoded; top1_before, top1_after and top1_loss in per cent; same_class, the
       per cent of images to which both give the same class.
     """
-    pairs = zip(decode(found_in(images)), images.labels, strict=True)
-    good = ((decoded.image, label) for decoded, label in pairs if decoded.image is not None)
+    pairs = zip(decode([found for found, _ in images]), images, strict=True)
+    good = ((decoded.image, label) for decoded, (_, label) in pairs if decoded.image is not None)
     counts = np.zeros(4, np.int64)  # images, hits before, hits after, same class
-    with progress("measuring top-1", len(images.files), unit="img") as advance:
+    with progress("measuring top-1", len(images), unit="img") as advance:
         for batch in batched(good, _BATCH):
             inputs = convert(np.stack([image for image, _ in batch]))
             labels = np.array([label for _, label in batch])

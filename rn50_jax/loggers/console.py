@@ -193,7 +193,7 @@ def validation_parts(metrics: Mapping[str, float], prefix: str = "val", *, class
     return [
         (8, "validation" if prefix == "val" else "averaged  "),
         (7, f"top-1 {top1:.3f} %"),
-        (4, f"top-5 {top5_text(top5, 3, classes)}" + ("" if is_trivial(classes) else " %")),
+        (4, f"top-5 {_top5(top5, classes)}" + " %" * (classes > 5)),
         (5, f"loss {decimal(loss, 5)}"),
         (2, counted(round(metrics["val.images"]), "image")),
         (1, f"{metrics['val.total_ips']:.1f} img/s"),
@@ -216,21 +216,16 @@ def result_table(validations: Sequence[dict[str, Any]], *, classes: int) -> list
         for prefix, kind in (("val", ""), ("val_ema", " averaged")):
             if f"{prefix}.top1" in line:
                 top1, top5, loss = (line.get(f"{prefix}.{key}") for key in ("top1", "top5", "loss"))
-                texts = [f"{top1:.3f}", "-" if top5 is None else top5_text(top5, 3, classes)]
+                texts = [f"{top1:.3f}", "-" if top5 is None else _top5(top5, classes)]
                 texts += ["-" if loss is None else decimal(loss, 5)]
                 cells = " ".join(f"{text:>9}" for text in texts)
                 rows.append(f"  {name:<8} {line['epoch']:>6} {cells}{kind}")
     return rows
 
 
-def is_trivial(classes: int | None) -> bool:
-    """Returns whether there are so few classes that top-5 accuracy is always 100 %; None for an unknown number."""
-    return classes is not None and classes <= 5
-
-
-def top5_text(value: float, digits: int, classes: int) -> str:
-    """Returns top-5 accuracy; "-" of so few classes that it is always 100 %."""
-    return "-" if is_trivial(classes) else f"{value:.{digits}f}"
+def _top5(value: float, classes: int) -> str:
+    """Top-5 accuracy; "-" of so few classes that it is always 100 %."""
+    return f"{value:.3f}" if classes > 5 else "-"
 
 
 def print_rows(rows: Mapping[str, str]) -> None:

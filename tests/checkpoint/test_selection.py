@@ -85,8 +85,8 @@ def test_all_name_the_same_epoch(
         assert checkpoints.read_meta("best")["epoch"] == best
     assert result_table(lines, classes=10)[1].split()[:2] == ["best", str(best)]
     history = History([line | {"epochs_done": line["epoch"]} for line in lines])
-    assert next(iter(_tiles(history, 10))).more == f"epoch {best}"
-    table = _epochs(history, 10)
+    assert next(iter(_tiles(history))).more == f"epoch {best}"
+    table = _epochs(history)
     assert table is not None and table.bold == best - 1
     assert f"{10 * best} (best)" in saved_text(tmp_path / "c", lines)
 
