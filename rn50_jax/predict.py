@@ -21,12 +21,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.inference.image_files import Decoded, Found, batched, decode_files, find_images
 from rn50_jax.inference.output_formats import FOR_PEOPLE, FORMATS, Answer
 from rn50_jax.inference.predict_step import predict_step
-from rn50_jax.inference.trained_model import (
-    TrainedModel,
-    load_for_inference,
-    load_model,
-    warn_assumed,
-)
+from rn50_jax.inference.trained_model import TrainedModel, load_for_inference, load_model, warn_assumed
 from rn50_jax.io.files import written_whole
 from rn50_jax.io.messages import tell_end
 from rn50_jax.io.text import counted
@@ -80,25 +75,19 @@ def answers(
     decoded = decode_files(trained.config, files, by_pillow=by_pillow)
     batches = batched(decoded, batch_size * len(trained.devices))
     first = next(batches, [])
-    devices = trained.devices
-    if len(first) <= batch_size:  # then it is the only one, or there is one device
-        devices = devices[:1]
-        batch_size = len(first)
-    classify: Classify | None = None
-    waiting: tuple[list[Decoded], jax.Array | None] = ([], None)
+    devices = trained.devices if len(first) > batch_size else trained.devices[:1]  # one has room for all
+    classify = make_classifier(trained, batch_size=min(batch_size, len(first)), devices=devices)
+    waiting: Iterator[Answer] = iter(())
     for batch in chain([first], batches):
         images = [item.image for item in batch if item.image is not None]
-        if images and classify is None:
-            classify = make_classifier(trained, batch_size=batch_size, devices=devices)
-        probabilities = classify(images) if images and classify else None
-        # The answers before are given while this batch is on the device.
-        yield from _tell(*waiting, names, top_k)
-        waiting = (batch, probabilities)
-    yield from _tell(*waiting, names, top_k)
+        probabilities = classify(images) if images else None
+        yield from waiting  # the answers before are given while this batch is on the device
+        waiting = _tell(batch, probabilities, names, top_k)
+    yield from waiting
 
 
 def _tell(batch: list[Decoded], probabilities: jax.Array | None, names: Sequence[str], top_k: int) -> Iterator[Answer]:
-    rows = iter(()) if probabilities is None else iter(np.asarray(probabilities).reshape(-1, len(names)))
+    rows = iter(() if probabilities is None else np.asarray(probabilities).reshape(-1, len(names)))
     for decoded in batch:
         if decoded.image is None:
             yield {"file": decoded.file, "error": decoded.problem}

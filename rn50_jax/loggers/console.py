@@ -183,7 +183,7 @@ def train_line(metrics: Mapping[str, float], place: str, step: str, left: float 
     return [*parts, (4, f"ETA {'-' if left is None else clock(left)}")]
 
 
-def validation_parts(metrics: Mapping[str, float], prefix: str = "val", *, classes: int) -> list[tuple[int, str]]:
+def validation_parts(metrics: Mapping[str, float], prefix: str, *, classes: int) -> list[tuple[int, str]]:
     """Returns the numbers of a validation as `Console.line` takes them.
 
     Args:
@@ -200,9 +200,9 @@ def validation_parts(metrics: Mapping[str, float], prefix: str = "val", *, class
     ]
 
 
-def validation_text(metrics: Mapping[str, float], prefix: str = "val", *, classes: int) -> str:
+def validation_text(metrics: Mapping[str, float], *, classes: int) -> str:
     """Returns the numbers of a validation as one line, the same in training and offline evaluation."""
-    return "  ".join(text for _, text in validation_parts(metrics, prefix, classes=classes))
+    return "  ".join(text for _, text in validation_parts(metrics, "val", classes=classes))
 
 
 def result_table(validations: Sequence[dict[str, Any]], *, classes: int) -> list[str]:

@@ -99,14 +99,9 @@ def dle_parameters(run: RunFacts) -> dict[str, Any]:
 
 
 class _Logged(TypedDict):
-    """A line about some steps, an epoch or the run."""
+    """A line about some steps, an epoch, the run or its parameters."""
 
-    step: list[int]
-    data: dict[str, float | None]
-
-
-class _Parameters(TypedDict):
-    step: Literal["PARAMETER"]
+    step: list[int] | Literal["PARAMETER"]
     data: dict[str, Any]
 
 
@@ -175,24 +170,22 @@ class DleLog:
         """
         with open_regular(self._path) as file:
             lines = [line.removeprefix(_START) for line in file.read().split(b"\n") if line.startswith(_START)]
-        epochs: dict[int, dict[str, float | None]] = {}
+        epochs: dict[int, dict[str, Any]] = {}
         counts = True
         for line in lines:
-            with suppress(ValueError):
-                evaluates = bool(parse_json(line, _Parameters)["data"].get("evaluate"))
-                counts = evaluates == self._evaluates
-                if evaluates and counts:
-                    epochs.clear()
-            with suppress(ValueError):  # a parameter's or unit's, or what others have written
+            with suppress(ValueError):  # a unit's, or what others have written
                 found = parse_json(line, _Logged)
-                if counts and len(found["step"]) == 1:
+                if found["step"] == "PARAMETER":
+                    counts = bool(found["data"].get("evaluate")) == self._evaluates
+                    if self._evaluates and counts:
+                        epochs.clear()
+                elif counts and len(found["step"]) == 1:
                     epochs[found["step"][0]] = found["data"]  # an epoch that was repeated after a kill counts once
-        result: dict[str, float] = {}
-        for name in METRICS:
-            values = [value for epoch in sorted(epochs) if (value := epochs[epoch].get(name)) is not None]
-            if values:
-                result[name] = _over_the_run(name, values)
-        self._add([], result)
+        values = {
+            name: [x for epoch in sorted(epochs) if isinstance(x := epochs[epoch].get(name), int | float)]
+            for name in METRICS
+        }
+        self._add([], {name: _over_the_run(name, found) for name, found in values.items() if found})
 
     def _named(self, metrics: Metrics) -> dict[str, float]:
         found = dict(metrics)

@@ -78,7 +78,7 @@ def read_history(path: Path) -> History:
         kind = next((name.split(".")[0] for name in line if name not in KEYS), "")
         found.pop((kind, line["epochs_done"]), None)  # so that the later line stands later
         found[kind, line["epochs_done"]] = line
-    return History(list(found.values()), len(every.bad) - _ends_in_half(path, every.bad))
+    return History(list(found.values()), len(every.bad))
 
 
 def last_line(path: Path) -> dict[str, Any]:
@@ -98,8 +98,6 @@ def last_line(path: Path) -> dict[str, Any]:
 def set_aside_unreadable(path: Path) -> None:
     """Moves the lines of a metrics file that are none of metrics to a file beside it, and says so.
 
-    Half a line at its end, which a killed run leaves, is moved without a word.
-
     Raises:
       OSError: a file cannot be read or written; the metrics file is as it was then.
     """
@@ -112,24 +110,14 @@ def set_aside_unreadable(path: Path) -> None:
     found = read_json_lines(path, _LINE).bad
     if not found:
         return
-    bad, reported = set(found), len(found) - _ends_in_half(path, found)
+    bad = set(found)
     lines = path.read_bytes().removeprefix(BOM).split(b"\n")
     moved = [line for line in lines if line.strip() in bad]
     with closing(Appended(damaged)) as file:
         file.write(b"".join(line + b"\n" for line in moved))
     kept = [line for line in lines if line.strip() and line.strip() not in bad]
     write_whole(path, b"".join(line + b"\n" for line in kept), own=True)
-    if reported:
-        warn(f"{path}: moved {counted(reported, 'line')} without metrics to {damaged}")
-
-
-def _ends_in_half(path: Path, bad: list[bytes]) -> bool:
-    """Is the last of the bad lines half a line at the end of the file, as a killed run leaves it?"""
-    if not bad or not bad[-1].startswith(b"{"):
-        return False
-    with open_regular(path) as file:
-        file.seek(-len(bad[-1]), os.SEEK_END)
-        return file.read() == bad[-1]
+    warn(f"{path}: moved {counted(len(found), 'line')} without metrics to {damaged}")
 
 
 def _check_line(line: dict[str, Any]) -> dict[str, Any]:
