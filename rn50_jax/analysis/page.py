@@ -20,7 +20,7 @@ from rn50_jax.io.files import no_such_run, write_whole
 from rn50_jax.io.text import decimal, shell
 from rn50_jax.loggers.console import clock
 from rn50_jax.loggers.goodput import PHASES
-from rn50_jax.loggers.history import History, metrics_file, read_config, read_facts, read_history
+from rn50_jax.loggers.history import History, metrics_file, read_description, read_history
 from rn50_jax.runtime.machine import gpu_lines
 
 _PHASE_COLORS = dict(zip(PHASES, ("#999999", *(f"var(--c{number})" for number in (3, 0, 5, 2, 4, 1))), strict=True))
@@ -62,7 +62,7 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
         longest=_LONG,
         changed=Table(["key", "value", "default"], changed),
         keys=Table(["key", "value"], [[key, str(value)] for key, value in keys.items()]) if keys else None,
-        **_hardware(read_facts(run)),
+        **_hardware(read_description(run / "run.json")),
         now=time.strftime("%Y-%m-%d %H:%M"),
     )
     write_whole(target, text)
@@ -71,7 +71,7 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
 def _keys(run: Path) -> dict[str, Any]:
     """Reads the configuration of a work folder by dotted keys; {} if it has none."""
     try:
-        return tree.flatten(tree.from_tree(read_config(run)))
+        return tree.flatten(tree.from_tree(read_description(run / "config.json")))
     except UserError:
         return {}
 

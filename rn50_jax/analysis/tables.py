@@ -54,15 +54,14 @@ def write_analysis(predictions: Predictions, folder: Path) -> None:
         names = predictions.class_names
         pairs = [(names[true], names[guess], count) for true, guess, count in predictions.confused_pairs()]
         _write_csv(folder / "confusion.csv", ["class", "taken_for", "images"], pairs, own=True)
+        mistakes = predictions.confident_mistakes()
         with look():
             save(draw_calibration(predictions.calibration()), folder / "calibration.png", own=True)
+            if predictions.images.files and len(mistakes):
+                save(draw_sheet(predictions, mistakes[:SHEET]), folder / "mistakes.png", own=True)
         if predictions.images.files:
-            mistakes = predictions.confident_mistakes()
             header = ["file", "class", "taken_for", "probability", "probability_of_class"]
             _write_csv(folder / "mistakes.csv", header, list(_mistakes(predictions, mistakes)), own=True)
-            if len(mistakes):
-                with look():
-                    save(draw_sheet(predictions, mistakes[:SHEET]), folder / "mistakes.png", own=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror} ({error.filename})") from error
 

@@ -1,8 +1,7 @@
 """ONNX models in 8-bit integers, by onnxruntime's static quantization, and what that costs in accuracy."""
 
 import logging
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -48,32 +47,28 @@ def quantize(
 
     Args:
       data: the file in float32.
-      calibration: images like those that the model will see.
+      calibration: images like those that the model will see, which are decoded into memory.
 
     Raises:
       UserError: none of the calibration images can be decoded.
     """
     from onnxruntime import quantization
 
-    used = 0
-
-    def batches() -> Generator[dict[str, np.ndarray]]:
-        nonlocal used
-        for batch in batched((found.image for found in decode(calibration) if found.image is not None), _BATCH):
-            used += len(batch)
-            yield {"image": convert(np.stack(batch))}
-
+    images = [decoded.image for decoded in decode(calibration) if decoded.image is not None]
+    if not images:
+        raise UserError(f"none of the images of --calibration, such as {calibration[0].file}, can be decoded")
+    batches = ({"image": convert(np.stack(batch))} for batch in batched(images, _BATCH))
     # It warns of a preparation that a graph with folded BatchNorm and known shapes does not need.
     logging.disable(logging.WARNING)
     try:
         # Elsewhere than the result: onnxruntime takes no path that is not UTF-8.
-        with closing(batches()) as reader, TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder:
             source, target = Path(folder, "float32"), Path(folder, "int8")
             source.write_bytes(data)
             quantization.quantize_static(
                 source,
                 target,
-                SimpleNamespace(get_next=lambda: next(reader, None)),
+                SimpleNamespace(get_next=lambda: next(batches, None)),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=_OPERATORS,
                 per_channel=True,
@@ -82,15 +77,11 @@ def quantize(
                 calibrate_method=quantization.CalibrationMethod.MinMax,
             )
             small = target.read_bytes()
-    except ValueError:
-        if used:
-            raise
-        raise UserError(f"none of the images of --calibration, such as {calibration[0].file}, can be decoded") from None
     finally:
         logging.disable(logging.NOTSET)
     return small, {
         "method": "static, QDQ, int8 weights per channel, int8 activations per tensor, MinMax",
-        "calibration_images": used,
+        "calibration_images": len(images),
         "operators": _OPERATORS,
         "bytes_before": len(data),
         "bytes_after": len(small),

@@ -16,7 +16,7 @@ from rn50_jax.checkpoint.selection import best_validation, better_weights
 from rn50_jax.config.derived import Plan
 from rn50_jax.io.messages import keep, say
 from rn50_jax.io.terminal import columns, fit
-from rn50_jax.io.text import counted, decimal, printable
+from rn50_jax.io.text import counted, decimal
 from rn50_jax.loggers.base import Record
 from rn50_jax.loggers.goodput import goodput_text
 from rn50_jax.runtime.machine import peak_text
@@ -91,12 +91,9 @@ class Console:
           parts: the text, or (priority, text) in order: in a terminal that is too narrow for all of them, those with
             the lowest priority are omitted.
         """
-        if not isinstance(parts, str):
-            keep(printable("  ".join(text for _, text in parts)))
-            parts = "  ".join(_fitting(parts, columns(sys.stdout)))
-        else:
-            keep(parts)
-        self._console.print(fit(parts, sys.stdout), markup=False)
+        parts = [(0, parts)] if isinstance(parts, str) else parts
+        keep("  ".join(text for _, text in parts))
+        self._console.print(fit("  ".join(_fitting(parts, columns(sys.stdout))), sys.stdout), markup=False)
 
     def advance(self, step: int) -> None:
         """Moves the bars to `step` of the run; costs no look at the device."""
@@ -216,10 +213,9 @@ def result_table(validations: Sequence[dict[str, Any]], *, classes: int) -> list
         for prefix, kind in (("val", ""), ("val_ema", " averaged")):
             if f"{prefix}.top1" in line:
                 top1, top5, loss = (line.get(f"{prefix}.{key}") for key in ("top1", "top5", "loss"))
-                texts = [f"{top1:.3f}", "-" if top5 is None else _top5(top5, classes)]
-                texts += ["-" if loss is None else decimal(loss, 5)]
-                cells = " ".join(f"{text:>9}" for text in texts)
-                rows.append(f"  {name:<8} {line['epoch']:>6} {cells}{kind}")
+                cells = [f"{top1:.3f}", "-" if top5 is None else _top5(top5, classes)]
+                cells.append("-" if loss is None else decimal(loss, 5))
+                rows.append(f"  {name:<8} {line['epoch']:>6} {' '.join(f'{cell:>9}' for cell in cells)}{kind}")
     return rows
 
 

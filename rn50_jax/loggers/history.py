@@ -55,7 +55,7 @@ def metrics_file(run: Path) -> Path:
         if os.path.isfile(run):  # noqa: PTH113
             return run
         raise UserError(no_such_run(run))
-    report = read_config(run).get("report")
+    report = read_description(run / "config.json").get("report")
     name = report.get("file") if isinstance(report, dict) else None
     path = run / (name if isinstance(name, str) and is_plain_name(name) else "metrics.jsonl")
     if not os.path.isfile(path):  # noqa: PTH113
@@ -146,17 +146,8 @@ _PLACE: dict[str, tuple[Any, float, float]] = {
 _LINE = Annotated[dict[str, int | float | None], AfterValidator(_check_line)]
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """Reads the resolved configuration of a work folder; {} if it has none."""
-    return _read_json(run / "config.json")
-
-
-def read_facts(run: Path) -> dict[str, Any]:
-    """Reads command, start, devices and versions of a work folder's last process; {} if there are none."""
-    return _read_json(run / "run.json")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_description(path: Path) -> dict[str, Any]:
+    """Reads `config.json` or `run.json` of a work folder; {} if it cannot be read."""
     try:
         return read_json(path, dict[str, Any])
     except (OSError, ValueError):

@@ -12,7 +12,7 @@ from helpers.runs import read_lines
 
 from rn50_jax import plot
 from rn50_jax.errors import UserError
-from rn50_jax.loggers.history import last_line, read_config, read_facts, read_history, set_aside_unreadable, write_csv
+from rn50_jax.loggers.history import last_line, read_description, read_history, set_aside_unreadable, write_csv
 
 GOOD = {"time": 1, "step": 1, "epoch": 1, "epochs_done": 1}
 
@@ -107,7 +107,7 @@ def test_a_huge_file_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for name in ("config.json", "run.json"):
         (tmp_path / "run" / name).touch()
         os.truncate(tmp_path / "run" / name, 1 << 33)
-    assert read_config(tmp_path / "run") == read_facts(tmp_path / "run") == {}
+        assert read_description(tmp_path / "run" / name) == {}
     (tmp_path / "run" / "metrics.jsonl.damaged").touch()
     set_aside_unreadable(path)
     assert not path.exists() and (tmp_path / "run" / "metrics.jsonl.damaged-2").stat().st_size == 1 << 33
