@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from rn50_jax import cli
 from rn50_jax.analysis.curves import SUFFIXES, VALIDATION_FIGURES, Run, look, overview, save, single
 from rn50_jax.config import loading as configs
@@ -74,25 +76,18 @@ def _draw(runs: Sequence[Run], args: argparse.Namespace) -> None:
         if args.figures:
             args.figures.mkdir(parents=True, exist_ok=True)
             for panel in VALIDATION_FIGURES:
-                figure = single(panel, runs)
-                for path in _targets(args.figures / panel.name):
-                    save(figure, path)
-                    say(str(path))
+                _save(single(panel, runs), args.figures / panel.name)
         if args.out or not args.figures:
-            figure = overview(runs, args.smooth)
-            for path in _targets(args.out or _default_target(args.runs)):
-                save(figure, path, own=not args.out)
-                say(str(path))
+            run = args.runs[0]
+            folder = Path() if len(runs) > 1 else run if run.is_dir() else run.parent
+            _save(overview(runs, args.smooth), args.out or folder / "curves", own=not args.out)
 
 
-def _targets(path: Path) -> list[Path]:
-    return [path] if path.suffix in SUFFIXES else [path.with_name(path.name + end) for end in (".png", ".svg")]
-
-
-def _default_target(runs: Sequence[Path]) -> Path:
-    if len(runs) > 1:
-        return Path("curves")
-    return (runs[0] if runs[0].is_dir() else runs[0].parent) / "curves"
+def _save(figure: Figure, target: Path, *, own: bool = False) -> None:
+    for end in [""] if target.suffix in SUFFIXES else [".png", ".svg"]:
+        path = target.with_name(target.name + end)
+        save(figure, path, own=own)
+        say(str(path))
 
 
 def _labels(runs: Sequence[Path], given: str | None) -> list[str]:

@@ -148,14 +148,12 @@ def main(argv: Sequence[str]) -> int:
 def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, form: str | None) -> int:
     suffix = out.suffix.lower().removeprefix(".") if out else ""
     form = form or (suffix if suffix in FORMATS else "table")
-    done, failures = 0, 0
+    failed: list[bool] = []
     total = None if "-" in words else (lambda: sum(1 for _ in find_images(words)))
 
     def counting(answers: Iterator[Answer], advance: Callable[[int], None]) -> Iterator[Answer]:
-        nonlocal done, failures
         for answer in answers:
-            done += 1
-            failures += "error" in answer
+            failed.append("error" in answer)
             advance(1)
             yield answer
 
@@ -177,11 +175,11 @@ def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, for
             raise
         raise UserError(f"cannot write {out or 'standard output'}: {error.strerror}") from error
     # JSON in a terminal may be copied from there.
-    if out or (done > 1 and not (sys.stdout.isatty() and form in ("json", "jsonl"))):
-        failed = f", {failures:,} failed" if failures else ""
+    if out or (len(failed) > 1 and not (sys.stdout.isatty() and form in ("json", "jsonl"))):
+        failures = f", {sum(failed):,} failed" if any(failed) else ""
         where = f"; the answers are in {out}" if out else ""
-        tell_end(f"{counted(done - failures, 'image')} classified{failed}{where}")
-    return 1 if failures else 0
+        tell_end(f"{counted(failed.count(False), 'image')} classified{failures}{where}")
+    return int(any(failed))
 
 
 if __name__ == "__main__":
