@@ -11,10 +11,10 @@ from rn50_jax import cli
 from rn50_jax.analysis.curves import SUFFIXES, VALIDATION_FIGURES, Run, look, overview, save, single
 from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import written_whole
+from rn50_jax.io.files import write_whole
 from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted
-from rn50_jax.loggers.history import History, metrics_file, read_history, write_csv
+from rn50_jax.loggers.history import History, metrics_file, read_history, to_csv
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +46,11 @@ def main(argv: Sequence[str]) -> int:
     histories = [_read(run) for run in args.runs]
     try:
         if args.csv:
-            _write_csv(histories[0], args.csv)
+            if args.csv == "-":
+                sys.stdout.write(to_csv(histories[0]))
+            else:
+                write_whole(Path(args.csv), to_csv(histories[0]))
+                say(args.csv)
         if args.html:
             from rn50_jax.analysis.page import write_page  # looks at the model and its data
 
@@ -102,15 +106,6 @@ def _labels(runs: Sequence[Path], given: str | None) -> list[str]:
     folders = [run.resolve() if run.is_dir() else run.resolve().parent for run in runs]
     names = [folder.name for folder in folders]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
-
-
-def _write_csv(history: History, target: str) -> None:
-    if target == "-":
-        write_csv(history, sys.stdout)
-        return
-    with written_whole(Path(target)) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        write_csv(history, file)
-    say(target)
 
 
 if __name__ == "__main__":

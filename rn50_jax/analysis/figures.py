@@ -59,17 +59,12 @@ def draw_calibration(calibration: Calibration) -> Figure:
 
 
 def thumbnail(predictions: Predictions, row: int, size: int) -> Image.Image | None:
-    """Returns the image of a row, at most `size` pixels high and wide, small ones enlarged; None if that fails."""
+    """Returns the image of a row as large as fits into `size` pixels high and wide; None if that fails."""
     try:
         data = to_decodable(read_image(predictions.images, int(predictions.places[row])), predictions.rendering)
         with Image.open(io.BytesIO(data)) as image:
             image.draft("RGB", (2 * size, 2 * size))  # large JPEGs are decoded at a fraction of their size
             upright = ImageOps.exif_transpose(image) if predictions.rendering.exif_rotation else image
-            picture = upright.convert("RGB")
+            return ImageOps.contain(upright.convert("RGB"), (size, size))
     except Exception:  # DALI reads files that Pillow does not
         return None
-    if max(picture.size) <= size // 2:
-        factor = size // max(picture.size)
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    picture.thumbnail((size, size))
-    return picture

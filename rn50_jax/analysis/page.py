@@ -108,7 +108,7 @@ def _tiles(history: History) -> Iterator[Tile]:
 
 
 def _seconds(history: History) -> dict[str, float]:
-    line = history.last("goodput.")
+    line: dict[str, Any] = next((line for line in reversed(history.lines) if "goodput.train" in line), {})
     return {phase: line[f"goodput.{phase}"] for phase in PHASES if (line.get(f"goodput.{phase}") or 0) > 0}
 
 

@@ -41,7 +41,7 @@ def look_at_mistakes(trained: TrainedModel) -> dict[str, Any]:
     return {
         "about": f"{trained.name}, on {counted(result['val.images'], 'validation image')}: "
         f"top-1 {result['val.top1']:.2f} %, top-5 {result['val.top5']:.2f} %, {counted(wrong, 'mistake')}.",
-        "classes": len(predictions.per_class()),
+        "classes": len(np.unique(predictions.labels)),
         "worst": _worst(predictions),
         "calibration": drawn,
         "bins": BINS,

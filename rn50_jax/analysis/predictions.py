@@ -80,13 +80,9 @@ class Predictions(NamedTuple):
         """Returns the calibration of the best guesses."""
         return calibration(self.probabilities[:, 0], self.right())
 
-    def per_class(self, names: Sequence[str] = ()) -> list[ClassResult]:
-        """Returns each class that has images, the one with the smallest top-1 first.
-
-        Args:
-          names: of the classes, if they are not to be `class_names`.
-        """
-        names, confusion = names or self.class_names, self.confusion()
+    def per_class(self, names: Sequence[str]) -> list[ClassResult]:
+        """Returns each class that has images, the one with the smallest top-1 first; its name is one of `names`."""
+        confusion = self.confusion()
         hits = np.diagonal(confusion).copy()
         hits5 = np.bincount(self.labels[(self.classes == self.labels[:, None]).any(axis=1)], minlength=len(names))
         np.fill_diagonal(confusion, 0)

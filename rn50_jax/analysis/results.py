@@ -22,11 +22,7 @@ def saved_text(folder: Path) -> str:
 
 
 def tell_where(workdir: Path, metrics: Path) -> None:
-    """Draws the curves of a finished run, and says where everything lies.
-
-    Args:
-      metrics: the run's metrics file.
-    """
+    """Draws the curves of a finished run from its metrics file, and says where everything lies."""
     curves = workdir / "curves.png"
     rows = {"metrics": str(metrics), "curves": str(curves)}
     try:

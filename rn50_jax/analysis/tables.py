@@ -49,7 +49,7 @@ def write_analysis(predictions: Predictions, folder: Path) -> None:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [result._asdict() for result in predictions.per_class()]
+        rows = [result._asdict() for result in predictions.per_class(predictions.class_names)]
         _write_csv(folder / "per_class.csv", list(rows[0]), [list(row.values()) for row in rows], own=True)
         names = predictions.class_names
         pairs = [(names[true], names[guess], count) for true, guess, count in predictions.confused_pairs()]

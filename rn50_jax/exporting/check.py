@@ -1,15 +1,17 @@
 """Exported files against the model that they come from, on real images."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib.resources import as_file, files
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from rn50_jax.data.normalize import Normalization, normalize
+from rn50_jax.data.normalize import Normalization
 from rn50_jax.errors import RunStopped
 from rn50_jax.inference.image_files import Decoded, Found
+from rn50_jax.inference.predict_step import logits_of
 from rn50_jax.models.resnet import ResNet, Variables
 
 T = TypeVar("T")
@@ -47,16 +49,14 @@ def outputs(
     model: ResNet, variables: Variables, images: np.ndarray, normalization: Normalization, output: str
 ) -> np.ndarray:
     """Returns what a model gives for images, uint8 [N, S, S, 3]: float32 [N, K], `output` as in `Form`."""
-    apply = jax.jit(lambda variables, x: model.apply(variables, normalize(x, normalization), train=False))
-    logits = apply(variables, images)
+    logits = jax.jit(partial(logits_of, model=model, normalization=normalization))(variables, images)
     return np.asarray(jax.nn.softmax(logits) if output == "probabilities" else logits)
 
 
 def check(run: Run, inputs: np.ndarray, wanted: np.ndarray, *, tolerance: float) -> dict[str, Any]:
-    """Compares an exported file with the model as it was trained, for one image and several.
+    """Compares an exported file, loaded again, with the model as it was trained, for one image and several.
 
     Args:
-      run: the file, loaded again.
       inputs: real images as the file takes them.
       wanted: float32 [N, K], the outputs of the trained model.
       tolerance: for the largest difference, as a part of the largest output.

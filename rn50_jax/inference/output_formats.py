@@ -14,11 +14,7 @@ Answer = dict[str, Any]
 
 
 def write_lines(answers: Iterable[Answer], file: TextIO, *, form: str) -> None:
-    """Writes for people: a line with the file and one for each class, whatever is in their names.
-
-    Args:
-      form: of a class's line, with its {name} and {percent}.
-    """
+    """Writes for people: a line with the file and one for each class, with its {name} and {percent}, as in `form`."""
     for answer in answers:
         first = printable(answer["file"] + (f": {answer['error']}" if "error" in answer else ""))
         print(fit(first, file), file=file)

@@ -46,7 +46,7 @@ class RunFacts(NamedTuple):
     """What loggers may need of a run to open their logs.
 
     config: the values of all keys, by dotted names. peak_lr: the largest learning rate. accumulation: forward passes
-    per update. first_step: of this process. config_text: config.json's.
+    per update. first_step: of this process.
     """
 
     workdir: Path
@@ -56,7 +56,6 @@ class RunFacts(NamedTuple):
     accumulation: int = 1
     steps_per_epoch: int = 1
     first_step: int = 0
-    config_text: str = ""
 
 
 class Persistent:
@@ -104,7 +103,6 @@ class Background:
     """A logger that talks to a server, in a thread of its own: nothing that it does makes the training wait.
 
     Args:
-      name: for messages.
       open_logger: makes the logger, in that thread.
       opening: seconds to wait for that at the start.
       patience: seconds to wait at the end for what has not been sent yet.

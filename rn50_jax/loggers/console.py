@@ -38,10 +38,8 @@ class Console:
     Standard output that is no terminal, or one that cannot move its cursor (TERM=dumb), gets the lines alone.
 
     Args:
-      first_step: of this process.
       eval_batches: of one validation.
       validations: lines of `metrics.jsonl` of the run's earlier processes.
-      classes: of the data.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ import pytest
 from helpers.logs import files_of_at_most, record, wandb_records
 from helpers.trees import make_config
 
-from rn50_jax.config.tree import flatten, to_json
+from rn50_jax.config.tree import flatten
 from rn50_jax.errors import UserError
 from rn50_jax.io.lines import LineFile
 from rn50_jax.loggers import available, base
@@ -189,7 +189,7 @@ def test_events_are_read_by_tensorboard_and_repeated_steps_count_once(tmp_path: 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert crc32c(bytes(32)) == 0x8A9136AA  # the example of the RFC
-    facts = RunFacts(tmp_path, {}, 1, 0.1, config_text=to_json(make_config(tmp_path)))
+    facts = RunFacts(tmp_path, flatten(make_config(tmp_path)), 1, 0.1)
     for first_step, value in ((0, 1.0), (20, 2.0)):
         with closing(TensorBoard(facts._replace(first_step=first_step))) as log:
             for step in range(first_step + 10, first_step + 50, 10):
@@ -202,7 +202,7 @@ def test_events_are_read_by_tensorboard_and_repeated_steps_count_once(tmp_path: 
     assert [(p.step, p.value) for p in points] == [(10, 1.0), (20, 1.0), *((s, 2.0) for s in (30, 40, 50, 60))]
     assert points[0].wall_time == 1010.0
     text = events.Tensors("config")[0].tensor_proto.string_val[0].decode()
-    assert json.loads(text.strip("`\n"))["data"]["dir"] == str(tmp_path)
+    assert json.loads(text.strip("`\n"))["data.dir"] == str(tmp_path)
     for path in (tmp_path / "tensorboard").iterdir():
         data = path.read_bytes()
         while data:  # length, its checksum, content, its checksum
