@@ -15,7 +15,7 @@ from rn50_jax.exporting import onnx_file, stablehlo
 from rn50_jax.exporting.check import TOLERANCES, check, check_images, evenly, outputs
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Form, describe, make_exportable
 from rn50_jax.exporting.onnx_graph import to_onnx
-from rn50_jax.exporting.quantize import compare, find_calibration, mark_quantized, quantize
+from rn50_jax.exporting.quantize import compare, find_calibration, quantize
 from rn50_jax.inference.image_files import Found, decode_files, found_in
 from rn50_jax.inference.trained_model import (
     TrainedModel,
@@ -119,7 +119,7 @@ def export_graph(
             how: Any = {"decode": partial(decode_files, trained.config), "convert": exportable.convert}
             data, cost = quantize(data, calibration, **how)
             cost |= compare(run, onnx_file.load_onnx(data), evenly(val, val_images), **how)
-            data, facts["quantisation"] = mark_quantized(data, cost), cost
+            facts["quantisation"] = cost
             say(
                 "in 8-bit integers, calibrated with {calibration_images} images: top-1 {top1_after:.2f} %, before "
                 "{top1_before:.2f} %, on {val_images} images of val/; {same_class:.2f} % are given the same class; "

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from rn50_jax.analysis.curves import Run, drawable, kinds_drawn, look, single
 from rn50_jax.analysis.page_html import THEME, LegendItem, Table, Tile, inline_svg, render
@@ -44,6 +43,11 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
     title, keys, default = run.resolve().name, _keys(run), tree.flatten(config)
     changed = [[key, str(x), str(default.get(key, "-"))] for key, x in keys.items() if x != default.get(key)]
     drawn = Run(title, history)
+    with look():
+        panels = [
+            inline_svg(single(x, [drawn], size=(4.4, 3.0), legend=False), f"{x.label} over the epochs", x.name)
+            for x in drawable([drawn])
+        ]
     problem, mistakes = None, None
     try:
         mistakes = look_at_mistakes(load_best(run, overrides))
@@ -54,7 +58,7 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
         about=_about(keys, history),
         tiles=list(_tiles(history)),
         kinds=[LegendItem(label, THEME[color.lower()]) for label, color in kinds_drawn(drawn)],
-        panels=list(_panels(drawn)),
+        panels=panels,
         problem=problem,
         mistakes=mistakes,
         seconds=list(_shares(history)),
@@ -110,13 +114,6 @@ def _tiles(history: History) -> Iterator[Tile]:
 def _seconds(history: History) -> dict[str, float]:
     line: dict[str, Any] = next((line for line in reversed(history.lines) if "goodput.train" in line), {})
     return {phase: line[f"goodput.{phase}"] for phase in PHASES if (line.get(f"goodput.{phase}") or 0) > 0}
-
-
-def _panels(run: Run) -> Iterator[Markup]:
-    for panel in drawable([run]):
-        with look():
-            figure = single(panel, [run], size=(4.4, 3.0), legend=False)
-        yield inline_svg(figure, f"{panel.label} over the epochs", panel.name)
 
 
 def _shares(history: History) -> Iterator[LegendItem]:

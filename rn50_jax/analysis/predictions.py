@@ -15,14 +15,13 @@ BINS = 15  # of confidence, as in Guo et al.
 class Calibration(NamedTuple):
     """Confidence against accuracy.
 
-    error: the expected calibration error. counts: int64 [M] images in each bin. accuracy, confidence: float64 [M], the
-    bin's share of right answers and mean confidence, NaN in an empty one.
+    error: the expected calibration error. counts: int64 [M] images in each bin. accuracy: float64 [M], the bin's share
+    of right answers, NaN in an empty one.
     """
 
     error: float
     counts: np.ndarray
     accuracy: np.ndarray
-    confidence: np.ndarray
 
 
 class ClassResult(NamedTuple):
@@ -127,7 +126,7 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> 
         mean = np.bincount(place, weights=confidence, minlength=bins) / counts
     gaps = np.abs(accuracy - mean)
     error = float(np.sum(counts * np.where(counts > 0, gaps, 0.0)) / max(len(confidence), 1))
-    return Calibration(error, counts, accuracy, mean)
+    return Calibration(error, counts, accuracy)
 
 
 def cut(name: str, most: int) -> str:

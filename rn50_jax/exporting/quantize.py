@@ -12,7 +12,6 @@ import numpy as np
 from rn50_jax.errors import UserError
 from rn50_jax.exporting.check import Decode, Run, evenly
 from rn50_jax.inference.image_files import Found, batched, find_images
-from rn50_jax.io.json_files import to_json
 from rn50_jax.runtime.progress_bar import progress
 
 # From decoded images to what a model takes, both of [N, ...].
@@ -115,12 +114,3 @@ def compare(
         "top1_loss": float(share[1] - share[2]),
         "same_class": float(share[3]),
     }
-
-
-def mark_quantized(data: bytes, facts: dict[str, Any]) -> bytes:
-    """Returns an ONNX file that also says what is known of its quantization."""
-    import onnx
-
-    model = onnx.load_from_string(data)
-    model.metadata_props.add(key="quantisation", value=to_json(facts))
-    return bytes(model.SerializeToString())

@@ -126,7 +126,8 @@ class Console:
         step = f"step {record.step:>{len(str(plan.total_steps))}}/{plan.total_steps}"
         self.line(train_line(metrics, self._place(record.epoch), step, left))
         if left is not None and first:
-            until = f"about {clock(left)} of training to go, until {time_of_day(left)}, validation not counted"
+            then = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
+            until = f"about {clock(left)} of training to go, until {then}, validation not counted"
             self.line(f"{'expected':<10} {'; '.join(filter(None, (until, peak_text())))}")
 
     def _validated(self, record: Record) -> None:
@@ -232,10 +233,3 @@ def clock(seconds: float) -> str:
     """Returns seconds as hours, minutes and seconds, such as 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-
-
-def time_of_day(seconds_from_now: float) -> str:
-    """Returns the time of day that will be then, with the date unless it is today."""
-    then = time.localtime(time.time() + seconds_from_now)
-    today = time.strftime("%Y-%m-%d", then) == time.strftime("%Y-%m-%d")
-    return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", then)
