@@ -5,10 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from rn50_jax import cli
-from rn50_jax.analysis.curves import SUFFIXES, VALIDATION_FIGURES, Run, look, overview, save, single
+from rn50_jax.analysis.curves import VALIDATION_FIGURES, Run, look, overview, save, single
 from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import write_whole
@@ -76,21 +74,17 @@ def _read(run: Path) -> History:
 
 
 def _draw(runs: Sequence[Run], args: argparse.Namespace) -> None:
+    written: list[Path] = []
     with look():
         if args.figures:
             args.figures.mkdir(parents=True, exist_ok=True)
             for panel in VALIDATION_FIGURES:
-                _save(single(panel, runs), args.figures / panel.name)
+                written += save(single(panel, runs), args.figures / panel.name)
         if args.out or not args.figures:
             run = args.runs[0]
             folder = Path() if len(runs) > 1 else run if run.is_dir() else run.parent
-            _save(overview(runs, args.smooth), args.out or folder / "curves", own=not args.out)
-
-
-def _save(figure: Figure, target: Path, *, own: bool = False) -> None:
-    for end in [""] if target.suffix in SUFFIXES else [".png", ".svg"]:
-        path = target.with_name(target.name + end)
-        save(figure, path, own=own)
+            written += save(overview(runs, args.smooth), args.out or folder / "curves", own=not args.out)
+    for path in written:
         say(str(path))
 
 
