@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
     history = read_history(metrics_file(run))
     config, _ = configs.load(str(configs.DEFAULT))
     configs.override(config, overrides)  # a mistake in them ends the command
-    title, keys, default = run.resolve().name, _keys(run), tree.flatten(config)
+    title, default, keys = run.resolve().name, tree.flatten(config), dict[str, Any]()
+    with suppress(UserError):  # the run's own config may be none
+        keys = tree.flatten(tree.from_tree(read_description(run / "config.json")))
     changed = [[key, str(x), str(default.get(key, "-"))] for key, x in keys.items() if x != default.get(key)]
     drawn = Run(title, history)
     with look():
@@ -70,14 +73,6 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
         now=time.strftime("%Y-%m-%d %H:%M"),
     )
     write_whole(target, text)
-
-
-def _keys(run: Path) -> dict[str, Any]:
-    """Reads the configuration of a work folder by dotted keys; {} if it has none."""
-    try:
-        return tree.flatten(tree.from_tree(read_description(run / "config.json")))
-    except UserError:
-        return {}
 
 
 def _about(keys: Mapping[str, Any], history: History) -> str:

@@ -1,7 +1,6 @@
 """A compiled-anywhere function, `jax.export`'s StableHLO with the weights inside, for CPU and CUDA."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rn50_jax.exporting.check import Run
@@ -15,9 +14,8 @@ def to_stablehlo(exportable: Exportable) -> bytes:
 
     `jax.export.deserialize` reads it in any later jax, for at least six months (jax's promise).
     """
-    form, image_size = exportable.form, exportable.image_size
     (batch,) = jax.export.symbolic_shape("batch")
-    image = jax.ShapeDtypeStruct((batch, *form.shape(image_size)), jnp.dtype(form.input))
+    image = jax.ShapeDtypeStruct((batch, *exportable.form.shape(exportable.image_size)), exportable.form.input)
     return bytes(jax.export.export(jax.jit(exportable.call), platforms=PLATFORMS)(image).serialize())
 
 

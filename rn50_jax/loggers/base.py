@@ -131,15 +131,15 @@ class Background:
 
     def _work(self) -> None:
         try:
-            try:
-                logger = self._open()
-            finally:
-                self._opened.set()
+            logger = self._open()
+            self._opened.set()
             while (record := self._queue.get()) is not None:
                 logger.log(record)
             logger.close()
         except Exception as error:
             warn(f"{self._name} has failed ({first_line(error, kind=True)}); the run goes on without it")
+        finally:
+            self._opened.set()
 
 
 def tagged(metrics: Mapping[str, float]) -> dict[str, float]:
