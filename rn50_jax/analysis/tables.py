@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rn50_jax.analysis.predictions import Predictions, cut
+from rn50_jax.analysis.predictions import ClassResult, Predictions, cut
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import telling_of_writes, write_whole, written_whole
 from rn50_jax.io.text import counted, csv_row, in_utf8, printable
@@ -49,9 +49,8 @@ def write_analysis(predictions: Predictions, folder: Path) -> None:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [result._asdict() for result in predictions.per_class(predictions.class_names)]
-        _write_csv(folder / "per_class.csv", list(rows[0]), [list(row.values()) for row in rows], own=True)
         names = predictions.class_names
+        _write_csv(folder / "per_class.csv", ClassResult._fields, predictions.per_class(names), own=True)
         pairs = [(names[true], names[guess], count) for true, guess, count in predictions.confused_pairs()]
         _write_csv(folder / "confusion.csv", ["class", "taken_for", "images"], pairs, own=True)
         mistakes = predictions.confident_mistakes()
