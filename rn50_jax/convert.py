@@ -5,12 +5,7 @@ from pathlib import Path
 
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
-from rn50_jax.inference.trained_model import (
-    load_run,
-    load_weights,
-    save_weights,
-    summary,
-)
+from rn50_jax.inference.trained_model import load_run, load_weights, save_weights, summary
 from rn50_jax.io.messages import say
 from rn50_jax.weights.files import SUFFIXES
 from rn50_jax.weights.metadata import beside

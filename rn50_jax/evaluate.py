@@ -10,10 +10,7 @@ from rn50_jax.analysis.predictions import BINS
 from rn50_jax.analysis.tables import check_target, tell_mistakes, write_analysis, write_predictions
 from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError
-from rn50_jax.inference.trained_model import (
-    load_model,
-    warn_assumed,
-)
+from rn50_jax.inference.trained_model import load_model, warn_assumed
 from rn50_jax.io.files import telling_of_writes
 from rn50_jax.io.json_files import write_json
 from rn50_jax.io.messages import say

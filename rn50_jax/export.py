@@ -5,19 +5,18 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
-from rn50_jax.data.image_set import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.exporting import onnx_file, stablehlo
-from rn50_jax.exporting.check import TOLERANCES, check, check_images, outputs, thin_out
+from rn50_jax.exporting.check import TOLERANCES, check, check_images, evenly, outputs
 from rn50_jax.exporting.form import INPUTS, LAYOUTS, OUTPUTS, Form, describe, make_exportable
-from rn50_jax.exporting.quantize import compare, find_calibration, mark_quantized, quantize
-from rn50_jax.inference.image_files import Found, decode_files
+from rn50_jax.exporting.onnx_graph import to_onnx
+from rn50_jax.exporting.quantize import compare, find_calibration, quantize
+from rn50_jax.inference.image_files import Found, decode_files, found_in
 from rn50_jax.inference.trained_model import (
     TrainedModel,
     describe_model,
@@ -27,9 +26,9 @@ from rn50_jax.inference.trained_model import (
     summary,
     warn_assumed,
 )
-from rn50_jax.io.files import written_whole
+from rn50_jax.io.files import write_whole
 from rn50_jax.io.messages import say
-from rn50_jax.io.text import first_line, in_utf8
+from rn50_jax.io.text import first_line
 from rn50_jax.weights.metadata import beside, refuse_foreign, write_beside
 
 # Formats, by the ends of their files' names.
@@ -81,15 +80,15 @@ def export_graph(
     form: Form,
     kind: str,
     out: Path,
-    val: ImageSet | None,
-    calibration: Sequence[Found] = (),
-    val_images: int | None = None,
+    val: Sequence[tuple[Found, int]],
+    calibration: Sequence[Found],
+    val_images: int | None,
 ) -> dict[str, Any]:
     """Writes a StableHLO or ONNX file that was loaded again and checked, or nothing.
 
     Args:
       kind: "stablehlo" or "onnx".
-      val: images to check the file on, if there are any.
+      val: images to check the file on, if there are any, and their labels.
       calibration: for an ONNX file in 8-bit integers.
       val_images: of `val`, on which its accuracy is measured; None for all.
 
@@ -102,43 +101,34 @@ def export_graph(
     """
     variables, precision = trained.load(), trained.config.precision
     exportable = make_exportable(trained, variables, form)
-    images = check_images(partial(decode_files, trained.config, by_pillow=True), val)
+    images = check_images(partial(decode_files, trained.config, by_pillow=True), [found for found, _ in val])
     facts = {"format": kind, **describe(describe_model(trained), form, onnx_file.LIBRARIES if kind == "onnx" else ())}
+    if kind == "onnx":
+        data = to_onnx(exportable, facts)
+        run = onnx_file.load_onnx(data)
+    else:
+        facts |= {"platforms": stablehlo.PLATFORMS, "precision": precision}
+        data = stablehlo.to_stablehlo(exportable)
+        run = stablehlo.load_stablehlo(data)
+    wanted = outputs(trained.model, variables, images, exportable.normalization, form.output)
+    facts["check"] = check(run, exportable.convert(images), wanted, tolerance=TOLERANCES[precision])
+    difference = f"differs by {facts['check']['largest_difference']:.1e} of the largest output"
+    say(f"loaded again and checked on {len(images)} real images: {difference}")
     try:
-        with TemporaryDirectory(dir=out.parent, prefix=".export-") as folder, written_whole(out) as target:
-            unfinished = Path(folder) / "model"
-            if kind == "onnx":
-                onnx_file.write_onnx(exportable, unfinished, facts)
-                run = onnx_file.load_onnx(unfinished)
-            else:
-                facts |= {"platforms": stablehlo.PLATFORMS, "precision": precision}
-                stablehlo.write_stablehlo(exportable, unfinished)
-                run = stablehlo.load_stablehlo(unfinished)
-            wanted = outputs(trained.model, variables, images, exportable.normalization, form.output)
-            facts["check"] = check(run, exportable.convert(images), wanted, tolerance=TOLERANCES[precision])
-            difference = f"differs by {facts['check']['largest_difference']:.1e} of the largest output"
-            say(f"loaded again and checked on {len(images)} real images: {difference}")
-            if calibration and val:
-                small = Path(folder) / "int8"
-                how: Any = {"decode": partial(decode_files, trained.config), "convert": exportable.convert}
-                facts["quantisation"] = quantize(unfinished, small, calibration, **how) | compare(
-                    run, onnx_file.load_onnx(small), thin_out(val, val_images), **how
-                )
-                mark_quantized(small, facts["quantisation"])
-                say(_tell_quantization(facts["quantisation"]))
-                unfinished = small
-            unfinished.replace(target)
+        if calibration:
+            how: Any = {"decode": partial(decode_files, trained.config), "convert": exportable.convert}
+            data, cost = quantize(data, calibration, **how)
+            cost |= compare(run, onnx_file.load_onnx(data), evenly(val, val_images), **how)
+            facts["quantisation"] = cost
+            say(
+                "in 8-bit integers, calibrated with {calibration_images} images: top-1 {top1_after:.2f} %, before "
+                "{top1_before:.2f} %, on {val_images} images of val/; {same_class:.2f} % are given the same class; "
+                "{0:.1f} MB, before {1:.1f} MB".format(cost["bytes_after"] / 1e6, cost["bytes_before"] / 1e6, **cost)
+            )
+        write_whole(out, data)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {first_line(error)}") from error
+        raise UserError(f"cannot write {error.filename or out}: {first_line(error)}") from error
     return facts
-
-
-def _tell_quantization(facts: dict[str, Any]) -> str:
-    return (
-        "in 8-bit integers, calibrated with {calibration_images} images: top-1 {top1_after:.2f} %, before "
-        "{top1_before:.2f} %, on {val_images} images of val/; {same_class:.2f} % are given the same class; "
-        "{0:.1f} MB, before {1:.1f} MB"
-    ).format(facts["bytes_after"] / 1e6, facts["bytes_before"] / 1e6, **facts)
 
 
 def _parser() -> cli.CommandLine:
@@ -185,10 +175,6 @@ def _form(args: argparse.Namespace, kind: str) -> Form | None:
         raise UserError("--quantise needs --format onnx")
     if args.quantise and args.calibration is None:
         raise UserError("--quantise needs --calibration DIR, a folder of images as the model will see them")
-    if args.quantise and in_utf8(str(args.out)) != str(args.out):
-        raise UserError(
-            f"--quantise cannot write {args.out}: onnxruntime takes paths in UTF-8 alone; choose another --out"
-        )
     if args.quantise and args.fold is False:
         raise UserError("--quantise needs BatchNorm folded; leave out --no-fold")
     if args.calibration is not None and not args.quantise:
@@ -208,14 +194,15 @@ def _check_target(out: Path) -> None:
     refuse_foreign(out)
 
 
-def _open_val(trained: TrainedModel, *, needed: bool) -> ImageSet | None:
-    """The images of val/; None if there are none of the model's classes, unless they are needed."""
+def _open_val(trained: TrainedModel, *, needed: bool) -> list[tuple[Found, int]]:
+    """The images of val/ and their labels; none if there are none of the model's classes, unless they are needed."""
     try:
-        return open_val(trained).val
+        val = open_val(trained).val
     except UserError:
         if needed:
             raise
-        return None
+        return []
+    return list(zip(found_in(val), val.labels.tolist(), strict=False))  # synthetic data have no files
 
 
 if __name__ == "__main__":

@@ -4,29 +4,28 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
 from rn50_jax.data.bad_images import Quarantine
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.dali_errors import need_dali
-from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, not_read_text, scan_split
+from rn50_jax.data.formats.class_folders import SUFFIXES, scan_split
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.loader import eval_batches
 from rn50_jax.data.normalize import Normalization, normalize, pixel_normalization
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
 from rn50_jax.errors import UserError
+from rn50_jax.inference import image_files
 from rn50_jax.inference.trained_model import TrainedModel, load_model, warn_assumed
 from rn50_jax.io.files import telling_of_writes, written_whole
-from rn50_jax.io.messages import say, warn
+from rn50_jax.io.messages import say
 from rn50_jax.io.text import counted
 from rn50_jax.models.resnet import ResNet, Variables
+from rn50_jax.runtime.progress_bar import progress
 
 
 def feature_step(
@@ -51,19 +50,14 @@ def find_images(folder: Path) -> tuple[tuple[str, ...], ImageSet]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    plain = [str(path) for path in entries if path.is_file()]
-    files = tuple(file for file in plain if file.lower().endswith(SUFFIXES))
     if any(path.is_dir() for path in entries):
-        if files:
-            raise UserError(f"{folder} holds images, such as {files[0]}, beside class folders; give one or the other")
+        if here := [path for path in entries if path.name.lower().endswith(SUFFIXES) and path.is_file()]:
+            raise UserError(f"{folder} holds images, such as {here[0]}, beside class folders; give one or the other")
         return scan_split(folder)
-    not_read = [file for file in plain if file.lower().endswith(OTHER_PICTURES)]
-    if not files:
-        why = not_read_text(not_read) if not_read else ", ".join(SUFFIXES)
-        raise UserError(f"{folder} holds no images ({why})")
-    if not_read:
-        warn(f"{folder}: {not_read_text(not_read)}; the first is {not_read[0]}")
-    return (), ImageSet(files, np.full(len(files), -1, np.int32))
+    found = list(image_files.find_images([str(folder)], tell=True))
+    if found[0].problem:
+        raise UserError(f"{folder} {found[0].problem}")
+    return (), ImageSet(tuple(image.file for image in found), np.full(len(found), -1, np.int32))
 
 
 def extract(trained: TrainedModel, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
@@ -87,30 +81,20 @@ def extract(trained: TrainedModel, images: ImageSet) -> tuple[np.ndarray, np.nda
     result: np.ndarray | None = None
     good = np.zeros(count, np.bool_)
     bad_images = Quarantine(None, policy=config.data.on_bad_file, limit=count)
-    done, steps = 0, math.ceil(count / (batch_size * len(devices)))
-    console = Console(stderr=True)
-    batches = eval_batches(config, images, mesh, quarantine=bad_images)
-    for batch in track(batches, "features", total=steps, console=console, disable=not console.is_terminal):
-        part = np.asarray(compiled(variables, batch))
-        part = part.reshape(-1, part.shape[-1])[: count - done]  # the last batch is filled up at its end
-        if result is None:
-            result = np.empty((count, part.shape[1]), np.float32)
-        result[done : done + len(part)] = part
-        # Another image takes the place of a bad one, with weight 0.
-        good[done : done + len(part)] = np.asarray(batch["weight"]).reshape(-1)[: len(part)] > 0
-        done += len(part)
+    done = 0
+    with progress("features", count, unit="img") as advance:
+        for batch in eval_batches(config, images, mesh, quarantine=bad_images):
+            part = np.asarray(compiled(variables, batch))
+            part = part.reshape(-1, part.shape[-1])[: count - done]  # the last batch is filled up at its end
+            if result is None:
+                result = np.empty((count, part.shape[1]), np.float32)
+            result[done : done + len(part)] = part
+            # Another image takes the place of a bad one, with weight 0.
+            good[done : done + len(part)] = np.asarray(batch["weight"]).reshape(-1)[: len(part)] > 0
+            done += len(part)
+            advance(len(part))
     assert result is not None and done == count
     return (result if good.all() else result[good]), good
-
-
-def write_features(path: Path, arrays: dict[str, Any]) -> None:
-    """Writes an `.npz` file, whole or not at all.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    with telling_of_writes(), written_whole(path) as unfinished, unfinished.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -139,14 +123,16 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{trained.name} has config.data.backend='synthetic'; pass --config.data.backend=dali-cpu")
     features, good = extract(trained, images)
     names = np.array([str(Path(file).relative_to(args.folder)) for file in images.files])
-    arrays = {
-        "features": features,
-        "files": names[good],
-        "labels": images.labels[good],
-        "class_names": np.array(class_names, np.str_),
-        "skipped": names[~good],
-    }
-    write_features(args.out, arrays)
+    with telling_of_writes(), written_whole(args.out) as unfinished, unfinished.open("wb") as file:
+        np.savez(
+            file,
+            allow_pickle=False,
+            features=features,
+            files=names[good],
+            labels=images.labels[good],
+            class_names=np.array(class_names, np.str_),
+            skipped=names[~good],
+        )
     classes = f", {counted(len(class_names), 'class')}" if class_names else ""
     warn_assumed(trained)
     say(trained.name)

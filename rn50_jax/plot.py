@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rn50_jax import cli
-from rn50_jax.analysis.curves import SUFFIXES, VALIDATION_FIGURES, Run, look, overview, save, single
+from rn50_jax.analysis.curves import VALIDATION_FIGURES, Run, look, overview, save, single
 from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import written_whole
+from rn50_jax.io.files import write_whole
 from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted
-from rn50_jax.loggers.history import History, metrics_file, read_history, write_csv
+from rn50_jax.loggers.history import History, metrics_file, read_history, to_csv
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +44,11 @@ def main(argv: Sequence[str]) -> int:
     histories = [_read(run) for run in args.runs]
     try:
         if args.csv:
-            _write_csv(histories[0], args.csv)
+            if args.csv == "-":
+                sys.stdout.write(to_csv(histories[0]))
+            else:
+                write_whole(Path(args.csv), to_csv(histories[0]))
+                say(args.csv)
         if args.html:
             from rn50_jax.analysis.page import write_page  # looks at the model and its data
 
@@ -70,29 +74,18 @@ def _read(run: Path) -> History:
 
 
 def _draw(runs: Sequence[Run], args: argparse.Namespace) -> None:
+    written: list[Path] = []
     with look():
         if args.figures:
             args.figures.mkdir(parents=True, exist_ok=True)
             for panel in VALIDATION_FIGURES:
-                figure = single(panel, runs)
-                for path in _targets(args.figures / panel.name):
-                    save(figure, path)
-                    say(str(path))
+                written += save(single(panel, runs), args.figures / panel.name)
         if args.out or not args.figures:
-            figure = overview(runs, args.smooth)
-            for path in _targets(args.out or _default_target(args.runs)):
-                save(figure, path, own=not args.out)
-                say(str(path))
-
-
-def _targets(path: Path) -> list[Path]:
-    return [path] if path.suffix in SUFFIXES else [path.with_name(path.name + end) for end in (".png", ".svg")]
-
-
-def _default_target(runs: Sequence[Path]) -> Path:
-    if len(runs) > 1:
-        return Path("curves")
-    return (runs[0] if runs[0].is_dir() else runs[0].parent) / "curves"
+            run = args.runs[0]
+            folder = Path() if len(runs) > 1 else run if run.is_dir() else run.parent
+            written += save(overview(runs, args.smooth), args.out or folder / "curves", own=not args.out)
+    for path in written:
+        say(str(path))
 
 
 def _labels(runs: Sequence[Path], given: str | None) -> list[str]:
@@ -107,15 +100,6 @@ def _labels(runs: Sequence[Path], given: str | None) -> list[str]:
     folders = [run.resolve() if run.is_dir() else run.resolve().parent for run in runs]
     names = [folder.name for folder in folders]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
-
-
-def _write_csv(history: History, target: str) -> None:
-    if target == "-":
-        write_csv(history, sys.stdout)
-        return
-    with written_whole(Path(target)) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        write_csv(history, file)
-    say(target)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.inference.image_files import Decoded, Found, batched, decode_files, find_images
 from rn50_jax.inference.output_formats import FOR_PEOPLE, FORMATS, Answer
 from rn50_jax.inference.predict_step import predict_step
-from rn50_jax.inference.trained_model import (
-    TrainedModel,
-    load_for_inference,
-    load_model,
-    warn_assumed,
-)
+from rn50_jax.inference.trained_model import TrainedModel, load_for_inference, load_model, warn_assumed
 from rn50_jax.io.files import written_whole
 from rn50_jax.io.messages import tell_end
 from rn50_jax.io.text import counted
@@ -80,25 +75,19 @@ def answers(
     decoded = decode_files(trained.config, files, by_pillow=by_pillow)
     batches = batched(decoded, batch_size * len(trained.devices))
     first = next(batches, [])
-    devices = trained.devices
-    if len(first) <= batch_size:  # then it is the only one, or there is one device
-        devices = devices[:1]
-        batch_size = len(first)
-    classify: Classify | None = None
-    waiting: tuple[list[Decoded], jax.Array | None] = ([], None)
+    devices = trained.devices if len(first) > batch_size else trained.devices[:1]  # one has room for all
+    classify = make_classifier(trained, batch_size=min(batch_size, len(first)), devices=devices)
+    waiting: Iterator[Answer] = iter(())
     for batch in chain([first], batches):
         images = [item.image for item in batch if item.image is not None]
-        if images and classify is None:
-            classify = make_classifier(trained, batch_size=batch_size, devices=devices)
-        probabilities = classify(images) if images and classify else None
-        # The answers before are given while this batch is on the device.
-        yield from _tell(*waiting, names, top_k)
-        waiting = (batch, probabilities)
-    yield from _tell(*waiting, names, top_k)
+        probabilities = classify(images) if images else None
+        yield from waiting  # the answers before are given while this batch is on the device
+        waiting = _tell(batch, probabilities, names, top_k)
+    yield from waiting
 
 
 def _tell(batch: list[Decoded], probabilities: jax.Array | None, names: Sequence[str], top_k: int) -> Iterator[Answer]:
-    rows = iter(()) if probabilities is None else iter(np.asarray(probabilities).reshape(-1, len(names)))
+    rows = iter(() if probabilities is None else np.asarray(probabilities).reshape(-1, len(names)))
     for decoded in batch:
         if decoded.image is None:
             yield {"file": decoded.file, "error": decoded.problem}
@@ -159,14 +148,12 @@ def main(argv: Sequence[str]) -> int:
 def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, form: str | None) -> int:
     suffix = out.suffix.lower().removeprefix(".") if out else ""
     form = form or (suffix if suffix in FORMATS else "table")
-    done, failures = 0, 0
+    failed: list[bool] = []
     total = None if "-" in words else (lambda: sum(1 for _ in find_images(words)))
 
     def counting(answers: Iterator[Answer], advance: Callable[[int], None]) -> Iterator[Answer]:
-        nonlocal done, failures
         for answer in answers:
-            done += 1
-            failures += "error" in answer
+            failed.append("error" in answer)
             advance(1)
             yield answer
 
@@ -188,11 +175,11 @@ def _write(result: Iterator[Answer], words: Sequence[str], out: Path | None, for
             raise
         raise UserError(f"cannot write {out or 'standard output'}: {error.strerror}") from error
     # JSON in a terminal may be copied from there.
-    if out or (done > 1 and not (sys.stdout.isatty() and form in ("json", "jsonl"))):
-        failed = f", {failures:,} failed" if failures else ""
+    if out or (len(failed) > 1 and not (sys.stdout.isatty() and form in ("json", "jsonl"))):
+        failures = f", {sum(failed):,} failed" if any(failed) else ""
         where = f"; the answers are in {out}" if out else ""
-        tell_end(f"{counted(done - failures, 'image')} classified{failed}{where}")
-    return 1 if failures else 0
+        tell_end(f"{counted(failed.count(False), 'image')} classified{failures}{where}")
+    return int(any(failed))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.exporting import onnx_file
 from rn50_jax.exporting.check import check_images
 from rn50_jax.exporting.form import LAYOUTS, Exportable, Form, make_exportable
-from rn50_jax.exporting.onnx_file import load_onnx, write_onnx
-from rn50_jax.exporting.stablehlo import load_stablehlo, write_stablehlo
+from rn50_jax.exporting.onnx_file import load_onnx
+from rn50_jax.exporting.onnx_graph import to_onnx
+from rn50_jax.exporting.stablehlo import load_stablehlo, to_stablehlo
 from rn50_jax.inference.image_files import decode_files, found_in
 from rn50_jax.inference.trained_model import TrainedModel, load_run, load_weights
 from rn50_jax.models.precision import PRECISIONS
@@ -81,14 +82,14 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("arch", FAMILY)
 def test_onnx_does_what_pytorch_does(arch: str, tmp_path: Path) -> None:
     network, net = make_trained(arch, tmp_path, () if arch == "resnet50" else (2, 1, 1, 1))
-    images = check_images(partial(decode_files, network.config, by_pillow=True), None)
+    images = check_images(partial(decode_files, network.config, by_pillow=True), [])
     assert images.shape == (4, 64, 64, 3)
     for form in FORMS:
-        write_onnx(exportable(network, form), tmp_path / "x.onnx", {"arch": arch})
-        run = load_onnx(tmp_path / "x.onnx")
+        data = to_onnx(exportable(network, form), {"arch": arch})
+        run = load_onnx(data)
         for count in (1, 4):
             assert_close(run(as_input(images[:count], form)), wanted(net, images[:count], form))
-    model = onnx.load(tmp_path / "x.onnx")
+    model = onnx.load_from_string(data)
     assert [entry.version for entry in model.opset_import] == [17] and model.ir_version == 8
     assert model.graph.name == network.config.model.arch
     assert sum(node.op_type == "BatchNormalization" for node in model.graph.node) > 10
@@ -97,12 +98,12 @@ def test_onnx_does_what_pytorch_does(arch: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", [*FORMS, Form("float32", "nchw", "logits", True)])
 def test_stablehlo_does_what_pytorch_does(form: Form, tmp_path: Path) -> None:
     network, net = make_trained("resnet50", tmp_path, stages=(1, 1))
-    images = check_images(partial(decode_files, network.config, by_pillow=True), None)
-    write_stablehlo(exportable(network, form), tmp_path / "x")
-    run = load_stablehlo(tmp_path / "x")
+    images = check_images(partial(decode_files, network.config, by_pillow=True), [])
+    data = to_stablehlo(exportable(network, form))
+    run = load_stablehlo(data)
     for count in (1, 4):
         assert_close(run(as_input(images[:count], form)), wanted(net, images[:count], form))
-    exported = jax.export.deserialize(bytearray((tmp_path / "x").read_bytes()))
+    exported = jax.export.deserialize(bytearray(data))
     assert exported.platforms == ("cpu", "cuda")
     assert [str(dim) for dim in exported.in_avals[0].shape] == ["batch", *map(str, form.shape(64))]
     assert set(re.findall(r"custom_call @(\w+)", exported.mlir_module())) == {"shape_assertion"}  # no platform's own
@@ -111,8 +112,8 @@ def test_stablehlo_does_what_pytorch_does(form: Form, tmp_path: Path) -> None:
 def test_folding_removes_batch_norm(tmp_path: Path) -> None:
     network, _ = make_trained("se-resnext101-32x4d", tmp_path, stages=(1, 1))
     for layout in LAYOUTS:
-        write_onnx(exportable(network, FORMS[0]._replace(layout=layout)), tmp_path / "x.onnx", {})
-        kinds = [node.op_type for node in onnx.load(tmp_path / "x.onnx").graph.node]
+        data = to_onnx(exportable(network, FORMS[0]._replace(layout=layout)), {})
+        kinds = [node.op_type for node in onnx.load_from_string(data).graph.node]
         assert kinds.count("BatchNormalization") == 0 and kinds.count("Conv") == 1 + 2 * (3 + 2) + 2
         assert kinds.count("Transpose") == (layout == "nhwc")
 
@@ -205,7 +206,7 @@ def test_8_bit_integers(
     _, val = scan_split(digits / "val")
     config = load_run(trained[0], "best", []).config
     images = [decoded.image for decoded in decode_files(config, found_in(val))]
-    found = load_onnx(out)(np.stack(images))
+    found = load_onnx(out.read_bytes())(np.stack(images))
     assert 100 * np.mean(found.argmax(1) == val.labels) == pytest.approx(facts["top1_after"])
     kinds = {node.op_type for node in onnx.load(out).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= kinds
@@ -218,8 +219,8 @@ def test_a_file_that_does_something_else_is_not_written(
 ) -> None:
     load = onnx_file.load_onnx
 
-    def wrong(path: Path) -> Any:
-        run = load(path)
+    def wrong(data: bytes) -> Any:
+        run = load(data)
         return lambda images: run(images) * 1.001
 
     monkeypatch.setattr(onnx_file, "load_onnx", wrong)

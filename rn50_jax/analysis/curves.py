@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from rn50_jax.errors import UserError
 from rn50_jax.io.files import write_whole
 from rn50_jax.io.text import printable
 from rn50_jax.loggers.history import History
@@ -23,7 +22,7 @@ from rn50_jax.loggers.history import History
 # Okabe and Ito's colors, which the color-blind can tell apart, without the yellow, which does not show on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 INK, GRID = "#2b2b2b", "#b8b8b8"
-SUFFIXES = (".png", ".svg", ".pdf")
+_METADATA: dict[str, dict[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 TRAINING, VALIDATION, AVERAGED = "training", "validation", "validation, averaged weights"
 _KIND_COLORS = {TRAINING: COLORS[0], VALIDATION: COLORS[1], AVERAGED: COLORS[2]}  # of a run alone
@@ -176,19 +175,22 @@ def as_text(name: str) -> str:
     return f" {text}" if text.startswith("_") else text  # which would leave it out of a legend
 
 
-def save(figure: Figure, path: Path, *, own: bool = False) -> None:
-    """Writes a figure in the format of the file's suffix, see `written_whole`.
+def save(figure: Figure, target: Path, *, own: bool = False) -> list[Path]:
+    """Writes a figure as .png, .svg or .pdf, see `written_whole`; by a name with another end as .png and .svg.
+
+    Returns:
+      The files.
 
     Raises:
-      OSError: the file cannot be written.
-      UserError: another suffix than `SUFFIXES`.
+      OSError: one of them cannot be written.
     """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}")
-    metadata = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
-    drawn = io.BytesIO()  # not all of matplotlib's writers can fail in good order
-    figure.savefig(drawn, format=path.suffix[1:], dpi=200, metadata=metadata)
-    write_whole(path, drawn.getvalue(), own=own)
+    ends = [""] if target.suffix in _METADATA else [".png", ".svg"]
+    paths = [target.with_name(target.name + end) for end in ends]
+    for path in paths:
+        drawn = io.BytesIO()  # not all of matplotlib's writers can fail in good order
+        figure.savefig(drawn, format=path.suffix[1:], dpi=200, metadata=_METADATA[path.suffix])
+        write_whole(path, drawn.getvalue(), own=own)
+    return paths
 
 
 @contextmanager

@@ -17,7 +17,7 @@ COLUMNS, PIXELS = 6, 224
 
 def draw_sheet(predictions: Predictions, rows: np.ndarray) -> Figure:
     """Draws the images of some rows with their class, the best guess and its probability, and the end of their path."""
-    names = [as_text(cut(name.split(",")[0], 18)) for name in predictions.human_names()]
+    names = [as_text(name) for name in predictions.short_names(18)]
     paths = predictions.names()
     height = -(-len(rows) // COLUMNS)
     figure = Figure(figsize=(1.75 * COLUMNS, 2.3 * height + 0.35), layout="constrained")
@@ -30,17 +30,12 @@ def draw_sheet(predictions: Predictions, rows: np.ndarray) -> Figure:
             axes.text(0.5, 0.5, "no preview", ha="center", va="center")
         else:
             axes.imshow(np.asarray(picture))
-        guess, label = (
-            as_text(cut(names[number].split(",")[0], 18))
-            for number in (predictions.classes[row, 0], predictions.labels[row])
-        )
+        guess, label = names[predictions.classes[row, 0]], names[predictions.labels[row]]
         axes.set_title(f"{guess}  {100 * predictions.probabilities[row, 0]:.1f} %\nis {label}", fontsize=8, loc="left")
         file = f"{number}: {cut(paths[predictions.places[row]][::-1], 26)[::-1]}"
         axes.text(0, -0.02, as_text(file), fontsize=5.5, va="top", transform=axes.transAxes)
-    title = (
-        "The most confident mistakes: best guess, its probability, what it is; row and end of the file in mistakes.csv"
-    )
-    figure.suptitle(title, fontsize=9)
+    title = "The most confident mistakes: best guess, its probability, what it is; row and end of the file"
+    figure.suptitle(f"{title} in mistakes.csv", fontsize=9)
     return figure
 
 
@@ -64,17 +59,12 @@ def draw_calibration(calibration: Calibration) -> Figure:
 
 
 def thumbnail(predictions: Predictions, row: int, size: int) -> Image.Image | None:
-    """Returns the image of a row, at most `size` pixels high and wide, small ones enlarged; None if that fails."""
+    """Returns the image of a row as large as fits into `size` pixels high and wide; None if that fails."""
     try:
         data = to_decodable(read_image(predictions.images, int(predictions.places[row])), predictions.rendering)
         with Image.open(io.BytesIO(data)) as image:
             image.draft("RGB", (2 * size, 2 * size))  # large JPEGs are decoded at a fraction of their size
             upright = ImageOps.exif_transpose(image) if predictions.rendering.exif_rotation else image
-            picture = upright.convert("RGB")
+            return ImageOps.contain(upright.convert("RGB"), (size, size))
     except Exception:  # DALI reads files that Pillow does not
         return None
-    if max(picture.size) <= size // 2:
-        factor = size // max(picture.size)
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    picture.thumbnail((size, size))
-    return picture

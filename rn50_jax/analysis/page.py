@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from rn50_jax.analysis.curves import Run, drawable, kinds_drawn, look, single
 from rn50_jax.analysis.page_html import THEME, LegendItem, Table, Tile, inline_svg, render
@@ -18,9 +18,9 @@ from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import Overrides, load_best
 from rn50_jax.io.files import no_such_run, write_whole
 from rn50_jax.io.text import decimal, shell
-from rn50_jax.loggers.console import clock, is_trivial
+from rn50_jax.loggers.console import clock
 from rn50_jax.loggers.goodput import PHASES
-from rn50_jax.loggers.history import History, metrics_file, read_config, read_facts, read_history
+from rn50_jax.loggers.history import History, metrics_file, read_description, read_history
 from rn50_jax.runtime.machine import gpu_lines
 
 _PHASE_COLORS = dict(zip(PHASES, ("#999999", *(f"var(--c{number})" for number in (3, 0, 5, 2, 4, 1))), strict=True))
@@ -39,42 +39,40 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
             f"--html needs the work folder of a run, and {run} is none" if run.exists() else no_such_run(run)
         )
     history = read_history(metrics_file(run))
-    default = configs.load(str(configs.DEFAULT))[0]
-    configs.override(default, overrides)  # a mistake in them ends the command
-    title, keys = run.resolve().name, _keys(run)
+    config, _ = configs.load(str(configs.DEFAULT))
+    configs.override(config, overrides)  # a mistake in them ends the command
+    title, default, keys = run.resolve().name, tree.flatten(config), dict[str, Any]()
+    with suppress(UserError):  # the run's own config may be none
+        keys = tree.flatten(tree.from_tree(read_description(run / "config.json")))
+    changed = [[key, str(x), str(default.get(key, "-"))] for key, x in keys.items() if x != default.get(key)]
     drawn = Run(title, history)
-    problem, mistakes, classes = None, None, None
+    with look():
+        panels = [
+            inline_svg(single(x, [drawn], size=(4.4, 3.0), legend=False), f"{x.label} over the epochs", x.name)
+            for x in drawable([drawn])
+        ]
+    problem, mistakes = None, None
     try:
-        trained = load_best(run, overrides)
-        classes = trained.model.num_classes
-        mistakes = look_at_mistakes(trained)
+        mistakes = look_at_mistakes(load_best(run, overrides))
     except UserError as error:
         problem = str(error)
     text = render(
         title=title,
         about=_about(keys, history),
-        tiles=list(_tiles(history, classes)),
+        tiles=list(_tiles(history)),
         kinds=[LegendItem(label, THEME[color.lower()]) for label, color in kinds_drawn(drawn)],
-        panels=list(_panels(drawn)),
+        panels=panels,
         problem=problem,
         mistakes=mistakes,
         seconds=list(_shares(history)),
-        epochs=_epochs(history, classes),
+        epochs=_epochs(history),
         longest=_LONG,
-        changed=Table(["key", "value", "default"], _changed(keys, tree.flatten(default))),
+        changed=Table(["key", "value", "default"], changed),
         keys=Table(["key", "value"], [[key, str(value)] for key, value in keys.items()]) if keys else None,
-        **_hardware(read_facts(run)),
+        **_hardware(read_description(run / "run.json")),
         now=time.strftime("%Y-%m-%d %H:%M"),
     )
     write_whole(target, text)
-
-
-def _keys(run: Path) -> dict[str, Any]:
-    """Reads the configuration of a work folder by dotted keys; {} if it has none."""
-    try:
-        return tree.flatten(tree.from_tree(read_config(run)))
-    except UserError:
-        return {}
 
 
 def _about(keys: Mapping[str, Any], history: History) -> str:
@@ -90,15 +88,13 @@ def _about(keys: Mapping[str, Any], history: History) -> str:
     return f"{what}; {last.get('epochs_done', 0):g} of {epochs} epochs, last report {when}"
 
 
-def _tiles(history: History, classes: int | None) -> Iterator[Tile]:
-    """Headline figures; of five classes or fewer, top-5 is none."""
+def _tiles(history: History) -> Iterator[Tile]:
+    """Headline figures."""
     if lines := history.validations():
         best, last = best_validation(lines), lines[-1]
         prefix = better_weights(best)
         averaged = ", averaged weights" if prefix == "val_ema" else ""
         for name, label in (("top1", "best top-1"), ("top5", "its top-5")):
-            if name == "top5" and is_trivial(classes):
-                continue
             yield Tile(label, f"{_number(best, f'{prefix}.{name}', 2)} %", f"epoch {best['epoch']}{averaged}")
         yield Tile("last top-1", f"{last['val.top1']:.2f} %", f"epoch {last['epoch']}")
     speeds = [speed for speed in history.series("train.total_ips").values() if speed > 0]
@@ -111,15 +107,8 @@ def _tiles(history: History, classes: int | None) -> Iterator[Tile]:
 
 
 def _seconds(history: History) -> dict[str, float]:
-    line = history.last("goodput.")
+    line: dict[str, Any] = next((line for line in reversed(history.lines) if "goodput.train" in line), {})
     return {phase: line[f"goodput.{phase}"] for phase in PHASES if (line.get(f"goodput.{phase}") or 0) > 0}
-
-
-def _panels(run: Run) -> Iterator[Markup]:
-    for panel in drawable([run]):
-        with look():
-            figure = single(panel, [run], size=(4.4, 3.0), legend=False)
-        yield inline_svg(figure, f"{panel.label} over the epochs", panel.name)
 
 
 def _shares(history: History) -> Iterator[LegendItem]:
@@ -130,7 +119,7 @@ def _shares(history: History) -> Iterator[LegendItem]:
         yield LegendItem(phase, _PHASE_COLORS[phase], f"{value:.1f} s, {value / wall:.1%}", value / wall)
 
 
-def _epochs(history: History, classes: int | None) -> Table | None:
+def _epochs(history: History) -> Table | None:
     lines = history.validations()
     if not lines:
         return None
@@ -145,10 +134,7 @@ def _epochs(history: History, classes: int | None) -> Table | None:
         last = trained.get(line["epoch"], {})
         cells = [str(line["epoch"]), _number(last, "train.loss", 4), _number(last, "train.top1", 2)]
         cells += [_number(last, "lr", 5), _number(last, "train.total_ips", 0)]
-        for name in names:
-            hidden = name.endswith("top5") and is_trivial(classes)
-            cells.append("-" if hidden else _number(line, name, 4 if name.endswith("loss") else 2))
-        rows.append(cells)
+        rows.append(cells + [_number(line, name, 4 if name.endswith("loss") else 2) for name in names])
     return Table(header, rows, range(len(header)), next(i for i, line in enumerate(lines) if line is best))
 
 
@@ -157,30 +143,21 @@ def _number(line: Mapping[str, Any], name: str, digits: int) -> str:
     return "-" if value is None else decimal(value, digits)
 
 
-def _changed(keys: Mapping[str, Any], default: Mapping[str, Any]) -> list[list[str]]:
-    return [[key, str(value), str(default.get(key, "-"))] for key, value in keys.items() if default.get(key) != value]
-
-
 def _hardware(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of run.json; of a file of another shape, those that can be understood."""
-    host, versions, environment = (
-        found if isinstance(found := facts.get(key), dict) else {} for key in ("host", "versions", "environment")
-    )
-    command = facts.get("command")
-    rows = [
-        ["devices", facts.get("devices", "-")],
-        *(["GPUs as read", line] for line in gpu_lines(facts.get("gpus"))),
-        ["CPU", host.get("cpu", "-")],
-        ["cores", host.get("cores", "-")],
-        ["memory", f"{host.get('memory_gb', '-')} GB"],
-        ["system", host.get("system", "-")],
-        ["last process started", facts.get("started", "-")],
-        *([["commit", facts["commit"]]] if facts.get("commit") else []),
-        *environment.items(),
-    ]
+    """Facts of run.json, whatever is in it."""
+    command, versions = facts.get("command"), facts.get("versions")
+    rows: list[list[str]] = []
+    for key, value in facts.items():
+        if key == "gpus":
+            rows += [["GPUs as read", line] for line in gpu_lines(value)]
+        elif isinstance(value, dict) and key != "versions":
+            rows += [[name, str(item)] for name, item in value.items()]
+        elif value and key not in ("command", "versions"):
+            rows.append([key, str(value)])
+    packages = versions.items() if isinstance(versions, dict) else ()
     return {
         "facts": bool(facts),
         "command": shell(command) if isinstance(command, list) else "",
-        "hardware": Table(["hardware", ""], [[name, str(value)] for name, value in rows]),
-        "versions": Table(["package", "version"], [[name, str(version)] for name, version in versions.items()]),
+        "hardware": Table(["hardware", ""], rows),
+        "versions": Table(["package", "version"], [[name, str(version)] for name, version in packages]),
     }

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from rn50_jax.analysis.curves import look
 from rn50_jax.analysis.evaluation import evaluate_model
 from rn50_jax.analysis.figures import draw_calibration, thumbnail
 from rn50_jax.analysis.page_html import Table, inline_svg
-from rn50_jax.analysis.predictions import BINS, Predictions, cut
+from rn50_jax.analysis.predictions import BINS, Predictions
 from rn50_jax.inference.trained_model import TrainedModel
 from rn50_jax.io.text import counted
-from rn50_jax.loggers.console import is_trivial, top5_text
 
 SAMPLES = 12  # images of each kind
 CLASSES = 12  # of the confusion matrix
@@ -30,23 +28,25 @@ def look_at_mistakes(trained: TrainedModel) -> dict[str, Any]:
     """
     result, predictions = evaluate_model(trained, predictions=True)
     assert predictions
-    top5 = "" if is_trivial(len(predictions.class_names)) else f"top-5 {result['val.top5']:.2f} %, "
     wrong = int((~predictions.right()).sum())
     count = min(SAMPLES, len(predictions.labels))
     sample = np.sort(np.random.default_rng(0).choice(len(predictions.labels), count, replace=False))
-    groups = {
-        "Sample predictions, drawn at random": list(_cards(predictions, sample)),
-        "The most confident mistakes": list(_cards(predictions, predictions.confident_mistakes()[:SAMPLES])),
-    }
+    with look():
+        calibration = draw_calibration(predictions.calibration())
+        drawn = inline_svg(calibration, "accuracy over confidence, and images", "Calibration")
+    groups = (
+        ("Sample predictions, drawn at random", sample),
+        ("The most confident mistakes", predictions.confident_mistakes()[:SAMPLES]),
+    )
     return {
         "about": f"{trained.name}, on {counted(result['val.images'], 'validation image')}: "
-        f"top-1 {result['val.top1']:.2f} %, {top5}{counted(wrong, 'mistake')}.",
-        "classes": len(predictions.per_class()),
+        f"top-1 {result['val.top1']:.2f} %, top-5 {result['val.top5']:.2f} %, {counted(wrong, 'mistake')}.",
+        "classes": len(np.unique(predictions.labels)),
         "worst": _worst(predictions),
-        "calibration": _calibration(predictions),
+        "calibration": drawn,
         "bins": BINS,
         "confusions": list(_confusions(predictions)),
-        "cards": [(title, cards) for title, cards in groups.items() if cards],
+        "cards": [(title, cards) for title, rows in groups if (cards := list(_cards(predictions, rows)))],
     }
 
 
@@ -56,7 +56,7 @@ def _worst(predictions: Predictions) -> Table:
             result.name,
             str(result.images),
             f"{100 * result.top1:.1f}",
-            top5_text(100 * result.top5, 1, len(predictions.class_names)),
+            f"{100 * result.top5:.1f}",
             f"{result.mistaken_for} ({result.mistakes})" if result.mistaken_for else "-",
         ]
         for result in predictions.per_class(predictions.human_names())[:CLASSES]
@@ -64,15 +64,9 @@ def _worst(predictions: Predictions) -> Table:
     return Table(["class", "images", "top-1 %", "top-5 %", "most often taken for"], rows, numbers=(1, 2, 3))
 
 
-def _calibration(predictions: Predictions) -> Markup:
-    with look():
-        figure = draw_calibration(predictions.calibration())
-        return inline_svg(figure, "accuracy over confidence, and images", "Calibration")
-
-
 def _confusions(predictions: Predictions) -> Iterator[dict[str, Any]]:
     """The confusion matrix of the worst classes and those that they are taken for."""
-    confusion, names = predictions.confusion(), predictions.human_names()
+    confusion, names = predictions.confusion(), predictions.short_names(16)
     chosen: list[int] = []
     for true, guess, _ in predictions.confused_pairs():
         new = [label for label in (true, guess) if label not in chosen]
@@ -81,15 +75,13 @@ def _confusions(predictions: Predictions) -> Iterator[dict[str, Any]]:
     chosen.sort()
     for label in chosen:
         counts, total = confusion[label, chosen].tolist(), int(confusion[label].sum())
-        name = cut(names[label].split(",")[0], 16)
-        yield {"name": name, "counts": counts, "others": total - sum(counts), "total": max(total, 1)}
+        yield {"name": names[label], "counts": counts, "others": total - sum(counts), "total": max(total, 1)}
 
 
 def _cards(predictions: Predictions, rows: np.ndarray) -> Iterator[dict[str, Any]]:
     if not predictions.images.files:
         return
-    names, files = predictions.human_names(), predictions.names()
-    short = [cut(name.split(",")[0], 16) for name in names]
+    names, short, files = predictions.human_names(), predictions.short_names(16), predictions.names()
     for row in rows.tolist():
         label, classes = predictions.labels[row], predictions.classes[row, :3]
         guesses = [

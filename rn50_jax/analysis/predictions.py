@@ -15,14 +15,13 @@ BINS = 15  # of confidence, as in Guo et al.
 class Calibration(NamedTuple):
     """Confidence against accuracy.
 
-    error: the expected calibration error. counts: int64 [M] images in each bin. accuracy, confidence: float64 [M], the
-    bin's share of right answers and mean confidence, NaN in an empty one.
+    error: the expected calibration error. counts: int64 [M] images in each bin. accuracy: float64 [M], the bin's share
+    of right answers, NaN in an empty one.
     """
 
     error: float
     counts: np.ndarray
     accuracy: np.ndarray
-    confidence: np.ndarray
 
 
 class ClassResult(NamedTuple):
@@ -53,10 +52,6 @@ class Predictions(NamedTuple):
     class_names: tuple[str, ...]
     rendering: Rendering = AS_STORED
 
-    def file(self, row: int) -> str:
-        """Returns the image's file; "" for synthetic data."""
-        return self.images.files[self.places[row]] if self.images.files else ""
-
     def names(self) -> Sequence[str]:
         """Returns the images' paths from the data's folder, in the set's order; none for synthetic data."""
         return names_from_root(self.images)
@@ -64,6 +59,10 @@ class Predictions(NamedTuple):
     def human_names(self) -> tuple[str, ...]:
         """Returns the names of the classes as people read them, see `imagenet_names.human_names`."""
         return human_names(self.class_names)
+
+    def short_names(self, most: int) -> list[str]:
+        """Returns the first of each class's human names, in at most so many characters."""
+        return [cut(name.split(",")[0], most) for name in self.human_names()]
 
     def right(self) -> np.ndarray:
         """Returns whether the best guess is right: bool [N]."""
@@ -80,13 +79,9 @@ class Predictions(NamedTuple):
         """Returns the calibration of the best guesses."""
         return calibration(self.probabilities[:, 0], self.right())
 
-    def per_class(self, names: Sequence[str] = ()) -> list[ClassResult]:
-        """Returns each class that has images, the one with the smallest top-1 first.
-
-        Args:
-          names: of the classes, if they are not to be `class_names`.
-        """
-        names, confusion = names or self.class_names, self.confusion()
+    def per_class(self, names: Sequence[str]) -> list[ClassResult]:
+        """Returns each class that has images, the one with the smallest top-1 first; its name is one of `names`."""
+        confusion = self.confusion()
         hits = np.diagonal(confusion).copy()
         hits5 = np.bincount(self.labels[(self.classes == self.labels[:, None]).any(axis=1)], minlength=len(names))
         np.fill_diagonal(confusion, 0)
@@ -131,7 +126,7 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> 
         mean = np.bincount(place, weights=confidence, minlength=bins) / counts
     gaps = np.abs(accuracy - mean)
     error = float(np.sum(counts * np.where(counts > 0, gaps, 0.0)) / max(len(confidence), 1))
-    return Calibration(error, counts, accuracy, mean)
+    return Calibration(error, counts, accuracy)
 
 
 def cut(name: str, most: int) -> str:

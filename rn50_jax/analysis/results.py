@@ -1,11 +1,8 @@
 """The end of a training: where its results are."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rn50_jax.checkpoint.folder import CheckpointFolder
-from rn50_jax.checkpoint.selection import best_validation
 from rn50_jax.checkpoint.step_folders import find_steps
 from rn50_jax.errors import UserError
 from rn50_jax.io.messages import say, warn
@@ -14,28 +11,18 @@ from rn50_jax.loggers.console import print_rows
 from rn50_jax.loggers.history import read_history
 
 
-def saved_text(folder: Path, validations: Sequence[dict[str, Any]]) -> str:
-    """Names the checkpoints of a folder, marks the best, says if it is not the best validation; "" without any."""
+def saved_text(folder: Path) -> str:
+    """Names the checkpoints of a folder and marks the best; "" without any."""
     steps = find_steps(folder)
     if not steps:
         return ""
-    found = CheckpointFolder(folder).readable()
-    best = found.best()
+    best = CheckpointFolder(folder).readable().best()
     names = ", ".join(f"{step} (best)" if step == best else str(step) for step in steps)
-    text = f"{folder} (of {'step' if len(steps) == 1 else 'steps'} {names})"
-    if best is not None and validations:
-        epoch, wanted = found.metas[best]["epoch"], best_validation(validations)["epoch"]
-        if epoch != wanted:
-            text += f"; epoch {wanted}, which validated best, is not among them: the best of these is of epoch {epoch}"
-    return text
+    return f"{folder} (of {'step' if len(steps) == 1 else 'steps'} {names})"
 
 
 def tell_where(workdir: Path, metrics: Path) -> None:
-    """Draws the curves of a finished run, and says where everything lies.
-
-    Args:
-      metrics: the run's metrics file.
-    """
+    """Draws the curves of a finished run from its metrics file, and says where everything lies."""
     curves = workdir / "curves.png"
     rows = {"metrics": str(metrics), "curves": str(curves)}
     try:
@@ -48,7 +35,7 @@ def tell_where(workdir: Path, metrics: Path) -> None:
         del rows["curves"]
     except (OSError, UserError) as error:
         warn(f"{curves} cannot be written: {getattr(error, 'strerror', None) or error}")
-    if saved := saved_text(workdir / "checkpoints", read_history(metrics).validations()):
+    if saved := saved_text(workdir / "checkpoints"):
         rows = {"saved": saved} | rows
     print_rows(rows)
     page = shell(["python", "-m", "rn50_jax.plot", workdir, "--html", workdir / "report.html"])

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from rn50_jax.analysis.predictions import Predictions, cut
+from rn50_jax.analysis.predictions import ClassResult, Predictions, cut
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import telling_of_writes, write_whole, written_whole
 from rn50_jax.io.text import counted, csv_row, in_utf8, printable
-from rn50_jax.loggers.console import top5_text
 
 SHOWN = 10  # classes and pairs on the console
 SHEET = 24  # images on the sheet
@@ -29,10 +28,8 @@ def tell_mistakes(predictions: Predictions, width: int | None = None) -> Iterato
     yield f"  {'':<{longest}}  images  top-1 %  top-5 %  most often taken for"
     for result in shown:
         other = f"{result.mistaken_for} ({result.mistakes})" if result.mistaken_for else "-"
-        yield (
-            f"  {result.name:<{longest}}  {result.images:6}  {100 * result.top1:7.2f}  "
-            f"{top5_text(100 * result.top5, 2, len(names)):>7}  {other}"
-        )
+        numbers = f"{result.images:6}  {100 * result.top1:7.2f}  {100 * result.top5:7.2f}"
+        yield f"  {result.name:<{longest}}  {numbers}  {other}"
     pairs = predictions.confused_pairs()
     yield f"most frequent confusions, of {counted(sum(count for _, _, count in pairs), 'mistake')}"
     for true, guess, count in pairs[:SHOWN]:
@@ -52,20 +49,18 @@ def write_analysis(predictions: Predictions, folder: Path) -> None:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [result._asdict() for result in predictions.per_class()]
-        _write_csv(folder / "per_class.csv", list(rows[0]), [list(row.values()) for row in rows], own=True)
         names = predictions.class_names
+        _write_csv(folder / "per_class.csv", ClassResult._fields, predictions.per_class(names), own=True)
         pairs = [(names[true], names[guess], count) for true, guess, count in predictions.confused_pairs()]
         _write_csv(folder / "confusion.csv", ["class", "taken_for", "images"], pairs, own=True)
+        mistakes = predictions.confident_mistakes()
         with look():
             save(draw_calibration(predictions.calibration()), folder / "calibration.png", own=True)
+            if predictions.images.files and len(mistakes):
+                save(draw_sheet(predictions, mistakes[:SHEET]), folder / "mistakes.png", own=True)
         if predictions.images.files:
-            mistakes = predictions.confident_mistakes()
             header = ["file", "class", "taken_for", "probability", "probability_of_class"]
             _write_csv(folder / "mistakes.csv", header, list(_mistakes(predictions, mistakes)), own=True)
-            if len(mistakes):
-                with look():
-                    save(draw_sheet(predictions, mistakes[:SHEET]), folder / "mistakes.png", own=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror} ({error.filename})") from error
 
@@ -103,9 +98,9 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    names = np.array(predictions.class_names, dtype=object)
+    names, files = np.array(predictions.class_names, dtype=object), predictions.images.files
     columns: dict[str, Sequence[Any]] = {
-        "file": [predictions.file(row) for row in range(len(predictions.labels))],
+        "file": [files[place] for place in predictions.places] if files else [""] * len(predictions.places),
         "label": list(names[predictions.labels]),
     }
     for rank in range(predictions.classes.shape[1]):

@@ -12,7 +12,6 @@ from rn50_jax.data.dataset import open_dataset
 from rn50_jax.distributed import processes
 from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import MACHINE, TrainedModel, load_run
-from rn50_jax.io.files import no_such_run
 from rn50_jax.io.messages import say
 from rn50_jax.loggers.base import RunFacts
 from rn50_jax.loggers.console import print_rows, validation_text
@@ -56,8 +55,6 @@ def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str
         machine = [(key, tree.flatten(config)[key]) for key in MACHINE]
         return load_run(workdir, "latest", [*overrides, *machine])
     if not (config.run.resume or config.model.pretrained_weights or config.run.prof):
-        if not workdir.exists() and "did you mean" in (message := no_such_run(workdir)):
-            raise UserError(message)
         raise UserError(
             f"{workdir} has no checkpoints to validate; give the --workdir of a training run, --pretrained_weights "
             "FILE, or --config.run.prof=N to time N batches with random weights"

@@ -5,12 +5,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rn50_jax.errors import UserError
-from rn50_jax.io import json_files
-
-
-def to_json(config: ConfigDict) -> str:
-    """Returns the resolved config as indented JSON text, read back by `load`."""
-    return json_files.to_json(config.to_dict(), indent=2) + "\n"
 
 
 def from_tree(tree: Any, *, source: str = "what is stored") -> ConfigDict:

@@ -1,18 +1,20 @@
 """Exported files against the model that they come from, on real images."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib.resources import as_file, files
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from rn50_jax.data.image_set import ImageSet
-from rn50_jax.data.normalize import Normalization, normalize
+from rn50_jax.data.normalize import Normalization
 from rn50_jax.errors import RunStopped
-from rn50_jax.inference.image_files import Decoded, Found, found_in
+from rn50_jax.inference.image_files import Decoded, Found
+from rn50_jax.inference.predict_step import logits_of
 from rn50_jax.models.resnet import ResNet, Variables
 
+T = TypeVar("T")
 # From images as the file takes them to float32 [N, K].
 Run = Callable[[np.ndarray], np.ndarray]
 # Decodes files as in evaluation, one after the other.
@@ -23,52 +25,38 @@ _IMAGES = 8
 TOLERANCES = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 5e-2, "fp16": 1e-2}
 
 
-def thin_out(images: ImageSet, count: int | None) -> ImageSet:
-    """Returns `count` images of a set, drawn evenly over it; None for all."""
-    places = evenly(len(images.files), count or len(images.files))
-    members = images.members
-    if members is not None:
-        members = members._replace(tar=members.tar[places], offset=members.offset[places], size=members.size[places])
-    return ImageSet(tuple(images.files[place] for place in places), images.labels[places], members)
+def evenly(items: Sequence[T], count: int | None) -> list[T]:
+    """Returns `count` of the items, drawn evenly over them; None for all."""
+    places = np.linspace(0, len(items) - 1, min(count or len(items), len(items))).round().astype(int)
+    return [items[place] for place in places]
 
 
-def evenly(number: int, count: int) -> np.ndarray:
-    """Returns `count` places of `number`, or all, int [N]."""
-    return np.linspace(0, number - 1, min(count, number)).round().astype(int)
-
-
-def check_images(decode: Decode, val: ImageSet | None) -> np.ndarray:
+def check_images(decode: Decode, val: Sequence[Found]) -> np.ndarray:
     """Decodes real images to check a file on: uint8 [N, S, S, 3].
 
     A few of `val`, drawn evenly; if there are none, scikit-learn's two photographs and their mirror images.
     """
-    images = decoded_images(decode, found_in(thin_out(val, _IMAGES)) if val else [])
-    if images:
-        return np.stack(images)
-    with as_file(files("sklearn.datasets.images")) as folder:
-        images = decoded_images(decode, [Found(str(folder / name)) for name in ("china.jpg", "flower.jpg")])
-    return np.stack([*images, *(image[:, ::-1] for image in images)])
-
-
-def decoded_images(decode: Decode, found: Sequence[Found]) -> list[np.ndarray]:
-    """Returns the images that can be decoded."""
-    return [decoded.image for decoded in decode(found) if decoded.image is not None]
+    images = [decoded.image for decoded in decode(evenly(val, _IMAGES)) if decoded.image is not None]
+    if not images:
+        with as_file(files("sklearn.datasets.images")) as folder:
+            found = [Found(str(folder / name)) for name in ("china.jpg", "flower.jpg")]
+            images = [decoded.image for decoded in decode(found) if decoded.image is not None]
+        images += [image[:, ::-1] for image in images]
+    return np.stack(images)
 
 
 def outputs(
     model: ResNet, variables: Variables, images: np.ndarray, normalization: Normalization, output: str
 ) -> np.ndarray:
     """Returns what a model gives for images, uint8 [N, S, S, 3]: float32 [N, K], `output` as in `Form`."""
-    apply = jax.jit(lambda variables, x: model.apply(variables, normalize(x, normalization), train=False))
-    logits = apply(variables, images)
+    logits = jax.jit(partial(logits_of, model=model, normalization=normalization))(variables, images)
     return np.asarray(jax.nn.softmax(logits) if output == "probabilities" else logits)
 
 
 def check(run: Run, inputs: np.ndarray, wanted: np.ndarray, *, tolerance: float) -> dict[str, Any]:
-    """Compares an exported file with the model as it was trained, for one image and several.
+    """Compares an exported file, loaded again, with the model as it was trained, for one image and several.
 
     Args:
-      run: the file, loaded again.
       inputs: real images as the file takes them.
       wanted: float32 [N, K], the outputs of the trained model.
       tolerance: for the largest difference, as a part of the largest output.

@@ -75,11 +75,7 @@ def make_exportable(trained: TrainedModel, variables: Variables, form: Form) -> 
 
 
 def describe(facts: dict[str, Any], form: Form, libraries: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Returns the facts of a model, see `describe_model`, and how an exported file is to be called.
-
-    Args:
-      libraries: whose versions to add.
-    """
+    """Returns the facts of a model, see `describe_model`, how a file is to be called, and versions of `libraries`."""
     return facts | {
         "versions": facts["versions"] | {library: version(library) for library in libraries},
         "human_names": list(human_names(facts["class_names"])),

@@ -1,16 +1,12 @@
-"""ONNX files: written, run by onnxruntime, and the two libraries missing."""
+"""ONNX files: run by onnxruntime, and the two libraries missing."""
 
 import importlib
 import os
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rn50_jax.errors import UserError
 from rn50_jax.exporting.check import Run
-from rn50_jax.exporting.form import Exportable
-from rn50_jax.exporting.onnx_graph import build_graph
 
 LIBRARIES = ("onnx", "onnxruntime")
 
@@ -31,23 +27,14 @@ def need_onnx() -> None:
             ) from None
 
 
-def write_onnx(exportable: Exportable, path: Path, facts: dict[str, Any]) -> None:
-    """Writes the model with its weights and facts inside.
-
-    Raises:
-      OSError: the file cannot be written.
-    """
-    path.write_bytes(build_graph(exportable, facts).SerializeToString())
-
-
-def load_onnx(path: Path) -> Run:
-    """Loads the model in a file on this machine's CPU, with as many threads as there are cores."""
+def load_onnx(data: bytes) -> Run:
+    """Loads the model in a file's content on this machine's CPU, with as many threads as there are cores."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.log_severity_level = 3  # errors alone
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
     def run(images: np.ndarray) -> np.ndarray:
         (output,) = session.run(None, {"image": images})

@@ -1,6 +1,6 @@
 """The family as ONNX graphs, written node by node."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,9 +11,6 @@ from rn50_jax.io.text import in_utf8
 from rn50_jax.models.norm import EPSILON
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.weights.torch_names import Arrays, to_torch
-
-if TYPE_CHECKING:
-    import onnx
 
 OPSET = 17
 # The oldest format of files with that opset, which more runtimes read than the newest.
@@ -67,8 +64,8 @@ class _Graph:
         return self.add("Relu", f"{x}.relu", x)
 
 
-def build_graph(exportable: Exportable, facts: dict[str, Any]) -> "onnx.ModelProto":
-    """Returns the model as an ONNX graph in float32, with any number of images.
+def to_onnx(exportable: Exportable, facts: dict[str, Any]) -> bytes:
+    """Returns the model as an ONNX file in float32, weights and facts inside, for any number of images.
 
     Args:
       facts: what the file is to say about itself, a property each; all but strings as JSON.
@@ -93,7 +90,7 @@ def build_graph(exportable: Exportable, facts: dict[str, Any]) -> "onnx.ModelPro
     )
     helper.set_model_props(proto, {k: in_utf8(v) if isinstance(v, str) else to_json(v) for k, v in facts.items()})
     checker.check_model(proto, full_check=True)
-    return proto
+    return bytes(proto.SerializeToString())
 
 
 def _pixels(graph: _Graph, exportable: Exportable) -> str:

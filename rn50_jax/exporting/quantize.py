@@ -1,19 +1,17 @@
 """ONNX models in 8-bit integers, by onnxruntime's static quantization, and what that costs in accuracy."""
 
 import logging
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from rn50_jax.data.image_set import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.exporting.check import Decode, Run, evenly
-from rn50_jax.inference.image_files import Found, batched, find_images, found_in
-from rn50_jax.io.json_files import to_json
+from rn50_jax.inference.image_files import Found, batched, find_images
 from rn50_jax.runtime.progress_bar import progress
 
 # From decoded images to what a model takes, both of [N, ...].
@@ -35,44 +33,41 @@ def find_calibration(folder: Path, count: int) -> list[Found]:
     found = [image for image in find_images([str(folder)]) if not image.problem]
     if not found:
         raise UserError(f"--calibration {folder} holds no images")
-    return [found[place] for place in evenly(len(found), count)]
+    return evenly(found, count)
 
 
 def quantize(
-    source: Path, target: Path, calibration: Sequence[Found], *, decode: Decode, convert: Convert
-) -> dict[str, Any]:
-    """Writes an ONNX model with 8-bit weights and activations.
+    data: bytes, calibration: Sequence[Found], *, decode: Decode, convert: Convert
+) -> tuple[bytes, dict[str, Any]]:
+    """Returns an ONNX file with 8-bit weights and activations, and how it was done.
 
     Weights are symmetric int8 with a scale for each output channel, activations int8 with a scale and zero point for
     each tensor, from the smallest and largest value that the images give (Jacob et al. 2018, arXiv:1712.05877).
 
     Args:
-      calibration: images like those that the model will see.
-
-    Returns:
-      How it was done.
+      data: the file in float32.
+      calibration: images like those that the model will see, which are decoded into memory.
 
     Raises:
       UserError: none of the calibration images can be decoded.
     """
     from onnxruntime import quantization
 
-    used = 0
-
-    def batches() -> Generator[dict[str, np.ndarray]]:
-        nonlocal used
-        for batch in batched((found.image for found in decode(calibration) if found.image is not None), _BATCH):
-            used += len(batch)
-            yield {"image": convert(np.stack(batch))}
-
+    images = [decoded.image for decoded in decode(calibration) if decoded.image is not None]
+    if not images:
+        raise UserError(f"none of the images of --calibration, such as {calibration[0].file}, can be decoded")
+    batches = ({"image": convert(np.stack(batch))} for batch in batched(images, _BATCH))
     # It warns of a preparation that a graph with folded BatchNorm and known shapes does not need.
     logging.disable(logging.WARNING)
     try:
-        with closing(batches()) as reader:
+        # Elsewhere than the result: onnxruntime takes no path that is not UTF-8.
+        with TemporaryDirectory() as folder:
+            source, target = Path(folder, "float32"), Path(folder, "int8")
+            source.write_bytes(data)
             quantization.quantize_static(
                 source,
                 target,
-                SimpleNamespace(get_next=lambda: next(reader, None)),
+                SimpleNamespace(get_next=lambda: next(batches, None)),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=_OPERATORS,
                 per_channel=True,
@@ -80,32 +75,31 @@ def quantize(
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
             )
-    except ValueError:
-        if used:
-            raise
-        raise UserError(f"none of the images of --calibration, such as {calibration[0].file}, can be decoded") from None
+            small = target.read_bytes()
     finally:
         logging.disable(logging.NOTSET)
-    return {
+    return small, {
         "method": "static, QDQ, int8 weights per channel, int8 activations per tensor, MinMax",
-        "calibration_images": used,
+        "calibration_images": len(images),
         "operators": _OPERATORS,
-        "bytes_before": source.stat().st_size,
-        "bytes_after": target.stat().st_size,
+        "bytes_before": len(data),
+        "bytes_after": len(small),
     }
 
 
-def compare(before: Run, after: Run, images: ImageSet, *, decode: Decode, convert: Convert) -> dict[str, Any]:
-    """Measures top-1 of two models on the same images.
+def compare(
+    before: Run, after: Run, images: Sequence[tuple[Found, int]], *, decode: Decode, convert: Convert
+) -> dict[str, Any]:
+    """Measures top-1 of two models on the same images, each with its label.
 
     Returns:
       val_images, those that could be decoded; top1_before, top1_after and top1_loss in per cent; same_class, the
       per cent of images to which both give the same class.
     """
-    pairs = zip(decode(found_in(images)), images.labels, strict=True)
-    good = ((decoded.image, label) for decoded, label in pairs if decoded.image is not None)
+    pairs = zip(decode([found for found, _ in images]), images, strict=True)
+    good = ((decoded.image, label) for decoded, (_, label) in pairs if decoded.image is not None)
     counts = np.zeros(4, np.int64)  # images, hits before, hits after, same class
-    with progress("measuring top-1", len(images.files), unit="img") as advance:
+    with progress("measuring top-1", len(images), unit="img") as advance:
         for batch in batched(good, _BATCH):
             inputs = convert(np.stack([image for image, _ in batch]))
             labels = np.array([label for _, label in batch])
@@ -120,12 +114,3 @@ def compare(before: Run, after: Run, images: ImageSet, *, decode: Decode, conver
         "top1_loss": float(share[1] - share[2]),
         "same_class": float(share[3]),
     }
-
-
-def mark_quantized(path: Path, facts: dict[str, Any]) -> None:
-    """Adds what is known of the quantization to what the ONNX file says about itself."""
-    import onnx
-
-    model = onnx.load(path)
-    model.metadata_props.add(key="quantisation", value=to_json(facts))
-    path.write_bytes(model.SerializeToString())

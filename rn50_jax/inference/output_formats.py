@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TextIO
 
 from rn50_jax.io.json_files import to_json
@@ -12,22 +13,13 @@ from rn50_jax.io.text import csv_row, printable
 Answer = dict[str, Any]
 
 
-def write_table(answers: Iterable[Answer], file: TextIO) -> None:
-    """Writes for people: a line with the file and one for each class, whatever is in their names."""
-    _write_lines(answers, file, lambda name, percent: f"  {percent:5.1f}%  {name}")
-
-
-def write_nvidia(answers: Iterable[Answer], file: TextIO) -> None:
-    """Writes the lines of NVIDIA's classify.py: the file's name, then "class: per cent%" for each class."""
-    _write_lines(answers, file, lambda name, percent: f"{name}: {percent:.1f}%")
-
-
-def _write_lines(answers: Iterable[Answer], file: TextIO, line: Callable[[str, float], str]) -> None:
+def write_lines(answers: Iterable[Answer], file: TextIO, *, form: str) -> None:
+    """Writes for people: a line with the file and one for each class, with its {name} and {percent}, as in `form`."""
     for answer in answers:
         first = printable(answer["file"] + (f": {answer['error']}" if "error" in answer else ""))
         print(fit(first, file), file=file)
         for p in answer.get("predictions", []):
-            print(fit(line(printable(p["class"]), 100 * p["probability"]), file), file=file)
+            print(fit(form.format(name=printable(p["class"]), percent=100 * p["probability"]), file), file=file)
         file.flush()
 
 
@@ -62,9 +54,9 @@ def write_jsonl(answers: Iterable[Answer], file: TextIO) -> None:
 # On standard output, people read these in their terminal's encoding.
 FOR_PEOPLE = ("table", "nvidia")
 FORMATS: dict[str, Callable[[Iterable[Answer], TextIO], None]] = {
-    "table": write_table,
+    "table": partial(write_lines, form="  {percent:5.1f}%  {name}"),
     "csv": write_csv,
     "json": write_json,
     "jsonl": write_jsonl,
-    "nvidia": write_nvidia,
+    "nvidia": partial(write_lines, form="{name}: {percent:.1f}%"),  # as its classify.py does
 }

@@ -123,7 +123,8 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     check_description(meta, RunDescription, place)
     saved = saved_config(meta, place)
     try:
-        config = configs.override(saved, [*_machine_defaults(), *overrides])
+        defaults = tree.flatten(configs.load(str(configs.DEFAULT))[0])
+        config = configs.override(saved, [*((key, defaults[key]) for key in MACHINE), *overrides])
         val_images = read_val_images(workdir) if config.data.val_share else None
         if config.data.val_share and val_images is None:
             warn(f"{workdir / VAL_IMAGES} is missing: the validation images are drawn again, by config.seed")
@@ -149,13 +150,10 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     return TrainedModel(name, config, class_names, facts, devices, model, lambda: variables, val_images)
 
 
-def _machine_defaults() -> Overrides:
-    defaults = tree.flatten(configs.load(str(configs.DEFAULT))[0])
-    return [(key, defaults[key]) for key in MACHINE]
-
-
 def load_weights(path: Path, overrides: Overrides) -> TrainedModel:
     """Reads a weight file, whose architecture its tensors tell.
+
+    What neither the file nor the overrides tell is that of configs/default.py, in float32.
 
     Raises:
       UserError: the file cannot be read, is no ResNet, or an override is wrong.
@@ -163,31 +161,22 @@ def load_weights(path: Path, overrides: Overrides) -> TrainedModel:
     file = read_weights(path)
     architecture = infer_architecture(file.arrays, str(path))
     val_images = frozenset(file.meta["val_images"]) if "val_images" in file.meta else None
-    config, known = _config_of(file, architecture.keys, overrides)
+    told = config_values(file.meta)
+    size, resize = told.get("data.image_size"), told.get("data.resize")
+    if size and resize == eval_resize(size, 0):
+        told["data.resize"] = 0  # so it follows an image size of the command line
+    values = {"precision": "fp32", **told, **architecture.keys}
+    config, _ = configs.load(str(configs.DEFAULT))
+    config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
     config = at_another_place(config, given=frozenset(dict(overrides)), val_images=val_images)
     devices = prepare_devices(config)
     model = build_model(config, num_classes=architecture.num_classes, platform=devices[0].platform)
     class_names = tuple(file.meta.get("class_names", ()))
     load = partial(variables_of_file, file, model, str(path))
     facts = {"weights": str(path)} | {key: file.meta[key] for key in ("step",) if key in file.meta}
-    known |= {"data.class_names"} if class_names else set()
+    known = {*told, *dict(overrides), *(["data.class_names"] if class_names else [])}
     assumed = tuple(key for key in (*PREPARATION, "class_names") if f"data.{key}" not in known)
     return TrainedModel(str(path), config, class_names, facts, devices, model, load, val_images, assumed)
-
-
-def _config_of(file: WeightFile, architecture: dict[str, Any], overrides: Overrides) -> tuple[ConfigDict, set[str]]:
-    """The config of a weight file, and the keys that the file or the overrides tell.
-
-    The rest is that of configs/default.py, in float32.
-    """
-    known = config_values(file.meta)
-    size, resize = known.get("data.image_size"), known.get("data.resize")
-    if size and resize == eval_resize(size, 0):
-        known["data.resize"] = 0  # so it follows an image size of the command line
-    values = {"precision": "fp32", **known, **architecture}
-    config, _ = configs.load(str(configs.DEFAULT))
-    config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
-    return config, known.keys() | dict(overrides).keys()
 
 
 def open_val(trained: TrainedModel) -> Dataset:

@@ -20,25 +20,22 @@ class Available(NamedTuple):
     """A logger, used if the value of its `key` of `config.report` is not empty.
 
     name: for messages, with the path of its file. shown: in the run's summary, with the value. open: takes the run and
-    the value. package: that it needs. check: refuses what else it cannot work with. server: it talks to one, and is
-    refused without its package.
+    the value. server: it talks to one, by the package of its key.
     """
 
     key: str
     name: str
     shown: str
     open: Callable[[RunFacts, Any], Logger]
-    package: str = ""
-    check: Callable[[], None] | None = None
     server: bool = False
 
 
 LOGGERS = (
     Available("file", "{}", "{}", lambda run, name: JsonLines(run.workdir / name)),
-    Available("tensorboard", "the TensorBoard log", "tensorboard/", lambda run, _: TensorBoard(run), "tensorboard"),
+    Available("tensorboard", "the TensorBoard log", "tensorboard/", lambda run, _: TensorBoard(run)),
     Available("dle_json", "{}", "{}", open_dle),
-    Available("wandb", "Weights & Biases", "wandb {}", WeightsAndBiases, "wandb", check_login, server=True),
-    Available("mlflow", "MLflow", "mlflow {}", Mlflow, "mlflow", server=True),
+    Available("wandb", "Weights & Biases", "wandb {}", WeightsAndBiases, server=True),
+    Available("mlflow", "MLflow", "mlflow {}", Mlflow, server=True),
 )
 
 
@@ -48,14 +45,14 @@ def check_loggers(report: Mapping[str, Any]) -> None:
     Raises:
       UserError: naming what to install, or to do.
     """
-    for entry in (entry for entry in LOGGERS if report[entry.key]):
-        if entry.server and importlib.util.find_spec(entry.package) is None:
+    for key in (entry.key for entry in LOGGERS if entry.server and report[entry.key]):
+        if importlib.util.find_spec(key) is None:
             raise UserError(
-                f"config.report.{entry.key}={report[entry.key]!r} needs the package {entry.package}; pip install "
-                f"{entry.package}, or set --config.report.{entry.key}="
+                f"config.report.{key}={report[key]!r} needs the package {key}; pip install {key}, or set "
+                f"--config.report.{key}="
             )
-        if entry.check:
-            entry.check()
+    if report["wandb"]:
+        check_login()
 
 
 def open_loggers(run: RunFacts) -> list[Logger]:
@@ -68,14 +65,14 @@ def open_loggers(run: RunFacts) -> list[Logger]:
     with ExitStack() as opened:
         for entry in LOGGERS:
             value = run.config[f"report.{entry.key}"]
-            name = entry.name.format(run.workdir / str(value))
-            if value and entry.package and not entry.server and importlib.util.find_spec(entry.package) is None:
+            if not value:
+                continue
+            if entry.key == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
                 warn("no log for TensorBoard is written, as it is not installed: pip install tensorboard")
-            elif value:
-                start = partial(entry.open, run, value)
-                logger = Background(name, start) if entry.server else Persistent(name, start())
-                opened.callback(logger.close)
-                loggers.append(logger)
+                continue
+            name, start = entry.name.format(run.workdir / str(value)), partial(entry.open, run, value)
+            loggers.append(Background(name, start) if entry.server else Persistent(name, start()))
+            opened.callback(loggers[-1].close)
         opened.pop_all()
     return loggers
 

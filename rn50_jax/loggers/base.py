@@ -46,7 +46,7 @@ class RunFacts(NamedTuple):
     """What loggers may need of a run to open their logs.
 
     config: the values of all keys, by dotted names. peak_lr: the largest learning rate. accumulation: forward passes
-    per update. first_step: of this process. config_text: config.json's.
+    per update. first_step: of this process.
     """
 
     workdir: Path
@@ -56,54 +56,44 @@ class RunFacts(NamedTuple):
     accumulation: int = 1
     steps_per_epoch: int = 1
     first_step: int = 0
-    config_text: str = ""
 
 
 class Persistent:
-    """A logger that may fail: the run continues, and one note says so.
+    """A logger that may fail, as on a full disk: the run continues, and one note says so.
 
-    Its file may be unwritable for a while, as on a full disk: what it has missed is logged later, and another note at
-    the end counts what is still missing. With any other error it is given up.
+    What it has missed is logged later, and another note at the end counts what is still missing.
     """
 
     def __init__(self, name: str, logger: Logger) -> None:
         self._name, self._logger = name, logger
         self._missing: deque[Record] = deque(maxlen=_BACKLOG)
         self._lost = 0
-        self._noted = self._given_up = False
+        self._noted = False
 
     def log(self, record: Record) -> None:
         self._lost += len(self._missing) == self._missing.maxlen  # the oldest record goes
         self._missing.append(record)
-        self._catch_up()
+        self._attempt(self._catch_up)
 
     def close(self) -> None:
-        self._catch_up()
-        try:
-            self._logger.close()
-        except Exception as error:
-            self._give_up(error)
-        lost = self._lost + len(self._missing)
-        if lost and not self._given_up:
+        self._attempt(self._catch_up)
+        self._attempt(self._logger.close)
+        if lost := self._lost + len(self._missing):
             warn(f"{self._name} lacks {counted(lost, 'report')} that could not be written")
 
     def _catch_up(self) -> None:
+        while self._missing:
+            self._logger.log(self._missing[0])
+            self._missing.popleft()
+
+    def _attempt(self, action: Callable[[], None]) -> None:
         try:
-            while self._missing and not self._given_up:
-                self._logger.log(self._missing[0])
-                self._missing.popleft()
-        except OSError as error:
+            action()
+        except Exception as error:  # of any library
             if not self._noted:
                 self._noted = True
                 why = first_line(error, kind=True)
                 warn(f"{self._name} cannot be written ({why}); the run goes on, and tries again with each report")
-        except Exception as error:  # of any library
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        if not self._given_up:
-            self._given_up = True
-            warn(f"{self._name} cannot be written ({first_line(error, kind=True)}); the run goes on without it")
 
 
 _BACKLOG = 10_000  # records that a logger may have missed
@@ -113,7 +103,6 @@ class Background:
     """A logger that talks to a server, in a thread of its own: nothing that it does makes the training wait.
 
     Args:
-      name: for messages.
       open_logger: makes the logger, in that thread.
       opening: seconds to wait for that at the start.
       patience: seconds to wait at the end for what has not been sent yet.
@@ -142,15 +131,15 @@ class Background:
 
     def _work(self) -> None:
         try:
-            try:
-                logger = self._open()
-            finally:
-                self._opened.set()
+            logger = self._open()
+            self._opened.set()
             while (record := self._queue.get()) is not None:
                 logger.log(record)
             logger.close()
         except Exception as error:
             warn(f"{self._name} has failed ({first_line(error, kind=True)}); the run goes on without it")
+        finally:
+            self._opened.set()
 
 
 def tagged(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from rn50_jax.checkpoint.selection import best_validation, better_weights
 from rn50_jax.config.derived import Plan
 from rn50_jax.io.messages import keep, say
 from rn50_jax.io.terminal import columns, fit
-from rn50_jax.io.text import counted, decimal, printable
+from rn50_jax.io.text import counted, decimal
 from rn50_jax.loggers.base import Record
 from rn50_jax.loggers.goodput import goodput_text
 from rn50_jax.runtime.machine import peak_text
@@ -38,10 +38,8 @@ class Console:
     Standard output that is no terminal, or one that cannot move its cursor (TERM=dumb), gets the lines alone.
 
     Args:
-      first_step: of this process.
       eval_batches: of one validation.
       validations: lines of `metrics.jsonl` of the run's earlier processes.
-      classes: of the data.
     """
 
     def __init__(
@@ -91,12 +89,9 @@ class Console:
           parts: the text, or (priority, text) in order: in a terminal that is too narrow for all of them, those with
             the lowest priority are omitted.
         """
-        if not isinstance(parts, str):
-            keep(printable("  ".join(text for _, text in parts)))
-            parts = "  ".join(_fitting(parts, columns(sys.stdout)))
-        else:
-            keep(parts)
-        self._console.print(fit(parts, sys.stdout), markup=False)
+        parts = [(0, parts)] if isinstance(parts, str) else parts
+        keep("  ".join(text for _, text in parts))
+        self._console.print(fit("  ".join(_fitting(parts, columns(sys.stdout))), sys.stdout), markup=False)
 
     def advance(self, step: int) -> None:
         """Moves the bars to `step` of the run; costs no look at the device."""
@@ -131,7 +126,8 @@ class Console:
         step = f"step {record.step:>{len(str(plan.total_steps))}}/{plan.total_steps}"
         self.line(train_line(metrics, self._place(record.epoch), step, left))
         if left is not None and first:
-            until = f"about {clock(left)} of training to go, until {time_of_day(left)}, validation not counted"
+            then = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
+            until = f"about {clock(left)} of training to go, until {then}, validation not counted"
             self.line(f"{'expected':<10} {'; '.join(filter(None, (until, peak_text())))}")
 
     def _validated(self, record: Record) -> None:
@@ -183,7 +179,7 @@ def train_line(metrics: Mapping[str, float], place: str, step: str, left: float 
     return [*parts, (4, f"ETA {'-' if left is None else clock(left)}")]
 
 
-def validation_parts(metrics: Mapping[str, float], prefix: str = "val", *, classes: int) -> list[tuple[int, str]]:
+def validation_parts(metrics: Mapping[str, float], prefix: str, *, classes: int) -> list[tuple[int, str]]:
     """Returns the numbers of a validation as `Console.line` takes them.
 
     Args:
@@ -193,16 +189,16 @@ def validation_parts(metrics: Mapping[str, float], prefix: str = "val", *, class
     return [
         (8, "validation" if prefix == "val" else "averaged  "),
         (7, f"top-1 {top1:.3f} %"),
-        (4, f"top-5 {top5_text(top5, 3, classes)}" + ("" if is_trivial(classes) else " %")),
+        (4, f"top-5 {_top5(top5, classes)}" + " %" * (classes > 5)),
         (5, f"loss {decimal(loss, 5)}"),
         (2, counted(round(metrics["val.images"]), "image")),
         (1, f"{metrics['val.total_ips']:.1f} img/s"),
     ]
 
 
-def validation_text(metrics: Mapping[str, float], prefix: str = "val", *, classes: int) -> str:
+def validation_text(metrics: Mapping[str, float], *, classes: int) -> str:
     """Returns the numbers of a validation as one line, the same in training and offline evaluation."""
-    return "  ".join(text for _, text in validation_parts(metrics, prefix, classes=classes))
+    return "  ".join(text for _, text in validation_parts(metrics, "val", classes=classes))
 
 
 def result_table(validations: Sequence[dict[str, Any]], *, classes: int) -> list[str]:
@@ -216,21 +212,15 @@ def result_table(validations: Sequence[dict[str, Any]], *, classes: int) -> list
         for prefix, kind in (("val", ""), ("val_ema", " averaged")):
             if f"{prefix}.top1" in line:
                 top1, top5, loss = (line.get(f"{prefix}.{key}") for key in ("top1", "top5", "loss"))
-                texts = [f"{top1:.3f}", "-" if top5 is None else top5_text(top5, 3, classes)]
-                texts += ["-" if loss is None else decimal(loss, 5)]
-                cells = " ".join(f"{text:>9}" for text in texts)
-                rows.append(f"  {name:<8} {line['epoch']:>6} {cells}{kind}")
+                cells = [f"{top1:.3f}", "-" if top5 is None else _top5(top5, classes)]
+                cells.append("-" if loss is None else decimal(loss, 5))
+                rows.append(f"  {name:<8} {line['epoch']:>6} {' '.join(f'{cell:>9}' for cell in cells)}{kind}")
     return rows
 
 
-def is_trivial(classes: int | None) -> bool:
-    """Returns whether there are so few classes that top-5 accuracy is always 100 %; None for an unknown number."""
-    return classes is not None and classes <= 5
-
-
-def top5_text(value: float, digits: int, classes: int) -> str:
-    """Returns top-5 accuracy; "-" of so few classes that it is always 100 %."""
-    return "-" if is_trivial(classes) else f"{value:.{digits}f}"
+def _top5(value: float, classes: int) -> str:
+    """Top-5 accuracy; "-" of so few classes that it is always 100 %."""
+    return f"{value:.3f}" if classes > 5 else "-"
 
 
 def print_rows(rows: Mapping[str, str]) -> None:
@@ -243,10 +233,3 @@ def clock(seconds: float) -> str:
     """Returns seconds as hours, minutes and seconds, such as 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-
-
-def time_of_day(seconds_from_now: float) -> str:
-    """Returns the time of day that will be then, with the date unless it is today."""
-    then = time.localtime(time.time() + seconds_from_now)
-    today = time.strftime("%Y-%m-%d", then) == time.strftime("%Y-%m-%d")
-    return time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", then)

@@ -99,14 +99,9 @@ def dle_parameters(run: RunFacts) -> dict[str, Any]:
 
 
 class _Logged(TypedDict):
-    """A line about some steps, an epoch or the run."""
+    """A line about some steps, an epoch, the run or its parameters."""
 
-    step: list[int]
-    data: dict[str, float | None]
-
-
-class _Parameters(TypedDict):
-    step: Literal["PARAMETER"]
+    step: list[int] | Literal["PARAMETER"]
     data: dict[str, Any]
 
 
@@ -127,12 +122,14 @@ class DleLog:
         self._started = time.time()
         self._reports: list[tuple[int, Metrics]] = []
         try:
-            if path.exists() and not _is_ours(path):
-                raise UserError(f"config.report.dle_json: {path} holds something else; choose another file")
+            if path.exists():
+                with open_regular(path) as file:
+                    if file.read(len(_START)) not in (b"", _START):
+                        raise UserError(f"config.report.dle_json: {path} holds something else; choose another file")
             self._file = Appended(path, links=True, lines=True)
         except OSError as error:
             raise UserError(f"config.report.dle_json: cannot write {path}: {error.strerror}") from error
-        self._add("PARAMETER", parameters)
+        self._write(type="LOG", step="PARAMETER", data=parameters)
         for name, metadata in METRICS.items():
             self._write(type="METADATA", metric=name, metadata=metadata)
 
@@ -152,7 +149,7 @@ class DleLog:
         named = self._named(metrics)
         if not named.get("train.total_ips", 1):  # its only step compiled, and has no time
             named = {name: value for name, value in named.items() if name not in _TIMED}
-        self._add([epoch, step - epoch * self._steps_per_epoch], named)
+        self._write(type="LOG", step=[epoch, step - epoch * self._steps_per_epoch], data=named)
         self._reports.append((steps, named))  # once, should the line have to be written again
 
     def epoch(self, epoch: int, metrics: Metrics) -> None:
@@ -162,7 +159,7 @@ class DleLog:
             reported = [(steps, report[name]) for steps, report in self._reports if name in report]
             weights, values = zip(*reported, strict=True)
             means[name] = values[-1] if name in _LAST else float(np.average(values, weights=weights))
-        self._add([epoch], means | self._named(metrics))
+        self._write(type="LOG", step=[epoch], data=means | self._named(metrics))
         self._reports = []
 
     def summary(self) -> None:
@@ -175,24 +172,23 @@ class DleLog:
         """
         with open_regular(self._path) as file:
             lines = [line.removeprefix(_START) for line in file.read().split(b"\n") if line.startswith(_START)]
-        epochs: dict[int, dict[str, float | None]] = {}
+        epochs: dict[int, dict[str, Any]] = {}
         counts = True
         for line in lines:
-            with suppress(ValueError):
-                evaluates = bool(parse_json(line, _Parameters)["data"].get("evaluate"))
-                counts = evaluates == self._evaluates
-                if evaluates and counts:
-                    epochs.clear()
-            with suppress(ValueError):  # a parameter's or unit's, or what others have written
+            with suppress(ValueError):  # a unit's, or what others have written
                 found = parse_json(line, _Logged)
-                if counts and len(found["step"]) == 1:
+                if found["step"] == "PARAMETER":
+                    counts = bool(found["data"].get("evaluate")) == self._evaluates
+                    if self._evaluates and counts:
+                        epochs.clear()
+                elif counts and len(found["step"]) == 1:
                     epochs[found["step"][0]] = found["data"]  # an epoch that was repeated after a kill counts once
-        result: dict[str, float] = {}
-        for name in METRICS:
-            values = [value for epoch in sorted(epochs) if (value := epochs[epoch].get(name)) is not None]
-            if values:
-                result[name] = _over_the_run(name, values)
-        self._add([], result)
+        values = {
+            name: [x for epoch in sorted(epochs) if isinstance(x := epochs[epoch].get(name), int | float)]
+            for name in METRICS
+        }
+        result = {name: _over_the_run(name, found) for name, found in values.items() if found}
+        self._write(type="LOG", step=[], data=result)
 
     def _named(self, metrics: Metrics) -> dict[str, float]:
         found = dict(metrics)
@@ -202,9 +198,6 @@ class DleLog:
         if self._smoothed and "val.loss_smoothed" in found:
             found["val.loss"] = found["val.loss_smoothed"]
         return {name: found[name] for name in METRICS if name in found}
-
-    def _add(self, step: str | Sequence[int], data: Mapping[str, Any]) -> None:
-        self._write(type="LOG", step=step, data=data)
 
     def _write(self, **content: Any) -> None:
         now = time.time()
@@ -227,11 +220,6 @@ def open_dle(run: RunFacts, name: str) -> DleLog:
     if inside == run.config["report.file"] or is_own_name(inside):
         raise UserError(f"config.report.dle_json={name} is a file of the run's own; choose another")
     return DleLog(path, dle_parameters(run), steps_per_epoch=run.steps_per_epoch)
-
-
-def _is_ours(path: Path) -> bool:
-    with open_regular(path) as file:
-        return file.read(len(_START)) in (b"", _START)
 
 
 def _over_the_run(name: str, values: Sequence[float]) -> float:

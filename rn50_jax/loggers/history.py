@@ -1,10 +1,9 @@
 """The files of a run, read back: metrics over the epochs, configuration, facts."""
 
-import csv
 import os
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TextIO
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator
 
@@ -14,9 +13,18 @@ from rn50_jax.io.files import LARGEST, free_name, no_such_run, open_regular, wri
 from rn50_jax.io.json_files import BOM, parse_line, read_json, read_json_lines
 from rn50_jax.io.lines import Appended
 from rn50_jax.io.messages import warn
-from rn50_jax.io.text import counted, csv_cell, printable
+from rn50_jax.io.text import counted, csv_row, printable
 
-KEYS = ("time", "step", "epoch", "epochs_done")  # of every line
+# What float32 holds, of which most metrics are made.
+_LARGEST = 3.5e38
+# By key of every line: type, smallest and largest value.
+_PLACE: dict[str, tuple[Any, float, float]] = {
+    "time": (int | float, 0, 1e11),
+    "step": (int, 0, 2**53),
+    "epoch": (int, 1, 2**53),
+    "epochs_done": (int | float, 0, 2**53),
+}
+KEYS = tuple(_PLACE)
 
 
 class History(NamedTuple):
@@ -38,11 +46,6 @@ class History(NamedTuple):
         """Returns the lines of validations."""
         return [line for line in self.lines if "val.top1" in line]
 
-    def last(self, prefix: str) -> dict[str, Any]:
-        """Returns the last line that has a metric of the prefix; {} if none has."""
-        found = [line for line in self.lines if any(name.startswith(prefix) for name in line)]
-        return found[-1] if found else {}
-
 
 def metrics_file(run: Path) -> Path:
     """Finds the metrics file of a work folder, whatever its configuration calls it; a file stands for itself.
@@ -55,7 +58,7 @@ def metrics_file(run: Path) -> Path:
         if os.path.isfile(run):  # noqa: PTH113
             return run
         raise UserError(no_such_run(run))
-    report = read_config(run).get("report")
+    report = read_description(run / "config.json").get("report")
     name = report.get("file") if isinstance(report, dict) else None
     path = run / (name if isinstance(name, str) and is_plain_name(name) else "metrics.jsonl")
     if not os.path.isfile(path):  # noqa: PTH113
@@ -78,7 +81,7 @@ def read_history(path: Path) -> History:
         kind = next((name.split(".")[0] for name in line if name not in KEYS), "")
         found.pop((kind, line["epochs_done"]), None)  # so that the later line stands later
         found[kind, line["epochs_done"]] = line
-    return History(list(found.values()), len(every.bad) - _ends_in_half(path, every.bad))
+    return History(list(found.values()), len(every.bad))
 
 
 def last_line(path: Path) -> dict[str, Any]:
@@ -98,8 +101,6 @@ def last_line(path: Path) -> dict[str, Any]:
 def set_aside_unreadable(path: Path) -> None:
     """Moves the lines of a metrics file that are none of metrics to a file beside it, and says so.
 
-    Half a line at its end, which a killed run leaves, is moved without a word.
-
     Raises:
       OSError: a file cannot be read or written; the metrics file is as it was then.
     """
@@ -109,27 +110,15 @@ def set_aside_unreadable(path: Path) -> None:
     if path.stat().st_size > LARGEST:
         warn(f"{path} is larger than any run's, and was moved to {path.rename(free_name(damaged))}")
         return
-    found = read_json_lines(path, _LINE).bad
-    if not found:
+    bad = set(read_json_lines(path, _LINE).bad)
+    if not bad:
         return
-    bad, reported = set(found), len(found) - _ends_in_half(path, found)
-    lines = path.read_bytes().removeprefix(BOM).split(b"\n")
+    lines = [line + b"\n" for line in path.read_bytes().removeprefix(BOM).split(b"\n") if line.strip()]
     moved = [line for line in lines if line.strip() in bad]
     with closing(Appended(damaged)) as file:
-        file.write(b"".join(line + b"\n" for line in moved))
-    kept = [line for line in lines if line.strip() and line.strip() not in bad]
-    write_whole(path, b"".join(line + b"\n" for line in kept), own=True)
-    if reported:
-        warn(f"{path}: moved {counted(reported, 'line')} without metrics to {damaged}")
-
-
-def _ends_in_half(path: Path, bad: list[bytes]) -> bool:
-    """Is the last of the bad lines half a line at the end of the file, as a killed run leaves it?"""
-    if not bad or not bad[-1].startswith(b"{"):
-        return False
-    with open_regular(path) as file:
-        file.seek(-len(bad[-1]), os.SEEK_END)
-        return file.read() == bad[-1]
+        file.write(b"".join(moved))
+    write_whole(path, b"".join(line for line in lines if line.strip() not in bad), own=True)
+    warn(f"{path}: moved {counted(len(moved), 'line')} without metrics to {damaged}")
 
 
 def _check_line(line: dict[str, Any]) -> dict[str, Any]:
@@ -146,40 +135,19 @@ def _check_line(line: dict[str, Any]) -> dict[str, Any]:
     return line
 
 
-# What float32 holds, of which most metrics are made.
-_LARGEST = 3.5e38
-# By key: type, smallest and largest value.
-_PLACE: dict[str, tuple[Any, float, float]] = {
-    "time": (int | float, 0, 1e11),
-    "step": (int, 0, 2**53),
-    "epoch": (int, 1, 2**53),
-    "epochs_done": (int | float, 0, 2**53),
-}
 _LINE = Annotated[dict[str, int | float | None], AfterValidator(_check_line)]
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """Reads the resolved configuration of a work folder; {} if it has none."""
-    return _read_json(run / "config.json")
-
-
-def read_facts(run: Path) -> dict[str, Any]:
-    """Reads command, start, devices and versions of a work folder's last process; {} if there are none."""
-    return _read_json(run / "run.json")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_description(path: Path) -> dict[str, Any]:
+    """Reads `config.json` or `run.json` of a work folder; {} if it cannot be read."""
     try:
         return read_json(path, dict[str, Any])
     except (OSError, ValueError):
         return {}
 
 
-def write_csv(history: History, file: TextIO) -> None:
-    """Writes a row for each line, a column for each metric, empty where a line does not have it."""
-    names = list(KEYS)
-    for line in history.lines:
-        names += [name for name in line if name not in names]
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(csv_cell(printable(name)) for name in names)
-    writer.writerows([line.get(name) for name in names] for line in history.lines)
+def to_csv(history: History) -> str:
+    """Returns a table with a row for each line, a column for each metric, empty where a line does not have it."""
+    names = list(dict.fromkeys([*KEYS, *(name for line in history.lines for name in line)]))
+    rows = [[line.get(name) for name in names] for line in history.lines]
+    return "".join(csv_row(row) for row in [map(printable, names), *rows])

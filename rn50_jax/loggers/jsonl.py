@@ -6,7 +6,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.io.json_files import to_json
 from rn50_jax.io.lines import Appended
 from rn50_jax.loggers.base import Record
-from rn50_jax.loggers.history import set_aside_unreadable
+from rn50_jax.loggers.history import KEYS, set_aside_unreadable
 
 
 class JsonLines:
@@ -27,13 +27,8 @@ class JsonLines:
     def log(self, record: Record) -> None:
         if not record.metrics:
             return
-        line = {
-            "time": round(record.time, 3),
-            "step": record.step,
-            "epoch": record.epoch + 1,
-            "epochs_done": round(record.epochs_done, 6),
-        }
-        self._file.write_line(to_json(line | record.metrics))
+        place = (round(record.time, 3), record.step, record.epoch + 1, round(record.epochs_done, 6))
+        self._file.write_line(to_json(dict(zip(KEYS, place, strict=True)) | record.metrics))
 
     def close(self) -> None:
         self._file.close()

@@ -75,9 +75,9 @@ class Meters:
             "train.compute_ips": self._global_batch / compute_time if self._timed else 0.0,
             "train.data_time": data_time,
             "train.compute_time": compute_time,
+            "train.skipped_steps": int(steps[-1]["skipped_steps"]),
+            "train.skipped_in_a_row": int(max(s["skipped_in_a_row"] for s in steps)),
         }
-        result["train.skipped_steps"] = int(steps[-1]["skipped_steps"])
-        result["train.skipped_in_a_row"] = int(max(s["skipped_in_a_row"] for s in steps))
         if self._loss_scaling:
             result["train.loss_scale"] = float(steps[-1]["loss_scale"])
         self.restart()

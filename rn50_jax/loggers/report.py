@@ -14,7 +14,6 @@ class Report(ExitStack):
 
     Args:
       loggers: get every record; an error that they raise ends the training, so they are to be `Persistent`.
-      first_step: of this process.
     """
 
     def __init__(self, console: Console, loggers: Sequence[Logger], steps_per_epoch: int, first_step: int) -> None:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from rn50_jax.errors import UserError
+from rn50_jax.io.json_files import to_json
 from rn50_jax.io.lines import Appended
 from rn50_jax.loggers.base import Record, RunFacts, tagged
 
@@ -32,7 +33,8 @@ class TensorBoard:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._put(file_version="brain.Event:2")
             self._put(step=run.first_step + 1, session_log=start)
-            self._put(step=run.first_step, summary=text_pb("config", f"```\n{run.config_text}```"))
+            config = to_json(dict(run.config), indent=2)
+            self._put(step=run.first_step, summary=text_pb("config", f"```\n{config}\n```"))
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 

@@ -2,9 +2,9 @@
 
 import os
 import secrets
+from contextlib import suppress
 
 from rn50_jax.errors import UserError
-from rn50_jax.io.text import first_line
 from rn50_jax.loggers.base import Record, RunFacts, remembered, tagged
 
 
@@ -47,13 +47,9 @@ def check_login() -> None:
         return
     import wandb
 
-    try:
-        known = wandb.login(prompt=False, verify=False)
-    except Exception as error:  # such as a home folder that does not exist
-        raise UserError(
-            f"config.report.wandb: {first_line(error, kind=True)}; mend that, or set WANDB_MODE=offline"
-        ) from error
-    if not known:
-        raise UserError(
-            "config.report.wandb: Weights & Biases does not know you; run `wandb login`, or set WANDB_MODE=offline"
-        )
+    with suppress(Exception):  # such as a home folder that does not exist
+        if wandb.login(prompt=False, verify=False):
+            return
+    raise UserError(
+        "config.report.wandb: Weights & Biases does not know you; run `wandb login`, or set WANDB_MODE=offline"
+    )

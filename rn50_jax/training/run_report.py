@@ -40,7 +40,6 @@ def open_report(
         run = RunFacts(
             workdir=workdir,
             config=tree.flatten(config),
-            config_text=tree.to_json(config),
             num_devices=plan.num_devices,
             peak_lr=plan.peak_lr,
             accumulation=plan.accumulation,

@@ -33,7 +33,7 @@ def test_confusions_and_classes_are_those_of_scikit_learn() -> None:
     found, p = make_predictions()
     wanted = confusion_matrix(found.labels, p.argmax(axis=1), labels=range(7))
     np.testing.assert_array_equal(found.confusion(), wanted)
-    results = found.per_class()
+    results = found.per_class(found.class_names)
     assert [result.top1 for result in results] == sorted(result.top1 for result in results)
     for result in results:
         mine = found.labels == result.label
@@ -59,7 +59,7 @@ def test_classes_without_images_or_mistakes() -> None:
     images = ImageSet(("a", "b"), np.array([0, 0], np.int32))
     right = np.zeros((2, 2), np.int32) + np.array([0, 2], np.int32)
     found = Predictions(images, np.arange(2), images.labels, right, np.full((2, 2), 0.5, np.float32), ("x", "y", "z"))
-    (only,) = found.per_class()
+    (only,) = found.per_class(found.class_names)
     assert (only.name, only.images, only.top1, only.mistaken_for, only.mistakes) == ("x", 2, 1.0, "", 0)
     assert found.confused_pairs() == [] and len(found.confident_mistakes()) == 0
     assert any("x" in line and line.endswith("-") for line in tell_mistakes(found))
@@ -92,7 +92,7 @@ def test_thumbnails_of_all_sizes(tmp_path: Path) -> None:
     images = ImageSet(tuple(str(tmp_path / name) for name in names), np.zeros(5, np.int32))
     found = Predictions(images, np.arange(5), images.labels, np.zeros((5, 1), int), np.ones((5, 1)), ("x",))
     shown = [thumbnail(found, row, 100) for row in range(5)]
-    assert [picture and picture.size for picture in shown] == [(96, 96), (100, 50), (100, 50), (100, 100), None]
+    assert [picture and picture.size for picture in shown] == [(100, 100), (100, 50), (100, 50), (100, 100), None]
     assert all(picture is None or picture.mode == "RGB" for picture in shown)
 
 

@@ -22,7 +22,7 @@ from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.data.image_set import Members
 from rn50_jax.data.images import decodable
 from rn50_jax.data.images.headers import PROBLEMS
-from rn50_jax.exporting.check import thin_out
+from rn50_jax.exporting.check import evenly
 from rn50_jax.inference.image_files import Found, decode_files, find_images, found_in
 
 PHOTO = Path(sklearn.datasets.__file__).parent / "images/china.jpg"
@@ -199,7 +199,7 @@ def test_images_in_tars(tree: Path) -> None:
     for a, b in zip(decode_files(config, found_in(images)), decode_files(config, found_in(packed)), strict=True):
         assert a.file == b.file
         np.testing.assert_array_equal(a.image, b.image)
-    few = list(decode_files(config, found_in(thin_out(packed, 3))))
+    few = list(decode_files(config, evenly(found_in(packed), 3)))
     assert [item.file for item in few] == [images.files[i] for i in (0, 4, 9)]
     assert [item.image[0, 0, 0] for item in few] == [0, 20, 45]
 

@@ -187,7 +187,7 @@ def test_a_rate_for_what_is_frozen_and_a_target_without_validation_are_refused()
 
 def test_pairs_come_back_from_json_as_they_were() -> None:
     config = make_config(("tune.lr_scales", "[['layer1', 0.1], ('fc', 2)]"))
-    again = tree.from_tree(json.loads(tree.to_json(config)))
+    again = tree.from_tree(json.loads(json.dumps(config.to_dict())))
     configs.validate(again)
     assert again.tune.lr_scales == (("layer1", 0.1), ("fc", 2))
 
