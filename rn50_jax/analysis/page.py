@@ -95,6 +95,8 @@ def _tiles(history: History) -> Iterator[Tile]:
         prefix = better_weights(best)
         averaged = ", averaged weights" if prefix == "val_ema" else ""
         for name, label in (("top1", "best top-1"), ("top5", "its top-5")):
+            if name == "top5" and best.get(f"{prefix}.top5") == 100:
+                continue  # of five classes or fewer it always is
             yield Tile(label, f"{_number(best, f'{prefix}.{name}', 2)} %", f"epoch {best['epoch']}{averaged}")
         yield Tile("last top-1", f"{last['val.top1']:.2f} %", f"epoch {last['epoch']}")
     speeds = [speed for speed in history.series("train.total_ips").values() if speed > 0]
