@@ -12,6 +12,7 @@ from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.image_set import ImageSet, check_class_names
+from rn50_jax.data.options import dataset_options
 from rn50_jax.errors import UserError
 from rn50_jax.exporting import onnx_file, stablehlo
 from rn50_jax.exporting.check import TOLERANCES, check, check_images, thin_out
@@ -206,7 +207,7 @@ def _check_target(out: Path) -> None:
 def _open_val(stored: StoredModel, *, must_fit: bool) -> ImageSet | None:
     """The images of val/; None where there are none, unless they must be there, and be of the model's classes."""
     try:
-        dataset = open_dataset(stored.config, need_train=False, val_images=stored.val_images)
+        dataset = open_dataset(dataset_options(stored.config), need_train=False, val_images=stored.val_images)
     except UserError:
         if must_fit:
             raise

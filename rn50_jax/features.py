@@ -13,13 +13,14 @@ from rich.progress import track
 
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
-from rn50_jax.data.bad_images import Quarantine
+from rn50_jax.data.bad_images import BadImages
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, not_read_text, scan_split
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.loader import eval_batches
 from rn50_jax.data.normalize import Normalization, normalize, pixel_normalization
+from rn50_jax.data.options import loader_options
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
 from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import StoredModel, add_source_arguments, load_model, warn_assumed
@@ -78,18 +79,17 @@ def extract(stored: StoredModel, images: ImageSet) -> tuple[np.ndarray, np.ndarr
     """
     config, count, devices = stored.config, len(images.files), stored.devices
     mesh = make_mesh(devices)
-    with config.unlocked():
-        config.batch_size = min(config.batch_size, math.ceil(count / len(devices)))
+    device_batch = min(config.batch_size, math.ceil(count / len(devices)))
     normalization = pixel_normalization(config.data.mean, config.data.std)
     step = partial(feature_step, model=stored.model, axis_name=AXIS, normalization=normalization)
     compiled = spread(step, mesh, mode=config.parallel, stacked=True)
     variables = place(stored.load(), mesh)
     result: np.ndarray | None = None
     good = np.zeros(count, np.bool_)
-    bad_images = Quarantine(None, policy=config.data.on_bad_file, limit=count)
-    done, steps = 0, math.ceil(count / (config.batch_size * len(devices)))
+    bad_images = BadImages(None, policy=config.data.on_bad_file, limit=count)
+    done, steps = 0, math.ceil(count / (device_batch * len(devices)))
     console = Console(stderr=True)
-    batches = eval_batches(config, images, mesh, quarantine=bad_images)
+    batches = eval_batches(images, loader_options(config), mesh, device_batch=device_batch, bad_images=bad_images)
     for batch in track(batches, "features", total=steps, console=console, disable=not console.is_terminal):
         part = np.asarray(compiled(variables, batch))
         part = part.reshape(-1, part.shape[-1])[: count - done]  # the last batch is filled up at its end

@@ -16,6 +16,7 @@ from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.imagenet_names import human_names, likely_names
 from rn50_jax.data.normalize import pixel_normalization
+from rn50_jax.data.options import loader_options
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, shard, spread
 from rn50_jax.errors import UserError
 from rn50_jax.inference.image_files import Decoded, Found, batched, decode_files, find_images
@@ -78,7 +79,7 @@ def answers(
       {"file", "error"}.
     """
     names = human_names(stored.class_names or likely_names(stored.model.num_classes))
-    decoded = decode_files(stored.config, files, by_pillow=by_pillow)
+    decoded = decode_files(files, loader_options(stored.config), by_pillow=by_pillow)
     batches = batched(decoded, batch_size * len(stored.devices))
     first = next(batches, [])
     devices = stored.devices

@@ -18,9 +18,11 @@ from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
+from rn50_jax.data.bad_images import BadImages
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.loader import make_quarantine, stream_facts, train_batches
+from rn50_jax.data.loader import train_batches
+from rn50_jax.data.options import dataset_options, loader_options
 from rn50_jax.distributed import processes
 from rn50_jax.distributed.devices import AXIS, find_devices, find_divergence, make_mesh, replicate
 from rn50_jax.errors import Interrupted, UserError
@@ -44,6 +46,7 @@ from rn50_jax.training.loop import Run, saves
 from rn50_jax.training.pretrained import take_architecture
 from rn50_jax.training.resume import find_start
 from rn50_jax.training.run_report import open_report, print_summary
+from rn50_jax.training.stream_facts import stream_facts
 
 
 def main(argv: Sequence[str]) -> int:
@@ -104,7 +107,9 @@ def prepare(config: ConfigDict, workdir: Path) -> Setup:
     if config.data.backend != "synthetic":
         need_dali("config.data.backend=synthetic")
     devices = find_devices(backend=config.data.backend, precision=config.precision)
-    dataset = open_dataset(config, need_val=not config.run.training_only, val_images=recorded_val_images(workdir))
+    dataset = open_dataset(
+        dataset_options(config), need_val=not config.run.training_only, val_images=recorded_val_images(workdir)
+    )
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
     model = build_model(
         config,
@@ -152,7 +157,19 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             say(f"resuming after epoch {start.position.epoch}, step {step}")
 
         train_fn, eval_fn = compile_steps(config, model, plan, mesh)
-        quarantine = make_quarantine(config, workdir / "quarantine.json")
+        bad_images = BadImages(
+            workdir / "quarantine.json", policy=config.data.on_bad_file, limit=config.data.max_bad_files
+        )
+        batches = train_batches(
+            dataset.train,
+            loader_options(config),
+            mesh,
+            epochs=config.epochs,
+            steps_per_epoch=plan.steps_per_epoch,
+            device_batch=plan.device_batch,
+            start=start.position,
+            bad_images=bad_images,
+        )
         run = Run(
             setup=setup,
             train_fn=train_fn,
@@ -164,10 +181,8 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             checkpoints=checkpoints,
             report=stack.enter_context(open_report(config, workdir, mesh, plan, dataset, step, argv)),
             goodput=Goodput(start.goodput, start.lost),
-            quarantine=quarantine,
-            batches=stack.enter_context(
-                closing(train_batches(config, dataset.train, plan, mesh, start.position, quarantine))
-            ),
+            bad_images=bad_images,
+            batches=stack.enter_context(closing(batches)),
             state=replicate(start.state, mesh),
             position=start.position,
         )
@@ -180,7 +195,7 @@ def train(setup: Setup, argv: Sequence[str]) -> None:
             if run.reached(metrics):
                 break
         run.finish()
-        quarantine.tell()
+        bad_images.warn_at_end()
     if processes.is_first():
         tell_where(config, workdir)
 

@@ -359,16 +359,15 @@ def test_imagenet_order_and_counts() -> None:
 
 
 def test_training_notes_an_incomplete_imagenet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from helpers.loading import open_data
     from trees import make_config
-
-    from rn50_jax.data.dataset import open_dataset
 
     photo = encode(make_photo(0))
     for name in likely_names(1000)[:-1]:
         for split in ("train", "val"):
             (tmp_path / split / name).mkdir(parents=True)
             (tmp_path / split / name / "0.jpg").write_bytes(photo)
-    open_dataset(make_config(tmp_path))
+    open_data(make_config(tmp_path))
     assert "note: 999 of ImageNet's 1,000 classes; missing: n15075141" in capsys.readouterr().err
 
 

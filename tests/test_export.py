@@ -16,6 +16,7 @@ import sklearn.datasets
 import torch
 from conftest import REPO, Run, Shared, assert_user_error
 from flax.traverse_util import flatten_dict
+from helpers.loading import decode_data
 from helpers.networks import make_torch, random_variables
 from helpers.runs import PATIENCE
 from helpers.torch_reference import normalize, to_torch, torch_name
@@ -29,7 +30,7 @@ from rn50_jax.exporting.check import check_images
 from rn50_jax.exporting.form import LAYOUTS, Form, load_exportable
 from rn50_jax.exporting.onnx_file import load_onnx, write_onnx
 from rn50_jax.exporting.stablehlo import load_stablehlo, write_stablehlo
-from rn50_jax.inference.image_files import decode_files, found_in
+from rn50_jax.inference.image_files import found_in
 from rn50_jax.inference.trained_model import StoredModel, load_run, load_weights
 from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet
@@ -199,7 +200,7 @@ def test_8_bit_integers(
     # Counted again, from the file.
     _, val = scan_split(digits / "val")
     config = load_run(trained[0], "best", []).config
-    images = [decoded.image for decoded in decode_files(config, found_in(val))]
+    images = [decoded.image for decoded in decode_data(config, found_in(val))]
     found = load_onnx(out)(np.stack(images))
     assert 100 * np.mean(found.argmax(1) == val.labels) == pytest.approx(facts["top1_after"])
     kinds = {node.op_type for node in onnx.load(out).graph.node}

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import REPO, Run, assert_user_error
 from helpers.damage import encode, make_photo, write_kinds
+from helpers.loading import open_data, train_data
 from helpers.runs import PATIENCE
 from helpers.tar_files import sample, write_tar
 from helpers.tiny import bits
@@ -23,17 +24,16 @@ from helpers.trees import make_config
 
 from rn50_jax.config.derived import make_plan
 from rn50_jax.data.batch import Position
-from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.data.formats.file_list import read_list, write_list
 from rn50_jax.data.formats.shards import ShardedImages, scan_shards
 from rn50_jax.data.formats.tars import read_idx, read_members
-from rn50_jax.data.loader import stream_facts, train_batches
 from rn50_jax.data.prepare.packing import open_splits, pack_folder
 from rn50_jax.data.prepare.shard_writer import plan_split
 from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.errors import UserError
 from rn50_jax.pack import main, parse_size, read_class_names
+from rn50_jax.training.stream_facts import stream_facts
 
 LISTS: dict[str, Path | None] = {"train": None, "val": None}
 
@@ -185,13 +185,13 @@ def test_packed_shards_train_like_the_folders(digits: Path, tmp_path: Path) -> N
     assert bits(tmp_path / "out") == bits(digits)
     config = make_config(digits)
     plan = make_plan(config, num_images=1500, num_devices=1)
-    facts = [stream_facts(c, open_dataset(c).train, plan) for c in (config, make_config(tmp_path / "out"))]
+    facts = [stream_facts(c, open_data(c).train, plan) for c in (config, make_config(tmp_path / "out"))]
     assert facts[0] == facts[1]
     mesh = make_mesh(jax.devices()[:1])
-    folders, shards = (open_dataset(c).train for c in (config, make_config(tmp_path / "out")))
-    whole = [np.asarray(b.batch["image"]) for b in train_batches(config, folders, plan, mesh, Position(0, 0))]
-    begun = list(islice(train_batches(config, folders, plan, mesh, Position(0, 0)), 2))
-    rest = train_batches(config, shards, plan, mesh, Position(0, 2, begun[-1].pipelines))
+    folders, shards = (open_data(c).train for c in (config, make_config(tmp_path / "out")))
+    whole = [np.asarray(b.batch["image"]) for b in train_data(config, folders, plan, mesh, Position(0, 0))]
+    begun = list(islice(train_data(config, folders, plan, mesh, Position(0, 0)), 2))
+    rest = train_data(config, shards, plan, mesh, Position(0, 2, begun[-1].pipelines))
     assert all(np.array_equal(b.batch["image"], wanted) for b, wanted in zip(rest, whole[2:], strict=True))
 
 

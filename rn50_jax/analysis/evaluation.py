@@ -15,8 +15,8 @@ from rn50_jax.data.batch import Batch
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.image_set import Dataset, with_classes
-from rn50_jax.data.images.transform import rendering_of
 from rn50_jax.data.loader import eval_batches
+from rn50_jax.data.options import dataset_options, loader_options
 from rn50_jax.data.sampler import eval_order
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
 from rn50_jax.errors import UserError
@@ -80,13 +80,15 @@ def examine_stored(stored: StoredModel, *, flip_tta: bool = False) -> tuple[dict
     index = order.reshape(-1)[kept]
     labels = dataset.val.labels[index]
     found = classes[kept], probabilities[kept]
-    predictions = Predictions(dataset.val, index, labels, *found, dataset.class_names, rendering_of(config))
+    rendering = loader_options(config).rendering
+    predictions = Predictions(dataset.val, index, labels, *found, dataset.class_names, rendering)
     named = {"flip_tta": True} if flip_tta else {}
     return result | {"val.ece": predictions.calibration().error} | stored.facts | named, predictions
 
 
 def _batches(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> Iterator[Batch]:
-    return islice(eval_batches(config, dataset.val, mesh), config.run.prof or None)
+    batches = eval_batches(dataset.val, loader_options(config), mesh, device_batch=config.batch_size)
+    return islice(batches, config.run.prof or None)
 
 
 def _open_dataset(stored: StoredModel) -> Dataset:
@@ -94,7 +96,7 @@ def _open_dataset(stored: StoredModel) -> Dataset:
     config = stored.config
     if config.data.backend != "synthetic":
         need_dali()
-    dataset = open_dataset(config, need_train=False, val_images=stored.val_images)
+    dataset = open_dataset(dataset_options(config), need_train=False, val_images=stored.val_images)
     if config.data.val_share:
         say(
             f"on the {config.data.val_share:.3g} of each class of {config.data.dir} that training set apart (for all "

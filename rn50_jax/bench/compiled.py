@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 from rn50_jax.bench import timing
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
+from rn50_jax.data.batch import Batch
 from rn50_jax.data.normalize import pixel_normalization
-from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
+from rn50_jax.data.options import loader_options
+from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, replicate, spread
 from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.models.fold import inference_form
@@ -47,13 +49,18 @@ def make_program(config: ConfigDict, mode: str, devices: list[jax.Device]) -> Pr
 
 def num_classes(config: ConfigDict) -> int:
     """Returns the number of classes of synthetic data."""
-    return len(synthetic_dataset(config).class_names)
+    return loader_options(config).num_classes
+
+
+def _synthetic(config: ConfigDict, device_batch: int, mesh: Mesh) -> Batch:
+    shape = {"device_batch": device_batch, "image_size": config.data.image_size}
+    return synthetic_batch(mesh, **shape, num_classes=num_classes(config), seed=config.seed)
 
 
 def _train_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
     plan = make_plan(config, num_images=config.data.synthetic_images[0], num_devices=mesh.devices.size)
     step, _ = compile_steps(config, model, plan, mesh)
-    batch = synthetic_batch(config, plan.device_batch, mesh)
+    batch = _synthetic(config, plan.device_batch, mesh)
     state = replicate(build_state(config, model), mesh)
     compilation, lowered, compiled = timing.compile_program(step, state, batch)
 
@@ -79,7 +86,7 @@ def _infer_program(config: ConfigDict, model: Any, mesh: Mesh) -> Program:
     normalization = pixel_normalization(config.data.mean, config.data.std)
     one_step = partial(predict_step, model=model, axis_name=AXIS, normalization=normalization)
     step = spread(one_step, mesh, mode=config.parallel, stacked=True)
-    batch = synthetic_batch(config, config.batch_size, mesh)
+    batch = _synthetic(config, config.batch_size, mesh)
     variables = place(variables, mesh)
     compilation, lowered, compiled = timing.compile_program(step, variables, batch)
 

@@ -19,6 +19,9 @@ class Position(NamedTuple):
     pipelines: tuple[bytes, ...] = ()
 
 
+BEGINNING = Position(0, 0)
+
+
 class TrainBatch(NamedTuple):
     """A batch, and `Position.pipelines` behind it."""
 

@@ -14,6 +14,7 @@ from rn50_jax.data.image_set import ImageSet, read_image
 from rn50_jax.data.images.decodable import quiet_decoders, to_decodable
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.data.images.transform import AS_STORED, Rendering
+from rn50_jax.data.options import Crops
 from rn50_jax.errors import UserError
 
 try:
@@ -50,23 +51,6 @@ class Decoding(NamedTuple):
         # Room for ImageNet's largest image at once, so that no batch waits for its buffers to grow.
         hints = {"preallocate_width_hint": 5980, "preallocate_height_hint": 6430}
         return common | {"device": "mixed", "hw_decoder_load": self.hw_decoder_load, **hints}
-
-
-class Crops(NamedTuple):
-    """The random part of the training transform.
-
-    area: share of the image's, aspect: width over height, each (smallest, largest). flip: probability. augment: one of
-    `AUGMENTATIONS`; randaugment: its number of operations and their magnitude (0 to 30).
-    """
-
-    area: tuple[float, float]
-    aspect: tuple[float, float]
-    flip: float
-    augment: str = "none"
-    randaugment: tuple[int, int] = (2, 9)
-
-
-AUGMENTATIONS = ("none", "randaugment", "autoaugment", "trivialaugment")
 
 
 def train_pipeline(
@@ -222,8 +206,8 @@ def _resize_and_crop_as_torchvision(images: Any, image_size: int, resize: int, r
     return fn.slice(images, start=start, shape=[image_size, image_size], axes=[0, 1])
 
 
-def go_on(pipeline: Any) -> None:
-    """Builds a pipeline that was given a position, which no image is to be blamed for.
+def build_from_position(pipeline: Any) -> None:
+    """Builds a pipeline that goes on from a position; if that fails, no image is to blame.
 
     Raises:
       UserError: it is none of this pipeline.

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.normalize import normalize
+from rn50_jax.data.options import loader_options
 from rn50_jax.errors import RunStopped
 from rn50_jax.exporting.form import Exportable
 from rn50_jax.inference.image_files import Found, decode_files, found_in
@@ -42,15 +43,17 @@ def check_images(config: ConfigDict, val: ImageSet | None) -> np.ndarray:
     A few of `val`, drawn evenly; if there are none, scikit-learn's two photographs and their mirror images.
     """
     found = found_in(thin_out(val, _IMAGES)) if val else []
-    images = [decoded.image for decoded in decode_files(config, found, by_pillow=True) if decoded.image is not None]
-    if images:
+    if images := _by_pillow(config, found):
         return np.stack(images)
     with as_file(files("sklearn.datasets.images")) as folder:
         photos = [Found(str(folder / name)) for name in ("china.jpg", "flower.jpg")]
-        images = [
-            decoded.image for decoded in decode_files(config, photos, by_pillow=True) if decoded.image is not None
-        ]
+        images = _by_pillow(config, photos)
     return np.stack([*images, *(image[:, ::-1] for image in images)])
+
+
+def _by_pillow(config: ConfigDict, files: list[Found]) -> list[np.ndarray]:
+    decoded = decode_files(files, loader_options(config), by_pillow=True)
+    return [item.image for item in decoded if item.image is not None]
 
 
 def check(run: Run, exportable: Exportable, images: np.ndarray, *, tolerance: float) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.normalize import pixel_normalization
+from rn50_jax.data.options import loader_options
 from rn50_jax.errors import UserError
 from rn50_jax.exporting.check import Run, evenly
 from rn50_jax.exporting.form import Form
@@ -65,7 +66,7 @@ def quantise(
 
     def batches() -> Generator[dict[str, np.ndarray]]:
         nonlocal used
-        decoded = decode_files(config, calibration)
+        decoded = decode_files(calibration, loader_options(config))
         images = (image.image for image in decoded if image.image is not None)
         for batch in batched(images, _BATCH):
             used += len(batch)
@@ -110,7 +111,7 @@ def compare(before: Run, after: Run, images: ImageSet, config: ConfigDict, form:
       val_images, those that could be decoded; top1_before, top1_after and top1_loss in per cent; same_class, the
       per cent of images to which both give the same class.
     """
-    decoded = zip(decode_files(config, found_in(images)), images.labels, strict=True)
+    decoded = zip(decode_files(found_in(images), loader_options(config)), images.labels, strict=True)
     good = ((item.image, label) for item, label in decoded if item.image is not None)
     counts = np.zeros(4, np.int64)  # images, hits before, hits after, same class
     with progress("measuring top-1", len(images.files), unit="img") as advance:

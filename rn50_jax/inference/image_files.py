@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, kind_of, not_read_text
 from rn50_jax.data.image_set import ImageSet, read_part
 from rn50_jax.data.images import pillow
 from rn50_jax.data.images.decodable import diagnose, quiet_decoders, read_header
 from rn50_jax.data.images.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
-from rn50_jax.data.images.transform import eval_resize, rendering_of
+from rn50_jax.data.options import LoaderOptions
 from rn50_jax.data.prefetch import prefetch
 from rn50_jax.io.messages import warn
 
@@ -134,24 +133,24 @@ def found_in(images: ImageSet) -> list[Found]:
     return [Found(file, inside=place) for file, place in zip(images.files, places, strict=True)]
 
 
-def decode_files(config: ConfigDict, files: Iterable[Found], *, by_pillow: bool = False) -> Iterator[Decoded]:
-    """Reads and decodes files with the evaluation transform of a config, ahead of their use, in their order.
+def decode_files(files: Iterable[Found], options: LoaderOptions, *, by_pillow: bool = False) -> Iterator[Decoded]:
+    """Reads and decodes files with the evaluation transform, ahead of their use, in their order.
 
-    Files are read by a few threads while others are decoded, by `data.workers`. What is held at a time is a few
+    Files are read by a few threads while others are decoded, by `workers`. What is held at a time is a few
     dozen files, and of decoded ones no more than `MAX_PIXELS` before they are cropped, unless one alone has more.
 
     Args:
       by_pillow: Pillow decodes and resizes, see `pillow.decode`, whatever `data.transform` says.
     """
     quiet_decoders()
-    chunks = batched(files, max(32, 2 * config.data.workers))
+    chunks = batched(files, max(32, 2 * options.workers))
     with (
         ThreadPoolExecutor(_READERS, thread_name_prefix="read") as readers,
-        ThreadPoolExecutor(config.data.workers, thread_name_prefix="decode") as decoders,
+        ThreadPoolExecutor(options.workers, thread_name_prefix="decode") as decoders,
     ):
-        read_one = partial(_read, resize=eval_resize(config.data.image_size, config.data.resize))
+        read_one = partial(_read, resize=options.resize)
         read = prefetch((list(readers.map(read_one, chunk)) for chunk in chunks), 1)
-        decode = partial(_decode, together=_by_pillow(config, decoders) if by_pillow else _by_dali(config))
+        decode = partial(_decode, together=_by_pillow(options, decoders) if by_pillow else _by_dali(options))
         for decoded in prefetch((decode(chunk) for chunk in read), 1):
             yield from decoded
 
@@ -208,32 +207,24 @@ def _decode(files: Sequence[_Read], together: _Together) -> list[Decoded]:
     ]
 
 
-def _by_pillow(config: ConfigDict, threads: Executor) -> _Together:
-    size = config.data.image_size
-    resize = eval_resize(size, config.data.resize)
-    decode = partial(pillow.decode, image_size=size, resize=resize, rendering=rendering_of(config))
+def _by_pillow(options: LoaderOptions, threads: Executor) -> _Together:
+    transform: dict[str, Any] = {key: getattr(options, key) for key in ("image_size", "resize", "rendering")}
 
     def alone(file: _Read) -> Decoded:
         try:
-            return Decoded(file.found.file, decode(file.encoded))
+            return Decoded(file.found.file, pillow.decode(file.encoded, **transform))
         except ImageProblem as problem:
             return Decoded(file.found.file, None, str(problem))
 
     return lambda files: list(threads.map(alone, files))
 
 
-def _by_dali(config: ConfigDict) -> _Together:
+def _by_dali(options: LoaderOptions) -> _Together:
     from rn50_jax.data import dali  # a second to import
 
-    size = max(32, 2 * config.data.workers)
-    data = config.data
-    transform = {
-        "transform": data.transform,
-        "image_size": data.image_size,
-        "resize": eval_resize(data.image_size, data.resize),
-        "rendering": rendering_of(config),
-    }
-    decode_many = dali.make_batch_decoder(**transform, workers=data.workers, batch_size=size)
+    transform = {key: getattr(options, key) for key in ("transform", "image_size", "resize", "rendering")}
+    batch_size = max(32, 2 * options.workers)
+    decode_many = dali.make_batch_decoder(**transform, workers=options.workers, batch_size=batch_size)
     decode_one = dali.make_decoder(**transform, workers=1)
 
     def alone(file: _Read) -> Decoded:

@@ -18,9 +18,10 @@ from rn50_jax.checkpoint.selection import ema_is_better
 from rn50_jax.config import loading as configs
 from rn50_jax.config import tree
 from rn50_jax.config.model import build_model
-from rn50_jax.data.dataset import at_another_place
+from rn50_jax.data.dataset import misfits
 from rn50_jax.data.formats.imagenet_names import likely_names
 from rn50_jax.data.images.transform import eval_resize
+from rn50_jax.data.options import dataset_options
 from rn50_jax.data.val_share import VAL_IMAGES, read_val_images
 from rn50_jax.distributed.devices import find_devices
 from rn50_jax.errors import UserError
@@ -143,7 +144,7 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
         if config.data.val_share and val_images is None:
             warn(f"{workdir / VAL_IMAGES} is missing: the validation images are drawn again, by config.seed")
         if os.path.realpath(config.data.dir) != os.path.realpath(saved.data.dir):
-            config = at_another_place(config, given=frozenset(dict(overrides)), val_images=val_images)
+            config = _fitted(config, overrides, val_images)
         configs.validate(config)
         has_ema = saved.recipe.ema_decay > 0
     except (KeyError, TypeError, AttributeError) as error:  # sections are missing, or are none
@@ -162,6 +163,13 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
         facts["ema"] = averaged
         name += ", averaged weights" if averaged else ", live weights"
     return StoredModel(name, config, class_names, facts, devices, model, lambda: variables, val_images)
+
+
+def _fitted(config: ConfigDict, overrides: Overrides, val_images: frozenset[str] | None) -> ConfigDict:
+    """Returns the config for images elsewhere, without what does not fit them and the command line does not give."""
+    given = dict(overrides)
+    unfit = misfits(dataset_options(config), val_images=val_images)
+    return configs.override(config, [(key, text) for key, text in unfit if key not in given])
 
 
 def _machine_defaults() -> Overrides:
@@ -188,7 +196,7 @@ def load_weights(path: Path, overrides: Overrides) -> StoredModel:
     config, _ = configs.load(str(configs.DEFAULT))
     config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
     val_images = frozenset(file.meta["val_images"]) if "val_images" in file.meta else None
-    config = at_another_place(config, given=frozenset(dict(overrides)), val_images=val_images)
+    config = _fitted(config, overrides, val_images)
     devices = prepare_devices(config)
     model = build_model(config, num_classes=architecture.num_classes, platform=devices[0].platform)
     class_names = tuple(file.meta.get("class_names", ()))

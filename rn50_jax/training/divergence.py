@@ -6,7 +6,9 @@ from contextlib import closing, contextmanager
 import jax
 from ml_collections import ConfigDict
 
-from rn50_jax.data.loader import files_of_step
+from rn50_jax.config.derived import Plan
+from rn50_jax.data.image_set import ImageSet
+from rn50_jax.data.sampler import train_order
 from rn50_jax.errors import RunStopped
 from rn50_jax.io.files import to_json
 from rn50_jax.io.lines import LineFile
@@ -23,9 +25,8 @@ def note_steps_left_out(setup: Setup, steps: Sequence[int]) -> None:
     overflows are part of training; otherwise the user is told.
     """
     config, path = setup.config, setup.workdir / LEFT_OUT
-    lines = [
-        {"step": step + 1, "files": files_of_step(config, setup.dataset.train, setup.plan, step)} for step in steps
-    ]
+    train, plan = setup.dataset.train, setup.plan
+    lines = [{"step": step + 1, "files": files_of_step(train, plan, step, seed=config.seed)} for step in steps]
     try:
         with closing(LineFile(path)) as file:
             for line in lines:
@@ -35,6 +36,16 @@ def note_steps_left_out(setup: Setup, steps: Sequence[int]) -> None:
     if not (config.precision == "fp16" and config.loss_scale.mode == "dynamic"):
         which = ", ".join(str(step + 1) for step in steps[:5]) + (" ..." if len(steps) > 5 else "")
         warn(f"step {which}: the loss or a gradient was not finite, nothing was changed; images in {path}")
+
+
+def files_of_step(images: ImageSet, plan: Plan, step: int, *, seed: int) -> list[str]:
+    """Returns the images of the update with number `step` of the run (from 0), over all devices; none if synthetic."""
+    if not images.files:
+        return []
+    epoch, step = divmod(step, plan.steps_per_epoch)
+    shape = {"steps": plan.steps_per_epoch, "num_devices": plan.num_devices, "device_batch": plan.device_batch}
+    order = train_order(len(images.files), **shape, seed=seed, epoch=epoch)
+    return [images.files[index] for index in order[step].flat]
 
 
 def stop_if_diverging(setup: Setup, step: int, summary: dict[str, float]) -> None:

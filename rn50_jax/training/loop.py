@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from rn50_jax.checkpoint.folder import is_gathered
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.selection import score
-from rn50_jax.data.bad_images import Quarantine
+from rn50_jax.data.bad_images import BadImages
 from rn50_jax.data.batch import Batch, Position, TrainBatch
-from rn50_jax.data.loader import eval_batches, train_size
+from rn50_jax.data.loader import eval_batches
+from rn50_jax.data.options import loader_options
 from rn50_jax.distributed import processes
 from rn50_jax.errors import Interrupted, RunStopped
 from rn50_jax.loggers.goodput import Goodput
@@ -51,7 +52,7 @@ class Run:
     checkpoints: Checkpoints
     report: Report
     goodput: Goodput
-    quarantine: Quarantine
+    bad_images: BadImages
     batches: Iterator[TrainBatch]
     state: TrainState
     position: Position
@@ -70,7 +71,8 @@ class Run:
         config, plan = self.setup.config, self.setup.plan
         end = (epoch + 1) * plan.steps_per_epoch
         self.goodput.switch("train")
-        if train_size(config, epoch) != train_size(config, epoch - 1):
+        train_size = loader_options(config).train_size
+        if train_size(epoch) != train_size(epoch - 1):
             self.window.compiled = False  # the step compiles anew
         self.window.restart()
         while self.step < end:
@@ -106,10 +108,15 @@ class Run:
                 raise RunStopped(f"the devices diverged by step {self.step}: {difference}; {_DIVERGED}")
             if config.run.training_only:
                 return {}
-            batches = islice(
-                eval_batches(config, dataset.val, mesh, epoch=epoch, quarantine=self.quarantine),
-                config.run.prof or None,
+            batches = eval_batches(
+                dataset.val,
+                loader_options(config),
+                mesh,
+                device_batch=config.batch_size,
+                epoch=epoch,
+                bad_images=self.bad_images,
             )
+            batches = islice(batches, config.run.prof or None)
             return evaluate(self.eval_fn, variables_of(self.state), self._heed_signals(batches))
 
     def _heed_signals(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -13,7 +13,6 @@ from rn50_jax.checkpoint.selection import score
 from rn50_jax.config import tree
 from rn50_jax.data.batch import Position
 from rn50_jax.data.image_set import check_class_names
-from rn50_jax.data.loader import FORM, changed_fact
 from rn50_jax.data.val_share import VAL_IMAGES
 from rn50_jax.distributed import processes
 from rn50_jax.distributed.devices import local_indices
@@ -26,6 +25,7 @@ from rn50_jax.training.build import build_state
 from rn50_jax.training.context import Setup
 from rn50_jax.training.pretrained import ARCHITECTURE, read_pretrained, start_from, tell_differences
 from rn50_jax.training.state import TrainState
+from rn50_jax.training.stream_facts import FORM, changed_fact
 from rn50_jax.training.torch_checkpoint import differing_settings, go_on_from, read_checkpoint
 
 # What decides which arrays a state has.

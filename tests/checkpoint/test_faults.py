@@ -28,10 +28,10 @@ from rn50_jax.checkpoint.faults import passing_fault, reason
 from rn50_jax.checkpoint.integrity import describe_shapes, seal
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.step_folders import find_steps
-from rn50_jax.data.loader import FORM
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.inference.trained_model import load_run
 from rn50_jax.training.state import TrainState
+from rn50_jax.training.stream_facts import FORM
 
 NOT_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 

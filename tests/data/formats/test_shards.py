@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.loading import open_data
 from helpers.tar_files import HUGE, NEGATIVE, OCTAL, header, sample, write_tar
 from helpers.trees import make_config
 
 from rn50_jax.data import image_set
-from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.formats import class_folders, shards
+from rn50_jax.data.formats import shards
 from rn50_jax.data.formats.file_list import read_list, write_list
 from rn50_jax.data.formats.shards import (
     ShardedImages,
@@ -50,12 +50,12 @@ def read_image(images: ShardedImages, i: int) -> bytes:
 
 
 def check(folder: Path) -> ShardedImages:
-    class_names, images = scan_shards(class_folders)
+    class_names, images = scan_shards(folder)
     assert class_names == ("0", "1", "2")
     assert images.labels.tolist() == [1, 0, 1, 0, 2, 1]
     assert images.labels.dtype == images.shard.dtype == np.int32
     assert images.offsets.dtype == images.sizes.dtype == np.int64
-    assert images.tars == (f"{class_folders}/a.tar", f"{class_folders}/b.tar")
+    assert images.tars == (f"{folder}/a.tar", f"{folder}/b.tar")
     keys = ["a/x", "n" * 130, "b c ü", "k2", "k1", "k3"]
     assert [read_image(images, i) for i in range(6)] == [f"image {key}".encode() * 100 for key in keys]
     assert images.names[0] == "a.tar/a/x.jpg" and images.names[4] == "b.tar/k1.JPEG"
@@ -101,9 +101,9 @@ def test_stale_indices_are_not_used(foreign: Path, capsys: pytest.CaptureFixture
 
 
 def rewrite_index(folder: Path, **changes: Any) -> None:
-    with np.load(class_folders / "index.npz") as stored:
+    with np.load(folder / "index.npz") as stored:
         arrays = {**stored, **changes}
-    with (class_folders / "index.npz").open("wb") as file:
+    with (folder / "index.npz").open("wb") as file:
         np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
 
 
@@ -356,7 +356,7 @@ def test_pipes_devices_and_folders_are_neither_waited_for_nor_read(tree: Path) -
     def open_listed(*names: str) -> Any:
         lines = "".join(f"{name}\t{i % 2}\n" for i, name in enumerate(names))
         (tree / "l.tsv").write_text(lines)
-        return open_dataset(make_config(tree, ("data.train_list", "l.tsv"), ("data.val_list", "l.tsv")))
+        return open_data(make_config(tree, ("data.train_list", "l.tsv"), ("data.val_list", "l.tsv")))
 
     good = ("train/ant/0.png", "link.png", "none.png", "loop.png", "nothing.png", "none/none.png", "train/ant/0.png")
     assert len(open_listed(*good).train.files) == 7  # those that are missing are left out when their turn comes
