@@ -26,6 +26,7 @@ from rn50_jax.data.check.write_split import LIST_SUFFIX, check_new, write_split
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.class_folders import suffixes_text
 from rn50_jax.data.formats.file_list import listable, write_list
+from rn50_jax.data.image_set import sources_of
 from rn50_jax.data.prepare.output import size_text
 from rn50_jax.data.process_pool import count_workers
 from rn50_jax.errors import UserError
@@ -58,7 +59,7 @@ def check(
     seen: dict[str, Looked] = {}
     for name, split in splits.items():
         with progress(f"{name}: {'decoding' if full else 'looking at'} images", len(split.names)) as advance:
-            seen[name] = look_at(split.sources, full=full, workers=workers, advance=advance)
+            seen[name] = look_at(sources_of(split.images), full=full, workers=workers, advance=advance)
     looked_for = time.monotonic() - started
     groups = _find_duplicates(splits, seen, workers)
     for name, split in splits.items():
@@ -84,10 +85,11 @@ def check(
 def _find_duplicates(splits: dict[str, Split], seen: dict[str, Looked], workers: int) -> list[list[Place]]:
     """Groups of good images of the same content, within and across splits."""
     good = {name: np.delete(np.arange(len(split.names)), list(seen[name].problems)) for name, split in splits.items()}
-    sources = [splits[name].sources[i] for name, numbers in good.items() for i in numbers.tolist()]
+    sources = {name: sources_of(split.images) for name, split in splits.items()}
+    good_sources = [sources[name][i] for name, numbers in good.items() for i in numbers.tolist()]
     keys = np.concatenate([seen[name].keys[numbers] for name, numbers in good.items()])
     with progress("comparing images that look the same", None) as advance:
-        groups = find_duplicates(sources, keys, workers=workers, advance=advance)
+        groups = find_duplicates(good_sources, keys, workers=workers, advance=advance)
     names = [name for name, numbers in good.items() for _ in numbers]
     places = np.concatenate(list(good.values()))
     return [[(names[i], places[i].item()) for i in group] for group in groups]

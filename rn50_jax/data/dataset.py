@@ -10,7 +10,7 @@ from rn50_jax.data.formats.file_list import find_odd, read_list
 from rn50_jax.data.formats.imagenet_names import imagenet_notes
 from rn50_jax.data.formats.shards import has_shards, scan_shards
 from rn50_jax.data.formats.splits import is_split, is_unsplit
-from rn50_jax.data.image_set import Dataset, ImageSet, Members, check_same_classes
+from rn50_jax.data.image_set import Dataset, ImageSet, check_same_classes
 from rn50_jax.data.options import DatasetOptions
 from rn50_jax.data.prepare.digits import write_digits
 from rn50_jax.data.synthetic import synthetic_dataset
@@ -162,8 +162,6 @@ def _no_split(root: Path, found: str) -> str:
 def _scan(folder: Path, root: Path, *, tell: bool = True) -> tuple[tuple[str, ...], ImageSet]:
     """Class names and images of a folder with class folders or tar shards; `root` is where names begin."""
     if has_shards(folder):
-        class_names, shards = scan_shards(folder)
-        members = Members(shards.tars, shards.shard, shards.offsets, shards.sizes)
-        return class_names, ImageSet(shards.names, shards.labels, members)
+        return scan_shards(folder)
     class_names, images = scan_split(folder, tell=tell)
     return class_names, images._replace(root=str(root))

@@ -27,6 +27,14 @@ class Members(NamedTuple):
     size: np.ndarray
 
 
+class Source(NamedTuple):
+    """Where the bytes of an image are: `size` from `offset` of a file, or all of it (-1)."""
+
+    path: str
+    offset: int = 0
+    size: int = -1
+
+
 class ImageSet(NamedTuple):
     """Images of one split, sorted by class and name.
 
@@ -71,13 +79,23 @@ def read_image(images: ImageSet, index: int) -> bytes:
       ImageProblem: it has more than 600 MB.
     """
     if images.members is None:
-        return read_part(images.files[index])
+        return read_source(Source(images.files[index]))
     tars, tar, offset, size = images.members
-    return read_part(tars[tar[index]], int(offset[index]), int(size[index]))
+    return read_source(Source(tars[tar[index]], int(offset[index]), int(size[index])))
 
 
-def read_part(path: str, offset: int = 0, size: int = -1) -> bytes:
-    """Reads `size` bytes of a plain file from `offset` on, or all of it (-1); raises as `read_image`."""
+def sources_of(images: ImageSet) -> list[Source]:
+    """Returns where the bytes of all images are, in their order."""
+    if images.members is None:
+        return [Source(file) for file in images.files]
+    tars, tar, offset, size = images.members
+    columns = zip(tar.tolist(), offset.tolist(), size.tolist(), strict=True)
+    return [Source(tars[number], first, count) for number, first, count in columns]
+
+
+def read_source(source: Source) -> bytes:
+    """Reads the encoded bytes of an image; raises as `read_image`."""
+    path, offset, size = source
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size if size < 0 else size
         if size > MAX_BYTES:

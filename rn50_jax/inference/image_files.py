@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 
 from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, kind_of, not_read_text
-from rn50_jax.data.image_set import ImageSet, read_part
+from rn50_jax.data.image_set import ImageSet, Source, read_source, sources_of
 from rn50_jax.data.images import pillow
 from rn50_jax.data.images.decodable import diagnose, quiet_decoders, read_header
 from rn50_jax.data.images.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
@@ -26,20 +26,12 @@ _READERS = 16  # files read at a time: network file systems answer slowly, but m
 T = TypeVar("T")
 
 
-class Place(NamedTuple):
-    """Where a file lies inside a tar: `size` bytes from `offset`."""
-
-    tar: str
-    offset: int
-    size: int
-
-
 class Found(NamedTuple):
     """A file to look at, `inside` a tar or as it is named, or what is wrong with the name."""
 
     file: str
     problem: str = ""
-    inside: Place | None = None
+    inside: Source | None = None
 
 
 class Decoded(NamedTuple):
@@ -128,9 +120,7 @@ def found_in(images: ImageSet) -> list[Found]:
     """The images of a data set, in its order."""
     if images.members is None:
         return [Found(file) for file in images.files]
-    tars, *columns = images.members
-    places = [Place(tars[tar], offset, size) for tar, offset, size in zip(*(c.tolist() for c in columns), strict=True)]
-    return [Found(file, inside=place) for file, place in zip(images.files, places, strict=True)]
+    return [Found(file, inside=source) for file, source in zip(images.files, sources_of(images), strict=True)]
 
 
 def decode_files(files: Iterable[Found], options: LoaderOptions, *, by_pillow: bool = False) -> Iterator[Decoded]:
@@ -174,7 +164,7 @@ def _read(found: Found, resize: int) -> _Read:
     if found.problem:
         return _Read(found)
     try:
-        encoded = read_part(*found.inside) if found.inside else _read_any(found.file)
+        encoded = read_source(found.inside) if found.inside else _read_any(found.file)
         header = read_header(encoded)
     except OSError as error:
         return _Read(Found(found.file, f"cannot be read: {error.strerror}"))
@@ -187,9 +177,9 @@ def _read(found: Found, resize: int) -> _Read:
 
 
 def _read_any(name: str) -> bytes:
-    """A file as `read_part` reads it, or what comes out of a pipe, as of a shell's <(command)."""
+    """A file as `read_source` reads it, or what comes out of a pipe, as of a shell's <(command)."""
     if not stat.S_ISFIFO(os.stat(name).st_mode):  # noqa: PTH116, odd names
-        return read_part(name)
+        return read_source(Source(name))
     # Without waiting for somebody to open its other end: a pipe that nobody writes to is empty.
     with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as pipe:  # noqa: PTH123
         os.set_blocking(pipe.fileno(), True)

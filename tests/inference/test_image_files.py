@@ -17,8 +17,8 @@ from helpers.loading import decode_data
 from helpers.trees import make_config, write_image
 from PIL import Image
 
+from rn50_jax.data import image_set
 from rn50_jax.data.dali import make_decoder
-from rn50_jax.data.formats import class_folders
 from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.data.image_set import Members
 from rn50_jax.data.images import decodable
@@ -83,9 +83,9 @@ def test_a_folder_that_cannot_be_read(photos: Path, monkeypatch: pytest.MonkeyPa
     real = os.scandir
 
     def scandir(folder: str) -> object:
-        if class_folders.endswith("sub"):
+        if folder.endswith("sub"):
             raise PermissionError(13, "Permission denied")
-        return real(class_folders)
+        return real(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert names("photos")[-1] == "photos/sub: cannot be read: Permission denied"
@@ -129,7 +129,7 @@ def test_bad_files_do_not_spoil_the_others(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "052.png").unlink()
     monkeypatch.setattr(decodable, "MAX_PIXELS", 2000)  # the others have 1,440
     write_image(tmp_path / "053.png", size=(50, 50))
-    monkeypatch.setattr(class_folders, "MAX_BYTES", 6_000_000)
+    monkeypatch.setattr(image_set, "MAX_BYTES", 6_000_000)
     with (tmp_path / "054.png").open("wb") as file:
         file.truncate(6_000_001)
     files = [Found(str(tmp_path / f"{grey:03}.png")) for grey in range(80)]

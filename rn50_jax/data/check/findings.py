@@ -51,7 +51,7 @@ def split_facts(split: Split, seen: Looked) -> dict[str, Any]:
         facts["width"], facts["height"] = _quantiles(width), _quantiles(height)
         facts["aspect"] = _quantiles(width / height)
     facts["bad_images"] = len(seen.problems)
-    facts["not_read"] = count_suffixes(split.not_read)
+    facts["not_read"] = count_suffixes(split.images.not_read)
     on_side = Counter(split.class_names[split.labels[i]] for i, note, _ in seen.notes if note == ON_ITS_SIDE)
     facts["on_their_side"] = {"images": on_side.total(), "images_per_class": dict(on_side.most_common())}
     return facts

@@ -13,8 +13,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from rn50_jax.data.check.image_file import Examined, Verify, examine
-from rn50_jax.data.check.listing import Source
-from rn50_jax.data.image_set import read_part
+from rn50_jax.data.image_set import Source, read_source
 from rn50_jax.data.images.decodable import quiet_decoders
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.data.process_pool import map_in_processes
@@ -88,7 +87,7 @@ def _examine_all(sources: Sequence[Source], *, full: bool) -> list[Examined]:
 def _examine_one(source: Source, full: bool) -> Examined:
     try:
         with _opened(source) as file:
-            return examine(file, source.suffix, _verify, full=full)
+            return examine(file, _verify, full=full)
     except OSError as error:
         return Examined(0, "", "", 0, 0, bytes(16), "unreadable", error.strerror or "", ())
     except ImageProblem as problem:  # of a member of a tar
@@ -101,7 +100,7 @@ def _opened(source: Source) -> Iterator[BinaryIO]:
         with open_regular(source.path) as file:
             yield file
     else:
-        yield io.BytesIO(read_part(source.path, source.offset, source.size))
+        yield io.BytesIO(read_source(source))
 
 
 def _verify(data: bytes) -> str:

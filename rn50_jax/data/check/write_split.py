@@ -33,7 +33,7 @@ def write_split(
     Raises:
       UserError: the split is not of files, a class has too few images, or `out` cannot be written.
     """
-    if any(source.size >= 0 for source in split.sources):
+    if split.images.members is not None:
         raise UserError(f"--split is for files; train on {root} with --config.data.val_share={share:g} instead")
     is_val = validation_mask(split.names, split.labels, split.class_names, share=share, seed=seed)
     kept = np.ones(len(split.names), bool)
@@ -88,7 +88,7 @@ def _write_links(split: Split, parts: dict[str, np.ndarray], out: Path) -> dict[
         for label in np.unique(split.labels[indices]):
             (out / name / split.class_names[label]).mkdir(parents=True)
         for index in indices.tolist():
-            file = Path(split.sources[index].path)
+            file = Path(split.images.files[index])
             link = out / name / split.class_names[split.labels[index]] / file.name
             if link.is_symlink():
                 raise UserError(
