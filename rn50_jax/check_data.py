@@ -22,10 +22,10 @@ from rn50_jax.data.check.findings import (
 )
 from rn50_jax.data.check.listing import Split, list_dataset
 from rn50_jax.data.check.scan import Looked, find_duplicates, look_at
-from rn50_jax.data.check.write_split import LIST_SUFFIX, check_new, write_split
+from rn50_jax.data.check.write_split import LIST_SUFFIX, check_new, write_lists, write_split
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.class_folders import suffixes_text
-from rn50_jax.data.formats.file_list import listable, write_list
+from rn50_jax.data.formats.file_list import listable
 from rn50_jax.data.image_set import sources_of
 from rn50_jax.data.prepare.output import size_text
 from rn50_jax.data.process_pool import count_workers
@@ -161,23 +161,15 @@ def write_clean_lists(file: Path, root: Path, splits: dict[str, Split], left_out
         name: [i for i, path in enumerate(split.names) if (name, i) not in left_out and listable(path)]
         for name, split in splits.items()
     }
-    class_names = _classes_of(splits, kept)
-    number = {name: label for label, name in enumerate(class_names)}
+    try:
+        written = write_lists(file, _classes_of(splits, kept), {name: (splits[name], kept[name]) for name in splits})
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or file}: {error.strerror}") from error
     told = []
-    for name, split in splits.items():
-        target = file if len(splits) == 1 else file.with_name(f"{file.stem}.{name}{file.suffix or '.tsv'}")
-        labels = [number[split.class_names[split.labels[i]]] for i in kept[name]]
-        try:
-            write_list(target, class_names, [split.names[i] for i in kept[name]], labels)
-        except OSError as error:
-            raise UserError(f"cannot write {target}: {error.strerror}") from error
+    for (target, count), split in zip(written.items(), splits.values(), strict=True):
         unlisted = sum(not listable(path) for path in split.names)
         because = f", {unlisted:,} of them for names that a list cannot hold" if unlisted else ""
-        told.append(
-            printable(
-                f"{target}: {counted(len(labels), 'image')}, {len(split.names) - len(labels):,} left out{because}"
-            )
-        )
+        told.append(printable(f"{target}: {counted(count, 'image')}, {len(split.names) - count:,} left out{because}"))
     return told
 
 

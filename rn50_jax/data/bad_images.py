@@ -1,9 +1,7 @@
 """Images that cannot be decoded: named, written down, and replaced without disturbing the others."""
 
-from collections.abc import Container
 from contextlib import closing
 from pathlib import Path
-from typing import NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict
@@ -21,12 +19,12 @@ POLICIES = ("substitute", "error")
 class Entry(TypedDict):
     """A bad image of a run.
 
-    file: its path from the data's root, see `names_from_root`. root: where that was, empty for tars; entries of older
-    versions have none, and their `file` is the whole path. epoch: in which it was found, from 1.
+    file: its path from the data's root, see `names_from_root`. root: where that was, empty for tars. epoch: in which it
+    was found, from 1.
     """
 
     file: str
-    root: NotRequired[str]
+    root: str
     split: str
     epoch: int
     reason: str
@@ -60,10 +58,8 @@ class BadImages:
         entries = [entry for entry in self._entries if entry["split"] == split and entry["epoch"] < epoch]
         if not entries:
             return np.zeros(0, np.int64)
-        names = names_from_root(images)
-        known = set(names)
-        bad = {entry["file"] if "root" in entry else _find_old(entry["file"], known) for entry in entries}
-        return np.flatnonzero([name in bad for name in names])
+        bad = {entry["file"] for entry in entries}
+        return np.flatnonzero([name in bad for name in names_from_root(images)])
 
     def add(self, split: str, images: ImageSet, index: int, *, epoch: int, reason: str) -> None:
         """Adds an image that cannot be decoded in `epoch` (from 0).
@@ -124,10 +120,3 @@ class BadImages:
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"{self._path} cannot be read as the list of bad images ({why}); remove it") from None
-
-
-def _find_old(path: str, names: Container[str]) -> str:
-    """The name that an entry of an older version means, wherever the data lay then: the longest end of its path."""
-    parts = path.split("/")
-    ends = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((end for end in ends if end in names), path)

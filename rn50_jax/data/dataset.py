@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rn50_jax.data.formats.class_folders import is_folder, scan_split
-from rn50_jax.data.formats.file_list import find_odd, read_list
+from rn50_jax.data.formats.file_list import read_list
 from rn50_jax.data.formats.imagenet_names import imagenet_notes
 from rn50_jax.data.formats.shards import has_shards, scan_shards
 from rn50_jax.data.formats.splits import is_split, is_unsplit
@@ -135,8 +135,6 @@ def _open_split(
             raise UserError(
                 f"{root / file_list} lists {files[0]}, which does not exist; its paths are relative to config.data.dir"
             )
-        if odd := find_odd(files):
-            raise UserError(f"{root / file_list} lists {odd}, which is a folder, pipe or device; remove that line")
         return listed.class_names, ImageSet(files, listed.labels, root=str(root))
     other = "val" if split == "train" else "train"
     if is_unsplit(root):

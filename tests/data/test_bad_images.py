@@ -17,7 +17,7 @@ from rn50_jax.config.derived import make_plan
 from rn50_jax.data import dali, device_batches
 from rn50_jax.data.bad_images import BadImages
 from rn50_jax.data.batch import Position
-from rn50_jax.data.image_set import ImageSet, Members, read_image
+from rn50_jax.data.image_set import ImageSet, read_image
 from rn50_jax.data.images.headers import MAX_BYTES
 from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.errors import RunStopped, UserError
@@ -205,19 +205,6 @@ def test_images_of_one_name_in_several_places_are_told_apart(tmp_path: Path) -> 
         assert bad_images.known("train", now, 2).tolist() == [0, 3]
         assert bad_images.known("train", now, 1).tolist() == bad_images.known("val", now, 2).tolist() == []
     assert bad_images.known("train", listed("/data", "x/4.jpg", "y/A/x/4.jpg"), 2).tolist() == []
-
-
-def test_lists_of_older_versions_count_wherever_the_data_lay_then(tmp_path: Path) -> None:
-    """Their entries have no root, and files with their whole paths."""
-    path = tmp_path / "quarantine.json"
-    old = [{"file": f"/old/A/{i}.jpg", "split": "train", "epoch": 1, "reason": "text"} for i in (4, 7)]
-    path.write_text(json.dumps({"files": old}))
-    bad_images = BadImages(path, policy="substitute", limit=9)
-    assert bad_images.known("train", listed("/new", "4.jpg", "A/4.jpg", "B/4.jpg", "B/7.jpg"), 2).tolist() == [1]
-    shards = ImageSet(("a.tar/4.jpg", "/old/A/7.jpg"), np.zeros(2, np.int32), Members((), *[np.zeros(2, int)] * 3))
-    assert bad_images.known("train", shards, 2).tolist() == [1]
-    bad_images.add("train", listed("/new", "A/9.jpg"), 0, epoch=3, reason="empty")
-    assert json.loads(path.read_text())["files"][:2] == old
 
 
 def test_one_bad_image_of_a_list_leaves_the_others_of_its_name_in(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -207,12 +207,7 @@ def wrong_md5(file: Path, advance: Advance) -> str | None:
     """The MD5 of an archive if it is not the published one; None if it is. `advance` is told of bytes read."""
     digest = hashlib.md5(usedforsecurity=False)
     with file.open("rb") as opened:
-        for block in _blocks(opened):
+        for block in iter(partial(opened.read, 2**22), b""):
             digest.update(block)
             advance(len(block))
     return None if digest.hexdigest() == MD5[file.name] else digest.hexdigest()
-
-
-def _blocks(file: Any) -> Iterator[bytes]:
-    while block := file.read(2**22):
-        yield block

@@ -273,7 +273,7 @@ def test_a_list_is_read_back(tmp_path: Path) -> None:
     assert (found.class_names, found.files) == (names, ("train/2/#1.jpg", "./#a.jpg", "ü\u2009x.jpg", "/abs.jpg"))
     assert found.labels.tolist() == [0, 1, 2, 0] and found.labels.dtype == np.int32
     for bad in ("a\tb", "a\nb", "a\rb", "", "a\u2028b", "\udcff"):
-        with pytest.raises(ValueError, match="cannot be in a list"):
+        with pytest.raises(UserError, match="has a tab"):
             write_list(tmp_path / "bad.tsv", names, [bad], [0])
     assert not (tmp_path / "bad.tsv").exists()
 
@@ -346,11 +346,8 @@ def test_pipes_devices_and_folders_are_neither_waited_for_nor_read(tree: Path) -
 
     good = ("train/ant/0.png", "link.png", "none.png", "loop.png", "nothing.png", "none/none.png", "train/ant/0.png")
     assert len(open_listed(*good).train.files) == 7  # those that are missing are left out when their turn comes
-    for name in ("pipe.png", "zero.png", "train/ant", "/dev/zero"):
-        with pytest.raises(UserError, match=rf"l\.tsv lists \S*{name}, which is a folder, pipe or device"):
-            open_listed(*good, name)
-    images = ImageSet((str(tree / "pipe.png"), str(tree / "train")), np.zeros(2, np.int32))
-    for index in (0, 1):
+    images = open_listed(*good, "pipe.png", "zero.png", "train/ant", "/dev/zero").train
+    for index in range(7, 11):
         with pytest.raises(OSError, match="it is"):
             image_set.read_image(images, index)
     with pytest.raises(UserError, match=r"pipe\.png is a folder, pipe or device"):
