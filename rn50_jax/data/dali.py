@@ -11,7 +11,7 @@ import numpy as np
 
 from rn50_jax.data.dali_errors import PACKAGES, in_words, no_dali
 from rn50_jax.data.image_set import ImageSet, read_image
-from rn50_jax.data.images.decodable import quiet_decoders, to_decodable
+from rn50_jax.data.images.decodable import diagnose, quiet_decoders, to_decodable
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.data.images.transform import AS_STORED, Rendering
 from rn50_jax.data.options import Crops
@@ -31,30 +31,26 @@ class DecodeError(Exception):
     """An image that cannot be read or decoded, which DALI does not name; the pipeline is dead."""
 
 
-class Decoding(NamedTuple):
-    """How files become pixels.
-
-    transform: a key of `_TRANSFORMS`. on_gpu: decode there, `hw_decoder_load` of it by the hardware's JPEG engine,
-    where there is one. rendering: of the files.
-    """
-
-    transform: str
-    on_gpu: bool = False
-    hw_decoder_load: float = 0.65
-    rendering: Rendering = AS_STORED
-
-    def arguments(self) -> dict[str, Any]:
-        """Of all decoders, of files as `to_decodable` gives them."""
-        common = {"output_type": types.RGB, "adjust_orientation": self.rendering.exif_rotation}
-        if not self.on_gpu:
-            return common | {"device": "cpu"}
-        # Room for ImageNet's largest image at once, so that no batch waits for its buffers to grow.
-        hints = {"preallocate_width_hint": 5980, "preallocate_height_hint": 6430}
-        return common | {"device": "mixed", "hw_decoder_load": self.hw_decoder_load, **hints}
+def _decoding(rendering: Rendering, hw_decoder_load: float | None) -> dict[str, Any]:
+    """The arguments of all decoders, of files as `to_decodable` gives them."""
+    common = {"output_type": types.RGB, "adjust_orientation": rendering.exif_rotation}
+    if hw_decoder_load is None:
+        return common | {"device": "cpu"}
+    # Room for ImageNet's largest image at once, so that no batch waits for its buffers to grow.
+    hints = {"preallocate_width_hint": 5980, "preallocate_height_hint": 6430}
+    return common | {"device": "mixed", "hw_decoder_load": hw_decoder_load, **hints}
 
 
 def train_pipeline(
-    images: ImageSet, indices: np.ndarray, *, decoding: Decoding, image_size: int, crops: Crops, **pipeline_args: Any
+    images: ImageSet,
+    indices: np.ndarray,
+    *,
+    transform: str,
+    image_size: int,
+    crops: Crops,
+    rendering: Rendering = AS_STORED,
+    hw_decoder_load: float | None = None,
+    **pipeline_args: Any,
 ) -> Any:
     """Random-resized crop and flip, as the reference's training transform, and augmentation if asked for.
 
@@ -62,22 +58,25 @@ def train_pipeline(
 
     Args:
       indices: int [N], N a multiple of the batch size.
+      transform: a key of `_TRANSFORMS`.
+      rendering: of the files.
+      hw_decoder_load: share for the GPU's JPEG engine, where there is one; None: decode on the CPU.
       pipeline_args: batch_size, num_threads, device_id, seed, enable_checkpointing, checkpoint.
 
     Returns:
       A pipeline with outputs image uint8 [B, image_size, image_size, 3] and int32 [B], places in `indices`.
     """
-    rules = _TRANSFORMS[decoding.transform]
+    rules = _TRANSFORMS[transform]
 
     @pipeline_def(enable_conditionals=crops.augment != "none", **pipeline_args)
     def pipeline() -> Any:
-        encoded, places = _read(images, indices, pipeline_args["batch_size"], decoding.rendering)
+        encoded, places = _read(images, indices, pipeline_args["batch_size"], rendering)
         pixels = fn.decoders.image_random_crop(
             encoded,
             random_area=list(crops.area),
             random_aspect_ratio=list(crops.aspect),
             num_attempts=rules.crop_attempts,
-            **decoding.arguments(),
+            **_decoding(rendering, hw_decoder_load),
         )
         pixels = fn.resize(pixels, size=[image_size, image_size], **rules.resize)
         pixels = fn.flip(pixels, horizontal=fn.random.coin_flip(probability=crops.flip))
@@ -89,17 +88,26 @@ def train_pipeline(
 
 
 def eval_pipeline(
-    images: ImageSet, indices: np.ndarray, *, decoding: Decoding, image_size: int, resize: int, **pipeline_args: Any
+    images: ImageSet,
+    indices: np.ndarray,
+    *,
+    transform: str,
+    image_size: int,
+    resize: int,
+    rendering: Rendering = AS_STORED,
+    hw_decoder_load: float | None = None,
+    **pipeline_args: Any,
 ) -> Any:
-    """Shorter side to `resize`, then a centre crop of `image_size`.
+    """Shorter side to `resize`, then a center crop of `image_size`.
 
     Arguments and outputs are as in `train_pipeline`.
     """
 
     @pipeline_def(**pipeline_args)
     def pipeline() -> Any:
-        encoded, places = _read(images, indices, pipeline_args["batch_size"], decoding.rendering)
-        return _eval_transform(encoded, decoding, image_size, resize), places
+        encoded, places = _read(images, indices, pipeline_args["batch_size"], rendering)
+        decoded = fn.decoders.image(encoded, **_decoding(rendering, hw_decoder_load))
+        return _eval_transform(decoded, transform, image_size, resize), places
 
     return pipeline()
 
@@ -185,10 +193,9 @@ def _augment(pixels: Any, image_size: int, crops: Crops) -> Any:
     return trivial_augment.trivial_augment_wide(pixels, shape=shape)
 
 
-def _eval_transform(encoded: Any, decoding: Decoding, image_size: int, resize: int) -> Any:
-    rules = _TRANSFORMS[decoding.transform]
-    images = fn.decoders.image(encoded, **decoding.arguments())
-    if decoding.transform == "torchvision":
+def _eval_transform(images: Any, transform: str, image_size: int, resize: int) -> Any:
+    rules = _TRANSFORMS[transform]
+    if transform == "torchvision":
         return _resize_and_crop_as_torchvision(images, image_size, resize, rules)
     images = fn.resize(images, resize_shorter=resize, **rules.resize)
     return fn.crop(images, crop=(image_size, image_size))
@@ -263,11 +270,18 @@ def make_decoder(
 
     Returns:
       A function from a file's bytes to uint8 [image_size, image_size, 3]; it raises ImageProblem, a ValueError,
-      for what cannot be decoded.
+      saying why it cannot be decoded.
     """
     sizes = {"image_size": image_size, "resize": resize}
-    decode = make_batch_decoder(transform=transform, **sizes, workers=workers, rendering=rendering, batch_size=1)
-    return lambda encoded: decode([encoded])[0]
+    decode_batch = make_batch_decoder(transform=transform, **sizes, workers=workers, rendering=rendering, batch_size=1)
+
+    def decode(encoded: bytes) -> np.ndarray:
+        try:
+            return decode_batch([encoded])[0]
+        except ImageProblem as problem:
+            raise diagnose(problem, encoded) from problem.__cause__
+
+    return decode
 
 
 def make_batch_decoder(
@@ -284,7 +298,7 @@ def make_batch_decoder(
     @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None, prefetch_queue_depth=1)
     def pipeline() -> Any:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        return _eval_transform(encoded, Decoding(transform, rendering=rendering), image_size, resize)
+        return _eval_transform(fn.decoders.image(encoded, **_decoding(rendering, None)), transform, image_size, resize)
 
     live: list[Any] = []
 

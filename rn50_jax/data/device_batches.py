@@ -7,7 +7,6 @@ import numpy as np
 
 from rn50_jax.data.dali import DecodeError, Delivery, deliver, make_decoder
 from rn50_jax.data.image_set import ImageSet, read_image
-from rn50_jax.data.images.decodable import diagnose
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.errors import UserError
 
@@ -144,12 +143,10 @@ def _probe() -> Decode:
 
 def _what_is_wrong(images: ImageSet, index: int, decode: Decode) -> str:
     """Returns the reason why an image cannot be decoded; empty if it can be."""
-    data = b""
     try:
-        data = read_image(images, index)
-        decode(data)  # the whole of it: a crop may miss what is missing
+        decode(read_image(images, index))  # the whole of it: a crop may miss what is missing
     except OSError as error:
         return error.strerror or "it cannot be read"
     except ImageProblem as error:
-        return str(diagnose(error, data) if data else error)
+        return str(error)
     return ""

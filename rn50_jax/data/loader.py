@@ -173,11 +173,11 @@ def _batches(
 
 
 def _pipeline_args(options: LoaderOptions, mesh: Mesh, device: int, batch_size: int) -> dict[str, Any]:
-    from rn50_jax.data.dali import Decoding
-
     on_gpu = options.backend == "dali-gpu"
     return {
-        "decoding": Decoding(options.transform, on_gpu, options.hw_decoder_load, options.rendering),
+        "transform": options.transform,
+        "rendering": options.rendering,
+        "hw_decoder_load": options.hw_decoder_load if on_gpu else None,
         "batch_size": batch_size,
         "num_threads": options.workers,
         "device_id": mesh.devices.flat[device].local_hardware_id if on_gpu else None,

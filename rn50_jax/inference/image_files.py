@@ -15,7 +15,7 @@ import numpy as np
 from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, kind_of, not_read_text
 from rn50_jax.data.image_set import ImageSet, Source, read_source, sources_of
 from rn50_jax.data.images import pillow
-from rn50_jax.data.images.decodable import diagnose, quiet_decoders, read_header
+from rn50_jax.data.images.decodable import quiet_decoders, read_header
 from rn50_jax.data.images.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
 from rn50_jax.data.options import LoaderOptions
 from rn50_jax.data.prefetch import prefetch
@@ -221,7 +221,7 @@ def _by_dali(options: LoaderOptions) -> _Together:
         try:
             return Decoded(file.found.file, decode_one(file.encoded))
         except ImageProblem as problem:
-            return Decoded(file.found.file, None, str(diagnose(problem, file.encoded)))
+            return Decoded(file.found.file, None, str(problem))
 
     def together(files: Sequence[_Read]) -> list[Decoded]:
         try:

@@ -149,7 +149,7 @@ def test_crop_and_flip_follow_the_config(tmp_path: Path) -> None:
         pipeline = dali.train_pipeline(
             one,
             np.zeros(64, np.int64),
-            decoding=dali.Decoding("torchvision"),
+            transform="torchvision",
             image_size=32,
             crops=dali.Crops(area, (1.0, 1.0), flip),
             batch_size=64,

@@ -83,7 +83,8 @@ def crops(files: list[Path], rendering: Rendering) -> np.ndarray:
     pipeline = dali.train_pipeline(
         images,
         np.arange(len(files)),
-        decoding=dali.Decoding("torchvision", rendering=rendering),
+        transform="torchvision",
+        rendering=rendering,
         image_size=32,
         crops=dali.Crops((0.1, 0.6), (0.5, 1.0), 0.5),
         batch_size=len(files),
