@@ -16,16 +16,17 @@ from rn50_jax.config import loading as configs
 from rn50_jax.data.bad_images import BadImages
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.dali_errors import need_dali
-from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, not_read_text, scan_split
+from rn50_jax.data.formats.class_folders import SUFFIXES, scan_split
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.loader import eval_batches
 from rn50_jax.data.normalize import Normalization, normalize, pixel_normalization
 from rn50_jax.data.options import loader_options
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
 from rn50_jax.errors import UserError
+from rn50_jax.inference import image_files
 from rn50_jax.inference.trained_model import StoredModel, add_source_arguments, load_model, warn_assumed
 from rn50_jax.io.files import written_whole
-from rn50_jax.io.messages import say, warn
+from rn50_jax.io.messages import say
 from rn50_jax.io.text import counted
 from rn50_jax.models.resnet import ResNet, Variables
 
@@ -52,19 +53,14 @@ def find_images(folder: Path) -> tuple[tuple[str, ...], ImageSet]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    plain = [str(path) for path in entries if path.is_file()]
-    files = tuple(file for file in plain if file.lower().endswith(SUFFIXES))
     if any(path.is_dir() for path in entries):
-        if files:
-            raise UserError(f"{folder} holds images, such as {files[0]}, beside class folders; give one or the other")
+        if image := next((path for path in entries if path.is_file() and path.name.lower().endswith(SUFFIXES)), None):
+            raise UserError(f"{folder} holds images, such as {image}, beside class folders; give one or the other")
         return scan_split(folder)
-    not_read = [file for file in plain if file.lower().endswith(OTHER_PICTURES)]
-    if not files:
-        why = not_read_text(not_read) if not_read else ", ".join(SUFFIXES)
-        raise UserError(f"{folder} holds no images ({why})")
-    if not_read:
-        warn(f"{folder}: {not_read_text(not_read)}; the first is {not_read[0]}")
-    return (), ImageSet(files, np.full(len(files), -1, np.int32))
+    found = list(image_files.find_images([str(folder)], tell=True))
+    if found[0].problem:
+        raise UserError(f"{folder} {found[0].problem}")
+    return (), ImageSet(tuple(item.file for item in found), np.full(len(found), -1, np.int32))
 
 
 def extract(stored: StoredModel, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:

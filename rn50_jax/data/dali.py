@@ -4,6 +4,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -273,15 +274,8 @@ def make_decoder(
       saying why it cannot be decoded.
     """
     sizes = {"image_size": image_size, "resize": resize}
-    decode_batch = make_batch_decoder(transform=transform, **sizes, workers=workers, rendering=rendering, batch_size=1)
-
-    def decode(encoded: bytes) -> np.ndarray:
-        try:
-            return decode_batch([encoded])[0]
-        except ImageProblem as problem:
-            raise diagnose(problem, encoded) from problem.__cause__
-
-    return decode
+    decode = make_batch_decoder(transform=transform, **sizes, workers=workers, rendering=rendering, batch_size=1)
+    return lambda encoded: decode([encoded])[0]
 
 
 def make_batch_decoder(
@@ -293,16 +287,34 @@ def make_batch_decoder(
       A function from the bytes of up to `batch_size` files to uint8 [N, image_size, image_size, 3]; it raises
       ImageProblem, a ValueError, if one of them cannot be decoded.
     """
+    finish = partial(_eval_transform, transform=transform, image_size=image_size, resize=resize)
+    run = _make_run(finish, workers=workers, batch_size=batch_size, rendering=rendering)
+    return lambda encoded: np.array(run(encoded).as_tensor())  # the pipeline writes over its own
+
+
+def make_check() -> Callable[[bytes], None]:
+    """Returns a function that decodes all of a file and raises ImageProblem if it cannot."""
+    run = _make_run(lambda images: images, workers=1, batch_size=1, rendering=AS_STORED)
+
+    def check(encoded: bytes) -> None:
+        run([encoded])
+
+    return check
+
+
+def _make_run(
+    finish: Callable[[Any], Any], *, workers: int, batch_size: int, rendering: Rendering
+) -> Callable[[Sequence[bytes]], Any]:
     quiet_decoders()
 
     @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None, prefetch_queue_depth=1)
     def pipeline() -> Any:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        return _eval_transform(fn.decoders.image(encoded, **_decoding(rendering, None)), transform, image_size, resize)
+        return finish(fn.decoders.image(encoded, **_decoding(rendering, None)))
 
     live: list[Any] = []
 
-    def decode(encoded: Sequence[bytes]) -> np.ndarray:
+    def run(encoded: Sequence[bytes]) -> Any:
         decodable = [np.frombuffer(to_decodable(file, rendering), np.uint8) for file in encoded]
         if not live:
             live.append(pipeline())
@@ -311,7 +323,8 @@ def make_batch_decoder(
             (images,) = live[0].run()
         except (RuntimeError, MemoryError) as error:
             live.clear()  # an error leaves a pipeline unusable
-            raise ImageProblem("damaged") from error
-        return np.array(images.as_tensor())  # the pipeline writes over its own
+            problem = ImageProblem("damaged")
+            raise (diagnose(problem, encoded[0]) if len(encoded) == 1 else problem) from error
+        return images
 
-    return decode
+    return run

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rn50_jax.data.dali import DecodeError, Delivery, deliver, make_decoder
+from rn50_jax.data.dali import DecodeError, Delivery, deliver, make_check
 from rn50_jax.data.image_set import ImageSet, read_image
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.errors import UserError
@@ -26,7 +26,6 @@ class Part(NamedTuple):
 
 
 Make = Callable[[np.ndarray, bytes | None], Any]
-Decode = Callable[[bytes], np.ndarray]
 
 
 def device_batches(
@@ -98,8 +97,8 @@ def _numbered(delivery: Delivery, step: int) -> Delivery:
 
 def _find_bad(images: ImageSet, indices: np.ndarray) -> dict[int, str]:
     """Returns which of a batch's images cannot be decoded, and the reasons."""
-    decode = _probe()
-    return {index: why for index in np.unique(indices).tolist() if (why := _what_is_wrong(images, index, decode))}
+    check = make_check()
+    return {index: why for index in np.unique(indices).tolist() if (why := _what_is_wrong(images, index, check))}
 
 
 def _find_bad_crops(
@@ -130,21 +129,17 @@ def first_good(images: ImageSet) -> int:
     Raises:
       UserError: there is none.
     """
-    decode = _probe()
+    check = make_check()
     for index in range(len(images.files)):
-        if not _what_is_wrong(images, index, decode):
+        if not _what_is_wrong(images, index, check):
             return index
     raise UserError(f"none of {len(images.files)} images can be decoded, {images.files[0]} among them")
 
 
-def _probe() -> Decode:
-    return make_decoder(transform="dali", image_size=32, resize=32, workers=1)
-
-
-def _what_is_wrong(images: ImageSet, index: int, decode: Decode) -> str:
+def _what_is_wrong(images: ImageSet, index: int, check: Callable[[bytes], None]) -> str:
     """Returns the reason why an image cannot be decoded; empty if it can be."""
     try:
-        decode(read_image(images, index))  # the whole of it: a crop may miss what is missing
+        check(read_image(images, index))  # the whole of it: a crop may miss what is missing
     except OSError as error:
         return error.strerror or "it cannot be read"
     except ImageProblem as error:

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +75,11 @@ def look_at(sources: Sequence[Source], *, full: bool, workers: int, advance: Adv
 
 
 def _crashed(source: Source) -> list[Examined]:
-    return [Examined(0, "", "", 0, 0, bytes(16), "crashes", "", ())]
+    return [_failed("crashes", "")]
+
+
+def _failed(kind: str, detail: str, size: int = 0) -> Examined:
+    return Examined(size, "", "", 0, 0, bytes(16), kind, detail, ())
 
 
 def _examine_all(sources: Sequence[Source], *, full: bool) -> list[Examined]:
@@ -87,11 +93,11 @@ def _examine_all(sources: Sequence[Source], *, full: bool) -> list[Examined]:
 def _examine_one(source: Source, full: bool) -> Examined:
     try:
         with _opened(source) as file:
-            return examine(file, _verify, full=full)
+            return examine(file, lambda data: make_verify()(data), full=full)
     except OSError as error:
-        return Examined(0, "", "", 0, 0, bytes(16), "unreadable", error.strerror or "", ())
+        return _failed("unreadable", error.strerror or "")
     except ImageProblem as problem:  # of a member of a tar
-        return Examined(source.size, "", "", 0, 0, bytes(16), problem.kind, problem.detail, ())
+        return _failed(problem.kind, problem.detail, source.size)
 
 
 @contextmanager
@@ -103,16 +109,51 @@ def _opened(source: Source) -> Iterator[BinaryIO]:
         yield io.BytesIO(read_source(source))
 
 
-def _verify(data: bytes) -> str:
-    return _verifier()(data)
-
-
 @cache
-def _verifier() -> Verify:
-    """A worker process's own, made only where it is needed: that takes half a second."""
-    from rn50_jax.data.check.dali_verify import make_verify
+def make_verify() -> Verify:
+    """Returns a function that decodes all of a file, as training would, and returns what the decoder said.
 
-    return make_verify()
+    It raises ImageProblem for others. What a decoder says can only be read off the process's standard error, which is
+    therefore taken while it decodes: for worker processes, not for one with other threads. It keeps a file open.
+    """
+    from rn50_jax.data.dali import make_check
+
+    check = make_check()
+    file = os.memfd_create("standard error")
+
+    def verify(data: bytes) -> str:
+        try:
+            with _standard_error(file) as said:
+                check(data)
+        except ImageProblem as problem:
+            raise problem if problem.detail else ImageProblem(problem.kind, _tidy(said[0])) from None
+        return _tidy(said[0])
+
+    return verify
+
+
+@contextmanager
+def _standard_error(file: int) -> Iterator[list[str]]:
+    """Catches in a file what C libraries print to standard error; the list holds it afterwards."""
+    caught: list[str] = []
+    kept = os.dup(2)
+    os.dup2(file, 2)
+    try:
+        yield caught
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        caught.append(os.pread(file, 10_000, 0).decode("utf-8", "replace"))
+        if caught[0]:
+            os.ftruncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)
+
+
+def _tidy(said: str) -> str:
+    """The last line, without colors and the module's name."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m|\[\w+\]\s*", "", line).strip() for line in said.splitlines()]
+    lines = [line.split(" - ", 1)[-1] for line in lines if line]
+    return lines[-1][:200] if lines else ""
 
 
 def find_duplicates(
