@@ -150,7 +150,7 @@ def _split_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def write_clean_lists(file: Path, root: Path, splits: dict[str, Split], left_out: set[Place]) -> list[str]:
-    """Writes a list of what is not left out, per split: FILE, or FILE.train.tsv and FILE.val.tsv for train and val.
+    """Writes a list of the images to keep, per split: FILE, or FILE.train.tsv and FILE.val.tsv for train and val.
 
     Returns:
       What was written, a line for each.

@@ -34,7 +34,7 @@ from rn50_jax.models.resnet import ResNet, Variables
 def feature_step(
     variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, normalization: Normalization
 ) -> jax.Array:
-    """What the classifier sees of each image: the last stage's mean over the pixels, float32 [B, C]."""
+    """Returns what the classifier sees of each image: the last stage's mean over the pixels, float32 [B, C]."""
     del axis_name  # every device answers for its own images
     images = normalize(batch["image"], normalization)
     features: jax.Array = model.apply(variables, images, train=False, head=False)
@@ -42,7 +42,7 @@ def feature_step(
 
 
 def find_images(folder: Path) -> tuple[tuple[str, ...], ImageSet]:
-    """The images of a folder, in the order of their names: of its class folders, or else directly in it.
+    """Lists the images of a folder, in the order of their names: of its class folders, or else directly in it.
 
     Returns:
       The class names, and the images with their labels; without class folders no names and the label -1.
@@ -57,7 +57,7 @@ def find_images(folder: Path) -> tuple[tuple[str, ...], ImageSet]:
         if image := next((path for path in entries if path.is_file() and path.name.lower().endswith(SUFFIXES)), None):
             raise UserError(f"{folder} holds images, such as {image}, beside class folders; give one or the other")
         return scan_split(folder)
-    found = list(image_files.find_images([str(folder)], tell=True))
+    found = list(image_files.find_images([str(folder)], notes=True))
     if found[0].problem:
         raise UserError(f"{folder} {found[0].problem}")
     return (), ImageSet(tuple(item.file for item in found), np.full(len(found), -1, np.int32))
@@ -113,7 +113,7 @@ def write_features(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code: 1 if an image could not be decoded."""
+    """Runs the command; returns its exit code: 1 if an image could not be decoded."""
     parser = cli.CommandLine(
         prog="rn50_jax.features",
         description="Write the pooled features of a folder's images, what the classifier sees of them, to an .npz "

@@ -150,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
     if sys.stderr.isatty():  # a script gets the answers alone
         tell_end(f"{stored.name}, on {describe_devices(stored.devices)}")
     batch_size = args.batch_size or BATCH_SIZES.get(stored.devices[0].platform, 32)
-    files = find_images(args.images, null=args.null, tell=True)
+    files = find_images(args.images, null=args.null, notes=True)
     by_pillow = args.resize == "pillow"
     result = answers(stored, files, top_k=args.top_k, batch_size=batch_size, by_pillow=by_pillow)
     code = _write(result, args.images, args.out, args.format)

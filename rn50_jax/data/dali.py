@@ -204,7 +204,7 @@ def _eval_transform(images: Any, transform: str, image_size: int, resize: int) -
 
 def _resize_and_crop_as_torchvision(images: Any, image_size: int, resize: int, rules: _Transform) -> Any:
     # To the pixel: the longer side is cut, where DALI's `resize_shorter` rounds it (640 x 427 becomes 383 x 256), and
-    # the crop starts at Python's round() of half the margin, which goes to the even one of two neighbours.
+    # the crop starts at Python's round() of half the margin, which goes to the even one of two neighbors.
     height, width = images.shape()[0], images.shape()[1]
     shorter = math.min(height, width)
     sides = [side * resize // shorter for side in (height, width)]

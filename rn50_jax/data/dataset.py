@@ -51,10 +51,10 @@ def open_dataset(
     if not is_folder(root):
         raise UserError(f"config.data.dir={options.dir!r} is not a folder; pass --config.data.dir=DIR")
     if options.val_share:
-        dataset = _open_unsplit(root, options, val_images, tell=need_train)
+        dataset = _open_unsplit(root, options, val_images, notes=need_train)
     else:
         both = need_train and need_val
-        open_split = partial(_open_split, root, alone=not both, tell=need_train)
+        open_split = partial(_open_split, root, alone=not both, notes=need_train)
         train = open_split("train", options.train_list) if need_train else _NOTHING
         val = open_split("val", options.val_list) if need_val else _NOTHING
         if both:
@@ -104,7 +104,7 @@ def _lists_images(root: Path, name: str) -> bool:
     return file.exists() and (root / read_list(file).files[0]).exists()
 
 
-def _open_unsplit(root: Path, options: DatasetOptions, val_images: frozenset[str] | None, *, tell: bool) -> Dataset:
+def _open_unsplit(root: Path, options: DatasetOptions, val_images: frozenset[str] | None, *, notes: bool) -> Dataset:
     """Images that come without a split, of which `val_share` of each class is for validation."""
     share = f"config.data.val_share={options.val_share:g}"
     if options.val_list:
@@ -115,18 +115,18 @@ def _open_unsplit(root: Path, options: DatasetOptions, val_images: frozenset[str
         if is_split(root / "val"):
             raise UserError(f"{root / 'val'} has validation images already; leave {share} out, or remove that folder")
         folder = root / "train" if is_split(root / "train") else root
-        class_names, images = _scan(folder, root, tell=tell)
+        class_names, images = _scan(folder, root, notes=notes)
     return set_apart(images, class_names, share=options.val_share, seed=options.seed, chosen=val_images)
 
 
 def _open_split(
-    root: Path, split: str, file_list: str, *, alone: bool = False, tell: bool = True
+    root: Path, split: str, file_list: str, *, alone: bool = False, notes: bool = True
 ) -> tuple[tuple[str, ...], ImageSet]:
     """Class names and images of one split: of a file list, of tar shards, or of class folders.
 
     Args:
       alone: no other split is needed, so that the data folder itself may be it.
-      tell: note the pictures that are not read.
+      notes: note the pictures that are not read.
     """
     if file_list:
         listed = read_list(root / file_list)
@@ -140,14 +140,14 @@ def _open_split(
     if is_unsplit(root):
         if not alone:
             raise UserError(_no_split(root, "no split into train/ and val/, but classes"))
-        names, images = _scan(root, root, tell=tell)
+        names, images = _scan(root, root, notes=notes)
         say(f"{root} has no {split}/: all {counted(len(images.labels), 'image')} of its classes are taken")
         return names, images
     if is_folder(root / split):
-        return _scan(root / split, root, tell=tell)
+        return _scan(root / split, root, notes=notes)
     if split == "val" and is_split(root / other):
         raise UserError(_no_split(root, "train/, but no val/"))
-    return scan_split(root / split, tell=tell)
+    return scan_split(root / split, notes=notes)
 
 
 def _no_split(root: Path, found: str) -> str:
@@ -157,9 +157,9 @@ def _no_split(root: Path, found: str) -> str:
     )
 
 
-def _scan(folder: Path, root: Path, *, tell: bool = True) -> tuple[tuple[str, ...], ImageSet]:
+def _scan(folder: Path, root: Path, *, notes: bool = True) -> tuple[tuple[str, ...], ImageSet]:
     """Class names and images of a folder with class folders or tar shards; `root` is where names begin."""
     if has_shards(folder):
         return scan_shards(folder)
-    class_names, images = scan_split(folder, tell=tell)
+    class_names, images = scan_split(folder, notes=notes)
     return class_names, images._replace(root=str(root))

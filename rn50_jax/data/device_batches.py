@@ -44,7 +44,7 @@ def device_batches(
     random crops belong to places in the order, not to files.
 
     Args:
-      make: makes a pipeline for indices int [N] that goes on from a position.
+      make: makes a pipeline for indices int [N] that continues from a position.
       report: called with the index of each bad image and the reason; may raise.
       position: of an earlier delivery, the one before `start`.
       remember: deliveries have positions, from which pipelines can be made; otherwise one starts at the failed batch.

@@ -16,7 +16,7 @@ from rn50_jax.io.text import counted
 
 
 class Members(NamedTuple):
-    """Where N images lie inside tar files.
+    """The places of N images inside tar files.
 
     tars: paths. tar: int32 [N], whose member an image is. offset, size: int64 [N], bytes of it in the tar.
     """
@@ -28,7 +28,7 @@ class Members(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where the bytes of an image are: `size` from `offset` of a file, or all of it (-1)."""
+    """The place of an image's bytes: `size` from `offset` of a file, or all of it (-1)."""
 
     path: str
     offset: int = 0
@@ -63,7 +63,7 @@ def root_of(images: ImageSet) -> str:
 
 
 def names_from_root(images: ImageSet) -> Sequence[str]:
-    """Returns the images' paths from their root, by which they are told apart wherever it lies.
+    """Returns the images' paths from their root, by which they are known wherever it lies.
 
     Files outside of it have their whole path. Images in tars have the names that they were packed by.
     """

@@ -1,4 +1,4 @@
-"""What names a data set and how its files become batches, as values."""
+"""The options of data sets and of the loader, as values."""
 
 import os
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Crops(NamedTuple):
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How files become batches: the config's keys of these names, and what follows from them.
+    """The way from files to batches: the config's keys of these names, and what follows from them.
 
     resize: pixels of the shorter side before the center crop. num_classes: of synthetic labels.
     """

@@ -42,29 +42,29 @@ class Decoded(NamedTuple):
     problem: str = ""
 
 
-def find_images(words: Iterable[str], *, null: bool = False, tell: bool = False) -> Iterator[Found]:
-    """The files that a command line means, in its order, found while they are asked for.
+def find_images(words: Iterable[str], *, null: bool = False, notes: bool = False) -> Iterator[Found]:
+    """Finds the files that a command line means, in its order, found while they are asked for.
 
     Args:
       words: each a file, whatever its name; a folder, for all images in it and its folders by their suffix, sorted,
         without hidden ones; a pattern with *, ?, [] or **; or "-" for names on standard input, one a line.
       null: names on standard input end in NUL characters instead, as `find -print0` writes them.
-      tell: say in a note which pictures of a folder are not read.
+      notes: say in a note which pictures of a folder are not read.
     """
     for word in words:
         if word == "-":
             if sys.stdin.isatty():
                 warn("reading names of files, one a line; Ctrl-D ends them")
             for name in _names(sys.stdin.buffer, null):
-                yield from _expand(name, tell)
+                yield from _expand(name, notes)
         elif glob.has_magic(word) and not os.path.lexists(word):
             matches = sorted(glob.iglob(word, recursive=True))  # noqa: PTH207, whose names are not as typed
             for match in matches:
-                yield from _expand(match, tell)
+                yield from _expand(match, notes)
             if not matches:
                 yield Found(word, "matches no file")
         else:
-            yield from _expand(word, tell)
+            yield from _expand(word, notes)
 
 
 def _names(stream: BinaryIO, null: bool) -> Iterator[str]:
@@ -77,7 +77,7 @@ def _names(stream: BinaryIO, null: bool) -> Iterator[str]:
         yield os.fsdecode(rest.removesuffix(b"\r"))
 
 
-def _expand(name: str, tell: bool) -> Iterator[Found]:
+def _expand(name: str, notes: bool) -> Iterator[Found]:
     if not os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises where this says no
         yield Found(name)
         return
@@ -88,7 +88,7 @@ def _expand(name: str, tell: bool) -> Iterator[Found]:
     if empty:
         why = f"{not_read_text(not_read)}; the first is {not_read[0]}" if not_read else ", ".join(SUFFIXES)
         yield Found(name, f"holds no images ({why})")
-    elif not_read and tell:
+    elif not_read and notes:
         warn(f"{name}: {not_read_text(not_read)}; the first is {not_read[0]}")
 
 
@@ -117,7 +117,7 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...], not_read: list[str]) 
 
 
 def found_in(images: ImageSet) -> list[Found]:
-    """The images of a data set, in its order."""
+    """Lists the images of a data set, in its order."""
     if images.members is None:
         return [Found(file) for file in images.files]
     return [Found(file, inside=source) for file, source in zip(images.files, sources_of(images), strict=True)]
@@ -126,8 +126,8 @@ def found_in(images: ImageSet) -> list[Found]:
 def decode_files(files: Iterable[Found], options: LoaderOptions, *, by_pillow: bool = False) -> Iterator[Decoded]:
     """Reads and decodes files with the evaluation transform, ahead of their use, in their order.
 
-    Files are read by a few threads while others are decoded, by `workers`. What is held at a time is a few
-    dozen files, and of decoded ones no more than `MAX_PIXELS` before they are cropped, unless one alone has more.
+    Files are read by a few threads while others are decoded, by `workers`. At a time there are a few dozen
+    files, and of decoded ones no more than `MAX_PIXELS` before they are cropped, unless one alone has more.
 
     Args:
       by_pillow: Pillow decodes and resizes, see `pillow.decode`, whatever `data.transform` says.
@@ -146,7 +146,7 @@ def decode_files(files: Iterable[Found], options: LoaderOptions, *, by_pillow: b
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size`, the last one shorter."""
+    """Yields lists of `size`, the last one shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

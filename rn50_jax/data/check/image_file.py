@@ -1,4 +1,4 @@
-"""What a file that should be an image is: its format, size and colours, and what is wrong or odd about it."""
+"""Format, size and colors of a file that should be an image, and what is wrong or odd about it."""
 
 import hashlib
 import os
@@ -31,9 +31,9 @@ NOTES = {
 
 
 class Examined(NamedTuple):
-    """What is known of one file.
+    """The facts of one file.
 
-    format: by content. mode: Pillow's name of the colours. key: 16 bytes, equal for equal content, and unequal for
+    format: by content. mode: Pillow's name of the colors. key: 16 bytes, equal for equal content, and unequal for
     most unequal. problem: a key of `PROBLEMS`, or None. detail: more about it. notes: keys of `NOTES`.
     """
 

@@ -1,4 +1,4 @@
-"""What a data set holds, without opening an image: what training would see, and what it would not, and why."""
+"""The content of a data set, without opening an image: what training would see, and what it would not, and why."""
 
 import os
 import unicodedata
@@ -37,7 +37,7 @@ NOTES = {"stray file": "no image; training leaves it out"}
 
 
 class Finding(NamedTuple):
-    """Something to tell. kind: a key of PROBLEMS or NOTES here, of those of `image_file`, or of `check_data`."""
+    """A problem or note. kind: a key of PROBLEMS or NOTES here, of those of `image_file`, or of `check_data`."""
 
     kind: str
     path: str

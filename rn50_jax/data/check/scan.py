@@ -26,10 +26,10 @@ Advance = Callable[[int], None]
 
 
 class Looked(NamedTuple):
-    """What was seen of N images.
+    """The facts of N images.
 
     sizes: int64 [N], bytes. widths, heights: int32 [N], 0 if not known. keys: [N] of 16 bytes. kinds: how many there
-    are of each (format, colours). problems: of the bad ones, number of the image to (kind, detail). notes: (number of
+    are of each (format, colors). problems: of the bad ones, number of the image to (kind, detail). notes: (number of
     the image, kind, detail).
     """
 
@@ -47,7 +47,7 @@ def look_at(sources: Sequence[Source], *, full: bool, workers: int, advance: Adv
 
     Args:
       full: decode every image, not only those that leave a doubt.
-      advance: told how many more are done.
+      advance: called with the number of images more that are done.
     """
     count = len(sources)
     seen = Looked(
@@ -159,7 +159,7 @@ def _tidy(said: str) -> str:
 def find_duplicates(
     sources: Sequence[Source], keys: np.ndarray, *, workers: int, advance: Advance
 ) -> Iterable[list[int]]:
-    """Groups of images whose bytes are the same.
+    """Finds groups of images whose bytes are the same.
 
     Only images with the key of another one are read once more, since almost all others differ in it.
 

@@ -48,7 +48,7 @@ class SplitDescription(TypedDict):
 
 
 class Description(TypedDict, total=False):
-    """What `dataset.json` says. plan: what `pack` packed, a hash."""
+    """The content of `dataset.json`. plan: a hash of the files that `pack` packed."""
 
     format: str
     plan: str
@@ -57,7 +57,7 @@ class Description(TypedDict, total=False):
 
 
 def has_shards(split_dir: Path) -> bool:
-    """Whether a folder holds tar files, finished or not, and no folders, among which tars would be left-overs."""
+    """Returns whether a folder holds tar files, finished or not, and no folders: beside those, tars are left-overs."""
     if not is_folder(split_dir):
         return False
     entries = visible_entries(split_dir)
@@ -66,7 +66,7 @@ def has_shards(split_dir: Path) -> bool:
 
 
 def list_tars(split_dir: Path) -> list[Path]:
-    """The tar files of a split, sorted, without hidden ones.
+    """Lists the tar files of a split, sorted, without hidden ones.
 
     Raises:
       UserError: there are none, or `pack` has not finished them.
@@ -118,7 +118,7 @@ def scan_shards(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
 
 
 def read_description(split_dir: Path) -> Description:
-    """What `dataset.json` in the folder above a split says, or nothing.
+    """Reads `dataset.json` in the folder above a split; nothing if there is none.
 
     Raises:
       UserError: it cannot be read, or does not say that.
@@ -244,7 +244,7 @@ def _original_names(split_dir: Path, members: Sequence[str]) -> tuple[Any, list[
 
 
 def index_tar(tar: Path) -> tuple[np.ndarray, list[str]]:
-    """The images of one tar: int64 [N, 3] of offset, size and label; and the names of their members.
+    """Lists the images of one tar: int64 [N, 3] of offset, size and label; and the names of their members.
 
     Raises:
       UserError: it is damaged, cut off or empty, or a sample has no image or no label.

@@ -29,7 +29,7 @@ class Member(NamedTuple):
 
 
 def group_members(members: Iterable[Member]) -> list[list[Member]]:
-    """Samples: neighbours of the same key, without hidden files, as DALI's `wds2idx` sees them."""
+    """Returns the samples: neighbors of the same key, without hidden files, as DALI's `wds2idx` sees them."""
     samples: list[list[Member]] = []
     for member in members:
         if not member.key or member.key.endswith("/"):
@@ -42,7 +42,7 @@ def group_members(members: Iterable[Member]) -> list[list[Member]]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and suffix of a member: a suffix begins at the first dot after the last slash."""
+    """Returns key and suffix of a member: a suffix begins at the first dot after the last slash."""
     folder, slash, file = name.rpartition("/")
     key, _, suffix = file.partition(".")
     return folder + slash + key, suffix
@@ -51,11 +51,11 @@ def split_name(name: str) -> tuple[str, str]:
 def read_members(
     tar: Path, *, inside: Member | None = None, refuse: Callable[[str], None] | None = None
 ) -> list[Member]:
-    """The plain files of a tar, from its headers.
+    """Lists the plain files of a tar, from its headers.
 
     Args:
       inside: a member of it that is the tar to look into; offsets are in `tar` all the same.
-      refuse: told the name of each link, folder, pipe or device; without it they are passed over.
+      refuse: called with the name of each link, folder, pipe or device; without it they are passed over.
 
     Raises:
       UserError: it is no tar, cut off, or has a member that it cannot have.

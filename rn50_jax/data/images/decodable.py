@@ -1,4 +1,4 @@
-"""What of an image file may reach DALI: its decoders crash the process on some valid files, and misread others.
+"""The only way to DALI for image files: its decoders crash the process on some valid ones, and misread others.
 
 JPEG, PNG and WebP whose headers are plain are decoded by DALI. TIFF, BMP, PNM, JPEG 2000, the few JPEGs of four
 components without Adobe's mark and what DALI cannot take apart are decoded by Pillow, and reach DALI as bare pixels
@@ -97,7 +97,7 @@ def to_decodable(data: bytes, rendering: Rendering = AS_STORED) -> bytes:
 
 
 def to_rgb(data: bytes, rendering: Rendering = AS_STORED) -> Image.Image:
-    """Returns what Pillow decodes of a file, also where DALI could: RGB, 16 bits of grey rounded to 8.
+    """Returns what Pillow decodes of a file, also where DALI could: RGB, 16 bits of gray rounded to 8.
 
     Raises:
       ImageProblem: it is not to be decoded, or Pillow cannot.
@@ -123,7 +123,7 @@ def diagnose(problem: ImageProblem, data: bytes) -> ImageProblem:
 
 
 def ends_well(found: str, head: bytes, tail: bytes, size: int) -> bool:
-    """Returns whether the last bytes are those of a whole file; False where they do not tell."""
+    """Returns whether the last bytes are those of a whole file; False where that cannot be known."""
     if found == "JPEG":
         return tail.rstrip(b"\0").endswith(b"\xff\xd9")
     if found == "PNG":

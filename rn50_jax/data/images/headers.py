@@ -1,4 +1,4 @@
-"""What the first bytes of a file tell of an image: its format and size, or why it is not to be decoded."""
+"""Format and size of an image by the first bytes of its file, or the reason why it is not to be decoded."""
 
 import struct
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class IncompleteError(ImageProblem):
 
 
 class Header(NamedTuple):
-    """What the first bytes of an image tell, and whether DALI decodes it, or else Pillow."""
+    """Format and size of an image. by_dali: it is decoded by DALI, or else by Pillow."""
 
     format: str
     width: int
@@ -53,12 +53,12 @@ class Header(NamedTuple):
 
 
 def unusual(what: str) -> ImageProblem:
-    """Says that images of this kind are not decoded."""
+    """Returns the problem of images of a kind that is not decoded."""
     return ImageProblem("unknown format", what)
 
 
 def damaged(what: str) -> ImageProblem:
-    """Says what no image of this format has."""
+    """Returns the problem of a file with what no image of its format has."""
     return ImageProblem("damaged", what)
 
 

@@ -94,6 +94,6 @@ def _metadata(data: bytes) -> bytes:
     """A PNG's header and EXIF, or else its texts, which may hold EXIF too, wherever they are, without pixels."""
     chunks = [(name, data[start:end]) for name, start, end in png_chunks(data, last=b"IEND")]
     wanted = [b"eXIf"] if any(name == b"eXIf" for name, _ in chunks) else [b"tEXt", b"zTXt", b"iTXt"]
-    told = [chunk for name, chunk in chunks if name in wanted]
+    kept = [chunk for name, chunk in chunks if name in wanted]
     no_pixels = struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT"))
-    return b"".join([data[:33], *told, no_pixels])
+    return b"".join([data[:33], *kept, no_pixels])

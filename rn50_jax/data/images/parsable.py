@@ -1,4 +1,4 @@
-"""Which whole files nvImageCodec, DALI's decoder, can take apart.
+"""The files that nvImageCodec, DALI's decoder, can take apart.
 
 It does so in several threads for batches of 32 and more, and what it cannot take apart in one of them ends the process.
 Its parsers are stricter than other decoders: whatever is refused here, Pillow is asked.

@@ -1,10 +1,10 @@
-"""How an image becomes the pixels that the network sees."""
+"""The values by which an image becomes the pixels that the network sees."""
 
 from typing import NamedTuple
 
 
 class Rendering(NamedTuple):
-    """What a file's pixels are, before they are cropped and resized.
+    """The pixels of a file, before they are cropped and resized.
 
     exif_rotation: photographs are turned upright, as their EXIF tag says. background: red, green and blue (0 to 255)
     that transparent images are laid over, as `PIL.Image.alpha_composite` does; (): their alpha channel is dropped.

@@ -1,4 +1,4 @@
-"""The official archives of ILSVRC2012: what is in them, and their images as class folders."""
+"""The official archives of ILSVRC2012: their content, and their images as class folders."""
 
 import gzip
 import hashlib
@@ -57,7 +57,7 @@ class Part(NamedTuple):
 
 
 def plan(train: Path, val: Path, out: Path, devkit: Devkit) -> list[Part]:
-    """What is to be extracted: every class of both splits whose folder is not there.
+    """Lists what is to be extracted: every class of both splits whose folder is not there.
 
     Raises:
       UserError: an archive is damaged, cut off, or has other classes.
@@ -204,7 +204,7 @@ def _extract_one(part: Part, stop: threading.Event, advance: Advance) -> None:
 
 
 def wrong_md5(file: Path, advance: Advance) -> str | None:
-    """The MD5 of an archive if it is not the published one; None if it is. `advance` is told of bytes read."""
+    """Returns the MD5 of an archive if it is not the published one; `advance` is called with the bytes read."""
     digest = hashlib.md5(usedforsecurity=False)
     with file.open("rb") as opened:
         for block in iter(partial(opened.read, 2**22), b""):

@@ -1,4 +1,4 @@
-"""Packs images into WebDataset tar shards, the same bytes each time, and goes on where it was interrupted."""
+"""Packs images into WebDataset tar shards, the same bytes each time, and continues where it was interrupted."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ _SUFFIX_OF = dict(zip(DECODABLE, (".jpg", ".png", ".webp", ".bmp", ".tif", ".ppm
 
 
 class PackedSplit(NamedTuple):
-    """What a split is packed from.
+    """The images of a split, and their shards.
 
     files: N paths relative to the data folder; keys in the tars are positions in it. labels: int32 [N]. sizes: int64
     [N], bytes. shards: which files are in which tar, in their order there.
@@ -52,7 +52,7 @@ class _Facts(TypedDict):
 
 
 class _Journal(TypedDict):
-    """What an unfinished pack has done. plan: see `fingerprint`. done: by "<split>/<shard>"."""
+    """The state of an unfinished pack. plan: see `fingerprint`. done: by "<split>/<shard>"."""
 
     plan: str
     done: dict[str, _Facts]
@@ -97,7 +97,7 @@ def plan_split(
 
 
 def fingerprint(class_names: Sequence[str], splits: dict[str, PackedSplit]) -> str:
-    """A hash of everything that decides the shards, but for what is in the images."""
+    """Returns a hash of everything that decides the shards, but for what is in the images."""
     digest = hashlib.sha256(json.dumps(class_names).encode())
     for name, split in splits.items():
         digest.update(json.dumps([name, split.files]).encode())
@@ -124,7 +124,7 @@ def pack(
     Args:
       root: data folder.
       out: folder to pack into, empty or holding an unfinished pack of the same.
-      advance: told how many images more are packed or verified: in all, twice their number.
+      advance: called with the number of images more that are packed or verified: in all, twice their number.
 
     Returns:
       What is in `dataset.json`, see docs/data.md.
@@ -175,7 +175,7 @@ def pack(
 
 
 def bytes_to_write(out: Path, splits: dict[str, PackedSplit]) -> int:
-    """The size of all shards, without those that are there."""
+    """Returns the size of all shards, without those that are there."""
     there = sum(tar.stat().st_size for name in splits for tar in (out / name).glob("*.tar"))
     return (
         sum(int(_room(split.sizes).sum()) + len(split.shards) * tarfile.RECORDSIZE for split in splits.values()) - there
@@ -188,7 +188,7 @@ def _room(sizes: np.ndarray) -> np.ndarray:
 
 
 def _open_journal(out: Path, plan: str) -> _Journal:
-    """What an interrupted pack has done; a new one for an empty folder."""
+    """Reads the state of an interrupted pack; makes one for an empty folder."""
     journal = out / (DATASET_FILE + UNFINISHED)
     try:
         state = read_json(journal, _Journal)
