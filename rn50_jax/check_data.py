@@ -22,10 +22,11 @@ from rn50_jax.data.check.findings import (
 )
 from rn50_jax.data.check.listing import Split, list_dataset
 from rn50_jax.data.check.scan import Looked, find_duplicates, look_at
-from rn50_jax.data.check.write_split import LIST_SUFFIX, check_new, write_split
+from rn50_jax.data.check.write_split import LIST_SUFFIX, check_new, write_lists, write_split
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.class_folders import suffixes_text
-from rn50_jax.data.formats.file_list import listable, write_list
+from rn50_jax.data.formats.file_list import listable
+from rn50_jax.data.image_set import sources_of
 from rn50_jax.data.process_pool import count_workers
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import telling_of_writes
@@ -59,7 +60,7 @@ def check(
     seen: dict[str, Looked] = {}
     for name, split in splits.items():
         with progress(f"{name}: {'decoding' if full else 'looking at'} images", len(split.names)) as advance:
-            seen[name] = look_at(split.sources, full=full, workers=workers, advance=advance)
+            seen[name] = look_at(sources_of(split.images), full=full, workers=workers, advance=advance)
     looked_for = time.monotonic() - started
     groups = _find_duplicates(splits, seen, workers)
     for name, split in splits.items():
@@ -85,10 +86,11 @@ def check(
 def _find_duplicates(splits: dict[str, Split], seen: dict[str, Looked], workers: int) -> list[list[Place]]:
     """Groups of good images of the same content, within and across splits."""
     good = {name: np.delete(np.arange(len(split.names)), list(seen[name].problems)) for name, split in splits.items()}
-    sources = [splits[name].sources[i] for name, numbers in good.items() for i in numbers.tolist()]
+    sources = {name: sources_of(split.images) for name, split in splits.items()}
+    good_sources = [sources[name][i] for name, numbers in good.items() for i in numbers.tolist()]
     keys = np.concatenate([seen[name].keys[numbers] for name, numbers in good.items()])
     with progress("comparing images that look the same", None) as advance:
-        groups = find_duplicates(sources, keys, workers=workers, advance=advance)
+        groups = find_duplicates(good_sources, keys, workers=workers, advance=advance)
     names = [name for name, numbers in good.items() for _ in numbers]
     places = np.concatenate(list(good.values()))
     return [[(names[i], places[i].item()) for i in group] for group in groups]
@@ -149,7 +151,7 @@ def _split_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def write_clean_lists(file: Path, root: Path, splits: dict[str, Split], left_out: set[Place]) -> list[str]:
-    """Writes a list of what is not left out, per split: FILE, or FILE.train.tsv and FILE.val.tsv for train and val.
+    """Writes a list of the images to keep, per split: FILE, or FILE.train.tsv and FILE.val.tsv for train and val.
 
     Returns:
       What was written, a line for each.
@@ -160,23 +162,15 @@ def write_clean_lists(file: Path, root: Path, splits: dict[str, Split], left_out
         name: [i for i, path in enumerate(split.names) if (name, i) not in left_out and listable(path)]
         for name, split in splits.items()
     }
-    class_names = _classes_of(splits, kept)
-    number = {name: label for label, name in enumerate(class_names)}
+    try:
+        written = write_lists(file, _classes_of(splits, kept), {name: (splits[name], kept[name]) for name in splits})
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or file}: {error.strerror}") from error
     told = []
-    for name, split in splits.items():
-        target = file if len(splits) == 1 else file.with_name(f"{file.stem}.{name}{file.suffix or '.tsv'}")
-        labels = [number[split.class_names[split.labels[i]]] for i in kept[name]]
-        try:
-            write_list(target, class_names, [split.names[i] for i in kept[name]], labels)
-        except OSError as error:
-            raise UserError(f"cannot write {target}: {error.strerror}") from error
+    for (target, count), split in zip(written.items(), splits.values(), strict=True):
         unlisted = sum(not listable(path) for path in split.names)
         because = f", {unlisted:,} of them for names that a list cannot hold" if unlisted else ""
-        told.append(
-            printable(
-                f"{target}: {counted(len(labels), 'image')}, {len(split.names) - len(labels):,} left out{because}"
-            )
-        )
+        told.append(printable(f"{target}: {counted(count, 'image')}, {len(split.names) - count:,} left out{because}"))
     return told
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
+from rn50_jax.data.options import loader_options
 from rn50_jax.errors import UserError
 from rn50_jax.exporting import onnx_file, stablehlo
 from rn50_jax.exporting.check import TOLERANCES, check, check_images, evenly, outputs
@@ -101,7 +102,8 @@ def export_graph(
     """
     variables, precision = trained.load(), trained.config.precision
     exportable = make_exportable(trained, variables, form)
-    images = check_images(partial(decode_files, trained.config, by_pillow=True), [found for found, _ in val])
+    decode = partial(decode_files, options=loader_options(trained.config))
+    images = check_images(partial(decode, by_pillow=True), [found for found, _ in val])
     facts = {"format": kind, **describe(describe_model(trained), form, onnx_file.LIBRARIES if kind == "onnx" else ())}
     if kind == "onnx":
         data = to_onnx(exportable, facts)
@@ -116,7 +118,10 @@ def export_graph(
     say(f"loaded again and checked on {len(images)} real images: {difference}")
     try:
         if calibration:
-            how: Any = {"decode": partial(decode_files, trained.config), "convert": exportable.convert}
+            how: Any = {
+                "decode": decode,
+                "convert": exportable.convert,
+            }
             data, cost = quantize(data, calibration, **how)
             cost |= compare(run, onnx_file.load_onnx(data), evenly(val, val_images), **how)
             facts["quantisation"] = cost

@@ -10,13 +10,14 @@ import numpy as np
 
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
-from rn50_jax.data.bad_images import Quarantine
+from rn50_jax.data.bad_images import BadImages
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.class_folders import SUFFIXES, scan_split
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.loader import eval_batches
 from rn50_jax.data.normalize import Normalization, normalize, pixel_normalization
+from rn50_jax.data.options import loader_options
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
 from rn50_jax.errors import UserError
 from rn50_jax.inference import image_files
@@ -54,7 +55,7 @@ def find_images(folder: Path) -> tuple[tuple[str, ...], ImageSet]:
         if here := [path for path in entries if path.name.lower().endswith(SUFFIXES) and path.is_file()]:
             raise UserError(f"{folder} holds images, such as {here[0]}, beside class folders; give one or the other")
         return scan_split(folder)
-    found = list(image_files.find_images([str(folder)], tell=True))
+    found = list(image_files.find_images([str(folder)], notes=True))
     if found[0].problem:
         raise UserError(f"{folder} {found[0].problem}")
     return (), ImageSet(tuple(image.file for image in found), np.full(len(found), -1, np.int32))
@@ -72,18 +73,20 @@ def extract(trained: TrainedModel, images: ImageSet) -> tuple[np.ndarray, np.nda
     """
     count, devices = len(images.files), trained.devices
     mesh = make_mesh(devices)
-    batch_size = min(trained.config.batch_size, math.ceil(count / len(devices)))
-    config = configs.override(trained.config, [("batch_size", str(batch_size))])
+    config = trained.config
+    device_batch = min(config.batch_size, math.ceil(count / len(devices)))
     normalization = pixel_normalization(config.data.mean, config.data.std)
     step = partial(feature_step, model=trained.model, axis_name=AXIS, normalization=normalization)
     compiled = spread(step, mesh, mode=config.parallel, stacked=True)
     variables = place(trained.load(), mesh)
     result: np.ndarray | None = None
     good = np.zeros(count, np.bool_)
-    bad_images = Quarantine(None, policy=config.data.on_bad_file, limit=count)
+    bad_images = BadImages(None, policy=config.data.on_bad_file, limit=count)
     done = 0
     with progress("features", count, unit="img") as advance:
-        for batch in eval_batches(config, images, mesh, quarantine=bad_images):
+        for batch in eval_batches(
+            images, loader_options(config), mesh, device_batch=device_batch, bad_images=bad_images
+        ):
             part = np.asarray(compiled(variables, batch))
             part = part.reshape(-1, part.shape[-1])[: count - done]  # the last batch is filled up at its end
             if result is None:

@@ -16,6 +16,7 @@ from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.imagenet_names import human_names, likely_names
 from rn50_jax.data.normalize import pixel_normalization
+from rn50_jax.data.options import loader_options
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, shard, spread
 from rn50_jax.errors import UserError
 from rn50_jax.inference.image_files import Decoded, Found, batched, decode_files, find_images
@@ -72,7 +73,7 @@ def answers(
       {"file", "error"}.
     """
     names = human_names(trained.class_names or likely_names(trained.model.num_classes))
-    decoded = decode_files(trained.config, files, by_pillow=by_pillow)
+    decoded = decode_files(files, loader_options(trained.config), by_pillow=by_pillow)
     batches = batched(decoded, batch_size * len(trained.devices))
     first = next(batches, [])
     devices = trained.devices if len(first) > batch_size else trained.devices[:1]  # one has room for all
@@ -137,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     if sys.stderr.isatty():  # a script gets the answers alone
         tell_end(f"{trained.name}, on {describe_devices(trained.devices)}")
     batch_size = args.batch_size or BATCH_SIZES.get(trained.devices[0].platform, 32)
-    files = find_images(args.images, null=args.null, tell=True)
+    files = find_images(args.images, null=args.null, notes=True)
     by_pillow = args.resize == "pillow"
     result = answers(trained, files, top_k=args.top_k, batch_size=batch_size, by_pillow=by_pillow)
     code = _write(result, args.images, args.out, args.format)

@@ -22,10 +22,12 @@ from rn50_jax.checkpoint.selection import score
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
+from rn50_jax.data.bad_images import BadImages
 from rn50_jax.data.batch import Batch, Position
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.loader import eval_batches, files_of_step, make_quarantine, stream_facts, train_batches, train_size
+from rn50_jax.data.loader import eval_batches, train_batches
+from rn50_jax.data.options import dataset_options, loader_options
 from rn50_jax.distributed import devices, processes
 from rn50_jax.errors import Interrupted, RunStopped, UserError
 from rn50_jax.io.messages import open_log, say
@@ -39,13 +41,20 @@ from rn50_jax.runtime.run_lock import locked
 from rn50_jax.runtime.signals import Request, Signals
 from rn50_jax.runtime.watchdog import Watchdog
 from rn50_jax.training.build import compile_steps
-from rn50_jax.training.divergence import SKIPPED, explaining_memory, note_skipped_steps, stop_if_diverging
+from rn50_jax.training.divergence import (
+    SKIPPED,
+    explaining_memory,
+    files_of_step,
+    note_skipped_steps,
+    stop_if_diverging,
+)
 from rn50_jax.training.memory import analyse_memory, memory_text
 from rn50_jax.training.pretrained import take_architecture
 from rn50_jax.training.resume import find_start
 from rn50_jax.training.run_facts import check_same_everywhere, checkpoint_meta, record_val_images, recorded_val_images
 from rn50_jax.training.run_report import open_report, print_summary
 from rn50_jax.training.state import TrainState, variables_of
+from rn50_jax.training.stream_facts import stream_facts
 from rn50_jax.training.validation import evaluate
 
 
@@ -112,7 +121,9 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
     if config.data.backend != "synthetic":
         need_dali("config.data.backend=synthetic")
     mesh = devices.make_mesh(devices.find_devices(backend=config.data.backend, precision=config.precision))
-    dataset = open_dataset(config, need_val=not config.run.training_only, val_images=recorded_val_images(workdir))
+    dataset = open_dataset(
+        dataset_options(config), need_val=not config.run.training_only, val_images=recorded_val_images(workdir)
+    )
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=mesh.devices.size)
     model = build_model(
         config,
@@ -171,10 +182,19 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
         report = stack.enter_context(open_report(config, workdir, mesh, plan, dataset, step, argv))
         goodput = Goodput(start.goodput, start.lost)
         meters = Meters(plan.global_batch, loss_scaling=config.precision == "fp16")
-        quarantine = make_quarantine(config, workdir / "quarantine.json")
-        batches = stack.enter_context(
-            closing(train_batches(config, dataset.train, plan, mesh, start.position, quarantine))
+        loader = loader_options(config)
+        bad_images = BadImages(workdir / "quarantine.json", policy=loader.on_bad_file, limit=loader.max_bad_files)
+        batches = train_batches(
+            dataset.train,
+            loader,
+            mesh,
+            epochs=config.epochs,
+            steps_per_epoch=plan.steps_per_epoch,
+            device_batch=plan.device_batch,
+            start=start.position,
+            bad_images=bad_images,
         )
+        stack.enter_context(closing(batches))
         state, position = devices.replicate(start.state, mesh), start.position
         stack.enter_context(processes.ending_together())
         stack.enter_context(explaining_memory(config.batch_size, config.data.image_size, config.precision))
@@ -200,7 +220,8 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
                 raise Interrupted(request.stop, f"ended by {name} after step {step}; {kept}")
 
         def validation_batches(state: TrainState, position: Position) -> Iterator[Batch]:
-            found = eval_batches(config, dataset.val, mesh, epoch=position.epoch, quarantine=quarantine)
+            shape = {"device_batch": config.batch_size, "epoch": position.epoch}
+            found = eval_batches(dataset.val, loader, mesh, **shape, bad_images=bad_images)
             for number, batch in enumerate(watchdog.watch(islice(found, config.run.prof or None)), 1):
                 report.validating(number)
                 obey(signals.poll(together=number % config.report.print_every == 0), state, position)
@@ -209,7 +230,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
         for epoch in range(position.epoch, config.epochs):
             end = (epoch + 1) * plan.steps_per_epoch
             goodput.switch("train")
-            if train_size(config, epoch) != train_size(config, epoch - 1):
+            if loader.train_size(epoch) != loader.train_size(epoch - 1):
                 meters.compiled = False  # images of another size are another program
             meters.restart()
             while step < end:
@@ -234,7 +255,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
                     if skipped and processes.is_first():
                         note_skipped_steps(
                             workdir / SKIPPED,
-                            {n + 1: files_of_step(config, dataset.train, plan, n) for n in skipped},
+                            {n + 1: files_of_step(dataset.train, plan, n, seed=config.seed) for n in skipped},
                             expected=config.precision == "fp16" and config.loss_scale.mode == "dynamic",
                         )
                     stop_if_diverging(
@@ -272,7 +293,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
         with goodput.during("checkpoint"):
             checkpoints.wait()
         report.end(step, position.epoch - 1, goodput.totals(), finished=True)
-        quarantine.tell()
+        bad_images.warn_at_end()
     if processes.is_first():
         tell_where(workdir, workdir / config.report.file)
 

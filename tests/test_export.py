@@ -17,6 +17,7 @@ import sklearn.datasets
 import torch
 from conftest import REPO, Run, Shared, assert_user_error
 from flax.traverse_util import flatten_dict
+from helpers.loading import decode_data
 from helpers.networks import make_torch, random_variables
 from helpers.runs import PATIENCE
 from helpers.torch_reference import normalize, to_torch, torch_name
@@ -205,7 +206,7 @@ def test_8_bit_integers(
     # Counted again, from the file.
     _, val = scan_split(digits / "val")
     config = load_run(trained[0], "best", []).config
-    images = [decoded.image for decoded in decode_files(config, found_in(val))]
+    images = [decoded.image for decoded in decode_data(config, found_in(val))]
     found = load_onnx(out.read_bytes())(np.stack(images))
     assert 100 * np.mean(found.argmax(1) == val.labels) == pytest.approx(facts["top1_after"])
     kinds = {node.op_type for node in onnx.load(out).graph.node}

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import REPO, Run, assert_user_error
 from helpers.damage import encode, make_photo, write_kinds
+from helpers.loading import open_data, train_data
 from helpers.runs import PATIENCE
 from helpers.tar_files import sample, write_tar
 from helpers.tiny import bits
@@ -23,17 +24,17 @@ from helpers.trees import make_config
 
 from rn50_jax.config.derived import make_plan
 from rn50_jax.data.batch import Position
-from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.data.formats.file_list import read_list, write_list
-from rn50_jax.data.formats.shards import ShardedImages, scan_shards
-from rn50_jax.data.formats.tars import read_idx, read_members
-from rn50_jax.data.loader import stream_facts, train_batches
+from rn50_jax.data.formats.shards import scan_shards
+from rn50_jax.data.formats.tars import idx_text
+from rn50_jax.data.image_set import read_image
 from rn50_jax.data.prepare.packing import open_splits, pack_folder
 from rn50_jax.data.prepare.shard_writer import plan_split
 from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.errors import UserError
 from rn50_jax.pack import main, parse_size, read_class_names
+from rn50_jax.training.stream_facts import stream_facts
 
 LISTS: dict[str, Path | None] = {"train": None, "val": None}
 
@@ -68,11 +69,6 @@ def contents(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): read(path) for path in out.rglob("*") if path.is_file()}
 
 
-def read_image(images: ShardedImages, i: int) -> bytes:
-    with open(images.tars[images.shard[i]], "rb") as file:  # noqa: PTH123
-        return os.pread(file.fileno(), int(images.sizes[i]), int(images.offsets[i]))
-
-
 @pytest.mark.parametrize("seed", [None, 5])
 def test_shards_hold_what_the_folders_do_in_the_same_order(folders: Path, tmp_path: Path, seed: int | None) -> None:
     told = pack_it(folders, tmp_path / "out", seed=seed)
@@ -84,11 +80,12 @@ def test_shards_hold_what_the_folders_do_in_the_same_order(folders: Path, tmp_pa
             class_names, images = scan_shards(tmp_path / "out" / split)
             folder_names, files = scan_split(folders / split)
             assert class_names == folder_names == ("a b", "z", "ü")
-            assert [str(folders / name) for name in images.names] == list(files.files)
+            assert [str(folders / name) for name in images.files] == list(files.files)
             assert np.array_equal(images.labels, files.labels)
             for i, file in enumerate(files.files):
                 assert read_image(images, i) == Path(file).read_bytes()
-            ordered = np.array_equal(images.offsets[images.shard == 0], np.sort(images.offsets[images.shard == 0]))
+            offsets = images.members.offset[images.members.tar == 0]
+            ordered = np.array_equal(offsets, np.sort(offsets))
             assert ordered == (seed is None)
     listed = read_list(tmp_path / "out/train.tsv")
     assert listed.class_names == class_names and len(listed.files) == 45
@@ -115,7 +112,7 @@ def test_index_files_are_those_of_dali(folders: Path, tmp_path: Path) -> None:
         with IndexCreator(str(tar), str(tmp_path / "its.idx"), verbose=False) as creator:
             creator.create_index()
         assert tar.with_suffix(".idx").read_bytes() == (tmp_path / "its.idx").read_bytes()
-        suffixes |= {sample[0].suffix for sample in read_idx(tar) or []}
+        suffixes |= {line.split()[0] for line in tar.with_suffix(".idx").read_text().splitlines()[1:]}
     assert suffixes == {"jpg", "png", "webp", "tif"}
 
 
@@ -136,7 +133,7 @@ def test_dali_reads_the_shards(folders: Path, tmp_path: Path) -> None:
         return data, label
 
     pipe = pipeline()
-    for i in range(len(images.names)):
+    for i in range(len(images.files)):
         data, label = (np.asarray(output.at(0)) for output in pipe.run())
         assert data.tobytes() == read_image(images, i)
         assert int(label.tobytes()) == images.labels[i]
@@ -176,7 +173,7 @@ def test_a_list_is_packed(folders: Path, tmp_path: Path) -> None:
     )
     assert told.startswith(f"{tmp_path}/out/train: 2 images in 1 shard,")
     class_names, images = scan_shards(tmp_path / "out/train")
-    assert (class_names, images.names, images.labels.tolist()) == (("odd", "even"), tuple(files), [1, 0])
+    assert (class_names, images.files, images.labels.tolist()) == (("odd", "even"), tuple(files), [1, 0])
 
 
 def test_packed_shards_train_like_the_folders(digits: Path, tmp_path: Path) -> None:
@@ -185,13 +182,13 @@ def test_packed_shards_train_like_the_folders(digits: Path, tmp_path: Path) -> N
     assert bits(tmp_path / "out") == bits(digits)
     config = make_config(digits)
     plan = make_plan(config, num_images=1500, num_devices=1)
-    facts = [stream_facts(c, open_dataset(c).train, plan) for c in (config, make_config(tmp_path / "out"))]
+    facts = [stream_facts(c, open_data(c).train, plan) for c in (config, make_config(tmp_path / "out"))]
     assert facts[0] == facts[1]
     mesh = make_mesh(jax.devices()[:1])
-    folders, shards = (open_dataset(c).train for c in (config, make_config(tmp_path / "out")))
-    whole = [np.asarray(b.batch["image"]) for b in train_batches(config, folders, plan, mesh, Position(0, 0))]
-    begun = list(islice(train_batches(config, folders, plan, mesh, Position(0, 0)), 2))
-    rest = train_batches(config, shards, plan, mesh, Position(0, 2, begun[-1].pipelines))
+    folders, shards = (open_data(c).train for c in (config, make_config(tmp_path / "out")))
+    whole = [np.asarray(b.batch["image"]) for b in train_data(config, folders, plan, mesh, Position(0, 0))]
+    begun = list(islice(train_data(config, folders, plan, mesh, Position(0, 0)), 2))
+    rest = train_data(config, shards, plan, mesh, Position(0, 2, begun[-1].pipelines))
     assert all(np.array_equal(b.batch["image"], wanted) for b, wanted in zip(rest, whole[2:], strict=True))
 
 
@@ -237,7 +234,7 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(
     assert not list(tmp_path.rglob("*.tar.unfinished"))
     done = subprocess.run(command(digits, tmp_path / "out"), **args)
     assert done.returncode == 0, done.stderr
-    assert len(scan_shards(tmp_path / "out/train")[1].names) == 1500
+    assert len(scan_shards(tmp_path / "out/train")[1].files) == 1500
 
 
 def test_too_little_room_is_told_in_advance(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,9 +318,7 @@ def test_foreign_shards_are_indexed(tmp_path: Path, run: Run) -> None:
     (tmp_path / "train/x-0.idx").write_text("v1.2 1\njpg 512 700 a.jpg cls 2048 1 a.cls\n")  # stale
     assert main(["--index", str(tmp_path), "--class_names", str(tmp_path / "names.txt")]) == 0
     assert scan_shards(tmp_path / "train")[0] == ("ant", "bee", "cat")
-    assert [m for s in read_idx(tmp_path / "train/x-0.tar") or [] for m in s] == list(
-        read_members(tmp_path / "train/x-0.tar")
-    )
+    assert (tmp_path / "train/x-0.idx").read_text() == idx_text(tmp_path / "train/x-0.tar")
     (tmp_path / "names.txt").write_text("ant\nbee\n")
     with pytest.raises(UserError, match="labels up to 2, but only 2 class names"):
         main(["--index", str(tmp_path), "--class_names", str(tmp_path / "names.txt")])

@@ -307,7 +307,7 @@ def test_the_whole_way_to_shards(archives: Path, tmp_path: Path, monkeypatch: py
     args = [str(archives), str(tmp_path / "out"), "--pack", str(tmp_path / "shards"), "--workers", "2"]
     assert prepare_imagenet.main(args) == 0
     class_names, images = scan_shards(tmp_path / "shards/train")
-    assert class_names == SYNSETS and len(images.names) == 136
+    assert class_names == SYNSETS and len(images.files) == 136
     assert json.loads((tmp_path / "shards/dataset.json").read_text())["splits"]["val"]["images"] == 60
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from rn50_jax.analysis.predictions import Predictions
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.dali_errors import need_dali
-from rn50_jax.data.images.transform import rendering_of
 from rn50_jax.data.loader import eval_batches
+from rn50_jax.data.options import loader_options
 from rn50_jax.data.sampler import eval_order
 from rn50_jax.distributed.devices import make_mesh, place, spread
 from rn50_jax.inference.trained_model import TrainedModel, load_for_inference, open_val
@@ -38,6 +38,7 @@ def evaluate_model(
       UserError: the data's classes are not those of the model, or the state cannot be read.
     """
     config, mesh = trained.config, make_mesh(trained.devices)
+    options = loader_options(config)
     if config.data.backend != "synthetic":
         need_dali()
     dataset = open_val(trained)
@@ -57,7 +58,7 @@ def evaluate_model(
         ranked.append({key: sums.pop(key) for key in ("weight", "class", "probability") if predictions})
         return sums
 
-    batches = islice(eval_batches(config, dataset.val, mesh), config.run.prof or None)
+    batches = islice(eval_batches(dataset.val, options, mesh, device_batch=config.batch_size), config.run.prof or None)
     result = evaluate(remembering, {"val": variables}, batches) | trained.facts
     if flip_tta:
         result["flip_tta"] = True
@@ -78,6 +79,6 @@ def evaluate_model(
         classes=classes[kept],
         probabilities=probabilities[kept],
         class_names=dataset.class_names,
-        rendering=rendering_of(config),
+        rendering=options.rendering,
     )
     return result | {"val.ece": found.calibration().error}, found

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from rn50_jax.analysis.evaluation import evaluate_model
 from rn50_jax.config import tree
 from rn50_jax.data.dataset import open_dataset
+from rn50_jax.data.options import dataset_options
 from rn50_jax.distributed import processes
 from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import MACHINE, TrainedModel, load_run
@@ -62,7 +63,7 @@ def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str
     config, message = take_architecture(config, overrides)
     if message and processes.is_first():
         say(message)
-    return load_start(config, open_dataset(config, need_train=False).class_names)
+    return load_start(config, open_dataset(dataset_options(config), need_train=False).class_names)
 
 
 def _is_filled(directory: Path) -> bool:

@@ -12,7 +12,8 @@ from rn50_jax.bench import timing
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
 from rn50_jax.data.normalize import pixel_normalization
-from rn50_jax.data.synthetic import synthetic_batch, synthetic_dataset
+from rn50_jax.data.options import loader_options
+from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.distributed.devices import AXIS, make_mesh, place, replicate, spread
 from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.models.fold import inference_form
@@ -48,7 +49,9 @@ def make_program(config: ConfigDict, mode: str, devices: list[jax.Device]) -> Pr
     else:
         device_batch = config.batch_size
         step, state = _infer_step(config, model, mesh)
-    batch = synthetic_batch(config, device_batch, mesh)
+    options = loader_options(config)
+    shape = {"device_batch": device_batch, "image_size": options.image_size}
+    batch = synthetic_batch(mesh, **shape, num_classes=options.num_classes, seed=options.seed)
     compilation = timing.compile_program(step, state, batch)
 
     def runs(call: Any) -> Run:
@@ -70,7 +73,7 @@ def make_program(config: ConfigDict, mode: str, devices: list[jax.Device]) -> Pr
 
 def num_classes(config: ConfigDict) -> int:
     """Returns the number of classes of synthetic data."""
-    return len(synthetic_dataset(config).class_names)
+    return loader_options(config).num_classes
 
 
 def _infer_step(config: ConfigDict, model: Any, mesh: Mesh) -> tuple[Any, Any]:

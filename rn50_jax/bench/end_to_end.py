@@ -14,6 +14,7 @@ from rn50_jax.bench.trials import Terms
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
 from rn50_jax.data.dataset import open_dataset
+from rn50_jax.data.options import dataset_options
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.distributed.devices import make_mesh, replicate
 from rn50_jax.io.messages import warn
@@ -35,15 +36,20 @@ def measure_end_to_end(config: ConfigDict, devices: list[jax.Device], record: Re
     """
     if hint := jax_setup.share_beside_dali(config.data.backend, devices[0].platform):
         warn(hint)
-    dataset = open_dataset(config, need_val=False)
+    dataset = open_dataset(dataset_options(config), need_val=False)
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
     trials = [f"end to end, trial {number} of {terms.trials}" for number in range(1, terms.trials + 1)]
     record.plan(trials, single=False, **make_header(terms.command, devices))
     mesh = make_mesh(devices)
     model = build_model(config, num_classes=len(dataset.class_names), platform=devices[0].platform)
     step, _ = compile_steps(config, model, plan, mesh)
-    synthetic = synthetic_batch(config, plan.device_batch, mesh)
-    synthetic["label"] = synthetic["label"] % len(dataset.class_names)
+    synthetic = synthetic_batch(
+        mesh,
+        device_batch=plan.device_batch,
+        image_size=config.data.image_size,
+        num_classes=len(dataset.class_names),
+        seed=config.seed,
+    )
     state = replicate(build_state(config, model), mesh)
     found: dict[str, list[float]] = {"synthetic": [], "real": [], "waiting": [], "seconds": []}
     total = (terms.warmup + terms.steps) * terms.trials

@@ -18,10 +18,10 @@ from rn50_jax.bench.report import make_header
 from rn50_jax.bench.trials import Found, Terms, describe, run_trials, trial_names
 from rn50_jax.config import tree
 from rn50_jax.config.derived import Plan, make_plan
-from rn50_jax.data.batch import Position
-from rn50_jax.data.dataset import open_dataset, root_of
+from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.loader import train_batches
+from rn50_jax.data.options import dataset_options, loader_options
 from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.runtime import jax_setup
 from rn50_jax.runtime.machine import dali_version
@@ -32,9 +32,15 @@ OURS, TORCH = "rn50_jax loader", "torch DataLoader"
 @contextmanager
 def open_loader(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, steps: int) -> Iterator[Iterator[Any]]:
     """Gives the batches of training as a run has them, at least so many, over however many epochs that takes."""
-    longer = ConfigDict(config.to_dict())
-    longer.epochs = max(config.epochs, steps // plan.steps_per_epoch + 3)
-    with closing(train_batches(longer, images, plan, mesh, Position(0, 0))) as batches:
+    batches = train_batches(
+        images,
+        loader_options(config),
+        mesh,
+        epochs=max(config.epochs, steps // plan.steps_per_epoch + 3),
+        steps_per_epoch=plan.steps_per_epoch,
+        device_batch=plan.device_batch,
+    )
+    with closing(batches):
         yield batches
 
 
@@ -43,7 +49,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     config = tree.from_tree(spec["config"])
     jax_setup.prepare_runtime(config.data.backend, config.run.xla_flags)
     devices = find_local_devices(spec["device"])
-    images = open_dataset(config, need_val=False).train
+    images = open_dataset(dataset_options(config), need_val=False).train
     plan = make_plan(config, num_images=len(images.labels), num_devices=len(devices))
     steps = spec["warmup"] + spec["steps"]
     with open_loader(config, images, plan, make_mesh(devices), steps) as batches:
@@ -74,9 +80,9 @@ def measure_input(config: ConfigDict, record: Record, terms: Terms) -> None:
     Raises:
       UserError: the data cannot be used, or the first trial of ours failed.
     """
-    images = open_dataset(config, need_val=False).train
+    images = open_dataset(dataset_options(config), need_val=False).train
     shared = terms._asdict() | {"config": config.to_dict()}
-    theirs = shared | {"kind": "torch-loader", "folder": str(root_of(config) / "train")}
+    theirs = shared | {"kind": "torch-loader", "folder": str(dataset_options(config).root / "train")}
     programs = {OURS: shared | {"kind": "loader"}, TORCH: theirs | {"workers": config.data.workers}}
     setting = {
         "dir": str(config.data.dir),

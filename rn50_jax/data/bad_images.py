@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: named, written down, and left out without disturbing the others."""
+"""Images that cannot be decoded: named, written down, and replaced without disturbing the others."""
 
 from contextlib import closing
 from pathlib import Path
@@ -34,37 +34,35 @@ class _Entries(TypedDict):
     files: list[Entry]
 
 
-class Quarantine:
+class BadImages:
     """The bad images of a run, over restarts and processes.
 
-    Kept in a file {"files": [`Entry`, ...]}. An image found in epoch e is tried again in e + 1 and left out from e + 2
-    on: by then every process knows of it, so that a run which is interrupted leaves out the same images as one that is
-    not.
+    Kept in a file {"files": [`Entry`, ...]}. An image found in epoch e is tried again in e + 1 and replaced from e + 2
+    on: by then every process knows of it, so that an interrupted run replaces the same images as one that is not.
 
     Args:
       path: of that file; None keeps the list in memory.
       policy: one of `POLICIES`; with "error" the first bad image ends the run.
-      limit: bad images that the run puts up with.
+      limit: bad images that do not yet end the run.
     """
 
     def __init__(self, path: Path | None, *, policy: str, limit: int) -> None:
         self._path, self._policy, self._limit = path, policy, limit
         self._entries: list[Entry] = []
-        self._told: set[tuple[str, str]] = set()
+        self._named: set[tuple[str, str]] = set()
         self._entries = self._read()
 
-    def left_out(self, split: str, images: ImageSet, epoch: int) -> np.ndarray:
+    def known(self, split: str, images: ImageSet, epoch: int) -> np.ndarray:
         """Returns which images of a split are bad by `epoch` (from 0): their indices, int64."""
         self._entries = self._read()
         entries = [entry for entry in self._entries if entry["split"] == split and entry["epoch"] < epoch]
         if not entries:
             return np.zeros(0, np.int64)
-        names = names_from_root(images)
         bad = {entry["file"] for entry in entries}
-        return np.flatnonzero([name in bad for name in names])
+        return np.flatnonzero([name in bad for name in names_from_root(images)])
 
     def add(self, split: str, images: ImageSet, index: int, *, epoch: int, reason: str) -> None:
-        """Takes note of an image that cannot be decoded in `epoch` (from 0).
+        """Adds an image that cannot be decoded in `epoch` (from 0).
 
         Raises:
           UserError: with the policy "error".
@@ -75,8 +73,8 @@ class Quarantine:
             raise UserError(
                 f"{file} cannot be used: {reason}; or let --config.data.on_bad_file=substitute leave out such files"
             )
-        if (split, file) not in self._told:
-            self._told.add((split, file))
+        if (split, file) not in self._named:
+            self._named.add((split, file))
             warn(f"{file} is left out: {reason}")
         name = names_from_root(images)[index]
         self._write({"file": name, "root": root_of(images), "split": split, "epoch": epoch + 1, "reason": reason})
@@ -87,8 +85,8 @@ class Quarantine:
                 f"{file}; look at the data with python -m rn50_jax.check_data DIR"
             )
 
-    def tell(self) -> None:
-        """Says at the end of a run that images were left out, if some were."""
+    def warn_at_end(self) -> None:
+        """Warns at the end of a run of images that were not used."""
         if self._entries:
             where = f"; listed in {self._path}" if self._path else ""
             warn(f"{counted(len(self._entries), 'image')} could not be decoded, and so not used{where}")

@@ -8,7 +8,7 @@ Batch = dict[str, jax.Array]
 
 
 class Position(NamedTuple):
-    """A place in the stream of training batches: so many steps into an epoch (both from 0).
+    """A place in the order of training batches: so many steps into an epoch (both from 0).
 
     pipelines: for each device of this process, where its pipeline stands; empty at the start of an epoch, and for
     synthetic data.
@@ -17,6 +17,9 @@ class Position(NamedTuple):
     epoch: int
     step: int
     pipelines: tuple[bytes, ...] = ()
+
+
+BEGINNING = Position(0, 0)
 
 
 class TrainBatch(NamedTuple):

@@ -4,6 +4,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +12,10 @@ import numpy as np
 
 from rn50_jax.data.dali_errors import PACKAGES, in_words, no_dali
 from rn50_jax.data.image_set import ImageSet, read_image
-from rn50_jax.data.images.decodable import quiet_decoders, to_decodable
+from rn50_jax.data.images.decodable import diagnose, quiet_decoders, to_decodable
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.data.images.transform import AS_STORED, Rendering
+from rn50_jax.data.options import Crops
 from rn50_jax.errors import UserError
 
 try:
@@ -30,47 +32,26 @@ class DecodeError(Exception):
     """An image that cannot be read or decoded, which DALI does not name; the pipeline is dead."""
 
 
-class Decoding(NamedTuple):
-    """How files become pixels.
-
-    transform: a key of `_TRANSFORMS`. on_gpu: decode there, `hw_decoder_load` of it by the hardware's JPEG engine,
-    where there is one. rendering: of the files.
-    """
-
-    transform: str
-    on_gpu: bool = False
-    hw_decoder_load: float = 0.65
-    rendering: Rendering = AS_STORED
-
-    def arguments(self) -> dict[str, Any]:
-        """Of all decoders, of files as `to_decodable` gives them."""
-        common = {"output_type": types.RGB, "adjust_orientation": self.rendering.exif_rotation}
-        if not self.on_gpu:
-            return common | {"device": "cpu"}
-        # Room for ImageNet's largest image at once, so that no batch waits for its buffers to grow.
-        hints = {"preallocate_width_hint": 5980, "preallocate_height_hint": 6430}
-        return common | {"device": "mixed", "hw_decoder_load": self.hw_decoder_load, **hints}
-
-
-class Crops(NamedTuple):
-    """The random part of the training transform.
-
-    area: share of the image's, aspect: width over height, each (smallest, largest). flip: probability. augment: one of
-    `AUGMENTATIONS`; randaugment: its number of operations and their magnitude (0 to 30).
-    """
-
-    area: tuple[float, float]
-    aspect: tuple[float, float]
-    flip: float
-    augment: str = "none"
-    randaugment: tuple[int, int] = (2, 9)
-
-
-AUGMENTATIONS = ("none", "randaugment", "autoaugment", "trivialaugment")
+def _decoding(rendering: Rendering, hw_decoder_load: float | None) -> dict[str, Any]:
+    """The arguments of all decoders, of files as `to_decodable` gives them."""
+    common = {"output_type": types.RGB, "adjust_orientation": rendering.exif_rotation}
+    if hw_decoder_load is None:
+        return common | {"device": "cpu"}
+    # Room for ImageNet's largest image at once, so that no batch waits for its buffers to grow.
+    hints = {"preallocate_width_hint": 5980, "preallocate_height_hint": 6430}
+    return common | {"device": "mixed", "hw_decoder_load": hw_decoder_load, **hints}
 
 
 def train_pipeline(
-    images: ImageSet, indices: np.ndarray, *, decoding: Decoding, image_size: int, crops: Crops, **pipeline_args: Any
+    images: ImageSet,
+    indices: np.ndarray,
+    *,
+    transform: str,
+    image_size: int,
+    crops: Crops,
+    rendering: Rendering = AS_STORED,
+    hw_decoder_load: float | None = None,
+    **pipeline_args: Any,
 ) -> Any:
     """Random-resized crop and flip, as the reference's training transform, and augmentation if asked for.
 
@@ -78,22 +59,25 @@ def train_pipeline(
 
     Args:
       indices: int [N], N a multiple of the batch size.
+      transform: a key of `_TRANSFORMS`.
+      rendering: of the files.
+      hw_decoder_load: share for the GPU's JPEG engine, where there is one; None: decode on the CPU.
       pipeline_args: batch_size, num_threads, device_id, seed, enable_checkpointing, checkpoint.
 
     Returns:
       A pipeline with outputs image uint8 [B, image_size, image_size, 3] and int32 [B], places in `indices`.
     """
-    rules = _TRANSFORMS[decoding.transform]
+    rules = _TRANSFORMS[transform]
 
     @pipeline_def(enable_conditionals=crops.augment != "none", **pipeline_args)
     def pipeline() -> Any:
-        encoded, places = _read(images, indices, pipeline_args["batch_size"], decoding.rendering)
+        encoded, places = _read(images, indices, pipeline_args["batch_size"], rendering)
         pixels = fn.decoders.image_random_crop(
             encoded,
             random_area=list(crops.area),
             random_aspect_ratio=list(crops.aspect),
             num_attempts=rules.crop_attempts,
-            **decoding.arguments(),
+            **_decoding(rendering, hw_decoder_load),
         )
         pixels = fn.resize(pixels, size=[image_size, image_size], **rules.resize)
         pixels = fn.flip(pixels, horizontal=fn.random.coin_flip(probability=crops.flip))
@@ -105,17 +89,26 @@ def train_pipeline(
 
 
 def eval_pipeline(
-    images: ImageSet, indices: np.ndarray, *, decoding: Decoding, image_size: int, resize: int, **pipeline_args: Any
+    images: ImageSet,
+    indices: np.ndarray,
+    *,
+    transform: str,
+    image_size: int,
+    resize: int,
+    rendering: Rendering = AS_STORED,
+    hw_decoder_load: float | None = None,
+    **pipeline_args: Any,
 ) -> Any:
-    """Shorter side to `resize`, then a centre crop of `image_size`.
+    """Shorter side to `resize`, then a center crop of `image_size`.
 
     Arguments and outputs are as in `train_pipeline`.
     """
 
     @pipeline_def(**pipeline_args)
     def pipeline() -> Any:
-        encoded, places = _read(images, indices, pipeline_args["batch_size"], decoding.rendering)
-        return _eval_transform(encoded, decoding, image_size, resize), places
+        encoded, places = _read(images, indices, pipeline_args["batch_size"], rendering)
+        decoded = fn.decoders.image(encoded, **_decoding(rendering, hw_decoder_load))
+        return _eval_transform(decoded, transform, image_size, resize), places
 
     return pipeline()
 
@@ -201,10 +194,9 @@ def _augment(pixels: Any, image_size: int, crops: Crops) -> Any:
     return trivial_augment.trivial_augment_wide(pixels, shape=shape)
 
 
-def _eval_transform(encoded: Any, decoding: Decoding, image_size: int, resize: int) -> Any:
-    rules = _TRANSFORMS[decoding.transform]
-    images = fn.decoders.image(encoded, **decoding.arguments())
-    if decoding.transform == "torchvision":
+def _eval_transform(images: Any, transform: str, image_size: int, resize: int) -> Any:
+    rules = _TRANSFORMS[transform]
+    if transform == "torchvision":
         return _resize_and_crop_as_torchvision(images, image_size, resize, rules)
     images = fn.resize(images, resize_shorter=resize, **rules.resize)
     return fn.crop(images, crop=(image_size, image_size))
@@ -212,7 +204,7 @@ def _eval_transform(encoded: Any, decoding: Decoding, image_size: int, resize: i
 
 def _resize_and_crop_as_torchvision(images: Any, image_size: int, resize: int, rules: _Transform) -> Any:
     # To the pixel: the longer side is cut, where DALI's `resize_shorter` rounds it (640 x 427 becomes 383 x 256), and
-    # the crop starts at Python's round() of half the margin, which goes to the even one of two neighbours.
+    # the crop starts at Python's round() of half the margin, which goes to the even one of two neighbors.
     height, width = images.shape()[0], images.shape()[1]
     shorter = math.min(height, width)
     sides = [side * resize // shorter for side in (height, width)]
@@ -222,8 +214,8 @@ def _resize_and_crop_as_torchvision(images: Any, image_size: int, resize: int, r
     return fn.slice(images, start=start, shape=[image_size, image_size], axes=[0, 1])
 
 
-def go_on(pipeline: Any) -> None:
-    """Builds a pipeline that was given a position, which no image is to be blamed for.
+def build_from_position(pipeline: Any) -> None:
+    """Builds a pipeline that goes on from a position; if that fails, no image is to blame.
 
     Raises:
       UserError: it is none of this pipeline.
@@ -279,7 +271,7 @@ def make_decoder(
 
     Returns:
       A function from a file's bytes to uint8 [image_size, image_size, 3]; it raises ImageProblem, a ValueError,
-      for what cannot be decoded.
+      saying why it cannot be decoded.
     """
     sizes = {"image_size": image_size, "resize": resize}
     decode = make_batch_decoder(transform=transform, **sizes, workers=workers, rendering=rendering, batch_size=1)
@@ -295,16 +287,34 @@ def make_batch_decoder(
       A function from the bytes of up to `batch_size` files to uint8 [N, image_size, image_size, 3]; it raises
       ImageProblem, a ValueError, if one of them cannot be decoded.
     """
+    finish = partial(_eval_transform, transform=transform, image_size=image_size, resize=resize)
+    run = _make_run(finish, workers=workers, batch_size=batch_size, rendering=rendering)
+    return lambda encoded: np.array(run(encoded).as_tensor())  # the pipeline writes over its own
+
+
+def make_check() -> Callable[[bytes], None]:
+    """Returns a function that decodes all of a file and raises ImageProblem if it cannot."""
+    run = _make_run(lambda images: images, workers=1, batch_size=1, rendering=AS_STORED)
+
+    def check(encoded: bytes) -> None:
+        run([encoded])
+
+    return check
+
+
+def _make_run(
+    finish: Callable[[Any], Any], *, workers: int, batch_size: int, rendering: Rendering
+) -> Callable[[Sequence[bytes]], Any]:
     quiet_decoders()
 
     @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None, prefetch_queue_depth=1)
     def pipeline() -> Any:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        return _eval_transform(encoded, Decoding(transform, rendering=rendering), image_size, resize)
+        return finish(fn.decoders.image(encoded, **_decoding(rendering, None)))
 
     live: list[Any] = []
 
-    def decode(encoded: Sequence[bytes]) -> np.ndarray:
+    def run(encoded: Sequence[bytes]) -> Any:
         decodable = [np.frombuffer(to_decodable(file, rendering), np.uint8) for file in encoded]
         if not live:
             live.append(pipeline())
@@ -313,7 +323,8 @@ def make_batch_decoder(
             (images,) = live[0].run()
         except (RuntimeError, MemoryError) as error:
             live.clear()  # an error leaves a pipeline unusable
-            raise ImageProblem("damaged") from error
-        return np.array(images.as_tensor())  # the pipeline writes over its own
+            problem = ImageProblem("damaged")
+            raise (diagnose(problem, encoded[0]) if len(encoded) == 1 else problem) from error
+        return images
 
-    return decode
+    return run

@@ -1,4 +1,4 @@
-"""What is wrong with DALI, or what it finds wrong, in one line."""
+"""DALI's own failures and its messages, in one line."""
 
 import importlib.util
 import re
@@ -26,17 +26,17 @@ def need_dali(otherwise: str = "") -> None:
 
 
 def no_dali(error: Exception) -> UserError:
-    """Returns what to tell of an error that importing DALI raised."""
+    """Returns the message for an error that importing DALI raised."""
     if isinstance(error, ModuleNotFoundError) and error.name in ("nvidia", "nvidia.dali"):
         return _missing("")
     reason = " ".join(str(error).split())[:200]
-    told = f"DALI, which decodes the images, cannot be loaded: {type(error).__name__}: {reason}"
-    return UserError(f"{told}; mend that, or install it anew: pip install --force-reinstall {PACKAGES}")
+    text = f"DALI, which decodes the images, cannot be loaded: {type(error).__name__}: {reason}"
+    return UserError(f"{text}; mend that, or install it anew: pip install --force-reinstall {PACKAGES}")
 
 
 def _missing(otherwise: str) -> UserError:
-    told = f"DALI, which decodes the images, is not installed: pip install {PACKAGES}"
-    return UserError(f"{told}, or use {otherwise}" if otherwise else told)
+    text = f"DALI, which decodes the images, is not installed: pip install {PACKAGES}"
+    return UserError(f"{text}, or use {otherwise}" if otherwise else text)
 
 
 def in_words(said: str) -> str:

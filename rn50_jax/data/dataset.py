@@ -1,17 +1,17 @@
-"""The data set that a config names."""
+"""The data set of a run, opened."""
 
-import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from rn50_jax.data.formats.class_folders import is_folder, scan_split
-from rn50_jax.data.formats.file_list import find_odd, read_list
+from rn50_jax.data.formats.file_list import read_list
 from rn50_jax.data.formats.imagenet_names import imagenet_notes
 from rn50_jax.data.formats.shards import has_shards, scan_shards
 from rn50_jax.data.formats.splits import is_split, is_unsplit
-from rn50_jax.data.image_set import Dataset, ImageSet, Members, check_same_classes
+from rn50_jax.data.image_set import Dataset, ImageSet, check_same_classes
+from rn50_jax.data.options import DatasetOptions
 from rn50_jax.data.prepare.digits import write_digits
 from rn50_jax.data.synthetic import synthetic_dataset
 from rn50_jax.data.val_share import set_apart
@@ -23,51 +23,49 @@ _SAME = 0.9  # share of a run's validation images by which a folder is known as 
 _NOTHING: tuple[tuple[str, ...], ImageSet] = ((), ImageSet((), np.zeros(0, np.int32)))
 
 
-def root_of(config: ConfigDict) -> Path:
-    """The folder `data.dir`, with `~` for the user's home, if there is one."""
-    return Path(os.path.expanduser(config.data.dir))  # noqa: PTH111, that of Path raises where there is none
-
-
 def open_dataset(
-    config: ConfigDict, *, need_train: bool = True, need_val: bool = True, val_images: frozenset[str] | None = None
+    options: DatasetOptions,
+    *,
+    need_train: bool = True,
+    need_val: bool = True,
+    val_images: frozenset[str] | None = None,
 ) -> Dataset:
-    """The data set that the config names, checked for everything that can be seen without opening an image.
+    """Opens a data set, checked for everything that can be seen without opening an image.
 
     A split that is not needed may be missing and is then empty. If only one is needed and the folder has neither
     train/ nor val/ but classes, all of its images are that split.
 
     Args:
-      val_images: with `data.val_share`, the validation images of an earlier start of the run, see `set_apart`.
+      val_images: with `val_share`, the validation images of an earlier start of the run, see `set_apart`.
 
     Raises:
       UserError: folder missing or empty, a class without images, train and val classes that differ, another class
-        count than `model.num_classes`, or a class too small to set a share of it apart.
+        count than `num_classes`, or a class too small to set a share of it apart.
     """
-    if config.data.backend == "synthetic":
-        return synthetic_dataset(config)
-    root = root_of(config)
-    if config.data.builtin == "digits" and need_train and not root.exists():
+    if options.backend == "synthetic":
+        return synthetic_dataset(*options.synthetic_images, options.num_classes)
+    root = options.root
+    if options.builtin == "digits" and need_train and not root.exists():
         say(f"writing scikit-learn's handwritten digits to {root}")
         write_digits(root)
     if not is_folder(root):
-        raise UserError(f"config.data.dir={config.data.dir!r} is not a folder; pass --config.data.dir=DIR")
-    if config.data.val_share:
-        dataset = _open_unsplit(root, config, val_images, tell=need_train)
+        raise UserError(f"config.data.dir={options.dir!r} is not a folder; pass --config.data.dir=DIR")
+    if options.val_share:
+        dataset = _open_unsplit(root, options, val_images, notes=need_train)
     else:
-        alone = not (need_train and need_val)
-        train = (
-            _open_split(root, "train", config.data.train_list, alone=alone, tell=need_train) if need_train else _NOTHING
-        )
-        val = _open_split(root, "val", config.data.val_list, alone=alone, tell=need_train) if need_val else _NOTHING
-        if need_train and need_val:
+        both = need_train and need_val
+        open_split = partial(_open_split, root, alone=not both, notes=need_train)
+        train = open_split("train", options.train_list) if need_train else _NOTHING
+        val = open_split("val", options.val_list) if need_val else _NOTHING
+        if both:
             check_same_classes(root, train[0], val[0])
         dataset = Dataset(train[1], val[1], train[0] or val[0])
     class_names = dataset.class_names
     if need_train and not len(dataset.train.labels):
         raise UserError(f"{root} has no images to train on beside the run's validation images; give --config.data.dir")
-    if need_train and config.model.num_classes not in (0, len(class_names)):
+    if need_train and options.num_classes not in (0, len(class_names)):
         raise UserError(
-            f"config.model.num_classes={config.model.num_classes}, but {root} has "
+            f"config.model.num_classes={options.num_classes}, but {root} has "
             f"{counted(len(class_names), 'class')}; use 0 to take their number"
         )
     for note in imagenet_notes(class_names):
@@ -75,26 +73,24 @@ def open_dataset(
     return dataset
 
 
-def at_another_place(config: ConfigDict, *, given: frozenset[str], val_images: frozenset[str] | None) -> ConfigDict:
-    """Adapts the config of a trained model to images elsewhere: what told its splits apart may not hold there.
+def misfits(options: DatasetOptions, *, val_images: frozenset[str] | None) -> list[tuple[str, str]]:
+    """Returns the keys that tell a trained model's splits apart and do not fit the images of another `dir`.
 
-    File lists that are not there are dropped, and so is a share set apart of which few images are there.
+    These are file lists that are not there, and a share for validation of which few images are there.
 
     Args:
-      config: with the new `data.dir`.
-      given: keys that the command line gives, which stay.
       val_images: that the run recorded, if any.
+
+    Returns:
+      Keys of the config, and the text of the value without effect.
     """
-    config = ConfigDict(config.to_dict())
-    root = root_of(config)
-    for key in ("train_list", "val_list"):
-        name = config.data[key]
-        if name and f"data.{key}" not in given and not _lists_images(root, name):
-            config.data[key] = ""
+    root = options.root
+    lists = {"data.train_list": options.train_list, "data.val_list": options.val_list}
+    found = [(key, "") for key, name in lists.items() if name and not _lists_images(root, name)]
     elsewhere = val_images is not None and not _is_same_data(root, val_images)
-    if config.data.val_share and "data.val_share" not in given and (elsewhere or is_split(root / "val")):
-        config.data.val_share = 0.0
-    return config.lock()
+    if options.val_share and (elsewhere or is_split(root / "val")):
+        found.append(("data.val_share", "0"))
+    return found
 
 
 def _is_same_data(root: Path, val_images: frozenset[str]) -> bool:
@@ -108,29 +104,29 @@ def _lists_images(root: Path, name: str) -> bool:
     return file.exists() and (root / read_list(file).files[0]).exists()
 
 
-def _open_unsplit(root: Path, config: ConfigDict, val_images: frozenset[str] | None, *, tell: bool) -> Dataset:
-    """Images that come without a split, of which `data.val_share` of each class is for validation."""
-    share = f"config.data.val_share={config.data.val_share:g}"
-    if config.data.val_list:
-        raise UserError(f"config.data.val_list={config.data.val_list!r} and {share} exclude each other; drop one")
-    if config.data.train_list:
-        class_names, images = _open_split(root, "train", config.data.train_list)
+def _open_unsplit(root: Path, options: DatasetOptions, val_images: frozenset[str] | None, *, notes: bool) -> Dataset:
+    """Images that come without a split, of which `val_share` of each class is for validation."""
+    share = f"config.data.val_share={options.val_share:g}"
+    if options.val_list:
+        raise UserError(f"config.data.val_list={options.val_list!r} and {share} exclude each other; drop one")
+    if options.train_list:
+        class_names, images = _open_split(root, "train", options.train_list)
     else:
         if is_split(root / "val"):
             raise UserError(f"{root / 'val'} has validation images already; leave {share} out, or remove that folder")
         folder = root / "train" if is_split(root / "train") else root
-        class_names, images = _scan(folder, root, tell=tell)
-    return set_apart(images, class_names, share=config.data.val_share, seed=config.seed, chosen=val_images)
+        class_names, images = _scan(folder, root, notes=notes)
+    return set_apart(images, class_names, share=options.val_share, seed=options.seed, chosen=val_images)
 
 
 def _open_split(
-    root: Path, split: str, file_list: str, *, alone: bool = False, tell: bool = True
+    root: Path, split: str, file_list: str, *, alone: bool = False, notes: bool = True
 ) -> tuple[tuple[str, ...], ImageSet]:
     """Class names and images of one split: of a file list, of tar shards, or of class folders.
 
     Args:
       alone: no other split is needed, so that the data folder itself may be it.
-      tell: note the pictures that are not read.
+      notes: note the pictures that are not read.
     """
     if file_list:
         listed = read_list(root / file_list)
@@ -139,21 +135,19 @@ def _open_split(
             raise UserError(
                 f"{root / file_list} lists {files[0]}, which does not exist; its paths are relative to config.data.dir"
             )
-        if odd := find_odd(files):
-            raise UserError(f"{root / file_list} lists {odd}, which is a folder, pipe or device; remove that line")
         return listed.class_names, ImageSet(files, listed.labels, root=str(root))
     other = "val" if split == "train" else "train"
     if is_unsplit(root):
         if not alone:
             raise UserError(_no_split(root, "no split into train/ and val/, but classes"))
-        names, images = _scan(root, root, tell=tell)
+        names, images = _scan(root, root, notes=notes)
         say(f"{root} has no {split}/: all {counted(len(images.labels), 'image')} of its classes are taken")
         return names, images
     if is_folder(root / split):
-        return _scan(root / split, root, tell=tell)
+        return _scan(root / split, root, notes=notes)
     if split == "val" and is_split(root / other):
         raise UserError(_no_split(root, "train/, but no val/"))
-    return scan_split(root / split, tell=tell)
+    return scan_split(root / split, notes=notes)
 
 
 def _no_split(root: Path, found: str) -> str:
@@ -163,11 +157,9 @@ def _no_split(root: Path, found: str) -> str:
     )
 
 
-def _scan(folder: Path, root: Path, *, tell: bool = True) -> tuple[tuple[str, ...], ImageSet]:
+def _scan(folder: Path, root: Path, *, notes: bool = True) -> tuple[tuple[str, ...], ImageSet]:
     """Class names and images of a folder with class folders or tar shards; `root` is where names begin."""
     if has_shards(folder):
-        class_names, shards = scan_shards(folder)
-        members = Members(shards.tars, shards.shard, shards.offsets, shards.sizes)
-        return class_names, ImageSet(shards.names, shards.labels, members)
-    class_names, images = scan_split(folder, tell=tell)
+        return scan_shards(folder)
+    class_names, images = scan_split(folder, notes=notes)
     return class_names, images._replace(root=str(root))

@@ -16,7 +16,7 @@ from rn50_jax.io.text import counted
 
 
 class Members(NamedTuple):
-    """Where N images lie inside tar files.
+    """The places of N images inside tar files.
 
     tars: paths. tar: int32 [N], whose member an image is. offset, size: int64 [N], bytes of it in the tar.
     """
@@ -25,6 +25,14 @@ class Members(NamedTuple):
     tar: np.ndarray
     offset: np.ndarray
     size: np.ndarray
+
+
+class Source(NamedTuple):
+    """The place of an image's bytes: `size` from `offset` of a file, or all of it (-1)."""
+
+    path: str
+    offset: int = 0
+    size: int = -1
 
 
 class ImageSet(NamedTuple):
@@ -55,7 +63,7 @@ def root_of(images: ImageSet) -> str:
 
 
 def names_from_root(images: ImageSet) -> Sequence[str]:
-    """Returns the images' paths from their root, by which they are told apart wherever it lies.
+    """Returns the images' paths from their root, by which they are known wherever it lies.
 
     Files outside of it have their whole path. Images in tars have the names that they were packed by.
     """
@@ -71,13 +79,23 @@ def read_image(images: ImageSet, index: int) -> bytes:
       ImageProblem: it has more than 600 MB.
     """
     if images.members is None:
-        return read_part(images.files[index])
+        return read_source(Source(images.files[index]))
     tars, tar, offset, size = images.members
-    return read_part(tars[tar[index]], int(offset[index]), int(size[index]))
+    return read_source(Source(tars[tar[index]], int(offset[index]), int(size[index])))
 
 
-def read_part(path: str, offset: int = 0, size: int = -1) -> bytes:
-    """Reads `size` bytes of a plain file from `offset` on, or all of it (-1); raises as `read_image`."""
+def sources_of(images: ImageSet) -> list[Source]:
+    """Returns where the bytes of all images are, in their order."""
+    if images.members is None:
+        return [Source(file) for file in images.files]
+    tars, tar, offset, size = images.members
+    columns = zip(tar.tolist(), offset.tolist(), size.tolist(), strict=True)
+    return [Source(tars[number], first, count) for number, first, count in columns]
+
+
+def read_source(source: Source) -> bytes:
+    """Reads the encoded bytes of an image; raises as `read_image`."""
+    path, offset, size = source
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size if size < 0 else size
         if size > MAX_BYTES:

@@ -4,212 +4,166 @@ A batch is {"image": uint8 [D, B, S, S, 3], "label": int32 [D, B], "weight": flo
 Of several processes each decodes and places the images of its own devices.
 """
 
-import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from itertools import chain, repeat
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from rn50_jax.config.derived import Plan
-from rn50_jax.data.bad_images import Quarantine
-from rn50_jax.data.batch import Batch, Position, TrainBatch
-from rn50_jax.data.image_set import ImageSet, fingerprint
-from rn50_jax.data.images.transform import eval_resize, rendering_of
+from rn50_jax.data.bad_images import BadImages
+from rn50_jax.data.batch import BEGINNING, Batch, Position, TrainBatch
+from rn50_jax.data.image_set import ImageSet
+from rn50_jax.data.options import LoaderOptions
 from rn50_jax.data.prefetch import prefetch
 from rn50_jax.data.sampler import crop_seed, eval_order, train_order
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.distributed.devices import local_indices, shard
-from rn50_jax.io.json_files import to_json
-from rn50_jax.runtime.machine import dali_version
 
 if TYPE_CHECKING:
     from rn50_jax.data import dali
 
 
-def train_size(config: ConfigDict, epoch: int) -> int:
-    """Height and width of the training images in an epoch (from 0), in pixels."""
-    sizes = [size for first, size in config.data.image_sizes if first <= epoch]
-    return int(sizes[-1] if sizes else config.data.image_size)
-
-
 def train_batches(
-    config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, start: Position, quarantine: Quarantine | None = None
+    images: ImageSet,
+    options: LoaderOptions,
+    mesh: Mesh,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    device_batch: int,
+    start: Position = BEGINNING,
+    bad_images: BadImages | None = None,
 ) -> Generator[TrainBatch]:
-    """All batches of the run from `start` on, `plan.steps_per_epoch` an epoch.
+    """Yields all batches of the run from `start` on, `steps_per_epoch` an epoch, of `device_batch` images a device.
 
-    One stream for all epochs: while the last steps and the validation of one run, the next one's files are opened.
-    From a position that was kept, the stream goes on with the very bits that it would have had. An image that cannot
-    be decoded goes to the `quarantine`; another one takes its place, with weight 0.
+    The next epoch's files are opened while the last steps and the validation of one run. From a saved position, batches
+    have the very bits that they would have had. An image that cannot be decoded is added to `bad_images`; another one
+    takes its place, with weight 0.
     """
-    if start.step == plan.steps_per_epoch:
+    if start.step == steps_per_epoch:
         start = Position(start.epoch + 1, 0)
-    if config.data.backend == "synthetic":
-        for epoch in range(start.epoch, config.epochs):
-            batch = synthetic_batch(config, plan.device_batch, mesh, train_size(config, epoch))
-            steps = plan.steps_per_epoch - (start.step if epoch == start.epoch else 0)
-            yield from repeat(TrainBatch(batch, ()), steps)
+    starts = chain([start], (Position(epoch, 0) for epoch in range(start.epoch + 1, epochs)))
+    if options.backend == "synthetic":
+        for start in starts:
+            batch = _synthetic(options, mesh, device_batch, options.train_size(start.epoch))
+            yield from repeat(TrainBatch(batch, ()), steps_per_epoch - start.step)
         return
-    bad_images = quarantine or make_quarantine(config)
-    starts = chain([start], (Position(epoch, 0) for epoch in range(start.epoch + 1, config.epochs)))
-    batches = (batch for start in starts for batch in _train_epoch(config, images, plan, mesh, start, bad_images))
-    yield from prefetch(batches, config.data.prefetch)
-
-
-def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, Any]:
-    """What decides the stream of an epoch: a position in it means something only where all of this is the same."""
-    keys = ("backend", "image_size", "image_sizes", "crop_area", "crop_aspect", "transform", "flip", "augment")
-    facts = {f"config.data.{key}": config.data[key] for key in (*keys, "randaugment")} | {
-        "config.seed": config.seed,
-        "the number of devices": plan.num_devices,
-        "the number of images per device and update": plan.device_batch,
-        "the training set": fingerprint(images),
-    }
-    if config.data.backend != "synthetic":
-        facts["the version of DALI"] = dali_version() or _own_version()
-        facts |= {f"config.data.{key}": value for key, value in rendering_of(config)._asdict().items()}
-    return facts
-
-
-def _own_version() -> str:
-    """Of a DALI that was installed without pip, by what it says itself."""
-    from rn50_jax.data import dali
-
-    return dali.VERSION
-
-
-def changed_fact(saved: dict[str, Any], facts: dict[str, Any]) -> str | None:
-    """The first of `stream_facts` that is another one now than in a checkpoint, as JSON gives it back, if any."""
-    now = json.loads(to_json(facts))
-    return next((name for name in now | saved if saved.get(name) != now.get(name)), None)
-
-
-def _order(config: ConfigDict, images: ImageSet, plan: Plan, epoch: int) -> np.ndarray:
-    return train_order(
-        len(images.labels),
-        steps=plan.steps_per_epoch,
-        num_devices=plan.num_devices,
-        device_batch=plan.device_batch,
-        seed=config.seed,
-        epoch=epoch,
+    shape = {"steps": steps_per_epoch, "num_devices": mesh.devices.size, "device_batch": device_batch}
+    order_of = partial(train_order, len(images.labels), **shape, seed=options.seed)
+    bad_images = bad_images or _no_bad_images(options)
+    batches = (
+        batch
+        for start in starts
+        for batch in _train_epoch(images, options, mesh, order_of(epoch=start.epoch), start, bad_images)
     )
-
-
-def files_of_step(config: ConfigDict, images: ImageSet, plan: Plan, step: int) -> list[str]:
-    """The images of the update with number `step` of the run (from 0), over all devices; none of synthetic data."""
-    if config.data.backend == "synthetic":
-        return []
-    epoch, step = divmod(step, plan.steps_per_epoch)
-    return [images.files[index] for index in _order(config, images, plan, epoch)[step].flat]
+    yield from prefetch(batches, options.prefetch)
 
 
 def _train_epoch(
-    config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, start: Position, quarantine: Quarantine
+    images: ImageSet,
+    options: LoaderOptions,
+    mesh: Mesh,
+    order: np.ndarray,
+    start: Position,
+    bad_images: BadImages,
 ) -> Iterator[TrainBatch]:
     from rn50_jax.data import dali  # a second to import, and not needed for synthetic data
-
-    order = _order(config, images, plan, start.epoch)
-    crops = dali.Crops(
-        config.data.crop_area,
-        config.data.crop_aspect,
-        config.data.flip,
-        config.data.augment,
-        config.data.randaugment,
-    )
 
     def make(device: int, indices: np.ndarray, position: bytes | None) -> Any:
         pipeline = dali.train_pipeline(
             images,
             indices,
-            crops=crops,
-            image_size=train_size(config, start.epoch),
-            seed=crop_seed(config.seed, start.epoch, device),
+            crops=options.crops,
+            image_size=options.train_size(start.epoch),
+            seed=crop_seed(options.seed, start.epoch, device),
             enable_checkpointing=True,
             checkpoint=position,
-            **_pipeline_args(config, mesh, device, plan.device_batch),
+            **_pipeline_args(options, mesh, device, order.shape[-1]),
         )
         if position is not None:
-            dali.go_on(pipeline)
+            dali.build_from_position(pipeline)
         return pipeline
 
-    kept = start.pipelines or (None,) * len(local_indices(mesh))
-    steps = _run(images, order, np.ones(order.shape, np.float32), mesh, make, quarantine, "train", start, kept)
-    for batch, deliveries in steps:
+    weights, positions = np.ones(order.shape, np.float32), start.pipelines or (None,) * len(local_indices(mesh))
+    for batch, deliveries in _batches(images, order, weights, mesh, make, bad_images, "train", start, positions):
         yield TrainBatch(batch, tuple(delivery.position for delivery in deliveries))
 
 
 def eval_batches(
-    config: ConfigDict, images: ImageSet, mesh: Mesh, *, epoch: int = 0, quarantine: Quarantine | None = None
+    images: ImageSet,
+    options: LoaderOptions,
+    mesh: Mesh,
+    *,
+    device_batch: int,
+    epoch: int = 0,
+    bad_images: BadImages | None = None,
 ) -> Iterator[Batch]:
-    """Every image of the set exactly once, the last batch filled up with images of weight 0.
+    """Yields every image of the set exactly once, the last batch filled up with images of weight 0.
 
     Args:
+      device_batch: images per device.
       epoch: of the training run that validates, from 0.
-      quarantine: of that run; images in it have weight 0.
+      bad_images: of that run; they have weight 0.
     """
-    num_devices = mesh.devices.size
-    order, weights = eval_order(len(images.labels), num_devices=num_devices, device_batch=config.batch_size)
-    if config.data.backend == "synthetic":
-        batch = synthetic_batch(config, config.batch_size, mesh)
+    order, weights = eval_order(len(images.labels), num_devices=mesh.devices.size, device_batch=device_batch)
+    if options.backend == "synthetic":
+        batch = _synthetic(options, mesh, device_batch, options.image_size)
         devices = local_indices(mesh)
         yield from (batch | {"weight": shard(w[devices], mesh)} for w in weights)
         return
     from rn50_jax.data import dali
 
     def make(device: int, indices: np.ndarray, _: bytes | None) -> Any:
-        return dali.eval_pipeline(
-            images,
-            indices,
-            image_size=config.data.image_size,
-            resize=eval_resize(config.data.image_size, config.data.resize),
-            **_pipeline_args(config, mesh, device, config.batch_size),
-        )
+        others = _pipeline_args(options, mesh, device, device_batch)
+        return dali.eval_pipeline(images, indices, image_size=options.image_size, resize=options.resize, **others)
 
-    bad_images = quarantine or make_quarantine(config)
-    steps = _run(images, order, weights, mesh, make, bad_images, "val", Position(epoch, 0), None)
-    yield from prefetch((batch for batch, _ in steps), config.data.prefetch)
+    bad_images = bad_images or _no_bad_images(options)
+    batches = _batches(images, order, weights, mesh, make, bad_images, "val", Position(epoch, 0), None)
+    yield from prefetch((batch for batch, _ in batches), options.prefetch)
 
 
-def make_quarantine(config: ConfigDict, path: Path | None = None) -> Quarantine:
-    """The list of bad images that the config wants, kept in `path` if there is one."""
-    return Quarantine(path, policy=config.data.on_bad_file, limit=config.data.max_bad_files)
+def _synthetic(options: LoaderOptions, mesh: Mesh, device_batch: int, image_size: int) -> Batch:
+    labels = {"num_classes": options.num_classes, "seed": options.seed}
+    return synthetic_batch(mesh, device_batch=device_batch, image_size=image_size, **labels)
 
 
-def _run(
+def _no_bad_images(options: LoaderOptions) -> BadImages:
+    return BadImages(None, policy=options.on_bad_file, limit=options.max_bad_files)
+
+
+def _batches(
     images: ImageSet,
     order: np.ndarray,
     weights: np.ndarray,
     mesh: Mesh,
     make: Callable[[int, np.ndarray, bytes | None], Any],
-    quarantine: Quarantine,
+    bad_images: BadImages,
     split: str,
     start: Position,
-    kept: Sequence[bytes | None] | None,
+    positions: Sequence[bytes | None] | None,
 ) -> Iterator[tuple[Batch, "Sequence[dali.Delivery]"]]:
-    """The batches of one epoch from all devices of this process; `kept` are the positions to go on from, if any."""
-    from rn50_jax.data.device_stream import Part, first_good, stream
+    """One epoch's batches from all devices of this process; `positions` are those of pipelines that can be saved."""
+    from rn50_jax.data.device_batches import Part, device_batches, first_good
 
-    if len(left_out := quarantine.left_out(split, images, start.epoch)):
-        bad = np.isin(order, left_out)
+    if len(known := bad_images.known(split, images, start.epoch)):
+        bad = np.isin(order, known)
         order, weights = np.where(bad, first_good(images), order), np.where(bad, np.float32(0), weights)
     devices = local_indices(mesh)
-    streams = [
-        stream(
+    parts = [
+        device_batches(
             images,
             Part(order[:, device], weights[:, device]),
             partial(make, device),
-            lambda index, reason: quarantine.add(split, images, index, epoch=start.epoch, reason=reason),
+            lambda index, reason: bad_images.add(split, images, index, epoch=start.epoch, reason=reason),
             start=start.step,
-            position=kept[i] if kept else None,
-            remember=kept is not None,
+            position=positions[i] if positions else None,
+            remember=positions is not None,
         )
         for i, device in enumerate(devices)
     ]
-    for step, deliveries in enumerate(zip(*streams, strict=True), start.step):
+    for step, deliveries in enumerate(zip(*parts, strict=True), start.step):
         batch = {
             "image": shard([delivery.images for delivery in deliveries], mesh),
             "label": shard(images.labels[order[step, devices]], mesh),
@@ -218,14 +172,13 @@ def _run(
         yield batch, deliveries
 
 
-def _pipeline_args(config: ConfigDict, mesh: Mesh, device: int, batch_size: int) -> dict[str, Any]:
-    from rn50_jax.data.dali import Decoding
-
-    on_gpu = config.data.backend == "dali-gpu"
-    ordinal = mesh.devices.flat[device].local_hardware_id if on_gpu else None
+def _pipeline_args(options: LoaderOptions, mesh: Mesh, device: int, batch_size: int) -> dict[str, Any]:
+    on_gpu = options.backend == "dali-gpu"
     return {
-        "decoding": Decoding(config.data.transform, on_gpu, config.data.hw_decoder_load, rendering_of(config)),
+        "transform": options.transform,
+        "rendering": options.rendering,
+        "hw_decoder_load": options.hw_decoder_load if on_gpu else None,
         "batch_size": batch_size,
-        "num_threads": config.data.workers,
-        "device_id": ordinal,
+        "num_threads": options.workers,
+        "device_id": mesh.devices.flat[device].local_hardware_id if on_gpu else None,
     }

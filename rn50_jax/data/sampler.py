@@ -1,4 +1,4 @@
-"""Which image goes where: pure functions of seed and epoch, the same on every host."""
+"""The order of images: pure functions of seed and epoch, the same on every host."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ import numpy as np
 def train_order(
     num_images: int, *, steps: int, num_devices: int, device_batch: int, seed: int, epoch: int
 ) -> np.ndarray:
-    """One epoch's images: a fresh permutation of all, of which each is used at most once.
+    """Returns one epoch's images: a fresh permutation of all, of which each is used at most once.
 
     The images of a step do not depend on how many devices share them.
 
@@ -19,7 +19,7 @@ def train_order(
 
 
 def eval_order(num_images: int, *, num_devices: int, device_batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """All images in their own order, filled up to whole batches with the last image at weight 0.
+    """Returns all images in their own order, filled up to whole batches with the last image at weight 0.
 
     Returns:
       Indices, int64 [steps, num_devices, device_batch], and weights, float32 of the same shape.
@@ -32,5 +32,5 @@ def eval_order(num_images: int, *, num_devices: int, device_batch: int) -> tuple
 
 
 def crop_seed(seed: int, epoch: int, device: int) -> int:
-    """Seed of a device's random crops and flips in an epoch, a non-negative int32."""
+    """Returns the seed of a device's random crops and flips in an epoch, a non-negative int32."""
     return int(np.random.SeedSequence([seed, epoch, device]).generate_state(1)[0] >> 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rn50_jax.data.formats.file_list import listable, read_list, write_list
+from rn50_jax.data.formats.file_list import read_list, write_list
 from rn50_jax.data.image_set import Dataset, ImageSet, names_from_root
 from rn50_jax.errors import UserError
 from rn50_jax.io.messages import warn
@@ -109,11 +109,8 @@ def write_val_images(workdir: Path, dataset: Dataset) -> None:
       UserError: a name cannot be in a list.
       OSError: it cannot be written.
     """
-    names = names_from_root(dataset.val)
-    for name in (*dataset.class_names, *names):
-        if not listable(name):
-            raise UserError(f"{name!r} has a tab, a line break or bytes that are not UTF-8; rename it to use val_share")
-    write_list(workdir / VAL_IMAGES, dataset.class_names, names, dataset.val.labels.tolist())
+    labels = dataset.val.labels.tolist()
+    write_list(workdir / VAL_IMAGES, dataset.class_names, names_from_root(dataset.val), labels)
 
 
 def read_val_images(workdir: Path) -> frozenset[str] | None:

@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, kind_of, not_read_text
-from rn50_jax.data.image_set import ImageSet, read_part
+from rn50_jax.data.image_set import ImageSet, Source, read_source, sources_of
 from rn50_jax.data.images import pillow
-from rn50_jax.data.images.decodable import diagnose, quiet_decoders, read_header
+from rn50_jax.data.images.decodable import quiet_decoders, read_header
 from rn50_jax.data.images.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
-from rn50_jax.data.images.transform import eval_resize, rendering_of
+from rn50_jax.data.options import LoaderOptions
 from rn50_jax.data.prefetch import prefetch
 from rn50_jax.io.messages import warn
 
@@ -27,20 +26,12 @@ _READERS = 16  # files read at a time: network file systems answer slowly, but m
 T = TypeVar("T")
 
 
-class Place(NamedTuple):
-    """Where a file lies inside a tar: `size` bytes from `offset`."""
-
-    tar: str
-    offset: int
-    size: int
-
-
 class Found(NamedTuple):
     """A file to look at, `inside` a tar or as it is named, or what is wrong with the name."""
 
     file: str
     problem: str = ""
-    inside: Place | None = None
+    inside: Source | None = None
 
 
 class Decoded(NamedTuple):
@@ -51,29 +42,29 @@ class Decoded(NamedTuple):
     problem: str = ""
 
 
-def find_images(words: Iterable[str], *, null: bool = False, tell: bool = False) -> Iterator[Found]:
-    """The files that a command line means, in its order, found while they are asked for.
+def find_images(words: Iterable[str], *, null: bool = False, notes: bool = False) -> Iterator[Found]:
+    """Finds the files that a command line means, in its order, found while they are asked for.
 
     Args:
       words: each a file, whatever its name; a folder, for all images in it and its folders by their suffix, sorted,
         without hidden ones; a pattern with *, ?, [] or **; or "-" for names on standard input, one a line.
       null: names on standard input end in NUL characters instead, as `find -print0` writes them.
-      tell: say in a note which pictures of a folder are not read.
+      notes: say in a note which pictures of a folder are not read.
     """
     for word in words:
         if word == "-":
             if sys.stdin.isatty():
                 warn("reading names of files, one a line; Ctrl-D ends them")
             for name in _names(sys.stdin.buffer, null):
-                yield from _expand(name, tell)
+                yield from _expand(name, notes)
         elif glob.has_magic(word) and not os.path.lexists(word):
             matches = sorted(glob.iglob(word, recursive=True))  # noqa: PTH207, whose names are not as typed
             for match in matches:
-                yield from _expand(match, tell)
+                yield from _expand(match, notes)
             if not matches:
                 yield Found(word, "matches no file")
         else:
-            yield from _expand(word, tell)
+            yield from _expand(word, notes)
 
 
 def _names(stream: BinaryIO, null: bool) -> Iterator[str]:
@@ -86,7 +77,7 @@ def _names(stream: BinaryIO, null: bool) -> Iterator[str]:
         yield os.fsdecode(rest.removesuffix(b"\r"))
 
 
-def _expand(name: str, tell: bool) -> Iterator[Found]:
+def _expand(name: str, notes: bool) -> Iterator[Found]:
     if not os.path.isdir(name):  # noqa: PTH112, Path.is_dir raises where this says no
         yield Found(name)
         return
@@ -97,7 +88,7 @@ def _expand(name: str, tell: bool) -> Iterator[Found]:
     if empty:
         why = f"{not_read_text(not_read)}; the first is {not_read[0]}" if not_read else ", ".join(SUFFIXES)
         yield Found(name, f"holds no images ({why})")
-    elif not_read and tell:
+    elif not_read and notes:
         warn(f"{name}: {not_read_text(not_read)}; the first is {not_read[0]}")
 
 
@@ -126,38 +117,36 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...], not_read: list[str]) 
 
 
 def found_in(images: ImageSet) -> list[Found]:
-    """The images of a data set, in its order."""
+    """Lists the images of a data set, in its order."""
     if images.members is None:
         return [Found(file) for file in images.files]
-    tars, *columns = images.members
-    places = [Place(tars[tar], offset, size) for tar, offset, size in zip(*(c.tolist() for c in columns), strict=True)]
-    return [Found(file, inside=place) for file, place in zip(images.files, places, strict=True)]
+    return [Found(file, inside=source) for file, source in zip(images.files, sources_of(images), strict=True)]
 
 
-def decode_files(config: ConfigDict, files: Iterable[Found], *, by_pillow: bool = False) -> Iterator[Decoded]:
-    """Reads and decodes files with the evaluation transform of a config, ahead of their use, in their order.
+def decode_files(files: Iterable[Found], options: LoaderOptions, *, by_pillow: bool = False) -> Iterator[Decoded]:
+    """Reads and decodes files with the evaluation transform, ahead of their use, in their order.
 
-    Files are read by a few threads while others are decoded, by `data.workers`. What is held at a time is a few
-    dozen files, and of decoded ones no more than `MAX_PIXELS` before they are cropped, unless one alone has more.
+    Files are read by a few threads while others are decoded, by `workers`. At a time there are a few dozen
+    files, and of decoded ones no more than `MAX_PIXELS` before they are cropped, unless one alone has more.
 
     Args:
       by_pillow: Pillow decodes and resizes, see `pillow.decode`, whatever `data.transform` says.
     """
     quiet_decoders()
-    chunks = batched(files, max(32, 2 * config.data.workers))
+    chunks = batched(files, max(32, 2 * options.workers))
     with (
         ThreadPoolExecutor(_READERS, thread_name_prefix="read") as readers,
-        ThreadPoolExecutor(config.data.workers, thread_name_prefix="decode") as decoders,
+        ThreadPoolExecutor(options.workers, thread_name_prefix="decode") as decoders,
     ):
-        read_one = partial(_read, resize=eval_resize(config.data.image_size, config.data.resize))
+        read_one = partial(_read, resize=options.resize)
         read = prefetch((list(readers.map(read_one, chunk)) for chunk in chunks), 1)
-        decode = partial(_decode, together=_by_pillow(config, decoders) if by_pillow else _by_dali(config))
+        decode = partial(_decode, together=_by_pillow(options, decoders) if by_pillow else _by_dali(options))
         for decoded in prefetch((decode(chunk) for chunk in read), 1):
             yield from decoded
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size`, the last one shorter."""
+    """Yields lists of `size`, the last one shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
@@ -175,7 +164,7 @@ def _read(found: Found, resize: int) -> _Read:
     if found.problem:
         return _Read(found)
     try:
-        encoded = read_part(*found.inside) if found.inside else _read_any(found.file)
+        encoded = read_source(found.inside) if found.inside else _read_any(found.file)
         header = read_header(encoded)
     except OSError as error:
         return _Read(Found(found.file, f"cannot be read: {error.strerror}"))
@@ -188,9 +177,9 @@ def _read(found: Found, resize: int) -> _Read:
 
 
 def _read_any(name: str) -> bytes:
-    """A file as `read_part` reads it, or what comes out of a pipe, as of a shell's <(command)."""
+    """A file as `read_source` reads it, or what comes out of a pipe, as of a shell's <(command)."""
     if not stat.S_ISFIFO(os.stat(name).st_mode):  # noqa: PTH116, odd names
-        return read_part(name)
+        return read_source(Source(name))
     # Without waiting for somebody to open its other end: a pipe that nobody writes to is empty.
     with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as pipe:  # noqa: PTH123
         os.set_blocking(pipe.fileno(), True)
@@ -208,39 +197,31 @@ def _decode(files: Sequence[_Read], together: _Together) -> list[Decoded]:
     ]
 
 
-def _by_pillow(config: ConfigDict, threads: Executor) -> _Together:
-    size = config.data.image_size
-    resize = eval_resize(size, config.data.resize)
-    decode = partial(pillow.decode, image_size=size, resize=resize, rendering=rendering_of(config))
+def _by_pillow(options: LoaderOptions, threads: Executor) -> _Together:
+    transform: dict[str, Any] = {key: getattr(options, key) for key in ("image_size", "resize", "rendering")}
 
     def alone(file: _Read) -> Decoded:
         try:
-            return Decoded(file.found.file, decode(file.encoded))
+            return Decoded(file.found.file, pillow.decode(file.encoded, **transform))
         except ImageProblem as problem:
             return Decoded(file.found.file, None, str(problem))
 
     return lambda files: list(threads.map(alone, files))
 
 
-def _by_dali(config: ConfigDict) -> _Together:
+def _by_dali(options: LoaderOptions) -> _Together:
     from rn50_jax.data import dali  # a second to import
 
-    size = max(32, 2 * config.data.workers)
-    data = config.data
-    transform = {
-        "transform": data.transform,
-        "image_size": data.image_size,
-        "resize": eval_resize(data.image_size, data.resize),
-        "rendering": rendering_of(config),
-    }
-    decode_many = dali.make_batch_decoder(**transform, workers=data.workers, batch_size=size)
+    transform = {key: getattr(options, key) for key in ("transform", "image_size", "resize", "rendering")}
+    batch_size = max(32, 2 * options.workers)
+    decode_many = dali.make_batch_decoder(**transform, workers=options.workers, batch_size=batch_size)
     decode_one = dali.make_decoder(**transform, workers=1)
 
     def alone(file: _Read) -> Decoded:
         try:
             return Decoded(file.found.file, decode_one(file.encoded))
         except ImageProblem as problem:
-            return Decoded(file.found.file, None, str(diagnose(problem, file.encoded)))
+            return Decoded(file.found.file, None, str(problem))
 
     def together(files: Sequence[_Read]) -> list[Decoded]:
         try:

@@ -18,10 +18,11 @@ from rn50_jax.checkpoint.selection import better_weights
 from rn50_jax.config import loading as configs
 from rn50_jax.config import tree
 from rn50_jax.config.model import build_model
-from rn50_jax.data.dataset import at_another_place, open_dataset
+from rn50_jax.data.dataset import misfits, open_dataset
 from rn50_jax.data.formats.imagenet_names import likely_names
 from rn50_jax.data.image_set import Dataset, with_classes
 from rn50_jax.data.images.transform import eval_resize
+from rn50_jax.data.options import dataset_options
 from rn50_jax.data.val_share import VAL_IMAGES, read_val_images
 from rn50_jax.distributed.devices import find_devices
 from rn50_jax.errors import UserError
@@ -129,7 +130,7 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
         if config.data.val_share and val_images is None:
             warn(f"{workdir / VAL_IMAGES} is missing: the validation images are drawn again, by config.seed")
         if os.path.realpath(config.data.dir) != os.path.realpath(saved.data.dir):
-            config = at_another_place(config, given=frozenset(dict(overrides)), val_images=val_images)
+            config = _fitted(config, overrides, val_images)
         configs.validate(config)
         has_ema = saved.recipe.ema_decay > 0
     except (KeyError, TypeError, AttributeError) as error:  # sections are missing, or are none
@@ -150,6 +151,13 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     return TrainedModel(name, config, class_names, facts, devices, model, lambda: variables, val_images)
 
 
+def _fitted(config: ConfigDict, overrides: Overrides, val_images: frozenset[str] | None) -> ConfigDict:
+    """Returns the config for images elsewhere, without what does not fit them and the command line does not give."""
+    given = dict(overrides)
+    unfit = misfits(dataset_options(config), val_images=val_images)
+    return configs.override(config, [(key, text) for key, text in unfit if key not in given])
+
+
 def load_weights(path: Path, overrides: Overrides) -> TrainedModel:
     """Reads a weight file, whose architecture its tensors tell.
 
@@ -168,7 +176,7 @@ def load_weights(path: Path, overrides: Overrides) -> TrainedModel:
     values = {"precision": "fp32", **told, **architecture.keys}
     config, _ = configs.load(str(configs.DEFAULT))
     config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
-    config = at_another_place(config, given=frozenset(dict(overrides)), val_images=val_images)
+    config = _fitted(config, overrides, val_images)
     devices = prepare_devices(config)
     model = build_model(config, num_classes=architecture.num_classes, platform=devices[0].platform)
     class_names = tuple(file.meta.get("class_names", ()))
@@ -186,7 +194,7 @@ def open_val(trained: TrainedModel) -> Dataset:
       UserError: there are none, or their classes are not the model's.
     """
     data, model = trained.config.data, trained.model
-    dataset = open_dataset(trained.config, need_train=False, val_images=trained.val_images)
+    dataset = open_dataset(dataset_options(trained.config), need_train=False, val_images=trained.val_images)
     if trained.class_names:
         return with_classes(dataset, trained.class_names, data.dir)
     if len(dataset.class_names) != model.num_classes:

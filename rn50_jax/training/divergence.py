@@ -6,12 +6,25 @@ from pathlib import Path
 
 import jax
 
+from rn50_jax.config.derived import Plan
+from rn50_jax.data.image_set import ImageSet
+from rn50_jax.data.sampler import train_order
 from rn50_jax.errors import RunStopped
 from rn50_jax.io.json_files import to_json
 from rn50_jax.io.lines import Appended
 from rn50_jax.io.messages import warn
 
 SKIPPED = "left_out.jsonl"
+
+
+def files_of_step(images: ImageSet, plan: Plan, step: int, *, seed: int) -> list[str]:
+    """Returns the images of the update with number `step` of the run (from 0), over all devices; none if synthetic."""
+    if not images.files:
+        return []
+    epoch, step = divmod(step, plan.steps_per_epoch)
+    shape = {"steps": plan.steps_per_epoch, "num_devices": plan.num_devices, "device_batch": plan.device_batch}
+    order = train_order(len(images.files), **shape, seed=seed, epoch=epoch)
+    return [images.files[index] for index in order[step].flat]
 
 
 def note_skipped_steps(path: Path, files: Mapping[int, Sequence[str]], *, expected: bool) -> None:

@@ -15,7 +15,6 @@ from rn50_jax.config import tree
 from rn50_jax.config.derived import Plan
 from rn50_jax.data.batch import Position
 from rn50_jax.data.image_set import check_class_names
-from rn50_jax.data.loader import changed_fact
 from rn50_jax.data.val_share import VAL_IMAGES
 from rn50_jax.errors import UserError
 from rn50_jax.io.messages import say, warn
@@ -25,6 +24,7 @@ from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.build import build_state
 from rn50_jax.training.pretrained import ARCHITECTURE, list_differences, read_pretrained, start_from
 from rn50_jax.training.state import TrainState
+from rn50_jax.training.stream_facts import changed_fact
 from rn50_jax.training.torch_checkpoint import differing_settings, read_checkpoint, resume_from
 
 # What decides which arrays a state has.

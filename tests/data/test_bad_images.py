@@ -9,17 +9,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers.loading import eval_data, open_data, train_data
 from helpers.trees import make_config, write_image
 from PIL import Image
 
 from rn50_jax.config.derived import make_plan
-from rn50_jax.data import dali, device_stream
-from rn50_jax.data.bad_images import Quarantine
+from rn50_jax.data import dali, device_batches
+from rn50_jax.data.bad_images import BadImages
 from rn50_jax.data.batch import Position
-from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.image_set import ImageSet, read_image
 from rn50_jax.data.images.headers import MAX_BYTES
-from rn50_jax.data.loader import eval_batches, train_batches
 from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.errors import RunStopped, UserError
 
@@ -62,9 +61,7 @@ def damage(root: Path) -> dict[str, str]:
     return {kind: f"{path.parent.name}/{path.name}" for kind, path in bad.items()}
 
 
-def run(
-    root: Path, quarantine: Quarantine, num_devices: int, start: Position, images: object = None
-) -> Iterator[tuple]:
+def run(root: Path, bad_images: BadImages, num_devices: int, start: Position, images: object = None) -> Iterator[tuple]:
     """(position behind it, its images, labels and weights) for each step of two... of three epochs."""
     config = make_config(
         root,
@@ -73,11 +70,11 @@ def run(
         ("data.flip", "0.5"),
         ("data.crop_area", "(.2,1)"),
     )
-    dataset = open_dataset(config) if images is None else images
+    dataset = open_data(config) if images is None else images
     mesh = make_mesh(jax.devices()[:num_devices])
     plan = make_plan(config, num_images=NUM_TRAIN, num_devices=num_devices)
     epoch, step = start.epoch, start.step
-    for batch, pipelines in train_batches(config, dataset.train, plan, mesh, start, quarantine):
+    for batch, pipelines in train_data(config, dataset.train, plan, mesh, start, bad_images):
         step += 1
         position = Position(epoch, step, pipelines)
         pixels, labels, weights = (np.asarray(batch[key]) for key in ("image", "label", "weight"))
@@ -88,12 +85,12 @@ def run(
 
 @pytest.mark.parametrize("num_devices", [1, 3])
 def test_the_others_get_the_pixels_that_they_would_have_had(photos: Path, tmp_path: Path, num_devices: int) -> None:
-    clean = list(run(photos, Quarantine(None, policy="error", limit=0), num_devices, Position(0, 0)))
-    images = open_dataset(make_config(photos))
+    clean = list(run(photos, BadImages(None, policy="error", limit=0), num_devices, Position(0, 0)))
+    images = open_data(make_config(photos))
     names = damage(photos)
     path = tmp_path / "quarantine.json"
     with pytest.MonkeyPatch.context():
-        spoilt = list(run(photos, Quarantine(path, policy="substitute", limit=9), num_devices, Position(0, 0), images))
+        spoilt = list(run(photos, BadImages(path, policy="substitute", limit=9), num_devices, Position(0, 0), images))
     assert len(spoilt) == len(clean) == 20
     for epoch in range(4):
         left_out = 0
@@ -112,26 +109,26 @@ def test_the_others_get_the_pixels_that_they_would_have_had(photos: Path, tmp_pa
 
 @pytest.mark.slow
 def test_a_resumed_stream_leaves_out_the_same(photos: Path, tmp_path: Path) -> None:
-    images = open_dataset(make_config(photos))
+    images = open_data(make_config(photos))
     damage(photos)
     path = tmp_path / "quarantine.json"
-    everything = list(run(photos, Quarantine(path, policy="substitute", limit=9), 3, Position(0, 0), images))
+    everything = list(run(photos, BadImages(path, policy="substitute", limit=9), 3, Position(0, 0), images))
     wanted = [(p.tobytes(), labels.tolist(), weights.tolist()) for _, p, labels, weights in everything]
     for done in (1, 3, 5, 7, 12, 19):
         # The list is now longer than it was when the position was kept; that must not matter.
-        goes_on = run(photos, Quarantine(path, policy="substitute", limit=9), 3, everything[done - 1][0], images)
+        goes_on = run(photos, BadImages(path, policy="substitute", limit=9), 3, everything[done - 1][0], images)
         got = [(p.tobytes(), labels.tolist(), weights.tolist()) for _, p, labels, weights in goes_on]
         assert got == wanted[done:], done
 
 
 def test_evaluation_counts_every_good_image_once(photos: Path) -> None:
     config = make_config(photos)
-    dataset = open_dataset(config)
+    dataset = open_data(config)
     damage(photos)
     mesh = make_mesh(jax.devices()[:3])
-    quarantine = Quarantine(None, policy="substitute", limit=9)
+    bad_images = BadImages(None, policy="substitute", limit=9)
     for _ in range(2):
-        batches = list(eval_batches(config, dataset.val, mesh, quarantine=quarantine))
+        batches = list(eval_data(config, dataset.val, mesh, bad_images=bad_images))
         weights = np.concatenate([np.asarray(batch["weight"]).reshape(-1) for batch in batches])
         labels = np.concatenate([np.asarray(batch["label"]).reshape(-1) for batch in batches])
         assert weights.sum() == 11
@@ -139,18 +136,18 @@ def test_evaluation_counts_every_good_image_once(photos: Path) -> None:
 
 
 def test_an_image_of_which_only_a_crop_fails_is_found(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = open_dataset(make_config(photos))
+    images = open_data(make_config(photos))
     bad = damage(photos)
-    monkeypatch.setattr(device_stream, "_find_bad", lambda images, indices: {})
-    quarantine = Quarantine(None, policy="substitute", limit=9)
-    seen = list(islice(run(photos, quarantine, 1, Position(0, 0), images), NUM_TRAIN // 12))
+    monkeypatch.setattr(device_batches, "_find_bad", lambda images, indices: {})
+    bad_images = BadImages(None, policy="substitute", limit=9)
+    seen = list(islice(run(photos, bad_images, 1, Position(0, 0), images), NUM_TRAIN // 12))
     left_out = sum(int((weights == 0).sum()) for *_, weights in seen)
     assert left_out >= len(bad) - 2  # one is for validation, and a crop may miss what is missing of another
 
 
 def test_a_read_that_fails_for_a_moment_leaves_nothing_out(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quarantine = Quarantine(None, policy="substitute", limit=9)
-    wanted = [pixels.tobytes() for _, pixels, *_ in run(photos, quarantine, 1, Position(0, 0))]
+    bad_images = BadImages(None, policy="substitute", limit=9)
+    wanted = [pixels.tobytes() for _, pixels, *_ in run(photos, bad_images, 1, Position(0, 0))]
     fails = iter([False] * 30 + [True])
 
     def read(images: ImageSet, index: int) -> bytes:
@@ -159,26 +156,26 @@ def test_a_read_that_fails_for_a_moment_leaves_nothing_out(photos: Path, monkeyp
         return read_image(images, index)
 
     monkeypatch.setattr(dali, "read_image", read)
-    assert [pixels.tobytes() for _, pixels, *_ in run(photos, quarantine, 1, Position(0, 0))] == wanted
-    assert next(fails, None) is None and not quarantine._read()
+    assert [pixels.tobytes() for _, pixels, *_ in run(photos, bad_images, 1, Position(0, 0))] == wanted
+    assert next(fails, None) is None and not bad_images._read()
 
 
 def test_too_many_bad_images_stop_the_run(photos: Path, tmp_path: Path) -> None:
-    images = open_dataset(make_config(photos))
+    images = open_data(make_config(photos))
     damage(photos)
-    quarantine = Quarantine(tmp_path / "quarantine.json", policy="substitute", limit=2)
+    bad_images = BadImages(tmp_path / "quarantine.json", policy="substitute", limit=2)
     with pytest.raises(RunStopped, match=r"more than config\.data\.max_bad_files=2 .*check_data"):
-        list(run(photos, quarantine, 1, Position(0, 0), images))
+        list(run(photos, bad_images, 1, Position(0, 0), images))
     with pytest.raises(UserError, match=r"(?s)cannot be used: .*on_bad_file"):
-        list(run(photos, Quarantine(None, policy="error", limit=9), 1, Position(0, 0), images))
+        list(run(photos, BadImages(None, policy="error", limit=9), 1, Position(0, 0), images))
 
 
 def test_no_good_image_at_all(photos: Path) -> None:
-    images = open_dataset(make_config(photos))
+    images = open_data(make_config(photos))
     for path in photos.glob("train/*/*"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="none of 60 images can be decoded"):
-        list(run(photos, Quarantine(None, policy="substitute", limit=99), 1, Position(0, 0), images))
+        list(run(photos, BadImages(None, policy="substitute", limit=99), 1, Position(0, 0), images))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +184,7 @@ def test_no_good_image_at_all(photos: Path) -> None:
 def test_a_spoilt_list_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "quarantine.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"quarantine\.json cannot be read as the list of bad images .*remove it"):
-        Quarantine(tmp_path / "quarantine.json", policy="substitute", limit=1)
+        BadImages(tmp_path / "quarantine.json", policy="substitute", limit=1)
 
 
 def listed(root: str, *names: str) -> ImageSet:
@@ -200,14 +197,14 @@ def test_images_of_one_name_in_several_places_are_told_apart(tmp_path: Path) -> 
     names = ("A/x/4.jpg", "B/x/4.jpg", "x/4.jpg", "x/caf\udce9.jpg", "/mnt/x/4.jpg")
     images = listed("/data", *names)
     for index in (0, 0, 3):
-        Quarantine(path, policy="substitute", limit=9).add("train", images, index, epoch=0, reason="text")
+        BadImages(path, policy="substitute", limit=9).add("train", images, index, epoch=0, reason="text")
     entries = json.loads(path.read_text())["files"]
     assert [(entry["file"], entry["root"]) for entry in entries] == [(names[0], "/data"), (names[3], "/data")]
     for now in (images, listed("data", *names)):
-        quarantine = Quarantine(path, policy="substitute", limit=9)
-        assert quarantine.left_out("train", now, 2).tolist() == [0, 3]
-        assert quarantine.left_out("train", now, 1).tolist() == quarantine.left_out("val", now, 2).tolist() == []
-    assert quarantine.left_out("train", listed("/data", "x/4.jpg", "y/A/x/4.jpg"), 2).tolist() == []
+        bad_images = BadImages(path, policy="substitute", limit=9)
+        assert bad_images.known("train", now, 2).tolist() == [0, 3]
+        assert bad_images.known("train", now, 1).tolist() == bad_images.known("val", now, 2).tolist() == []
+    assert bad_images.known("train", listed("/data", "x/4.jpg", "y/A/x/4.jpg"), 2).tolist() == []
 
 
 def test_one_bad_image_of_a_list_leaves_the_others_of_its_name_in(tmp_path: Path) -> None:
@@ -220,9 +217,9 @@ def test_one_bad_image_of_a_list_leaves_the_others_of_its_name_in(tmp_path: Path
     (tmp_path / "A/images/4.png").write_bytes(b"no image")
     lists = [(f"data.{split}_list", "l.tsv") for split in ("train", "val")]
     config = make_config(tmp_path, ("batch_size", "12"), ("epochs", "4"), *lists)
-    dataset, mesh = open_dataset(config), make_mesh(jax.devices()[:1])
+    dataset, mesh = open_data(config), make_mesh(jax.devices()[:1])
     plan = make_plan(config, num_images=24, num_devices=1)
-    quarantine = Quarantine(tmp_path / "q.json", policy="substitute", limit=9)
-    batches = train_batches(config, dataset.train, plan, mesh, Position(0, 0), quarantine)
+    bad_images = BadImages(tmp_path / "q.json", policy="substitute", limit=9)
+    batches = train_data(config, dataset.train, plan, mesh, Position(0, 0), bad_images)
     left_out = np.array([(np.asarray(batch["weight"]) == 0).sum() for batch, _ in batches])
     assert left_out.reshape(4, 2).sum(axis=1).tolist() == [1, 1, 1, 1]

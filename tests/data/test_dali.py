@@ -8,19 +8,19 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from helpers.loading import eval_data, open_data, train_data
 from helpers.trees import make_config, write_image
 from PIL import Image
 
 from rn50_jax.config.derived import make_plan
 from rn50_jax.data import dali
 from rn50_jax.data.batch import Position, TrainBatch
-from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.image_set import ImageSet
-from rn50_jax.data.loader import eval_batches, files_of_step, train_batches
 from rn50_jax.data.prefetch import prefetch
 from rn50_jax.data.sampler import train_order
 from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.errors import UserError
+from rn50_jax.training.divergence import files_of_step
 
 START = Position(0, 0)
 
@@ -33,10 +33,10 @@ def grey_numbers(batch: dict[str, jax.Array]) -> np.ndarray:
 @pytest.mark.parametrize(("num_devices", "device_batch"), [(1, 4), (2, 2), (3, 2), (8, 1)])
 def test_training_batches_match_their_labels_and_order(tree: Path, num_devices: int, device_batch: int) -> None:
     config = make_config(tree, ("batch_size", str(device_batch)))
-    dataset = open_dataset(config)
+    dataset = open_data(config)
     mesh = make_mesh(jax.devices()[:num_devices])
     plan = make_plan(config, num_images=22, num_devices=num_devices)
-    batches = [b.batch for b in train_batches(config, dataset.train, plan, mesh, Position(0, 0))]
+    batches = [b.batch for b in train_data(config, dataset.train, plan, mesh, Position(0, 0))]
     steps = 22 // (num_devices * device_batch)
     assert len(batches) == 2 * steps
     wanted = [
@@ -57,14 +57,14 @@ def test_training_batches_match_their_labels_and_order(tree: Path, num_devices: 
 @pytest.mark.parametrize("num_devices", [1, 3])
 def test_the_stream_goes_on_from_any_position(digits: Path, num_devices: int) -> None:
     config = make_config(digits, ("batch_size", str(300 // num_devices)), ("data.flip", "0.5"))
-    dataset = open_dataset(config)
+    dataset = open_data(config)
     mesh = make_mesh(jax.devices()[:num_devices])
     plan = make_plan(config, num_images=1500, num_devices=num_devices)
 
     def bits(batches: Iterable[TrainBatch]) -> list[tuple[bytes, bytes]]:
         return [(np.asarray(b.batch["image"]).tobytes(), np.asarray(b.batch["label"]).tobytes()) for b in batches]
 
-    everything = list(train_batches(config, dataset.train, plan, mesh, Position(0, 0)))
+    everything = list(train_data(config, dataset.train, plan, mesh, Position(0, 0)))
     wanted = bits(everything)
     assert len(set(wanted)) == len(wanted) == 10
     for done in (0, 1, 3, 5, 9):
@@ -72,8 +72,8 @@ def test_the_stream_goes_on_from_any_position(digits: Path, num_devices: int) ->
         start = Position(epoch, step, everything[done - 1].pipelines if step else ())
         starts = [start, Position(epoch - 1, 5, everything[done - 1].pipelines)] if done == 5 else [start]
         for start in starts:  # the beginning of an epoch is the end of the one before
-            assert bits(train_batches(config, dataset.train, plan, mesh, start)) == wanted[done:]
-    names = files_of_step(config, dataset.train, plan, 7)
+            assert bits(train_data(config, dataset.train, plan, mesh, start)) == wanted[done:]
+    names = files_of_step(dataset.train, plan, 7, seed=config.seed)
     labels = [int(Path(name).parent.name) for name in names]
     np.testing.assert_array_equal(labels, np.asarray(everything[7].batch["label"]).reshape(-1))
 
@@ -82,10 +82,10 @@ def test_crops_do_not_depend_on_threads_or_prefetch(digits: Path) -> None:
     results = []
     for workers, depth in (("1", "1"), ("3", "4")):
         config = make_config(digits, ("batch_size", "64"), ("data.workers", workers), ("data.prefetch", depth))
-        dataset = open_dataset(config)
+        dataset = open_data(config)
         plan = make_plan(config, num_images=1500, num_devices=1)
         mesh = make_mesh(jax.devices()[:1])
-        stream = train_batches(config, dataset.train, plan, mesh, Position(0, 0))
+        stream = train_data(config, dataset.train, plan, mesh, Position(0, 0))
         results.append([np.asarray(b.batch["image"]).tobytes() for b in itertools.islice(stream, 5)])
         stream.close()
     assert results[0] == results[1]
@@ -93,12 +93,12 @@ def test_crops_do_not_depend_on_threads_or_prefetch(digits: Path) -> None:
 
 def test_no_buffer_is_used_again_while_a_batch_lives(digits: Path) -> None:
     config = make_config(digits, ("batch_size", "50"), ("epochs", "1"))
-    dataset = open_dataset(config)
+    dataset = open_data(config)
     plan = make_plan(config, num_images=1500, num_devices=2)
     mesh = make_mesh(jax.devices()[:2])
     checksum = jax.jit(lambda x: x.astype(np.uint32).sum((1, 2, 3, 4)))
     batches, sums = [], []
-    for batch, _ in train_batches(config, dataset.train, plan, mesh, Position(0, 0)):
+    for batch, _ in train_data(config, dataset.train, plan, mesh, Position(0, 0)):
         batches.append(batch)
         sums.append(checksum(batch["image"]))  # computed later, while the feed goes on
     wanted = [np.asarray(batch["image"]).astype(np.uint32).sum((1, 2, 3, 4)) for batch in batches]
@@ -110,12 +110,12 @@ def test_image_size_by_epoch(digits: Path) -> None:
     config = make_config(
         digits, ("batch_size", "500"), ("epochs", "4"), ("data.image_sizes", "((0, 32), (1, 64), (3, 40))")
     )
-    dataset = open_dataset(config)
+    dataset = open_data(config)
     plan = make_plan(config, num_images=1500, num_devices=1)
     mesh = make_mesh(jax.devices()[:1])
-    stream = train_batches(config, dataset.train, plan, mesh, Position(0, 0))
+    stream = train_data(config, dataset.train, plan, mesh, Position(0, 0))
     assert [b.batch["image"].shape[2] for b in stream] == 3 * [32] + 6 * [64] + 3 * [40]
-    assert next(eval_batches(config, dataset.val, mesh))["image"].shape[2] == 32
+    assert next(eval_data(config, dataset.val, mesh))["image"].shape[2] == 32
 
 
 @pytest.mark.parametrize("augment", ["randaugment", "autoaugment", "trivialaugment"])
@@ -126,7 +126,7 @@ def test_augmentation_changes_pixels_and_resumes_exactly(digits: Path, augment: 
     def pixels(augment: str, start: Position = START) -> tuple[list[np.ndarray], list[TrainBatch]]:
         config = make_config(digits, ("batch_size", "250"), ("epochs", "1"), ("data.augment", augment))
         plan = make_plan(config, num_images=1500, num_devices=1)
-        got = list(train_batches(config, open_dataset(config).train, plan, mesh, start))
+        got = list(train_data(config, open_data(config).train, plan, mesh, start))
         return [np.asarray(b.batch["image"][0], np.float32) for b in got], got
 
     plain, _ = pixels("none")
@@ -149,7 +149,7 @@ def test_crop_and_flip_follow_the_config(tmp_path: Path) -> None:
         pipeline = dali.train_pipeline(
             one,
             np.zeros(64, np.int64),
-            decoding=dali.Decoding("torchvision"),
+            transform="torchvision",
             image_size=32,
             crops=dali.Crops(area, (1.0, 1.0), flip),
             batch_size=64,
@@ -172,10 +172,10 @@ def test_crop_and_flip_follow_the_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_devices", [1, 2, 3, 8])
 def test_evaluation_batches_are_exact(tree: Path, num_devices: int) -> None:
     config = make_config(tree)
-    dataset = open_dataset(config)
+    dataset = open_data(config)
     mesh = make_mesh(jax.devices()[:num_devices])
     seen, labels = [], []
-    for batch in eval_batches(config, dataset.val, mesh):
+    for batch in eval_data(config, dataset.val, mesh):
         real = np.asarray(batch["weight"]) == 1
         seen += grey_numbers(batch)[real].tolist()
         labels += np.asarray(batch["label"])[real].tolist()
@@ -254,7 +254,7 @@ def test_decoder_goes_on_after_a_bad_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_a_bad_file_in_the_stream_is_named(tree: Path, damage: str, num_devices: int) -> None:
     config = make_config(tree, ("data.on_bad_file", "error"))
-    dataset = open_dataset(config)
+    dataset = open_data(config)
     bad = tree / "val/cat/2.png"
     {
         "text": lambda: bad.write_bytes(b"no image"),
@@ -264,7 +264,7 @@ def test_a_bad_file_in_the_stream_is_named(tree: Path, damage: str, num_devices:
     }[damage]()
     mesh = make_mesh(jax.devices()[:num_devices])
     with pytest.raises(UserError) as error:
-        list(eval_batches(config, dataset.val, mesh))
+        list(eval_data(config, dataset.val, mesh))
     assert f"{bad} cannot be used: " in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -298,14 +298,14 @@ def test_prefetch_works_ahead_but_not_further_than_asked() -> None:
 
 def test_synthetic_data_stands_for_its_count() -> None:
     config = make_config("", ("data.dir", "x"), ("data.backend", "synthetic"), ("data.synthetic_images", "(20, 10)"))
-    dataset = open_dataset(config)
+    dataset = open_data(config)
     assert (len(dataset.train.labels), len(dataset.val.labels), len(dataset.class_names)) == (20, 10, 1000)
     mesh = make_mesh(jax.devices()[:2])
-    batches = list(eval_batches(config, dataset.val, mesh))
+    batches = list(eval_data(config, dataset.val, mesh))
     assert sum(float(np.sum(batch["weight"])) for batch in batches) == 10
     plan = make_plan(config, num_images=20, num_devices=2)
     first, second = (
-        b.batch for b in itertools.islice(train_batches(config, dataset.train, plan, mesh, Position(0, 0)), 2)
+        b.batch for b in itertools.islice(train_data(config, dataset.train, plan, mesh, Position(0, 0)), 2)
     )
     assert first["image"].shape == (2, 4, 32, 32, 3)
     assert second["image"] is first["image"]

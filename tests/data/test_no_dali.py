@@ -158,7 +158,7 @@ def test_images_reach_jax_without_a_copy(tmp_path: Path, monkeypatch: pytest.Mon
         "batch_size": 2,
         "num_threads": 1,
         "device_id": None,
-        "decoding": dali.Decoding("torchvision"),
+        "transform": "torchvision",
     }
     crops = dali.Crops((1.0, 1.0), (1.0, 1.0), 0.0)
     made = [

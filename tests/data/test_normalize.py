@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from conftest import Run
 from helpers.damage import make_photo
+from helpers.loading import decode_data
 from helpers.tiny import OPTIONS, make_batch, make_model, make_state, make_step, place
 from helpers.trees import make_config
 
 from rn50_jax import export, features
 from rn50_jax.data.normalize import normalize, pixel_normalization
-from rn50_jax.inference.image_files import Found, decode_files
+from rn50_jax.inference.image_files import Found
 from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.inference.trained_model import load_run
 from rn50_jax.training.build import build_options
@@ -84,7 +85,7 @@ def test_commands_follow_mean_and_std(trained: tuple[Path, str], call: Run, tmp_
     found = [{p["index"]: p["probability"] for p in answer["predictions"]} for answer in json.loads(done.stdout)]
     stored = load_run(trained[0], "best", [*CONSTANTS, ("data.backend", "dali-cpu")])
     files = [Found(str(tmp_path / f"{seed}.png")) for seed in range(2)]
-    images = scaled(np.stack([item.image for item in decode_files(stored.config, files) if item.image is not None]))
+    images = scaled(np.stack([item.image for item in decode_data(stored.config, files) if item.image is not None]))
     variables = stored.load()
     wanted = np.asarray(jax.nn.softmax(stored.model.apply(variables, images, train=False)))
     for p, q in zip(found, wanted, strict=True):

@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY, Run
+from helpers.loading import open_data
 from helpers.trees import make_config, write_image
 
-from rn50_jax.data.dataset import at_another_place, open_dataset
+from rn50_jax.data.dataset import misfits
 from rn50_jax.data.formats.file_list import read_list
 from rn50_jax.data.image_set import names_from_root, with_classes
+from rn50_jax.data.options import dataset_options
 from rn50_jax.data.val_share import validation_mask
 from rn50_jax.errors import UserError
+from rn50_jax.inference.trained_model import _fitted
 
 COUNTS = {"ant": 10, "bee": 2, "cat": 33}
 SHARE = ("data.val_share", "0.2")
@@ -29,7 +32,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_each_class_gives_its_share_and_nothing_is_on_both_sides(photos: Path) -> None:
-    train, val, classes = open_dataset(make_config(photos, SHARE))
+    train, val, classes = open_data(make_config(photos, SHARE))
     assert classes == tuple(COUNTS)
     assert np.bincount(val.labels).tolist() == [2, 1, 7]  # 0.2 of 10, 2 and 33, rounded, but at least one
     assert np.bincount(train.labels).tolist() == [8, 1, 26]
@@ -42,7 +45,7 @@ def test_each_class_gives_its_share_and_nothing_is_on_both_sides(photos: Path) -
 
 def test_the_seed_decides_and_neither_place_nor_order(photos: Path) -> None:
     def names(root: Path, seed: int) -> list[str]:
-        return list(names_from_root(open_dataset(make_config(root, SHARE, ("seed", str(seed)))).val))
+        return list(names_from_root(open_data(make_config(root, SHARE, ("seed", str(seed)))).val))
 
     elsewhere = photos.rename(photos.with_name("moved"))
     assert names(elsewhere, 0) == names(elsewhere, 0) != names(elsewhere, 1)
@@ -74,35 +77,35 @@ def test_both_sides_have_an_image_whatever_the_share(share: float, wanted: int) 
 def test_a_class_of_one_image_is_named(photos: Path) -> None:
     (photos / "bee/1.png").unlink()
     with pytest.raises(UserError, match="class 'bee' has 1 image, too few to train on one and validate on another"):
-        open_dataset(make_config(photos, SHARE))
+        open_data(make_config(photos, SHARE))
 
 
 def test_what_is_no_split_is_told_how_to_become_one(photos: Path) -> None:
     with pytest.raises(
         UserError, match=r"val_share=0.2, or make both folders with: .*check_data \S+ --split 0.2$"
     ) as e:
-        open_dataset(make_config(photos))
+        open_data(make_config(photos))
     assert "no split into train/ and val/, but classes" in str(e.value)
     (photos / "train").mkdir()
     for name in COUNTS:
         (photos / name).rename(photos / "train" / name)
     with pytest.raises(UserError, match=r"has train/, but no val/; .*val_share=0.2"):
-        open_dataset(make_config(photos))
+        open_data(make_config(photos))
     shutil.copytree(photos / "train", photos / "val")
     with pytest.raises(UserError, match=r"val has validation images already; leave .*val_share=0.2 out"):
-        open_dataset(make_config(photos, SHARE))
+        open_data(make_config(photos, SHARE))
     with pytest.raises(UserError, match=r"val_list='x' and .*val_share=0.2 exclude each other"):
-        open_dataset(make_config(photos, SHARE, ("data.val_list", "x")))
+        open_data(make_config(photos, SHARE, ("data.val_list", "x")))
 
 
 def test_classes_may_be_called_train_and_val(tmp_path: Path, call: Run) -> None:
     for name in ("train", "val", "tram"):
         for number in range(3):
             write_image(tmp_path / name / f"{number}.png")
-    train, val, classes = open_dataset(make_config(tmp_path, SHARE))
+    train, val, classes = open_data(make_config(tmp_path, SHARE))
     assert (classes, len(train.labels), len(val.labels)) == (("train", "tram", "val"), 6, 3)
     with pytest.raises(UserError, match=r"no split into train/ and val/, but classes; .*val_share=0.2"):
-        open_dataset(make_config(tmp_path))
+        open_data(make_config(tmp_path))
     assert "9 images of 3 classes" in call("check_data", tmp_path).stdout
 
 
@@ -110,8 +113,8 @@ def test_lists_are_split_too(photos: Path) -> None:
     images = sorted(str(path.relative_to(photos)) for path in photos.glob("*/*"))
     lines = [f"{name}\t{name.partition('/')[0]}\n" for name in images]
     (photos / "all.tsv").write_text("".join(f"#class\t{name}\n" for name in COUNTS) + "".join(lines))
-    by_list = open_dataset(make_config(photos, SHARE, ("data.train_list", "all.tsv")))
-    by_folder = open_dataset(make_config(photos, SHARE))
+    by_list = open_data(make_config(photos, SHARE, ("data.train_list", "all.tsv")))
+    by_folder = open_data(make_config(photos, SHARE))
     assert set(by_list.val.files) == set(by_folder.val.files)
 
 
@@ -121,31 +124,31 @@ def test_tar_shards_are_split_too(tree: Path, tmp_path: Path, call: Run) -> None
     for place in (packed / "val").iterdir():
         place.unlink()
     (packed / "val").rmdir()
-    train, val, _ = open_dataset(make_config(packed, SHARE))
+    train, val, _ = open_data(make_config(packed, SHARE))
     assert np.bincount(val.labels).tolist() == [1, 2, 1]
     assert val.members is not None and train.members is not None
     assert len(val.members.offset) == 4 and not set(val.files) & set(train.files)
-    assert val.files == open_dataset(make_config(packed, SHARE)).val.files
+    assert val.files == open_data(make_config(packed, SHARE)).val.files
 
 
 def test_only_one_split_wanted_takes_all_of_an_unsplit_folder(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    val = open_dataset(make_config(photos), need_train=False).val
+    val = open_data(make_config(photos), need_train=False).val
     assert len(val.labels) == sum(COUNTS.values())
     assert "has no val/: all 45 images of its classes are taken" in capsys.readouterr().out
-    assert len(open_dataset(make_config(photos), need_val=False).train.labels) == 45
+    assert len(open_data(make_config(photos), need_val=False).train.labels) == 45
 
 
 def test_what_was_chosen_stays_whatever_is_added(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = make_config(photos, SHARE)
-    chosen = frozenset(names_from_root(open_dataset(config).val))
+    chosen = frozenset(names_from_root(open_data(config).val))
     for number in range(100, 140):
         write_image(photos / "ant" / f"{number}.png")
-    again = open_dataset(config, val_images=chosen)
+    again = open_data(config, val_images=chosen)
     assert frozenset(names_from_root(again.val)) == chosen
     assert len(again.train.labels) == 45 + 40 - len(chosen)
     assert not capsys.readouterr().err
     (photos / sorted(chosen)[0]).unlink()
-    assert len(open_dataset(config, val_images=chosen).val.labels) == len(chosen) - 1
+    assert len(open_data(config, val_images=chosen).val.labels) == len(chosen) - 1
     assert f"1 of {len(chosen)} validation images of this run are gone" in capsys.readouterr().err
     (tmp := photos.parent / "rest").mkdir()
     for name in chosen:
@@ -153,9 +156,9 @@ def test_what_was_chosen_stays_whatever_is_added(photos: Path, capsys: pytest.Ca
             (tmp / name).parent.mkdir(exist_ok=True)
             shutil.copy(photos / name, tmp / name)
     with pytest.raises(UserError, match="has no images to train on beside the run's validation images"):
-        open_dataset(make_config(tmp, SHARE), val_images=chosen)
+        open_data(make_config(tmp, SHARE), val_images=chosen)
     with pytest.raises(UserError, match="none of the 1 validation images that the run set apart is in"):
-        open_dataset(config, val_images=frozenset(("ant/none.png",)))
+        open_data(config, val_images=frozenset(("ant/none.png",)))
 
 
 def test_an_image_that_a_list_names_twice_is_on_one_side(photos: Path) -> None:
@@ -165,38 +168,38 @@ def test_an_image_that_a_list_names_twice_is_on_one_side(photos: Path) -> None:
         "".join(f"#class\t{name}\n" for name in COUNTS) + (photos / "twice.tsv").read_text()
     )
     config = make_config(photos, SHARE, ("data.train_list", "twice.tsv"))
-    train, val, _ = open_dataset(config)
-    once = open_dataset(make_config(photos, SHARE))
+    train, val, _ = open_data(config)
+    once = open_data(make_config(photos, SHARE))
     assert set(val.files) == set(once.val.files) and len(val.files) == 2 * len(once.val.files)
     assert not set(train.files) & set(val.files)
-    again = open_dataset(config, val_images=frozenset(names_from_root(val)))
+    again = open_data(config, val_images=frozenset(names_from_root(val)))
     assert again.val.files == val.files
 
 
 def test_another_folder_drops_what_does_not_hold_there(photos: Path, tree: Path) -> None:
-    chosen = frozenset(names_from_root(open_dataset(make_config(photos, SHARE)).val))
+    chosen = frozenset(names_from_root(open_data(make_config(photos, SHARE)).val))
     moved = photos.rename(photos.with_name("moved"))
 
-    def share_at(root: Path, *given: str, val_images: frozenset[str] | None = chosen) -> float:
-        config = make_config(root, SHARE)
-        return float(at_another_place(config, given=frozenset(given), val_images=val_images).data.val_share)
+    def share_fits(root: Path, val_images: frozenset[str] | None = chosen) -> bool:
+        unfit = misfits(dataset_options(make_config(root, SHARE)), val_images=val_images)
+        assert unfit in ([], [("data.val_share", "0")])
+        return not unfit
 
-    assert share_at(moved) == 0.2  # the same images at another place
-    assert share_at(tree) == 0.0  # other images
-    assert share_at(tree, "data.val_share") == 0.2
-    assert share_at(moved, val_images=None) == 0.2
+    assert share_fits(moved)  # the same images at another place
+    assert not share_fits(tree)  # other images
+    assert share_fits(moved, None)
     shutil.copytree(moved, tree / "unsplit")
-    assert share_at(tree / "unsplit", val_images=frozenset(("dog/1.png",))) == 0.0
+    assert not share_fits(tree / "unsplit", frozenset(("dog/1.png",)))
     lists = make_config(tree, ("data.val_list", "no.tsv"), ("data.train_list", "no.tsv"))
-    assert at_another_place(lists, given=frozenset(), val_images=None).data.val_list == ""
-    kept = at_another_place(lists, given=frozenset(("data.val_list",)), val_images=None).data
+    assert misfits(dataset_options(lists), val_images=None) == [("data.train_list", ""), ("data.val_list", "")]
+    kept = _fitted(lists, [("data.val_list", "no.tsv")], None).data  # which the command line gives
     assert (kept.val_list, kept.train_list) == ("no.tsv", "")
 
 
 def test_classes_are_matched_by_name(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dataset = open_dataset(make_config(photos), need_train=False)
+    dataset = open_data(make_config(photos), need_train=False)
     shutil.rmtree(photos / "bee")
-    some = with_classes(open_dataset(make_config(photos), need_train=False), dataset.class_names, "photos")
+    some = with_classes(open_data(make_config(photos), need_train=False), dataset.class_names, "photos")
     assert some.class_names == tuple(COUNTS)
     assert np.bincount(some.val.labels).tolist() == [10, 0, 33]
     assert "photos has 2 of the 3 classes; the model still chooses among all of them" in capsys.readouterr().err
@@ -267,7 +270,7 @@ def test_a_run_keeps_its_validation_images(photos: Path, tmp_path: Path, call: R
 def test_check_data_writes_the_same_split_without_bad_images(
     photos: Path, tmp_path: Path, call: Run, form: str
 ) -> None:
-    wanted = open_dataset(make_config(photos, SHARE))
+    wanted = open_data(make_config(photos, SHARE))
     bad = (wanted.train.files[0], wanted.val.files[-1])
     for file in bad:
         Path(file).write_text("no image")
@@ -277,7 +280,7 @@ def test_check_data_writes_the_same_split_without_bad_images(
     assert "bad or duplicate images, in neither: 2" in done.stdout
     lists = (("data.train_list", str(tmp_path / "out.train.tsv")), ("data.val_list", str(tmp_path / "out.val.tsv")))
     config = make_config(out) if form == "links" else make_config(photos, *lists)
-    found = open_dataset(config)
+    found = open_data(config)
     for images, all_of_them in ((found.train, wanted.train), (found.val, wanted.val)):
         assert sorted(str(Path(file).resolve()) for file in images.files) == sorted({*all_of_them.files} - {*bad})
     if form == "links":

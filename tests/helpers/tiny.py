@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from helpers.loading import eval_data, open_data, train_data
 from helpers.trees import make_config
 
 from rn50_jax.config.derived import make_plan
 from rn50_jax.data.batch import Position
-from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.loader import eval_batches, train_batches
 from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, shard, spread
 from rn50_jax.models.norm import NormSync
 from rn50_jax.models.precision import PRECISIONS
@@ -99,9 +98,9 @@ def assert_same_bits(a: Any, b: Any) -> None:
 def bits(root: Path, *overrides: tuple[str, str]) -> list[tuple[bytes, bytes]]:
     """The batches of training and evaluation on two devices."""
     config = make_config(root, ("batch_size", "150"), ("data.flip", "0.5"), *overrides)
-    dataset = open_dataset(config)
+    dataset = open_data(config)
     mesh = make_mesh(jax.devices()[:2])
     plan = make_plan(config, num_images=1500, num_devices=2)
-    batches = [b.batch for b in train_batches(config, dataset.train, plan, mesh, Position(0, 0))]
-    batches += eval_batches(config, dataset.val, mesh)
+    batches = [b.batch for b in train_data(config, dataset.train, plan, mesh, Position(0, 0))]
+    batches += eval_data(config, dataset.val, mesh)
     return [(np.asarray(b["image"]).tobytes(), np.asarray(b["label"]).tobytes()) for b in batches]

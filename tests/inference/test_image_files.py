@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.datasets
+from helpers.loading import decode_data
 from helpers.trees import make_config, write_image
 from PIL import Image
 
+from rn50_jax.data import image_set
 from rn50_jax.data.dali import make_decoder
-from rn50_jax.data.formats import class_folders
 from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.data.image_set import Members
 from rn50_jax.data.images import decodable
 from rn50_jax.data.images.headers import PROBLEMS
 from rn50_jax.exporting.check import evenly
-from rn50_jax.inference.image_files import Found, decode_files, find_images, found_in
+from rn50_jax.inference.image_files import Found, find_images, found_in
 
 PHOTO = Path(sklearn.datasets.__file__).parent / "images/china.jpg"
 
@@ -82,9 +83,9 @@ def test_a_folder_that_cannot_be_read(photos: Path, monkeypatch: pytest.MonkeyPa
     real = os.scandir
 
     def scandir(folder: str) -> object:
-        if class_folders.endswith("sub"):
+        if folder.endswith("sub"):
             raise PermissionError(13, "Permission denied")
-        return real(class_folders)
+        return real(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert names("photos")[-1] == "photos/sub: cannot be read: Permission denied"
@@ -128,12 +129,12 @@ def test_bad_files_do_not_spoil_the_others(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "052.png").unlink()
     monkeypatch.setattr(decodable, "MAX_PIXELS", 2000)  # the others have 1,440
     write_image(tmp_path / "053.png", size=(50, 50))
-    monkeypatch.setattr(class_folders, "MAX_BYTES", 6_000_000)
+    monkeypatch.setattr(image_set, "MAX_BYTES", 6_000_000)
     with (tmp_path / "054.png").open("wb") as file:
         file.truncate(6_000_001)
     files = [Found(str(tmp_path / f"{grey:03}.png")) for grey in range(80)]
     files[55] = Found("x", "matches no file")
-    decoded = list(decode_files(config, files))
+    decoded = list(decode_data(config, files))
     assert [item.file for item in decoded] == [found.file for found in files]
     problems = {i: item.problem for i, item in enumerate(decoded) if item.image is None}
     assert problems == {
@@ -160,7 +161,7 @@ def test_pixels_are_those_of_single_files(tmp_path: Path, transform: str) -> Non
         photo.convert("L").save(tmp_path / "grey.jpg")
     shutil.copy(PHOTO, tmp_path / "photo.jpg")
     decode = make_decoder(transform=transform, image_size=32, resize=32, workers=1)
-    decoded = list(decode_files(config, find_images([str(tmp_path)])))
+    decoded = list(decode_data(config, find_images([str(tmp_path)])))
     assert len(decoded) == 5
     for item in decoded:
         np.testing.assert_array_equal(item.image, decode(Path(item.file).read_bytes()))
@@ -171,7 +172,7 @@ def test_few_files_are_held_at_a_time(tmp_path: Path) -> None:
     write_image(image)
     asked = itertools.count()
     endless = (Found(str(image)) for _ in asked)
-    with closing(decode_files(make_config(tmp_path), endless)) as decoded:
+    with closing(decode_data(make_config(tmp_path), endless)) as decoded:
         assert len(list(islice(decoded, 100))) == 100
     assert next(asked) < 100 + 5 * 32
 
@@ -180,10 +181,10 @@ def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.write(write, PHOTO.read_bytes()[:1])
     os.close(write)
-    (decoded,) = decode_files(make_config(tmp_path), [Found(f"/dev/fd/{read}")])
+    (decoded,) = decode_data(make_config(tmp_path), [Found(f"/dev/fd/{read}")])
     os.close(read)
     assert decoded.problem.startswith("no image")
-    (decoded,) = decode_files(make_config(tmp_path), [Found("a\0b")])
+    (decoded,) = decode_data(make_config(tmp_path), [Found("a\0b")])
     assert decoded.problem == "cannot be the name of a file"
 
 
@@ -196,10 +197,10 @@ def test_images_in_tars(tree: Path) -> None:
         offsets, sizes = np.array([(member.offset_data, member.size) for member in tar]).T
     packed = images._replace(members=Members((str(tree / "x.tar"),), np.zeros(10, np.int32), offsets, sizes))
     config = make_config(tree)
-    for a, b in zip(decode_files(config, found_in(images)), decode_files(config, found_in(packed)), strict=True):
+    for a, b in zip(decode_data(config, found_in(images)), decode_data(config, found_in(packed)), strict=True):
         assert a.file == b.file
         np.testing.assert_array_equal(a.image, b.image)
-    few = list(decode_files(config, evenly(found_in(packed), 3)))
+    few = list(decode_data(config, evenly(found_in(packed), 3)))
     assert [item.file for item in few] == [images.files[i] for i in (0, 4, 9)]
     assert [item.image[0, 0, 0] for item in few] == [0, 20, 45]
 
@@ -212,11 +213,11 @@ def test_links_to_nothing_and_pipes_that_nobody_writes_to(tmp_path: Path) -> Non
         (images / name).symlink_to(target)
     os.mkfifo(images / "pipe.jpg")
     (images / "link.jpg").symlink_to("pipe.jpg")
-    found = list(decode_files(make_config(tmp_path), find_images([str(images)])))
+    found = list(decode_data(make_config(tmp_path), find_images([str(images)])))
     assert [(Path(item.file).name, item.problem) for item in found] == [
         ("good.jpg", ""),
         ("loop.jpg", "cannot be read: Too many levels of symbolic links"),
     ]
     named = [str(images / name) for name in ("pipe.jpg", "zero.jpg")]
-    problems = [item.problem for item in decode_files(make_config(tmp_path), find_images(named))]
+    problems = [item.problem for item in decode_data(make_config(tmp_path), find_images(named))]
     assert problems == ["the file is empty (zero bytes); get it again", "cannot be read: it is no plain file"]

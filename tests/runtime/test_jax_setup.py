@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import pytest
+from helpers.loading import open_data
 from helpers.trees import make_config
 from jaxlib import xla_client
 
 from rn50_jax.bench import input_pipeline
 from rn50_jax.bench.jpegs import generated_folder
 from rn50_jax.checkpoint.orbax_noise import without_noise
-from rn50_jax.data.dataset import open_dataset
 from rn50_jax.distributed import devices as parallel
 from rn50_jax.errors import UserError
 from rn50_jax.runtime import jax_setup, run_folder
@@ -143,7 +143,7 @@ def test_no_home_and_no_room_for_programs_are_noted(
     with pytest.raises(UserError, match="there is no home folder"):
         generated_folder(2000)
     with pytest.raises(UserError, match=r"config\.data\.dir='~/x' is not a folder"):
-        open_dataset(make_config(tmp_path, ("data.dir", "~/x"), ("data.backend", "dali-cpu")))
+        open_data(make_config(tmp_path, ("data.dir", "~/x"), ("data.backend", "dali-cpu")))
 
 
 def test_programs_that_a_killed_process_left_half_written_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from helpers.metrics_files import make_run
 from helpers.trees import make_config
 
 from rn50_jax import plot
-from rn50_jax.data.bad_images import Quarantine
+from rn50_jax.data.bad_images import BadImages
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.errors import UserError
 from rn50_jax.io import files
@@ -139,9 +139,7 @@ def test_a_strangers_folder_leads_to_no_file_outside(
             (run / "quarantine.json").unlink()  # it is no list of images
         images = ImageSet(("/d/train/a/1.jpg",), np.zeros(1, np.int32), root="/d/train")
         if put is link or end:
-            Quarantine(run / "quarantine.json", policy="substitute", limit=9).add(
-                "train", images, 0, epoch=0, reason=""
-            )
+            BadImages(run / "quarantine.json", policy="substitute", limit=9).add("train", images, 0, epoch=0, reason="")
     for name in names[:4]:
         assert stat.S_ISREG((run / name).lstat().st_mode)
     put(run / "log.jsonl", outside)

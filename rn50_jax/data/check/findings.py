@@ -1,4 +1,4 @@
-"""What a checked data set is like, and what is wrong with it, as one dictionary."""
+"""The statistics and problems of a checked data set, as one dictionary."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ _MOST_NOTES = 1000  # of a kind, that a report lists by name
 
 
 def split_facts(split: Split, seen: Looked) -> dict[str, Any]:
-    """Counts and distributions of one split: classes, bytes, formats, colours and sizes in pixels."""
+    """Returns counts and distributions of one split: classes, bytes, formats, colors and sizes in pixels."""
     counts = np.bincount(split.labels, minlength=len(split.class_names))
     facts: dict[str, Any] = {"kind": split.kind, "classes": len(split.class_names), "images": len(split.names)}
     if len(counts) and len(split.names):
@@ -51,7 +51,7 @@ def split_facts(split: Split, seen: Looked) -> dict[str, Any]:
         facts["width"], facts["height"] = _quantiles(width), _quantiles(height)
         facts["aspect"] = _quantiles(width / height)
     facts["bad_images"] = len(seen.problems)
-    facts["not_read"] = count_suffixes(split.not_read)
+    facts["not_read"] = count_suffixes(split.images.not_read)
     on_side = Counter(split.class_names[split.labels[i]] for i, note, _ in seen.notes if note == ON_ITS_SIDE)
     facts["on_their_side"] = {"images": on_side.total(), "images_per_class": dict(on_side.most_common())}
     return facts
@@ -70,7 +70,7 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def image_findings(split: Split, seen: Looked) -> list[Finding]:
-    """What is wrong with or odd about single images."""
+    """Lists what is wrong with or odd about single images."""
     bad = [Finding(kind, split.names[i], detail) for i, (kind, detail) in sorted(seen.problems.items())]
     return bad + [Finding(kind, split.names[i], detail) for i, kind, detail in seen.notes]
 
@@ -80,7 +80,7 @@ Place = tuple[str, int]
 
 
 def duplicate_findings(splits: dict[str, Split], groups: Iterable[Sequence[Place]]) -> list[Finding]:
-    """What each group of images of the same content means."""
+    """Lists what each group of images of the same content means."""
     findings = []
     for group in groups:
         names = [splits[split].names[i] for split, i in group]
@@ -94,7 +94,7 @@ def duplicate_findings(splits: dict[str, Split], groups: Iterable[Sequence[Place
 
 
 def keep_one(splits: dict[str, Split], groups: Iterable[Sequence[Place]]) -> set[Place]:
-    """Which images to leave out so that no content is left twice.
+    """Returns the images to drop so that no content is left twice.
 
     The one in val stays, or else the first; of those in several classes of a split, none does.
     """
@@ -109,7 +109,7 @@ def keep_one(splits: dict[str, Split], groups: Iterable[Sequence[Place]]) -> set
 
 
 def imagenet_findings(splits: dict[str, Split]) -> list[Finding]:
-    """Differences from ILSVRC2012 of data sets that are, or nearly are, it."""
+    """Lists differences from ILSVRC2012 of data sets that are, or nearly are, it."""
     findings = []
     for name, split in splits.items():
         notes = imagenet_notes(split.class_names)
@@ -121,13 +121,13 @@ def imagenet_findings(splits: dict[str, Split]) -> list[Finding]:
 
 
 def is_imagenet(split: Split) -> bool:
-    """Whether the classes are exactly ImageNet's 1,000 synsets, in order."""
+    """Returns whether the classes are exactly ImageNet's 1,000 synsets, in order."""
     names = split.class_names
     return len(names) == 1000 and not imagenet_notes(names) and (names[0], names[-1]) == ("n01440764", "n15075141")
 
 
 def summarise(findings: Iterable[Finding]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Problems and notes by kind: {"count", "meaning", "files": [{"file", "detail"}]}; long lists of notes are cut."""
+    """Returns problems and notes by kind: {"count", "meaning", "files": [{"file", "detail"}]}; long lists are cut."""
     by_kind: dict[str, list[Finding]] = {}
     for finding in findings:
         by_kind.setdefault(finding.kind, []).append(finding)

@@ -1,54 +1,39 @@
-"""What a file that should be an image is: its format, size and colours, and what is wrong or odd about it."""
+"""Format, size and colors of a file that should be an image, and what is wrong or odd about it."""
 
 import hashlib
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
 from rn50_jax.data.images.decodable import ends_well, read_header
 from rn50_jax.data.images.headers import MAX_BYTES, Header, ImageProblem, IncompleteError
+from rn50_jax.data.images.transparency import is_transparent
 from rn50_jax.io.file_kinds import sniff
 
 _WINDOW = 4096  # bytes at both ends that the quick look reads
 
 ON_ITS_SIDE = "on its side"
 
-# What is odd, and what training does with it.
+# What is odd, and what to do about it.
 NOTES = {
-    "other suffix": "format is not what the suffix says: no harm, the content decides",
-    "CMYK": "converted to RGB",
-    "more than 8 bits": "scaled to 8 bits",
     "transparent": "the alpha channel is dropped; data.background=(255,255,255) lays such images over white instead",
     "EXIF rotation": "the tag is ignored, as by torchvision, unless data.exif_rotation=True turns images upright",
     ON_ITS_SIDE: "a phone's photograph that is stored turned by 90 degrees (EXIF orientation 5 to 8); training sees it "
     "on its side; to have it upright, train with --config.data.exif_rotation=true",
-    "TIFF rotation": "the tag is obeyed, as by torchvision",
-    "corrupt EXIF": "ignored",
-    "bytes after its end": "ignored",
-    "no end mark": "all of the picture is there",
     "several frames": "only the first is used, of an animated PNG its default image",
     "tiny": "a side of less than 16 pixels",
-    "decoder complains": "decoded, but part of it may be grey or shifted",
+    "decoder complains": "decoded, but part of it may be gray or shifted",
 }
-_SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
-    "PNG": (".png",),
-    "WebP": (".webp",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "PNM": (".ppm", ".pgm", ".pnm", ".pbm"),
-    "JPEG 2000": (".jp2",),
-}
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 
 
 class Examined(NamedTuple):
-    """What is known of one file.
+    """The facts of one file.
 
-    format: by content. mode: Pillow's name of the colours. key: 16 bytes, equal for equal content, and unequal for
+    format: by content. mode: Pillow's name of the colors. key: 16 bytes, equal for equal content, and unequal for
     most unequal. problem: a key of `PROBLEMS`, or None. detail: more about it. notes: keys of `NOTES`.
     """
 
@@ -67,12 +52,11 @@ class Examined(NamedTuple):
 Verify = Callable[[bytes], str]
 
 
-def examine(file: BinaryIO, suffix: str, verify: Verify, *, full: bool) -> Examined:
+def examine(file: BinaryIO, verify: Verify, *, full: bool) -> Examined:
     """Looks at both ends of a file and at its header, and decodes it if that left a doubt, or always.
 
     Args:
       file: at its start.
-      suffix: of its name, with the dot.
       verify: decodes as training does.
       full: decode every image.
 
@@ -95,12 +79,6 @@ def examine(file: BinaryIO, suffix: str, verify: Verify, *, full: bool) -> Exami
             complaint = verify(file.read())
     except ImageProblem as problem:
         return Examined(size, found, mode, 0, 0, key, problem.kind, problem.detail, ())
-    if suffix.lower() not in _SUFFIXES[found]:
-        notes.append("other suffix")
-    if found == "JPEG" and not ends:
-        notes.append("bytes after its end" if b"\xff\xd9" in tail else "no end mark")
-    if found == "PNG" and b"IEND" not in tail:
-        notes.append("no end mark")
     if complaint:
         notes.append("decoder complains")
     return Examined(size, found, mode, header.width, header.height, key, None, complaint, tuple(notes))
@@ -131,36 +109,24 @@ def _both_ends(file: BinaryIO, size: int) -> tuple[bytes, bytes]:
 def _look(file: BinaryIO) -> tuple[str, list[str]]:
     """Mode and notes that Pillow reads without decoding; nothing if it cannot."""
     file.seek(0)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             with Image.open(file) as image:
-                mode, notes = image.mode, _header_notes(image)
+                return image.mode, _header_notes(image)
         except Exception:  # Pillow raises all kinds for damaged files
             return "", []
-    if any("EXIF" in str(warning.message) for warning in said) and "corrupt EXIF" not in notes:
-        notes.append("corrupt EXIF")
-    return mode, notes
 
 
 def _header_notes(image: Image.Image) -> list[str]:
-    notes = []
-    if image.mode == "CMYK":
-        notes.append("CMYK")
-    if image.mode in _DEEP_MODES:
-        notes.append("more than 8 bits")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        notes.append("transparent")
+    notes = ["transparent"] if is_transparent(image) else []
     if getattr(image, "n_frames", 1) > 1:
         notes.append("several frames")
     if min(image.size) < 16:
         notes.append("tiny")
-    if "exif" in image.info or image.format == "TIFF":
-        try:
+    if "exif" in image.info and image.format != "TIFF":  # whose tag is obeyed
+        with suppress(Exception):  # EXIF may hold anything
             orientation = image.getexif().get(0x112, 1)
-            if orientation not in (0, 1):
-                by_exif = ON_ITS_SIDE if orientation in (5, 6, 7, 8) else "EXIF rotation"
-                notes.append("TIFF rotation" if image.format == "TIFF" else by_exif)
-        except Exception:
-            notes.append("corrupt EXIF")
+            if 2 <= orientation <= 8:
+                notes.append("EXIF rotation" if orientation < 5 else ON_ITS_SIDE)
     return notes

@@ -1,7 +1,6 @@
-"""What a data set holds, without opening an image: what training would see, and what it would not, and why."""
+"""The content of a data set, without opening an image: what training would see, and what it would not, and why."""
 
 import os
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from rn50_jax.data.formats.class_folders import OTHER_PICTURES, RAW, SUFFIXES, i
 from rn50_jax.data.formats.file_list import FileList, listable, read_list
 from rn50_jax.data.formats.shards import has_shards, index_tar, scan_shards
 from rn50_jax.data.formats.splits import SPLITS, is_unsplit
+from rn50_jax.data.image_set import ImageSet, Members
 from rn50_jax.data.images.headers import DECODABLE, PICTURES
 from rn50_jax.errors import UserError
 from rn50_jax.io.file_kinds import sniff
@@ -33,41 +33,29 @@ PROBLEMS = {
     "name not UTF-8": "rename it",
     "bad shards": "training refuses them",
 }
-NOTES = {
-    "hidden": "names that begin with a dot are left out",
-    "stray file": "no image; left out",
-}
+NOTES = {"stray file": "no image; training leaves it out"}
 
 
 class Finding(NamedTuple):
-    """Something to tell. kind: a key of PROBLEMS or NOTES here, of those of `image_file`, or of `check_data`."""
+    """A problem or note. kind: a key of PROBLEMS or NOTES here, of those of `image_file`, or of `check_data`."""
 
     kind: str
     path: str
     detail: str = ""
 
 
-class Source(NamedTuple):
-    """Where the bytes of an image are: `size` from `offset` of a file, or all of it (-1); suffix is the image's own."""
-
-    path: str
-    suffix: str
-    offset: int = 0
-    size: int = -1
-
-
 class Split(NamedTuple):
-    """N images, and the names of pictures that are not read.
-
-    kind: how they are stored. names: as told to people. labels: int32 [N], positions in class_names.
-    """
+    """The images of a split. kind: how they are kept. names: N, relative to the data folder, or of members of tars."""
 
     kind: str
     class_names: tuple[str, ...]
     names: tuple[str, ...]
-    labels: np.ndarray
-    sources: tuple[Source, ...]
-    not_read: tuple[str, ...] = ()
+    images: ImageSet
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Positions in class_names, int32 [N]."""
+        return self.images.labels
 
 
 def list_dataset(root: Path, lists: Iterable[Path] = ()) -> tuple[dict[str, Split], list[Finding]]:
@@ -100,35 +88,34 @@ def _list_split(root: Path, folder: Path, findings: list[Finding]) -> Split:
     except UserError as error:
         findings.append(Finding("bad shards", _relative(root, str(folder)), str(error)))
         return _list_good_tars(root, folder, findings)
-    tars = [images.tars[i] for i in images.shard.tolist()]
-    sources = map(Source, tars, map(_suffix, images.names), images.offsets.tolist(), images.sizes.tolist())
-    return Split("tar shards", class_names, images.names, images.labels, tuple(sources))
+    return Split("tar shards", class_names, images.files, images)
 
 
 def _list_good_tars(root: Path, folder: Path, findings: list[Finding]) -> Split:
     """What can be read of shards of which some are damaged, missing or unfinished."""
     names: list[str] = []
-    labels: list[int] = []
-    sources: list[Source] = []
-    for tar in sorted(folder.glob("*.tar")):
+    rows = [np.zeros((0, 4), np.int64)]  # tar, offset, size, label
+    tars = sorted(folder.glob("*.tar"))
+    for number, tar in enumerate(tars):
         try:
-            rows, members = index_tar(tar)
+            found, members = index_tar(tar)
         except UserError as error:
             findings.append(Finding("bad shards", _relative(root, str(tar)), str(error)))
             continue
         names += [f"{tar.name}/{member}" for member in members]
-        labels += rows[:, 2].tolist()
-        sources += [Source(str(tar), _suffix(m), *row[:2]) for m, row in zip(members, rows.tolist(), strict=True)]
-    class_names = tuple(map(str, range(max(labels, default=-1) + 1)))
-    return Split("tar shards", class_names, tuple(names), np.array(labels, np.int32), tuple(sources))
+        rows.append(np.insert(found, 0, number, axis=1))
+    number_of, offsets, sizes, labels = np.concatenate(rows).T
+    class_names = tuple(map(str, range(labels.max(initial=-1) + 1)))
+    places = Members(tuple(map(str, tars)), number_of, offsets, sizes)
+    return Split("tar shards", class_names, tuple(names), ImageSet(tuple(names), labels.astype(np.int32), places))
 
 
 def _list_listed(root: Path, listed: FileList, findings: list[Finding]) -> Split:
     for name, count in Counter(listed.files).items():
         if count > 1:
             findings.append(Finding("listed twice", name))
-    sources = tuple(Source(str(root / name), _suffix(name)) for name in listed.files)
-    return Split("file list", listed.class_names, listed.files, listed.labels, sources)
+    files = tuple(str(root / name) for name in listed.files)
+    return Split("file list", listed.class_names, listed.files, ImageSet(files, listed.labels))
 
 
 def _list_folders(root: Path, split_dir: Path, findings: list[Finding]) -> Split:
@@ -137,9 +124,7 @@ def _list_folders(root: Path, split_dir: Path, findings: list[Finding]) -> Split
     for entry in sorted(_entries(root, split_dir, findings), key=lambda entry: entry.name):
         kind = kind_of(entry)
         name = _relative(root, entry.path)
-        if entry.name.startswith("."):
-            findings.append(Finding("hidden", name))
-        elif kind == "folder":
+        if kind == "folder":
             class_names.append(entry.name)
         elif kind == "file":
             picture = _sniff(entry.path) in (*DECODABLE, *PICTURES)
@@ -158,14 +143,13 @@ def _list_folders(root: Path, split_dir: Path, findings: list[Finding]) -> Split
         findings.extend(found)
         if not files and not any(finding.kind == "unreadable folder" for finding in found):
             findings.append(Finding("empty class", _relative(root, str(split_dir / name))))
-    paths = [path for files, _ in per_class for path in files]
+    paths = tuple(path for files, _ in per_class for path in files)
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(files) for files, _ in per_class])
     names = tuple(_relative(root, path) for path in paths)
     findings.extend(Finding("name not UTF-8", name) for name in names if not listable(name))
-    sources = tuple(map(Source, paths, map(_suffix, paths)))
     strange = [finding.path for _, found in per_class for finding in found if finding.kind == "unknown format"]
     not_read = tuple(path for path in strange if path.lower().endswith(OTHER_PICTURES))
-    return Split("class folders", tuple(class_names), names, labels, sources, not_read)
+    return Split("class folders", tuple(class_names), names, ImageSet(paths, labels, not_read=not_read))
 
 
 def _list_class(root: Path, folder: Path, findings: list[Finding]) -> list[str]:
@@ -173,9 +157,7 @@ def _list_class(root: Path, folder: Path, findings: list[Finding]) -> list[str]:
     for entry in sorted(_entries(root, folder, findings), key=lambda entry: entry.path):
         name, kind = _relative(root, entry.path), kind_of(entry)
         named_image = entry.name.lower().endswith(SUFFIXES)
-        if entry.name.startswith("."):
-            findings.append(Finding("hidden", name))
-        elif named_image and kind == "file":
+        if named_image and kind == "file":
             files.append(entry.path)
         elif kind == "link":
             findings.append(Finding("dangling link", name))
@@ -197,7 +179,7 @@ def _look_below(root: Path, folder: Path, name: str) -> Finding:
 def _entries(root: Path, folder: Path, findings: list[Finding]) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         findings.append(Finding("unreadable folder", _relative(root, str(folder)), error.strerror or ""))
         return []
@@ -205,10 +187,6 @@ def _entries(root: Path, folder: Path, findings: list[Finding]) -> list[os.DirEn
 
 def _relative(root: Path, path: str) -> str:
     return path.removeprefix(f"{root}/")
-
-
-def _suffix(path: str) -> str:
-    return sys.intern(os.path.splitext(path)[1].lower())  # noqa: PTH122
 
 
 def _look_at_stray(path: str, name: str) -> Finding:

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +15,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from rn50_jax.data.check.image_file import Examined, Verify, examine
-from rn50_jax.data.check.listing import Source
-from rn50_jax.data.image_set import read_part
+from rn50_jax.data.image_set import Source, read_source
 from rn50_jax.data.images.decodable import quiet_decoders
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.data.process_pool import map_in_processes
@@ -25,10 +26,10 @@ Advance = Callable[[int], None]
 
 
 class Looked(NamedTuple):
-    """What was seen of N images.
+    """The facts of N images.
 
     sizes: int64 [N], bytes. widths, heights: int32 [N], 0 if not known. keys: [N] of 16 bytes. kinds: how many there
-    are of each (format, colours). problems: of the bad ones, number of the image to (kind, detail). notes: (number of
+    are of each (format, colors). problems: of the bad ones, number of the image to (kind, detail). notes: (number of
     the image, kind, detail).
     """
 
@@ -46,7 +47,7 @@ def look_at(sources: Sequence[Source], *, full: bool, workers: int, advance: Adv
 
     Args:
       full: decode every image, not only those that leave a doubt.
-      advance: told how many more are done.
+      advance: called with the number of images more that are done.
     """
     count = len(sources)
     seen = Looked(
@@ -74,7 +75,11 @@ def look_at(sources: Sequence[Source], *, full: bool, workers: int, advance: Adv
 
 
 def _crashed(source: Source) -> list[Examined]:
-    return [Examined(0, "", "", 0, 0, bytes(16), "crashes", "", ())]
+    return [_failed("crashes", "")]
+
+
+def _failed(kind: str, detail: str, size: int = 0) -> Examined:
+    return Examined(size, "", "", 0, 0, bytes(16), kind, detail, ())
 
 
 def _examine_all(sources: Sequence[Source], *, full: bool) -> list[Examined]:
@@ -88,11 +93,11 @@ def _examine_all(sources: Sequence[Source], *, full: bool) -> list[Examined]:
 def _examine_one(source: Source, full: bool) -> Examined:
     try:
         with _opened(source) as file:
-            return examine(file, source.suffix, _verify, full=full)
+            return examine(file, lambda data: make_verify()(data), full=full)
     except OSError as error:
-        return Examined(0, "", "", 0, 0, bytes(16), "unreadable", error.strerror or "", ())
+        return _failed("unreadable", error.strerror or "")
     except ImageProblem as problem:  # of a member of a tar
-        return Examined(source.size, "", "", 0, 0, bytes(16), problem.kind, problem.detail, ())
+        return _failed(problem.kind, problem.detail, source.size)
 
 
 @contextmanager
@@ -101,25 +106,60 @@ def _opened(source: Source) -> Iterator[BinaryIO]:
         with open_regular(source.path) as file:
             yield file
     else:
-        yield io.BytesIO(read_part(source.path, source.offset, source.size))
-
-
-def _verify(data: bytes) -> str:
-    return _verifier()(data)
+        yield io.BytesIO(read_source(source))
 
 
 @cache
-def _verifier() -> Verify:
-    """A worker process's own, made only where it is needed: that takes half a second."""
-    from rn50_jax.data.check.dali_verify import make_verify
+def make_verify() -> Verify:
+    """Returns a function that decodes all of a file, as training would, and returns what the decoder said.
 
-    return make_verify()
+    It raises ImageProblem for others. What a decoder says can only be read off the process's standard error, which is
+    therefore taken while it decodes: for worker processes, not for one with other threads. It keeps a file open.
+    """
+    from rn50_jax.data.dali import make_check
+
+    check = make_check()
+    file = os.memfd_create("standard error")
+
+    def verify(data: bytes) -> str:
+        try:
+            with _standard_error(file) as said:
+                check(data)
+        except ImageProblem as problem:
+            raise problem if problem.detail else ImageProblem(problem.kind, _tidy(said[0])) from None
+        return _tidy(said[0])
+
+    return verify
+
+
+@contextmanager
+def _standard_error(file: int) -> Iterator[list[str]]:
+    """Catches in a file what C libraries print to standard error; the list holds it afterwards."""
+    caught: list[str] = []
+    kept = os.dup(2)
+    os.dup2(file, 2)
+    try:
+        yield caught
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        caught.append(os.pread(file, 10_000, 0).decode("utf-8", "replace"))
+        if caught[0]:
+            os.ftruncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)
+
+
+def _tidy(said: str) -> str:
+    """The last line, without colors and the module's name."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m|\[\w+\]\s*", "", line).strip() for line in said.splitlines()]
+    lines = [line.split(" - ", 1)[-1] for line in lines if line]
+    return lines[-1][:200] if lines else ""
 
 
 def find_duplicates(
     sources: Sequence[Source], keys: np.ndarray, *, workers: int, advance: Advance
 ) -> Iterable[list[int]]:
-    """Groups of images whose bytes are the same.
+    """Finds groups of images whose bytes are the same.
 
     Only images with the key of another one are read once more, since almost all others differ in it.
 

@@ -1,14 +1,14 @@
 """Writes a data set's split into training and validation images as folders of links, or as file lists."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rn50_jax.data.check.listing import Split
 from rn50_jax.data.formats.class_folders import is_folder
-from rn50_jax.data.formats.file_list import listable, write_list
+from rn50_jax.data.formats.file_list import write_list
 from rn50_jax.data.val_share import validation_mask
 from rn50_jax.errors import UserError
 
@@ -33,7 +33,7 @@ def write_split(
     Raises:
       UserError: the split is not of files, a class has too few images, or `out` cannot be written.
     """
-    if any(source.size >= 0 for source in split.sources):
+    if split.images.members is not None:
         raise UserError(f"--split is for files; train on {root} with --config.data.val_share={share:g} instead")
     is_val = validation_mask(split.names, split.labels, split.class_names, share=share, seed=seed)
     kept = np.ones(len(split.names), bool)
@@ -47,7 +47,7 @@ def write_split(
             )
     try:
         if out.suffix == LIST_SUFFIX:
-            return _write_lists(split, parts, out)
+            return write_lists(out, split.class_names, {name: (split, part.tolist()) for name, part in parts.items()})
         return _write_links(split, parts, out)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or out}: {error.strerror}") from error
@@ -69,16 +69,22 @@ def check_new(out: Path, root: Path) -> None:
         raise UserError(f"{out} exists and is not empty; give another folder with --out, or remove it")
 
 
-def _write_lists(split: Split, parts: dict[str, np.ndarray], out: Path) -> dict[Path, int]:
+def write_lists(
+    file: Path, class_names: Sequence[str], parts: dict[str, tuple[Split, Sequence[int]]]
+) -> dict[Path, int]:
+    """Writes file lists of the given images of splits: FILE of one, or else FILE.train.tsv and so on.
+
+    Returns:
+      The number of images by the list.
+    """
     written = {}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for name, indices in parts.items():
-        target = out.with_name(f"{out.stem}.{name}{LIST_SUFFIX}")
-        files = [split.names[index] for index in indices]
-        if odd := next((file for file in files if not listable(file)), None):
-            raise UserError(f"{odd!r} has a tab, a line break or bytes that are not UTF-8; rename it")
-        write_list(target, split.class_names, files, split.labels[indices].tolist())
-        written[target] = len(files)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    label_of = {name: label for label, name in enumerate(class_names)}
+    for name, (split, indices) in parts.items():
+        target = file if len(parts) == 1 else file.with_name(f"{file.stem}.{name}{file.suffix or LIST_SUFFIX}")
+        labels = [label_of[split.class_names[label]] for label in split.labels[indices].tolist()]
+        write_list(target, class_names, [split.names[index] for index in indices], labels)
+        written[target] = len(labels)
     return written
 
 
@@ -88,7 +94,7 @@ def _write_links(split: Split, parts: dict[str, np.ndarray], out: Path) -> dict[
         for label in np.unique(split.labels[indices]):
             (out / name / split.class_names[label]).mkdir(parents=True)
         for index in indices.tolist():
-            file = Path(split.sources[index].path)
+            file = Path(split.images.files[index])
             link = out / name / split.class_names[split.labels[index]] / file.name
             if link.is_symlink():
                 raise UserError(

@@ -1,1 +1,1 @@
-"""Where images and labels come from: class folders, file lists, tar shards."""
+"""The forms of data sets: class folders, file lists, tar shards."""

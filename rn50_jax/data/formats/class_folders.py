@@ -1,4 +1,4 @@
-"""The index of a class-folder tree: `train/<class>/<image>` and `val/<class>/<image>`."""
+"""The images of a class-folder tree: `train/<class>/<image>` and `val/<class>/<image>`."""
 
 import os
 from collections import Counter
@@ -24,10 +24,10 @@ OTHER_PICTURES = (*(f".{suffix}" for suffix in _OTHERS.split()), *RAW)
 PICTURES = (*SUFFIXES, *OTHER_PICTURES)
 
 
-def scan_split(split_dir: Path, *, tell: bool = True) -> tuple[tuple[str, ...], ImageSet]:
+def scan_split(split_dir: Path, *, notes: bool = True) -> tuple[tuple[str, ...], ImageSet]:
     """Lists the class folders of a split and the images directly in them.
 
-    Hidden files and folders and files without an image suffix are left out; classes and images are sorted by name.
+    Hidden files and folders and files without an image suffix are passed over; classes and images are sorted by name.
     """
     if not is_folder(split_dir):
         raise UserError(f"{split_dir} does not exist; put images into {split_dir}/<class>/<image>")
@@ -45,7 +45,7 @@ def scan_split(split_dir: Path, *, tell: bool = True) -> tuple[tuple[str, ...], 
             more = f" (and {count} more)" if count else ""
             why = f" that are read: {not_read_text(unread)}" if unread else "; add some or remove the folder"
             raise UserError(f"class folder {split_dir / name}{more} has no images{why}")
-    if not_read and tell:
+    if not_read and notes:
         warn(f"{split_dir}: {not_read_text(not_read)}; the first is {not_read[0]}")
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(files) for files in per_class])
     files = tuple(file for files in per_class for file in files)
@@ -73,7 +73,7 @@ def not_read_text(files: Collection[str]) -> str:
     """Says of pictures that are not read how many there are, by suffix, and what to do."""
     counts = count_suffixes(files)
     pictures, them = ("1 picture is", "it") if len(files) == 1 else (f"{len(files):,} pictures are", "them")
-    # As they are written: a shell's patterns tell .heic from .HEIC.
+    # As they are written: a shell's patterns do not match .HEIC by .heic.
     patterns = " ".join(dict.fromkeys(f"*{os.path.splitext(file)[1]}" for file in files))  # noqa: PTH122
     return (
         f"{pictures} not read ({suffixes_text(counts)}); convert {them} to JPEG, for example with ImageMagick: "

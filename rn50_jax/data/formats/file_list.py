@@ -5,10 +5,8 @@ absolute. A line `#class<TAB>NAME` names the next class, from number 0 on; other
 ones, are comments. See docs/data.md.
 """
 
-import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +28,7 @@ class FileList(NamedTuple):
 
 
 def list_file(split_dir: Path) -> Path:
-    """Where `pack` keeps the list of what it packed into a split: `train.tsv` beside `train/`."""
+    """Returns where `pack` keeps the list of what it packed into a split: `train.tsv` beside `train/`."""
     return split_dir.with_name(f"{split_dir.name}.tsv")
 
 
@@ -38,12 +36,12 @@ def write_list(file: Path, class_names: Sequence[str], files: Sequence[str], lab
     """Writes a list that `read_list` reads back equal, complete or not at all.
 
     Raises:
-      ValueError: a name holds a tab or a line break, or is not UTF-8, see `listable`.
+      UserError: a name cannot be in a list, see `listable`.
       OSError: it cannot be written.
     """
     for name in (*class_names, *files):
         if not listable(name):
-            raise ValueError(f"{name!r} cannot be in a list")
+            raise UserError(f"{name!r} has a tab, a line break or bytes that are not UTF-8; rename it")
     with written_whole(file) as unfinished, unfinished.open("w", encoding="utf-8", newline="\n") as out:
         out.write("# images of rn50-jax: path, tab, class; the classes in the order of their labels:\n")
         out.writelines(f"{_CLASS}{name}\n" for name in class_names)
@@ -54,7 +52,7 @@ def write_list(file: Path, class_names: Sequence[str], files: Sequence[str], lab
 
 
 def listable(name: str) -> bool:
-    """Whether a name can be in a list: UTF-8, not empty, without tabs and line breaks of any kind."""
+    """Returns whether a name can be in a list: UTF-8, not empty, without tabs and line breaks of any kind."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -131,33 +129,3 @@ def _number_classes(file: Path, names: list[str], used: set[str]) -> tuple[tuple
 
 def _is_no_label(word: str) -> bool:
     return bool(re.fullmatch(r"\s*[-+]?[0-9]*[.,]?[0-9]+\s*", word) and not re.fullmatch("[0-9]{1,18}", word))
-
-
-def find_odd(files: Sequence[str]) -> str | None:
-    """Returns a file that is a folder, pipe or device, which to read might never end; None if there is none.
-
-    Their folders are listed: that tells what a million files are in a second or two, and is quick on network file
-    systems as well.
-    """
-    names: dict[str, set[str]] = {}
-    for file in files:
-        folder, slash, name = file.rpartition("/")
-        names.setdefault(folder + slash or ".", set()).add(name)
-
-    def find_in(folder: str) -> str | None:
-        wanted = names[folder]
-        try:
-            with os.scandir(folder) as entries:
-                return next((entry.path for entry in entries if entry.name in wanted and _is_odd(entry)), None)
-        except OSError:  # those that are missing or cannot be read are left out by name when their turn comes
-            return None
-
-    with ThreadPoolExecutor(16) as pool:
-        return next(filter(None, pool.map(find_in, names)), None)
-
-
-def _is_odd(entry: os.DirEntry[str]) -> bool:
-    try:
-        return not entry.is_file() and not (entry.is_symlink() and not Path(entry.path).exists())
-    except OSError:  # a link to itself
-        return False

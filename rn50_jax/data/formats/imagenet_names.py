@@ -11,7 +11,7 @@ def _imagenet() -> dict[str, str]:
 
 
 def human_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """WordNet's words for each class if all classes are ImageNet synsets ("n01440764"), else the folder names."""
+    """Returns WordNet's words for each class if all are ImageNet synsets ("n01440764"), else the folder names."""
     names = _imagenet()
     if all(name in names for name in class_names):
         return tuple(names[name] for name in class_names)
@@ -19,7 +19,7 @@ def human_names(class_names: Sequence[str]) -> tuple[str, ...]:
 
 
 def likely_names(num_classes: int) -> tuple[str, ...]:
-    """Class names for a weight file that has none: ImageNet's synsets if their number fits, else numbers from 0."""
+    """Returns class names for a weight file without: ImageNet's synsets if their number fits, else numbers from 0."""
     names = tuple(_imagenet())
     return names if len(names) == num_classes else tuple(str(label) for label in range(num_classes))
 
@@ -29,7 +29,7 @@ IMAGENET_IMAGES = {"train": 1_281_167, "val": 50_000}
 
 
 def imagenet_notes(class_names: Sequence[str]) -> tuple[str, ...]:
-    """What is unusual about classes that are, or nearly are, ImageNet's 1,000 in the order of their labels.
+    """Returns what is unusual about classes that are, or nearly are, ImageNet's 1,000 in the order of their labels.
 
     Labels of published weights count the synsets in sorted order. Nothing is said of other data sets, nor of subsets
     of less than 900 synsets, which somebody chose.

@@ -11,14 +11,16 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired
+from typing import Any, NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict
 
 from rn50_jax.config.schema import MOST_CLASSES
 from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, is_folder, kind_of, visible_entries
+from rn50_jax.data.formats.file_list import list_file, read_list
 from rn50_jax.data.formats.tars import group_members, read_members
+from rn50_jax.data.image_set import ImageSet, Members
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import UNFINISHED, open_regular, written_whole
 from rn50_jax.io.json_files import read_json
@@ -28,23 +30,6 @@ from rn50_jax.io.text import shell
 INDEX_FILE = "index.npz"
 DATASET_FILE = "dataset.json"
 JOURNAL = DATASET_FILE + ".partial"  # of a pack that is not done yet
-
-
-class ShardedImages(NamedTuple):
-    """N images in tar files; image i is `sizes[i]` bytes from `offsets[i]` in `tars[shard[i]]`.
-
-    tars: paths, sorted. shard: int32 [N]. offsets, sizes: int64 [N]. labels: int32 [N]. names: N names to show and to
-    tell images apart by. Of shards that `pack` wrote, names are the paths of the files packed, relative to their data
-    folder, and images come in the order of those, which is that of the class folders. Of other shards, names are
-    `<tar>/<member>`, and images come in their order in the tars.
-    """
-
-    tars: tuple[str, ...]
-    shard: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray
-    names: tuple[str, ...]
 
 
 class Shard(TypedDict):
@@ -64,7 +49,7 @@ class SplitDescription(TypedDict):
 
 
 class Description(TypedDict, total=False):
-    """What `dataset.json` says. plan: what `pack` packed, a hash."""
+    """The content of `dataset.json`. plan: a hash of the files that `pack` packed."""
 
     format: str
     plan: str
@@ -73,7 +58,7 @@ class Description(TypedDict, total=False):
 
 
 def has_shards(split_dir: Path) -> bool:
-    """Whether a folder holds tar files, finished or not, and no folders, among which tars would be left-overs."""
+    """Returns whether a folder holds tar files, finished or not, and no folders: beside those, tars are left-overs."""
     if not is_folder(split_dir):
         return False
     entries = visible_entries(split_dir)
@@ -82,7 +67,7 @@ def has_shards(split_dir: Path) -> bool:
 
 
 def list_tars(split_dir: Path) -> list[Path]:
-    """The tar files of a split, sorted, without hidden ones.
+    """Lists the tar files of a split, sorted, without hidden ones.
 
     Raises:
       UserError: there are none, or `pack` has not finished them.
@@ -98,8 +83,11 @@ def list_tars(split_dir: Path) -> list[Path]:
     return tars
 
 
-def scan_shards(split_dir: Path) -> tuple[tuple[str, ...], ShardedImages]:
-    """Lists the images in the tar files of a split.
+def scan_shards(split_dir: Path) -> tuple[tuple[str, ...], ImageSet]:
+    """Lists the class names and images in the tar files of a split.
+
+    Of shards that `pack` wrote, images have the names and the order of the files that were packed. Of other shards,
+    names are `<tar>/<member>`, and images come in their order in the tars.
 
     Class names are those of `dataset.json` in the folder above; without it, the numbers from 0 to the largest found.
     Reads no image. Safe to call in several processes at a time: it writes nothing.
@@ -124,14 +112,14 @@ def scan_shards(split_dir: Path) -> tuple[tuple[str, ...], ShardedImages]:
     if num_classes > len(class_names):
         at = int(images.labels.argmax())
         raise UserError(
-            f"{images.names[at]} has label {num_classes - 1}, but {split_dir.parent / DATASET_FILE} names only "
+            f"{images.files[at]} has label {num_classes - 1}, but {split_dir.parent / DATASET_FILE} names only "
             f"{len(class_names)} classes, from 0"
         )
     return class_names, images
 
 
 def read_description(split_dir: Path) -> Description:
-    """What `dataset.json` in the folder above a split says, or nothing.
+    """Reads `dataset.json` in the folder above a split; nothing if there is none.
 
     Raises:
       UserError: it cannot be read, or does not say that.
@@ -152,89 +140,68 @@ def read_description(split_dir: Path) -> Description:
         raise UserError(f"{file} is damaged ({error}); remove it, and write it again: {renew}") from error
 
 
-def read_index(split_dir: Path, tars: Sequence[Path]) -> ShardedImages | None:
-    """What `index.npz` knows, or None if there is none or it is not of these tars.
-
-    Tars of the names, sizes and times that it was written for are taken for those. Where only the time is another one,
-    as after a copy, what it says of a tar is compared with the tar.
-
-    Raises:
-      UserError: a tar that had to be looked at is not right.
-    """
+def read_index(split_dir: Path, tars: Sequence[Path]) -> ImageSet | None:
+    """Reads `index.npz`; None if there is none, or it is not of tars of these names, sizes and times."""
     file = split_dir / INDEX_FILE
-    renew = "renew it: " + shell(["python", "-m", "rn50_jax.pack", "--index", Path(split_dir).parent])
     try:
-        images, written_for = _load_index(file, tars)
+        images = _load_index(file, tars)
     except FileNotFoundError:
         return None
     except Exception:  # NumPy and zipfile raise all kinds for damaged files
         images = None
-    if images is not None:
-        others = [number for number, tar in enumerate(tars) if tar.stat().st_mtime_ns != written_for[number]]
-        if not others:
-            return images
-        if _agrees(images, tars, others):
-            warn(f"{file} was written for tars of another time, and was compared with them: it is right; {renew}")
-            return images
-    warn(f"{file} does not belong to the tars beside it and is not used; {renew}")
-    return None
+    if images is None:
+        renew = shell(["python", "-m", "rn50_jax.pack", "--index", Path(split_dir).parent])
+        warn(f"{file} does not belong to the tars beside it and is not used; renew it: {renew}")
+    return images
 
 
-def _load_index(file: Path, tars: Sequence[Path]) -> tuple[ShardedImages | None, list[int]]:
-    """What an index says, None if it cannot be true of these tars; and their times."""
+def _load_index(file: Path, tars: Sequence[Path]) -> ImageSet | None:
+    """The images of an index; None if it cannot be true of these tars."""
     with open_regular(file) as opened, np.load(opened, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    sizes_now = np.array([tar.stat().st_size for tar in tars], np.int64)
-    times = arrays["tar_times"]
+    found = [os.stat(tar) for tar in tars]  # noqa: PTH116
+    tar_sizes = np.array([tar.st_size for tar in found], np.int64)
     if (
         _unpack(arrays["tars"]) != [tar.name for tar in tars]
-        or not np.array_equal(arrays["tar_sizes"], sizes_now)
-        or times.shape != sizes_now.shape
+        or not np.array_equal(arrays["tar_sizes"], tar_sizes)
+        or not np.array_equal(arrays["tar_times"], [tar.st_mtime_ns for tar in found])
     ):
-        return None, []
+        return None
     names = tuple(_unpack(arrays["names"]))
     columns = []
     for name, dtype in (("shard", np.int32), ("offsets", np.int64), ("sizes", np.int64), ("labels", np.int32)):
         column = arrays[name]
         if column.dtype.kind not in "iu" or column.shape != (len(names),) or not np.can_cast(column.dtype, dtype):
-            return None, []
+            return None
         columns.append(column.astype(dtype, copy=False))
     shard, offsets, sizes, labels = columns
     if min(column.min() for column in columns) < 0 or shard.max() >= len(tars) or labels.max() >= MOST_CLASSES:
-        return None, []
-    if np.any(sizes > sizes_now[shard]) or np.any(offsets > sizes_now[shard] - sizes):
-        return None, []
-    return ShardedImages(tuple(map(str, tars)), shard, offsets, sizes, labels, names), times.tolist()
+        return None
+    if np.any(sizes > tar_sizes[shard]) or np.any(offsets > tar_sizes[shard] - sizes):
+        return None
+    return ImageSet(names, labels, Members(tuple(map(str, tars)), shard, offsets, sizes))
 
 
-def _agrees(images: ShardedImages, tars: Sequence[Path], others: Sequence[int]) -> bool:
-    """Whether what an index says of some tars is what they hold: where images lie, of what size and label."""
-    order = np.lexsort((images.offsets, images.shard))
-    starts, ends = (np.searchsorted(images.shard[order], others, side) for side in ("left", "right"))
-    said = np.stack([images.offsets, images.sizes, images.labels], axis=1)[order]
-    with ThreadPoolExecutor(16) as pool:
-        found = pool.map(index_tar, [tars[number] for number in others])
-        return all(np.array_equal(rows, said[i:j]) for (rows, _), i, j in zip(found, starts, ends, strict=True))
-
-
-def write_index(split_dir: Path, images: ShardedImages) -> None:
+def write_index(split_dir: Path, images: ImageSet) -> None:
     """Writes `index.npz` for `read_index`, complete or not at all.
 
     Raises:
       OSError: it cannot be written.
     """
-    described = [os.stat(tar) for tar in images.tars]  # noqa: PTH116
+    assert images.members is not None
+    tars, shard, offsets, sizes = images.members
+    found = [os.stat(tar) for tar in tars]  # noqa: PTH116
     with written_whole(split_dir / INDEX_FILE) as unfinished, unfinished.open("wb") as file:
         np.savez(
             file,
-            tars=_pack([Path(tar).name for tar in images.tars]),
-            tar_sizes=np.array([tar.st_size for tar in described], np.int64),
-            tar_times=np.array([tar.st_mtime_ns for tar in described], np.int64),
-            shard=images.shard,
-            offsets=images.offsets,
-            sizes=images.sizes,
+            tars=_pack([Path(tar).name for tar in tars]),
+            tar_sizes=np.array([tar.st_size for tar in found], np.int64),
+            tar_times=np.array([tar.st_mtime_ns for tar in found], np.int64),
+            shard=shard,
+            offsets=offsets,
+            sizes=sizes,
             labels=images.labels,
-            names=_pack(images.names),
+            names=_pack(images.files),
         )
 
 
@@ -247,8 +214,8 @@ def _unpack(array: np.ndarray) -> list[str]:
     return array.tobytes().decode("utf-8", "surrogateescape").split("\n")
 
 
-def index_tars(split_dir: Path, tars: Sequence[Path]) -> ShardedImages:
-    """The same from the headers of the tars."""
+def index_tars(split_dir: Path, tars: Sequence[Path]) -> ImageSet:
+    """Lists the images of a split from the headers of its tars."""
     # Many questions at a time: network file systems answer slowly.
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(index_tar, tars))
@@ -259,15 +226,12 @@ def index_tars(split_dir: Path, tars: Sequence[Path]) -> ShardedImages:
     if names is None:
         names = [f"{tars[s].name}/{name}" for s, name in zip(shard.tolist(), members, strict=True)]
     offsets, sizes, labels = numbers[order].T
-    return ShardedImages(
-        tuple(map(str, tars)), shard[order], offsets.copy(), sizes.copy(), labels.astype(np.int32), tuple(names)
-    )
+    members_of = Members(tuple(map(str, tars)), shard[order], offsets.copy(), sizes.copy())
+    return ImageSet(tuple(names), labels.astype(np.int32), members_of)
 
 
 def _original_names(split_dir: Path, members: Sequence[str]) -> tuple[Any, list[str] | None]:
     """The order of the files that `pack` packed, and their names, if it did: keys are line numbers of its list."""
-    from rn50_jax.data.formats.file_list import list_file, read_list
-
     file = list_file(split_dir)
     if not file.is_file():
         return slice(None), None
@@ -281,7 +245,7 @@ def _original_names(split_dir: Path, members: Sequence[str]) -> tuple[Any, list[
 
 
 def index_tar(tar: Path) -> tuple[np.ndarray, list[str]]:
-    """The images of one tar: int64 [N, 3] of offset, size and label; and the names of their members.
+    """Lists the images of one tar: int64 [N, 3] of offset, size and label; and the names of their members.
 
     Raises:
       UserError: it is damaged, cut off or empty, or a sample has no image or no label.

@@ -1,4 +1,4 @@
-"""Whether a data folder holds train/ and val/, or classes without a split.
+"""Data folders with train/ and val/, and those with classes but no split.
 
 No image is opened, and a folder is listed up to its first picture only: class folders may hold a million on a network.
 """

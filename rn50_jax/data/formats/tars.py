@@ -28,7 +28,7 @@ class Member(NamedTuple):
 
 
 def group_members(members: Iterable[Member]) -> list[list[Member]]:
-    """Samples: neighbours of the same key, without hidden files, as DALI's `wds2idx` sees them."""
+    """Returns the samples: neighbors of the same key, without hidden files, as DALI's `wds2idx` sees them."""
     samples: list[list[Member]] = []
     for member in members:
         if not member.key or member.key.endswith("/"):
@@ -41,7 +41,7 @@ def group_members(members: Iterable[Member]) -> list[list[Member]]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and suffix of a member: a suffix begins at the first dot after the last slash."""
+    """Returns key and suffix of a member: a suffix begins at the first dot after the last slash."""
     folder, slash, file = name.rpartition("/")
     key, _, suffix = file.partition(".")
     return folder + slash + key, suffix
@@ -50,11 +50,11 @@ def split_name(name: str) -> tuple[str, str]:
 def read_members(
     tar: Path, *, inside: Member | None = None, refuse: Callable[[str], None] | None = None
 ) -> list[Member]:
-    """The plain files of a tar, from its headers.
+    """Lists the plain files of a tar, from its headers.
 
     Args:
       inside: a member of it that is the tar to look into; offsets are in `tar` all the same.
-      refuse: told the name of each link, folder, pipe or device; without it they are passed over.
+      refuse: called with the name of each link, folder, pipe or device; without it they are passed over.
 
     Raises:
       UserError: it is no tar, cut off, or has a member that it cannot have.
@@ -149,38 +149,27 @@ def _read_simple(block: bytes) -> tuple[str, int] | None:
     return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape"), size
 
 
-def read_idx(tar: Path) -> list[list[Member]] | None:
-    """The samples that the `wds2idx` index of a tar lists, or None without one that can be read; it may be wrong."""
+def idx_text(tar: Path) -> str | None:
+    """Returns the index of a tar that DALI's `wds2idx` writes, version v1.2.
+
+    None where a name has a space or line break, which it cannot hold.
+    """
+    samples = group_members(read_members(tar))
+    if any(member.name.split() != [member.name] for sample in samples for member in sample):
+        return None
+    lines = [" ".join(f"{m.suffix} {m.offset} {m.size} {m.name}" for m in sample) for sample in samples]
+    return "".join(f"{line}\n" for line in [f"v1.2 {len(samples)}", *lines])
+
+
+def read_idx(tar: Path) -> str | None:
+    """Returns the text of a tar's index file; None if it cannot be read."""
     try:
         with open_regular(tar.with_suffix(".idx")) as file:
-            head, *lines = file.read().decode("utf-8", "surrogateescape").splitlines()
-        version, count = head.split()
-        if version not in ("v1.1", "v1.2") or int(count) != len(lines):
-            return None
-        return [list(_read_idx_line(line.split(" "), named=version == "v1.2")) for line in lines]
-    except (OSError, ValueError):
+            return file.read().decode("utf-8", "surrogateescape")
+    except OSError:
         return None
 
 
-def _read_idx_line(words: list[str], *, named: bool) -> Iterator[Member]:
-    # A name with a space in it makes a line unreadable, and then the tar's own headers are used.
-    each = 4 if named else 3
-    if not words or len(words) % each:
-        raise ValueError(words)
-    for at in range(0, len(words), each):
-        name = words[at + 3] if named else words[at]
-        yield Member(split_name(name)[0], words[at], int(words[at + 1]), int(words[at + 2]), name)
-
-
-def write_idx(tar: Path) -> bool:
-    """Writes the index file of a tar as DALI's `wds2idx` does; returns whether it could.
-
-    It cannot hold member names with spaces or line breaks, see the format in DALI's `wds2idx`, version v1.2.
-    """
-    samples = group_members(read_members(tar))
-    if any(len(member.name.split()) != 1 or member.name.split()[0] != member.name for s in samples for member in s):
-        return False
-    lines = [" ".join(f"{m.suffix} {m.offset} {m.size} {m.name}" for m in sample) for sample in samples]
-    text = "".join(f"{line}\n" for line in [f"v1.2 {len(samples)}", *lines])
+def write_idx(tar: Path, text: str) -> None:
+    """Writes the index file of a tar."""
     write_whole(tar.with_suffix(".idx"), text.encode("utf-8", "surrogateescape"))
-    return True

@@ -1,4 +1,4 @@
-"""What of an image file may reach DALI: its decoders crash the process on some valid files, and misread others.
+"""The only way to DALI for image files: its decoders crash the process on some valid ones, and misread others.
 
 JPEG, PNG and WebP whose headers are plain are decoded by DALI. TIFF, BMP, PNM, JPEG 2000, the few JPEGs of four
 components without Adobe's mark and what DALI cannot take apart are decoded by Pillow, and reach DALI as bare pixels
@@ -9,8 +9,9 @@ that are turned upright. Everything else is refused by name. `to_rgb` has Pillow
 import io
 import logging
 import re
-import struct
 import warnings
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,9 @@ from rn50_jax.data.images.headers import (
     PICTURES,
     Header,
     ImageProblem,
+    IncompleteError,
     damaged,
     png_chunks,
-    read_bmp,
     read_jpeg,
     read_png,
     read_webp,
@@ -89,15 +90,14 @@ def to_decodable(data: bytes, rendering: Rendering = AS_STORED) -> bytes:
     orientation = read_orientation(data, found) if rendering.exif_rotation else 1
     rotated = orientation != 1 and found != "JPEG"
     transparent = rendering.background and may_be_transparent(data, found)
-    if (header.by_dali or found == "PNG") and not (rotated or transparent) and parsable(data, found):
-        plain = data if header.by_dali else _without_animation(data)
-        return with_plain_tag(plain, found, orientation) if rendering.exif_rotation else plain
+    if header.by_dali and not (rotated or transparent) and parsable(data, found):
+        return with_plain_tag(data, found, orientation) if rendering.exif_rotation else data
     image = _decode(data, found, rendering.background, orientation)
     return b"P6\n%d %d\n255\n" % image.size + image.tobytes()
 
 
 def to_rgb(data: bytes, rendering: Rendering = AS_STORED) -> Image.Image:
-    """Returns what Pillow decodes of a file, also where DALI could: RGB, 16 bits of grey rounded to 8.
+    """Returns what Pillow decodes of a file, also where DALI could: RGB, 16 bits of gray rounded to 8.
 
     Raises:
       ImageProblem: it is not to be decoded, or Pillow cannot.
@@ -123,7 +123,7 @@ def diagnose(problem: ImageProblem, data: bytes) -> ImageProblem:
 
 
 def ends_well(found: str, head: bytes, tail: bytes, size: int) -> bool:
-    """Returns whether the last bytes are those of a whole file; False where they do not tell."""
+    """Returns whether the last bytes are those of a whole file; False where that cannot be known."""
     if found == "JPEG":
         return tail.rstrip(b"\0").endswith(b"\xff\xd9")
     if found == "PNG":
@@ -138,24 +138,13 @@ def quiet_decoders() -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
-def _without_animation(data: bytes) -> bytes:
-    """An animated PNG as a plain one of its default image; DALI would take another frame."""
-    kept, end = [data[:8]], 8
-    for name, start, end in png_chunks(data):
-        if name not in (b"acTL", b"fcTL"):
-            kept.append(data[start:end])
-    return b"".join(kept) + data[end:]  # frames behind the default image have chunks that no decoder needs to know
-
-
 def _critical(data: bytes, *, transparency: bool) -> bytes:
     """A PNG of what decides its pixels; texts, profiles and animations may be of kinds that Pillow refuses."""
-    kept, at = [data[:8]], 8
-    while len(data) >= at + 8:
-        length, name = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
-        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or (name == b"tRNS" and transparency):
-            kept.append(data[at:end])
-        at = end
+    kept, wanted = [data[:8]], (b"IHDR", b"PLTE", b"IDAT", b"IEND", *((b"tRNS",) if transparency else ()))
+    with suppress(IncompleteError):  # Pillow says what it lacks
+        for name, start, end in png_chunks(data, last=b"IEND"):
+            if name in wanted:
+                kept.append(data[start:end])
     return b"".join(kept)
 
 
@@ -178,7 +167,7 @@ def _read_by_pillow(data: bytes, found: str) -> Header:
     except Exception as error:  # Pillow raises all kinds for damaged files
         raise _as_problem(error, found) from None
     if width < 1 or height < 1:
-        raise damaged(f"{width} x {height} pixels")
+        raise damaged(f"a {found} of {width} x {height} pixels")
     return Header(found, width, height, False)
 
 
@@ -186,10 +175,7 @@ _READERS: dict[str, Any] = {
     "JPEG": read_jpeg,
     "PNG": read_png,
     "WebP": read_webp,
-    "BMP": read_bmp,
-    "TIFF": lambda data: _read_by_pillow(data, "TIFF"),
-    "PNM": lambda data: _read_by_pillow(data, "PNM"),
-    "JPEG 2000": lambda data: _read_by_pillow(data, "JPEG 2000"),
+    **{kind: partial(_read_by_pillow, found=kind) for kind in ("BMP", "TIFF", "PNM", "JPEG 2000")},
 }
 
 

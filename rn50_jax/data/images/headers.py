@@ -1,4 +1,4 @@
-"""What the first bytes of a file tell of an image: its format and size, or why it is not to be decoded."""
+"""Format and size of an image by the first bytes of its file, or the reason why it is not to be decoded."""
 
 import struct
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class IncompleteError(ImageProblem):
 
 
 class Header(NamedTuple):
-    """What the first bytes of an image tell, and whether DALI decodes it, or else Pillow."""
+    """Format and size of an image. by_dali: it is decoded by DALI, or else by Pillow."""
 
     format: str
     width: int
@@ -53,12 +53,12 @@ class Header(NamedTuple):
 
 
 def unusual(what: str) -> ImageProblem:
-    """Says that images of this kind are not decoded."""
+    """Returns the problem of images of a kind that is not decoded."""
     return ImageProblem("unknown format", what)
 
 
 def damaged(what: str) -> ImageProblem:
-    """Says what no image of this format has."""
+    """Returns the problem of a file with what no image of its format has."""
     return ImageProblem("damaged", what)
 
 
@@ -123,13 +123,14 @@ def read_png(data: bytes) -> Header:
         raise damaged("a PNG whose header is no PNG's")
     if interlace > 1 or not 0 < width < 2**31 or not 0 < height < 2**31:
         raise damaged(f"a PNG of {width} x {height} pixels")
-    return Header("PNG", width, height, not any(name == b"acTL" for name, _, _ in png_chunks(data)))
+    animated = any(name == b"acTL" for name, _, _ in png_chunks(data, last=b"IDAT"))
+    return Header("PNG", width, height, not animated)
 
 
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yields name, start and end of a PNG's chunks up to its pixels."""
+def png_chunks(data: bytes, *, last: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yields name, start and end of a PNG's chunks, up to the first one called `last`; raises IncompleteError."""
     at, name = 8, b""
-    while name != b"IDAT":
+    while name != last:
         if len(data) < at + 8:
             raise IncompleteError
         length, name = struct.unpack_from(">I4s", data, at)
@@ -161,17 +162,3 @@ def read_webp(data: bytes) -> Header:
     if not width or not height:
         raise damaged(f"a WebP of {width} x {height} pixels")
     return Header("WebP", width, height, not animated)
-
-
-def read_bmp(data: bytes) -> Header:
-    """Reads the header of a BMP; raises as `decodable.read_header`."""
-    if len(data) < 34:
-        raise IncompleteError
-    size, width, height, planes, bits, coding = struct.unpack_from("<IiiHHI", data, 14)
-    if size not in (40, 52, 56, 64, 108, 124):
-        raise unusual("it is a BMP with an unusual header")
-    if not width > 0 or height in (0, -(2**31)) or planes != 1:
-        raise damaged(f"a BMP of {width} x {height} pixels")
-    if (coding or bits not in (1, 4, 8, 24, 32)) and (coding, bits) != (3, 32):
-        raise unusual(f"it is a BMP of an unusual kind, {bits} bits a pixel, coding {coding}")
-    return Header("BMP", width, abs(height), False)

@@ -6,6 +6,8 @@ import zlib
 
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from rn50_jax.data.images.headers import png_chunks
+
 _TAG = 0x112
 # What turns an image upright, by the tag's value, as in `PIL.ImageOps.exif_transpose`.
 _TURNS = {
@@ -63,7 +65,8 @@ def with_plain_tag(data: bytes, found: str, orientation: int) -> bytes:
     if found == "JPEG":
         return _jpeg_with_tag(data, orientation)
     if found == "PNG":
-        return b"".join([data[:8], *(chunk for name, chunk in _chunks(data) if name != b"eXIf")])
+        chunks = png_chunks(data, last=b"IEND")
+        return b"".join([data[:8], *(data[start:end] for name, start, end in chunks if name != b"eXIf")])
     if data[12:16] == b"VP8X" and data[20] & 8:  # a WebP that announces EXIF
         return data[:20] + bytes([data[20] & ~8]) + data[21:]
     return data
@@ -87,20 +90,10 @@ def _jpeg_with_tag(data: bytes, orientation: int) -> bytes:
             kept.append(data[start:at])
 
 
-def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Names and bytes of a PNG's chunks; what is behind the last belongs to it."""
-    chunks, at, name = [], 8, b""
-    while name != b"IEND":
-        length, name = struct.unpack_from(">I4s", data, at)
-        chunks.append((name, data[at : at + 12 + length]))
-        at += 12 + length
-    return chunks
-
-
 def _metadata(data: bytes) -> bytes:
     """A PNG's header and EXIF, or else its texts, which may hold EXIF too, wherever they are, without pixels."""
-    chunks = _chunks(data)
+    chunks = [(name, data[start:end]) for name, start, end in png_chunks(data, last=b"IEND")]
     wanted = [b"eXIf"] if any(name == b"eXIf" for name, _ in chunks) else [b"tEXt", b"zTXt", b"iTXt"]
-    told = [chunk for name, chunk in chunks if name in wanted]
+    kept = [chunk for name, chunk in chunks if name in wanted]
     no_pixels = struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT"))
-    return b"".join([data[:33], *told, no_pixels])
+    return b"".join([data[:33], *kept, no_pixels])

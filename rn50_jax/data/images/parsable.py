@@ -1,10 +1,12 @@
-"""Which whole files nvImageCodec, DALI's decoder, can take apart.
+"""The files that nvImageCodec, DALI's decoder, can take apart.
 
 It does so in several threads for batches of 32 and more, and what it cannot take apart in one of them ends the process.
 Its parsers are stricter than other decoders: whatever is refused here, Pillow is asked.
 """
 
 import struct
+
+from rn50_jax.data.images.headers import IncompleteError, png_chunks
 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -17,7 +19,7 @@ def parsable(data: bytes, found: str) -> bool:
     """
     try:
         return _WALKS[found](data)
-    except (IndexError, struct.error):  # it ends too early
+    except (IndexError, struct.error, IncompleteError):  # it ends too early
         return False
 
 
@@ -41,12 +43,7 @@ def _walk_jpeg(data: bytes) -> bool:
 
 def _walk_png(data: bytes) -> bool:
     """The chunks lead to the last one."""
-    at = 8
-    while True:
-        length, name = struct.unpack_from(">I4s", data, at)
-        if name == b"IEND":
-            return True
-        at += 12 + length
+    return any(name == b"IEND" for name, _, _ in png_chunks(data, last=b"IEND"))
 
 
 def _walk_webp(data: bytes) -> bool:

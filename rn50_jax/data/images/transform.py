@@ -1,12 +1,10 @@
-"""How an image becomes the pixels that the network sees."""
+"""The values by which an image becomes the pixels that the network sees."""
 
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
 
 class Rendering(NamedTuple):
-    """What a file's pixels are, before they are cropped and resized.
+    """The pixels of a file, before they are cropped and resized.
 
     exif_rotation: photographs are turned upright, as their EXIF tag says. background: red, green and blue (0 to 255)
     that transparent images are laid over, as `PIL.Image.alpha_composite` does; (): their alpha channel is dropped.
@@ -19,11 +17,6 @@ class Rendering(NamedTuple):
 AS_STORED = Rendering()
 
 
-def rendering_of(config: ConfigDict) -> Rendering:
-    """Returns the rendering of a config's images, in training and evaluation."""
-    return Rendering(config.data.exif_rotation, tuple(config.data.background))
-
-
 def eval_resize(image_size: int, resize: int) -> int:
-    """Returns the pixels of the shorter side before the centre crop: `resize`, or for 0 as 256 to 224, rounded."""
+    """Returns the pixels of the shorter side before the center crop: `resize`, or for 0 as 256 to 224, rounded."""
     return resize or round(image_size * 256 / 224)

@@ -9,7 +9,7 @@ from rn50_jax.data.images.headers import png_chunks
 def may_be_transparent(data: bytes, found: str) -> bool:
     """Returns whether the header of a JPEG, PNG or WebP, known to be sound, leaves room for transparency."""
     if found == "PNG":
-        return data[25] in (4, 6) or any(name == b"tRNS" for name, _, _ in png_chunks(data))
+        return data[25] in (4, 6) or any(name == b"tRNS" for name, _, _ in png_chunks(data, last=b"IDAT"))
     if found == "WebP":
         if data[12:16] == b"VP8L":
             return bool(data[24] & 0x10)

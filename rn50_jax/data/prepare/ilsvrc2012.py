@@ -1,4 +1,4 @@
-"""The official archives of ILSVRC2012: what is in them, and their images as class folders."""
+"""The official archives of ILSVRC2012: their content, and their images as class folders."""
 
 import gzip
 import hashlib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Part(NamedTuple):
 
 
 def plan(train: Path, val: Path, out: Path, devkit: Devkit) -> list[Part]:
-    """What is to be extracted: every class of both splits whose folder is not there.
+    """Lists what is to be extracted: every class of both splits whose folder is not there.
 
     Raises:
       UserError: an archive is damaged, cut off, or has other classes.
@@ -201,15 +201,10 @@ def _extract_one(part: Part, stop: threading.Event, advance: Advance) -> None:
 
 
 def wrong_md5(file: Path, advance: Advance) -> str | None:
-    """The MD5 of an archive if it is not the published one; None if it is. `advance` is told of bytes read."""
+    """Returns the MD5 of an archive if it is not the published one; `advance` is called with the bytes read."""
     digest = hashlib.md5(usedforsecurity=False)
     with file.open("rb") as opened:
-        for block in _blocks(opened):
+        for block in iter(partial(opened.read, 2**22), b""):
             digest.update(block)
             advance(len(block))
     return None if digest.hexdigest() == MD5[file.name] else digest.hexdigest()
-
-
-def _blocks(file: Any) -> Iterator[bytes]:
-    while block := file.read(2**22):
-        yield block

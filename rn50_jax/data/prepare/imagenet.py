@@ -18,7 +18,7 @@ from rn50_jax.runtime.progress_bar import progress
 
 
 class Expected(NamedTuple):
-    """What the archives must hold. synsets: sorted."""
+    """The content that the archives must have. synsets: sorted."""
 
     synsets: tuple[str, ...]
     train: int
@@ -26,14 +26,14 @@ class Expected(NamedTuple):
 
 
 def imagenet() -> Expected:
-    """The whole of ILSVRC2012."""
+    """Returns that of the whole of ILSVRC2012."""
     return Expected(likely_names(1000), IMAGENET_IMAGES["train"], IMAGENET_IMAGES["val"])
 
 
 def prepare(
     archives: Path, out: Path, expected: Expected, *, check: bool = False, workers: int = 1, spare: int = 0
 ) -> None:
-    """Extracts `out/train/<synset>/*.JPEG` and `out/val/<synset>/*.JPEG`; the same call goes on after an interruption.
+    """Extracts `out/train/<synset>/*.JPEG` and `out/val/<synset>/*.JPEG`; called again, it continues.
 
     A class's folder gets its name when all its images are there; no name in an archive leads out of `out`.
 

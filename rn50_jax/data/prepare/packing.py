@@ -9,7 +9,7 @@ import numpy as np
 from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.data.formats.file_list import read_list
 from rn50_jax.data.formats.shards import DATASET_FILE, has_shards, index_tars, list_tars, read_description, write_index
-from rn50_jax.data.formats.tars import read_idx, read_members, write_idx
+from rn50_jax.data.formats.tars import idx_text, read_idx, write_idx
 from rn50_jax.data.image_set import check_same_classes
 from rn50_jax.data.prepare.output import holding, require_space, telling_of_the_disk
 from rn50_jax.data.prepare.shard_writer import FORMAT, PackedSplit, bytes_to_write, fingerprint, pack, plan_split
@@ -109,13 +109,14 @@ def index_folder(root: Path, class_names: Sequence[str] | None) -> str:
                     advance(1)
             images = index_tars(split_dir, tars)
             write_index(split_dir, images)
-            counts = np.bincount(images.shard, minlength=len(tars)).tolist()
+            assert images.members is not None
+            counts = np.bincount(images.members.tar, minlength=len(tars)).tolist()
             sizes = [tar.stat().st_size for tar in tars]
             shards = [{"file": t.name, "images": n, "bytes": b} for t, n, b in zip(tars, counts, sizes, strict=True)]
-            splits[split_dir.name] = {"images": len(images.names), "shards": shards}
+            splits[split_dir.name] = {"images": len(images.files), "shards": shards}
             most = max(most, int(images.labels.max()))
             lines.append(
-                f"{split_dir}: {counted(len(images.names), 'image')} in "
+                f"{split_dir}: {counted(len(images.files), 'image')} in "
                 f"{counted(len(tars), 'shard')}, {counted(new, '.idx file')} written"
             )
         names = list(class_names or described.get("class_names") or map(str, range(most + 1)))
@@ -131,10 +132,10 @@ def index_folder(root: Path, class_names: Sequence[str] | None) -> str:
 
 def _renew_idx(tar: Path) -> bool:
     """Writes the index file of a tar if it lacks one that fits; returns whether it did."""
-    listed = read_idx(tar)
-    if listed is not None and [m for sample in listed for m in sample] == read_members(tar):
-        return False
-    if not write_idx(tar):
+    text = idx_text(tar)
+    if text is None:
         warn(f"{tar} has names with spaces, which DALI's index files cannot hold: it gets none, and needs none here")
-        return False
-    return True
+    elif text != read_idx(tar):
+        write_idx(tar, text)
+        return True
+    return False

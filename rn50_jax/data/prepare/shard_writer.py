@@ -1,4 +1,4 @@
-"""Packs images into WebDataset tar shards, the same bytes each time, and goes on where it was interrupted."""
+"""Packs images into WebDataset tar shards, the same bytes each time, and continues where it was interrupted."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from rn50_jax.data.formats.class_folders import SUFFIXES
 from rn50_jax.data.formats.file_list import list_file, listable, write_list
 from rn50_jax.data.formats.shards import DATASET_FILE, JOURNAL, index_tars, write_index
-from rn50_jax.data.formats.tars import BLOCK, Member, read_idx, read_members, write_idx
+from rn50_jax.data.formats.tars import BLOCK, idx_text, read_idx, write_idx
 from rn50_jax.data.images.decodable import read_header
 from rn50_jax.data.images.headers import DECODABLE, ImageProblem
 from rn50_jax.data.prepare.output import telling_of_the_disk
@@ -31,7 +31,7 @@ _SUFFIX_OF = dict(zip(DECODABLE, (".jpg", ".png", ".webp", ".bmp", ".tif", ".ppm
 
 
 class PackedSplit(NamedTuple):
-    """What a split is packed from.
+    """The images of a split, and their shards.
 
     files: N paths relative to the data folder; keys in the tars are positions in it. labels: int32 [N]. sizes: int64
     [N], bytes. shards: which files are in which tar, in their order there.
@@ -52,7 +52,7 @@ class _Facts(TypedDict):
 
 
 class _Journal(TypedDict):
-    """What an unfinished pack has done. plan: see `fingerprint`. done: by "<split>/<shard>"."""
+    """The state of an unfinished pack. plan: see `fingerprint`. done: by "<split>/<shard>"."""
 
     plan: str
     done: dict[str, _Facts]
@@ -97,7 +97,7 @@ def plan_split(
 
 
 def fingerprint(class_names: Sequence[str], splits: dict[str, PackedSplit]) -> str:
-    """A hash of everything that decides the shards, but for what is in the images."""
+    """Returns a hash of everything that decides the shards, but for what is in the images."""
     digest = hashlib.sha256(json.dumps(class_names).encode())
     for name, split in splits.items():
         digest.update(json.dumps([name, split.files]).encode())
@@ -124,7 +124,7 @@ def pack(
     Args:
       root: data folder.
       out: folder to pack into, empty or holding an unfinished pack of the same.
-      advance: told how many images more are packed or verified: in all, twice their number.
+      advance: called with the number of images more that are packed or verified: in all, twice their number.
 
     Returns:
       What is in `dataset.json`, see docs/data.md.
@@ -175,7 +175,7 @@ def pack(
 
 
 def bytes_to_write(out: Path, splits: dict[str, PackedSplit]) -> int:
-    """The size of all shards, without those that are there."""
+    """Returns the size of all shards, without those that are there."""
     there = sum(tar.stat().st_size for name in splits for tar in (out / name).glob("*.tar"))
     return (
         sum(int(_room(split.sizes).sum()) + len(split.shards) * tarfile.RECORDSIZE for split in splits.values()) - there
@@ -188,7 +188,7 @@ def _room(sizes: np.ndarray) -> np.ndarray:
 
 
 def _open_journal(out: Path, plan: str) -> _Journal:
-    """What an interrupted pack has done; a new one for an empty folder."""
+    """Reads the state of an interrupted pack; makes one for an empty folder."""
     journal = out / JOURNAL
     try:
         state = read_json(journal, _Journal)
@@ -224,7 +224,7 @@ def _write_shard(root: Path, tar: Path, split: PackedSplit, images: np.ndarray, 
         for part in _tar_parts(root, split, images, stop):
             file.write(part)
             digest.update(part)
-    write_idx(tar)
+    write_idx(tar, idx_text(tar) or "")
     return {"images": len(images), "bytes": tar.stat().st_size, "sha256": digest.hexdigest()}
 
 
@@ -267,8 +267,8 @@ def _verify_shard(tar: Path, facts: _Facts) -> int:
     """Reads a shard again and compares it and its index with what was written; returns its number of images."""
     with tar.open("rb") as file:
         same = hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
-    listed: list[Member] = [member for sample in read_idx(tar) or [] for member in sample]
-    if not same or listed != read_members(tar) or len(listed) != 2 * facts["images"]:
+    text = idx_text(tar) if same else None
+    if text is None or text != read_idx(tar) or text.count("\n") != facts["images"] + 1:
         tar.unlink()
         raise UserError(
             f"{tar} does not read back as it was written (is the disk failing?); run the same command again"

@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.loading import open_data
 from helpers.trees import make_config
 from PIL import Image
 
 from rn50_jax.config.derived import make_plan
-from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.formats import shards, splits
 from rn50_jax.data.formats.class_folders import scan_split, visible_entries
 from rn50_jax.data.formats.imagenet_names import human_names
 from rn50_jax.data.image_set import ImageSet, check_class_names, fingerprint, names_from_root
-from rn50_jax.data.loader import changed_fact, stream_facts
 from rn50_jax.data.prepare.digits import write_digits
 from rn50_jax.data.sampler import crop_seed, eval_order, train_order
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import folder_written_whole
+from rn50_jax.training.stream_facts import changed_fact, stream_facts
 
 
 def test_digits_are_real_and_split_once_and_for_all(digits: Path) -> None:
@@ -67,7 +67,7 @@ def test_class_folder_may_be_a_link(tree: Path, tmp_path_factory: pytest.TempPat
     other = tmp_path_factory.mktemp("other")
     (other / "train").symlink_to(tree / "train")
     (other / "val").symlink_to(tree / "val")
-    assert open_dataset(make_config(other)).class_names == ("ant", "bee", "cat")
+    assert open_data(make_config(other)).class_names == ("ant", "bee", "cat")
 
 
 @pytest.mark.parametrize(
@@ -82,15 +82,15 @@ def test_class_folder_may_be_a_link(tree: Path, tmp_path_factory: pytest.TempPat
 def test_damaged_trees_are_refused(tree: Path, damage: Any, message: str) -> None:
     damage(tree)
     with pytest.raises(UserError) as error:
-        open_dataset(make_config(tree))
+        open_data(make_config(tree))
     assert message in str(error.value)
 
 
 def test_missing_data_and_wrong_class_count(tree: Path) -> None:
     with pytest.raises(UserError, match=r"data.dir='/nowhere' is not a folder; pass --config.data.dir=DIR"):
-        open_dataset(make_config("/nowhere"))
+        open_data(make_config("/nowhere"))
     with pytest.raises(UserError, match=r"num_classes=7, but .* has 3 classes"):
-        open_dataset(make_config(tree, ("model.num_classes", "7")))
+        open_data(make_config(tree, ("model.num_classes", "7")))
 
 
 def test_class_names_of_a_checkpoint_must_fit() -> None:
@@ -142,7 +142,7 @@ def test_names_from_the_root() -> None:
 
 def test_what_differs_from_a_checkpoint_is_named(tree: Path) -> None:
     config = make_config(tree)
-    facts = stream_facts(config, open_dataset(config).train, make_plan(config, num_images=22, num_devices=1))
+    facts = stream_facts(config, open_data(config).train, make_plan(config, num_images=22, num_devices=1))
     saved = json.loads(json.dumps(facts))
     assert changed_fact(saved, facts) is None
     others = {"the training set": "22 images, 0123456789abcdef", "config.seed": 8, "what a newer version knows": 1}
@@ -213,7 +213,7 @@ def test_folders_that_cannot_be_read_are_named(tree: Path, name: str) -> None:
         if user == 0:
             os.seteuid(65534)
         with pytest.raises(UserError, match="cannot be read: Permission denied; see its permissions"):
-            open_dataset(make_config(tree))
+            open_data(make_config(tree))
     finally:
         os.seteuid(user)
         denied.chmod(0o755)

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 import pytest
 from helpers.damage import KINDS, write_kinds
+from helpers.loading import eval_data, open_data
 from helpers.tiny import bits
 from helpers.trees import make_config
 
 from rn50_jax.config.derived import make_plan
-from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.formats.file_list import write_list
-from rn50_jax.data.loader import eval_batches, stream_facts
 from rn50_jax.distributed.devices import make_mesh
+from rn50_jax.training.stream_facts import stream_facts
 
 
 def write_shards(root: Path, target: Path) -> None:
@@ -57,14 +57,14 @@ def test_folders_shards_and_lists_give_the_same_stream(digits: Path, tmp_path: P
     # A run may go on from folders to a list of the same files, in the middle of an epoch.
     config = make_config(digits)
     plan = make_plan(config, num_images=1500, num_devices=2)
-    facts = [stream_facts(c, open_dataset(c).train, plan) for c in (config, make_config(digits, *lists))]
+    facts = [stream_facts(c, open_data(c).train, plan) for c in (config, make_config(digits, *lists))]
     assert facts[0] == facts[1]
 
 
 def test_a_shard_that_went_bad_is_left_out_like_files(digits: Path, tmp_path: Path) -> None:
     write_shards(digits, tmp_path)
     config = make_config(tmp_path, ("batch_size", "99"))
-    dataset = open_dataset(config)
+    dataset = open_data(config)
     members = dataset.val.members
     assert members is not None
     with (tmp_path / "val/1.tar").open("r+b") as tar:
@@ -72,7 +72,7 @@ def test_a_shard_that_went_bad_is_left_out_like_files(digits: Path, tmp_path: Pa
             tar.seek(members.offset[index])
             tar.write(b"no image")
     mesh = make_mesh(jax.devices()[:1])
-    weights = np.concatenate([np.asarray(b["weight"])[0] for b in eval_batches(config, dataset.val, mesh)])
+    weights = np.concatenate([np.asarray(b["weight"])[0] for b in eval_data(config, dataset.val, mesh)])
     assert np.flatnonzero(weights == 0).tolist() == [200, 250]
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from conftest import Run
 from helpers.damage import encode, make_photo, write_kinds
+from helpers.loading import decode_data
 from helpers.trees import make_config
 from PIL import Image
 
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.data.images.pillow import decode
-from rn50_jax.inference.image_files import Decoded, decode_files, find_images
+from rn50_jax.inference.image_files import Decoded, find_images
 from rn50_jax.inference.trained_model import load_run
 from rn50_jax.predict import make_classifier
 
@@ -139,7 +140,7 @@ def test_the_same_files_are_refused_for_the_same_reasons(tmp_path: Path) -> None
     files = list(find_images([str(tmp_path)]))
 
     def decoded(*, by_pillow: bool) -> list[Decoded]:
-        return [item for file in files for item in decode_files(config, [file], by_pillow=by_pillow)]
+        return [item for file in files for item in decode_data(config, [file], by_pillow=by_pillow)]
 
     dali, pillow = decoded(by_pillow=False), decoded(by_pillow=True)
     assert {item.file: item.problem for item in pillow} == {item.file: item.problem for item in dali}

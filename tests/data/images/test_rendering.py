@@ -12,19 +12,19 @@ import jax
 import numpy as np
 import pytest
 from helpers.damage import encode, make_photo
+from helpers.loading import decode_data, eval_data, open_data
 from helpers.trees import make_config
 from PIL import Image, ImageOps
 
 from rn50_jax.config.derived import make_plan
 from rn50_jax.data import dali
-from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.images import pillow
 from rn50_jax.data.images.decodable import quiet_decoders, to_decodable
 from rn50_jax.data.images.transform import Rendering, eval_resize
-from rn50_jax.data.loader import changed_fact, eval_batches, stream_facts
 from rn50_jax.distributed.devices import make_mesh
-from rn50_jax.inference.image_files import Found, decode_files
+from rn50_jax.inference.image_files import Found
+from rn50_jax.training.stream_facts import changed_fact, stream_facts
 
 SIZES = {"image_size": 32, "resize": 40}
 UPRIGHT = Rendering(exif_rotation=True)
@@ -83,7 +83,8 @@ def crops(files: list[Path], rendering: Rendering) -> np.ndarray:
     pipeline = dali.train_pipeline(
         images,
         np.arange(len(files)),
-        decoding=dali.Decoding("torchvision", rendering=rendering),
+        transform="torchvision",
+        rendering=rendering,
         image_size=32,
         crops=dali.Crops((0.1, 0.6), (0.5, 1.0), 0.5),
         batch_size=len(files),
@@ -254,12 +255,12 @@ def test_every_way_to_the_network_follows_the_config(tmp_path: Path) -> None:
     config = make_config(tmp_path, *keys)
     plain = dali.make_decoder(transform="torchvision", **SIZES, workers=1)
     wanted = [plain(encode(image, "PNG")) for image in (upright(phone), composited(logo))]
-    images = open_dataset(config).val
-    (batch,) = eval_batches(config, images, make_mesh(jax.devices()[:1]))
+    images = open_data(config).val
+    (batch,) = eval_data(config, images, make_mesh(jax.devices()[:1]))
     np.testing.assert_array_equal(np.asarray(batch["image"])[0, :2], wanted)
-    decoded = list(decode_files(config, [Found(file) for file in images.files]))
+    decoded = list(decode_data(config, [Found(file) for file in images.files]))
     np.testing.assert_array_equal([item.image for item in decoded], wanted)
-    by_pillow = list(decode_files(config, [Found(file) for file in images.files], by_pillow=True))
+    by_pillow = list(decode_data(config, [Found(file) for file in images.files], by_pillow=True))
     for item, image in zip(by_pillow, (upright(phone), composited(logo)), strict=True):
         np.testing.assert_array_equal(item.image, pillow.decode(encode(image, "PNG"), **SIZES))
 
@@ -284,5 +285,5 @@ def test_the_shorter_side_keeps_its_proportion_to_the_crop(tmp_path: Path) -> No
     config = make_config(tmp_path, ("data.image_size", "48"), ("data.resize", "0"))
     plain = dali.make_decoder(transform="torchvision", image_size=48, resize=55, workers=1)
     wanted = plain(encode(photo, "PNG"))
-    (batch,) = eval_batches(config, open_dataset(config, need_train=False).val, make_mesh(jax.devices()[:1]))
+    (batch,) = eval_data(config, open_data(config, need_train=False).val, make_mesh(jax.devices()[:1]))
     np.testing.assert_array_equal(np.asarray(batch["image"])[0, 0], wanted)

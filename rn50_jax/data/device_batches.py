@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rn50_jax.data.dali import DecodeError, Delivery, deliver, make_decoder
+from rn50_jax.data.dali import DecodeError, Delivery, deliver, make_check
 from rn50_jax.data.image_set import ImageSet, read_image
-from rn50_jax.data.images.decodable import diagnose
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.errors import UserError
 
@@ -17,7 +16,7 @@ _TRIES = 3  # of a batch in which nothing is found wrong
 
 
 class Part(NamedTuple):
-    """What one device sees of an epoch; bad images are exchanged in place.
+    """The images of one device in an epoch; bad ones are replaced in place.
 
     order: int64 [steps, B], indices of images. weights: float32 [steps, B].
     """
@@ -27,10 +26,9 @@ class Part(NamedTuple):
 
 
 Make = Callable[[np.ndarray, bytes | None], Any]
-Decode = Callable[[bytes], np.ndarray]
 
 
-def stream(
+def device_batches(
     images: ImageSet,
     part: Part,
     make: Make,
@@ -40,16 +38,16 @@ def stream(
     position: bytes | None = None,
     remember: bool = True,
 ) -> Iterator[Delivery]:
-    """The batches of `part` from step `start` on; an image that cannot be decoded is exchanged for a good one.
+    """Yields the batches of `part` from step `start` on, with a good image in place of each that cannot be decoded.
 
     The good one is the first of the set, with weight 0. All other images get the pixels that they would have had, as
-    random crops belong to places in the stream, not to files.
+    random crops belong to places in the order, not to files.
 
     Args:
-      make: a pipeline for indices int [N] that goes on from a position.
-      report: told of each bad image, by its index, and why; may raise.
+      make: makes a pipeline for indices int [N] that continues from a position.
+      report: called with the index of each bad image and the reason; may raise.
       position: of an earlier delivery, the one before `start`.
-      remember: deliveries have positions, and pipelines can be made from them; otherwise one starts anew where it must.
+      remember: deliveries have positions, from which pipelines can be made; otherwise one starts at the failed batch.
     """
     step = start
 
@@ -66,8 +64,8 @@ def stream(
             return
         except DecodeError:
             pass
-        # Which image it was, DALI does not say, and it has read ahead. Until it is found, batches go one by one, with
-        # all that follow standing in as good images: each either comes out as it always would, or is the bad one.
+        # DALI has read ahead and does not name the image. Until it is found, batches go one by one, with good images
+        # in place of all that follow: each either comes out as it always would, or is the bad one.
         good = first_good(images)
         for _ in range(min(_HORIZON, len(part.order) - step)):
             repaired, tries = False, 0
@@ -83,7 +81,7 @@ def stream(
                     if tries == _TRIES:
                         names = ", ".join(images.files[index] for index in part.order[step, :3])
                         raise UserError(f"a batch cannot be decoded, with {names} and others in it: {error}") from error
-                    _exchange(part, step, good, bad, report)
+                    _replace(part, step, good, bad, report)
                     repaired = True
             step, position = step + 1, delivery.position
             yield _numbered(delivery, step - 1)
@@ -92,21 +90,21 @@ def stream(
 
 
 def _numbered(delivery: Delivery, step: int) -> Delivery:
-    """With places in the whole of a device's epoch, also if a pipeline has started anew."""
+    """With places in the whole of a device's epoch, also if the pipeline began within it."""
     count = len(delivery.places)
     return delivery._replace(places=np.arange(step * count, (step + 1) * count, dtype=np.int32))
 
 
 def _find_bad(images: ImageSet, indices: np.ndarray) -> dict[int, str]:
-    """Which of a batch's images cannot be decoded, and why."""
-    decode = _probe()
-    return {index: why for index in np.unique(indices).tolist() if (why := _what_is_wrong(images, index, decode))}
+    """Returns which of a batch's images cannot be decoded, and the reasons."""
+    check = make_check()
+    return {index: why for index in np.unique(indices).tolist() if (why := _what_is_wrong(images, index, check))}
 
 
 def _find_bad_crops(
     pipeline: Callable[[np.ndarray], Iterator[Delivery]], order: np.ndarray, step: int, good: int
 ) -> dict[int, str]:
-    """Which images of a batch are decoded whole, but not the crop that they get here."""
+    """Returns which images of a batch can be decoded whole, but not the crop that they get here."""
     bad = {}
     for place, index in enumerate(order[step].tolist()):
         alone = np.full_like(order, good)
@@ -118,7 +116,7 @@ def _find_bad_crops(
     return bad
 
 
-def _exchange(part: Part, step: int, good: int, bad: dict[int, str], report: Callable[[int, str], None]) -> None:
+def _replace(part: Part, step: int, good: int, bad: dict[int, str], report: Callable[[int, str], None]) -> None:
     for index, why in bad.items():
         report(index, why)
         places = part.order[step] == index
@@ -126,30 +124,24 @@ def _exchange(part: Part, step: int, good: int, bad: dict[int, str], report: Cal
 
 
 def first_good(images: ImageSet) -> int:
-    """The index of the first image that can be decoded.
+    """Returns the index of the first image that can be decoded.
 
     Raises:
       UserError: there is none.
     """
-    decode = _probe()
+    check = make_check()
     for index in range(len(images.files)):
-        if not _what_is_wrong(images, index, decode):
+        if not _what_is_wrong(images, index, check):
             return index
     raise UserError(f"none of {len(images.files)} images can be decoded, {images.files[0]} among them")
 
 
-def _probe() -> Decode:
-    return make_decoder(transform="dali", image_size=32, resize=32, workers=1)
-
-
-def _what_is_wrong(images: ImageSet, index: int, decode: Decode) -> str:
-    """Why an image cannot be decoded; empty if it can."""
-    data = b""
+def _what_is_wrong(images: ImageSet, index: int, check: Callable[[bytes], None]) -> str:
+    """Returns the reason why an image cannot be decoded; empty if it can be."""
     try:
-        data = read_image(images, index)
-        decode(data)  # the whole of it: a crop may miss what is missing
+        check(read_image(images, index))  # the whole of it: a crop may miss what is missing
     except OSError as error:
         return error.strerror or "it cannot be read"
     except ImageProblem as error:
-        return str(diagnose(error, data) if data else error)
+        return str(error)
     return ""
