@@ -5,7 +5,6 @@ epochs of training steps, each followed by a validation and a checkpoint.
 """
 
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import islice
@@ -29,7 +28,7 @@ from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.loader import eval_batches, train_batches
 from rn50_jax.data.options import dataset_options, loader_options
 from rn50_jax.distributed import devices, processes
-from rn50_jax.errors import Interrupted, RunStopped, UserError
+from rn50_jax.errors import Interrupted, UserError
 from rn50_jax.io.messages import open_log, say
 from rn50_jax.loggers.available import check_loggers
 from rn50_jax.loggers.goodput import Goodput
@@ -38,14 +37,14 @@ from rn50_jax.models.norm import norm_sync
 from rn50_jax.runtime import jax_setup, streams
 from rn50_jax.runtime.run_folder import make_workdir
 from rn50_jax.runtime.run_lock import locked
-from rn50_jax.runtime.signals import Request, Signals
+from rn50_jax.runtime.signals import Request, Signals, interruption
 from rn50_jax.runtime.watchdog import Watchdog
 from rn50_jax.training.build import compile_steps
 from rn50_jax.training.divergence import (
-    SKIPPED,
     explaining_memory,
     files_of_step,
     note_skipped_steps,
+    stop_if_devices_differ,
     stop_if_diverging,
 )
 from rn50_jax.training.memory import analyse_memory, memory_text
@@ -150,7 +149,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
             raise UserError(
                 f"{workdir} holds the checkpoints of a run; give a run without checkpoints another --workdir"
             )
-        # What decides which images come when: a run resumes within an epoch only if none of it has changed.
+        # These facts decide which images come when: a run resumes within an epoch only if none of them has changed.
         stream = stream_facts(config, dataset.train, plan)
         start = find_start(
             config,
@@ -181,7 +180,8 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
         signals = stack.enter_context(Signals(60 * config.checkpoint.every_minutes, gather))
         report = stack.enter_context(open_report(config, workdir, mesh, plan, dataset, step, argv))
         goodput = Goodput(start.goodput, start.lost)
-        meters = Meters(plan.global_batch, loss_scaling=config.precision == "fp16")
+        scaling = config.loss_scale.mode if config.precision == "fp16" else None
+        meters = Meters(plan.global_batch, loss_scaling=bool(scaling))
         loader = loader_options(config)
         bad_images = BadImages(workdir / "quarantine.json", policy=loader.on_bad_file, limit=loader.max_bad_files)
         batches = train_batches(
@@ -214,10 +214,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
                 with goodput.during("checkpoint"):
                     checkpoints.wait()
                 report.end(step, position.epoch, goodput.totals(), finished=False)
-                kept = "everything is saved, and the same command goes on from there"
-                kept = kept if saves else "nothing is saved in such a run"
-                name = signal.Signals(request.stop).name
-                raise Interrupted(request.stop, f"ended by {name} after step {step}; {kept}")
+                raise interruption(request.stop, step, saved=saves)
 
         def validation_batches(state: TrainState, position: Position) -> Iterator[Batch]:
             shape = {"device_batch": config.batch_size, "epoch": position.epoch}
@@ -253,31 +250,17 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
                     report.train(step, epoch, summary)
                     skipped = [step + offset for offset in meters.skipped]
                     if skipped and processes.is_first():
-                        note_skipped_steps(
-                            workdir / SKIPPED,
-                            {n + 1: files_of_step(dataset.train, plan, n, seed=config.seed) for n in skipped},
-                            expected=config.precision == "fp16" and config.loss_scale.mode == "dynamic",
-                        )
-                    stop_if_diverging(
-                        step,
-                        summary,
-                        limit=config.run.max_skipped_steps,
-                        precision=config.precision,
-                        scaling=config.loss_scale.mode,
-                        images=workdir / SKIPPED,
-                    )
+                        files = {n + 1: files_of_step(dataset.train, plan, n, seed=config.seed) for n in skipped}
+                        note_skipped_steps(workdir, files, scaling)
+                    stop_if_diverging(workdir, step, summary, limit=config.run.max_skipped_steps, scaling=scaling)
                 # Processes agree on what was asked for, by a message: seldom, and where all of them are.
                 obey(signals.poll(together=reported), state, position)
 
             results: dict[str, float] = {}
             report.validating(0)
             with goodput.during("validation"):
-                # Every device has the same state, or one of them computes wrongly.
-                if mesh.devices.size > 1 and (difference := find_divergence(state)):
-                    raise RunStopped(
-                        f"the devices diverged by step {step}: {difference}; a device or its memory may be faulty; run "
-                        "the same command again to go on from the last checkpoint"
-                    )
+                if mesh.devices.size > 1:  # all have the same state, or one of them computes wrongly
+                    stop_if_devices_differ(find_divergence(state), step)
                 if not config.run.training_only:
                     results = evaluate(eval_step, variables_of(state), validation_batches(state, position))
             report.epoch(step, epoch, results)

@@ -8,6 +8,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import NamedTuple
 
+from rn50_jax.errors import Interrupted
+
 
 class Request(NamedTuple):
     """What was asked for from outside, the same on all processes. stop: number of the signal, or 0."""
@@ -20,6 +22,12 @@ _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _COPIES = 0.2  # seconds within which copies of a signal come
 # Set by scripts/launch.py: an open file that has grown by a byte for each signal passed on, and its inode.
 FORWARDED = "RN50_JAX_FORWARDED"
+
+
+def interruption(number: int, step: int, *, saved: bool) -> Interrupted:
+    """Returns the end of a run by a signal after `step`."""
+    kept = "everything is saved, and the same command goes on from there" if saved else "nothing is saved in such a run"
+    return Interrupted(number, f"ended by {signal.Signals(number).name} after step {step}; {kept}")
 
 
 class Signals:

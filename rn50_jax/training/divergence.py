@@ -27,33 +27,36 @@ def files_of_step(images: ImageSet, plan: Plan, step: int, *, seed: int) -> list
     return [images.files[index] for index in order[step].flat]
 
 
-def note_skipped_steps(path: Path, files: Mapping[int, Sequence[str]], *, expected: bool) -> None:
-    """Appends the images of skipped steps to a file, {"step", "files"} a line.
+def note_skipped_steps(workdir: Path, files: Mapping[int, Sequence[str]], scaling: str | None) -> None:
+    """Appends the images of skipped steps to a file in the work folder, {"step", "files"} a line.
+
+    The user is told, unless overflows are part of training: where a loss scale is tried out.
 
     Args:
       files: the images by number of the step, counted from 1 as in the metrics.
-      expected: overflows are part of training, as with a loss scale that is tried out; the user is told of others.
+      scaling: of float16, "static" or "dynamic"; None without a loss scale.
     """
+    path = workdir / SKIPPED
     try:
         with closing(Appended(path, lines=True)) as file:
             for step, names in files.items():
                 file.write_line(to_json({"step": step, "files": list(names)}))
     except OSError as error:
         warn(f"{path} cannot be written: {error.strerror}")
-    if not expected:
+    if scaling != "dynamic":
         which = ", ".join(map(str, list(files)[:5])) + (" ..." if len(files) > 5 else "")
         warn(f"step {which}: the loss or a gradient was not finite, nothing was changed; images in {path}")
 
 
 def stop_if_diverging(
-    step: int, summary: Mapping[str, float], *, limit: int, precision: str, scaling: str, images: Path
+    workdir: Path, step: int, summary: Mapping[str, float], *, limit: int, scaling: str | None
 ) -> None:
     """Ends a run that only skips steps.
 
     Args:
       summary: of `Meters.summary`.
-      limit: steps; scaling: "static" or "dynamic", of use with the precision fp16.
-      images: the file of `note_skipped_steps`.
+      limit: `run.max_skipped_steps`.
+      scaling: as in `note_skipped_steps`.
 
     Raises:
       RunStopped: so many steps in a row were skipped.
@@ -63,13 +66,29 @@ def stop_if_diverging(
         return
     scale = f" and a loss scale of {summary['train.loss_scale']:g}" if "train.loss_scale" in summary else ""
     fix = "lower config.recipe.lr, warm up for longer"
-    if precision == "fp16":
+    if scaling:
         fix += ", use config.loss_scale.mode='dynamic'" if scaling == "static" else ", use bf16"
     raise RunStopped(
         f"by step {step}, the loss or a gradient was not finite in {skipped} steps in a row (run.max_skipped_steps="
         f"{limit}), at a learning rate of {summary['lr']:g}{scale}. These steps changed "
-        f"nothing; to get beyond: {fix}, or look at the images in {images}"
+        f"nothing; to get beyond: {fix}, or look at the images in {workdir / SKIPPED}"
     )
+
+
+def stop_if_devices_differ(difference: str | None, step: int) -> None:
+    """Ends a run whose devices no longer have the same state, so that one of them computes wrongly.
+
+    Args:
+      difference: of `devices.find_divergence`.
+
+    Raises:
+      RunStopped: there is one.
+    """
+    if difference:
+        raise RunStopped(
+            f"the devices diverged by step {step}: {difference}; a device or its memory may be faulty; run the same "
+            "command again to go on from the last checkpoint"
+        )
 
 
 @contextmanager
