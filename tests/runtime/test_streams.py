@@ -191,7 +191,8 @@ def test_features_go_on(run: Run, trained: tuple[Path, str], tmp_path: Path) -> 
 # Everything that decodes starts the filter; then what a C library writes goes through it, whatever ends the process.
 PROGRAM = r"""
 import faulthandler, os, signal, sys
-from rn50_jax import errors, streams
+from rn50_jax import cli
+from rn50_jax.runtime import streams
 
 def main(argv):
     streams.without_decoders()
