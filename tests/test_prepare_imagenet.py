@@ -80,7 +80,7 @@ def test_killed_again_and_again_it_ends_in_the_same_files(
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys; from pathlib import Path; from rn50_jax.prepare_imagenet import Expected, prepare\n"
+        "import sys; from pathlib import Path; from rn50_jax.data.prepare.imagenet import Expected, prepare\n"
         f"prepare(Path({str(archives)!r}), Path({str(tmp_path / 'out')!r}), Expected({SYNSETS}, 136, 60))\n"
     )
     rng, kills = random.Random(1), 0
@@ -245,8 +245,8 @@ def test_a_full_disk_is_told_and_the_same_call_goes_on(
     archives: Path, tmp_path: Path, process_env: dict[str, str]
 ) -> None:
     script = (
-        "import sys; from pathlib import Path; from rn50_jax import errors\n"
-        "from rn50_jax.prepare_imagenet import Expected, prepare\n"
+        "import sys; from pathlib import Path; from rn50_jax import cli\n"
+        "from rn50_jax.data.prepare.imagenet import Expected, prepare\n"
         f"arguments = Path({str(archives)!r}), Path({str(tmp_path / 'out')!r}), Expected({SYNSETS}, 136, 60)\n"
         "cli.run(lambda argv: prepare(*arguments) or 0)\n"
     )
