@@ -140,7 +140,7 @@ def test_every_kind_of_damage_is_found_by_both_modes(damaged: Path, checked: Che
 def test_the_verdicts_are_those_of_the_training_decoder(tmp_path: Path) -> None:
     """What check_data calls good is what the training pipeline decodes, and nothing else."""
     from rn50_jax.data.check.scan import make_verify
-    from rn50_jax.data.dali import make_decoder
+    from rn50_jax.data.dali_decoders import make_decoder
 
     decode = make_decoder(transform="torchvision", image_size=32, resize=32, workers=1)
     verify = make_verify()

@@ -92,8 +92,10 @@ def test_killed_again_and_again_it_ends_in_the_same_files(
                 process.send_signal(signal.SIGKILL)
                 kills += 1
                 break
-        if process.wait(timeout=PATIENCE) == 0:
+        code = process.wait(timeout=PATIENCE)
+        if code == 0:
             break
+        assert code == -signal.SIGKILL
         # A class that has its name is whole, whenever the kill came.
         for synset, count in zip(SYNSETS, TRAIN_IMAGES, strict=True):
             folder = tmp_path / "out/train" / synset

@@ -2,9 +2,8 @@
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 
 from rn50_jax.data.dali_errors import PACKAGES, in_words, no_dali
 from rn50_jax.data.image_set import ImageSet, read_image
-from rn50_jax.data.images.decodable import diagnose, quiet_decoders, to_decodable
+from rn50_jax.data.images.decodable import quiet_decoders, to_decodable
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.data.images.transform import AS_STORED, Rendering
 from rn50_jax.data.options import Crops
@@ -32,7 +31,7 @@ class DecodeError(Exception):
     """An image that cannot be read or decoded, which DALI does not name; the pipeline is dead."""
 
 
-def _decoding(rendering: Rendering, hw_decoder_load: float | None) -> dict[str, Any]:
+def decoder_arguments(rendering: Rendering, hw_decoder_load: float | None) -> dict[str, Any]:
     """The arguments of all decoders, of files as `to_decodable` gives them."""
     common = {"output_type": types.RGB, "adjust_orientation": rendering.exif_rotation}
     if hw_decoder_load is None:
@@ -77,7 +76,7 @@ def train_pipeline(
             random_area=list(crops.area),
             random_aspect_ratio=list(crops.aspect),
             num_attempts=rules.crop_attempts,
-            **_decoding(rendering, hw_decoder_load),
+            **decoder_arguments(rendering, hw_decoder_load),
         )
         pixels = fn.resize(pixels, size=[image_size, image_size], **rules.resize)
         pixels = fn.flip(pixels, horizontal=fn.random.coin_flip(probability=crops.flip))
@@ -107,8 +106,8 @@ def eval_pipeline(
     @pipeline_def(**pipeline_args)
     def pipeline() -> Any:
         encoded, places = _read(images, indices, pipeline_args["batch_size"], rendering)
-        decoded = fn.decoders.image(encoded, **_decoding(rendering, hw_decoder_load))
-        return _eval_transform(decoded, transform, image_size, resize), places
+        decoded = fn.decoders.image(encoded, **decoder_arguments(rendering, hw_decoder_load))
+        return eval_transform(decoded, transform, image_size, resize), places
 
     return pipeline()
 
@@ -194,7 +193,7 @@ def _augment(pixels: Any, image_size: int, crops: Crops) -> Any:
     return trivial_augment.trivial_augment_wide(pixels, shape=shape)
 
 
-def _eval_transform(images: Any, transform: str, image_size: int, resize: int) -> Any:
+def eval_transform(images: Any, transform: str, image_size: int, resize: int) -> Any:
     rules = _TRANSFORMS[transform]
     if transform == "torchvision":
         return _resize_and_crop_as_torchvision(images, image_size, resize, rules)
@@ -262,69 +261,3 @@ def deliver(pipeline: Any, *, remember: bool) -> Iterator[Delivery]:
             yield Delivery(batch["image"], np.asarray(batch["place"]), position)
     except RuntimeError as error:
         raise DecodeError(in_words(str(error))) from error
-
-
-def make_decoder(
-    *, transform: str, image_size: int, resize: int, workers: int, rendering: Rendering = AS_STORED
-) -> Callable[[bytes], np.ndarray]:
-    """The evaluation transform for single encoded images, on the CPU.
-
-    Returns:
-      A function from a file's bytes to uint8 [image_size, image_size, 3]; it raises ImageProblem, a ValueError,
-      saying why it cannot be decoded.
-    """
-    sizes = {"image_size": image_size, "resize": resize}
-    decode = make_batch_decoder(transform=transform, **sizes, workers=workers, rendering=rendering, batch_size=1)
-    return lambda encoded: decode([encoded])[0]
-
-
-def make_batch_decoder(
-    *, transform: str, image_size: int, resize: int, workers: int, batch_size: int, rendering: Rendering = AS_STORED
-) -> Callable[[Sequence[bytes]], np.ndarray]:
-    """The evaluation transform for batches of encoded images, on the CPU: an image a thread at a time.
-
-    Returns:
-      A function from the bytes of up to `batch_size` files to uint8 [N, image_size, image_size, 3]; it raises
-      ImageProblem, a ValueError, if one of them cannot be decoded.
-    """
-    finish = partial(_eval_transform, transform=transform, image_size=image_size, resize=resize)
-    run = _make_run(finish, workers=workers, batch_size=batch_size, rendering=rendering)
-    return lambda encoded: np.array(run(encoded).as_tensor())  # the pipeline writes over its own
-
-
-def make_check() -> Callable[[bytes], None]:
-    """Returns a function that decodes all of a file and raises ImageProblem if it cannot."""
-    run = _make_run(lambda images: images, workers=1, batch_size=1, rendering=AS_STORED)
-
-    def check(encoded: bytes) -> None:
-        run([encoded])
-
-    return check
-
-
-def _make_run(
-    finish: Callable[[Any], Any], *, workers: int, batch_size: int, rendering: Rendering
-) -> Callable[[Sequence[bytes]], Any]:
-    quiet_decoders()
-
-    @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None, prefetch_queue_depth=1)
-    def pipeline() -> Any:
-        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        return finish(fn.decoders.image(encoded, **_decoding(rendering, None)))
-
-    live: list[Any] = []
-
-    def run(encoded: Sequence[bytes]) -> Any:
-        decodable = [np.frombuffer(to_decodable(file, rendering), np.uint8) for file in encoded]
-        if not live:
-            live.append(pipeline())
-        try:
-            live[0].feed_input("encoded", decodable)
-            (images,) = live[0].run()
-        except (RuntimeError, MemoryError) as error:
-            live.clear()  # an error leaves a pipeline unusable
-            problem = ImageProblem("damaged")
-            raise (diagnose(problem, encoded[0]) if len(encoded) == 1 else problem) from error
-        return images
-
-    return run

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rn50_jax.data.dali import DecodeError, Delivery, deliver, make_check
+from rn50_jax.data.dali import DecodeError, Delivery, deliver
+from rn50_jax.data.dali_decoders import make_check
 from rn50_jax.data.image_set import ImageSet, read_image
 from rn50_jax.data.images.headers import ImageProblem
 from rn50_jax.errors import UserError

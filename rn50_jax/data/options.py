@@ -75,20 +75,36 @@ class LoaderOptions:
 
 def dataset_options(config: Any) -> DatasetOptions:
     """Returns the values of a config that name its data set."""
-    data, keys = config.data, ("dir", "train_list", "val_list", "val_share", "builtin", "backend", "synthetic_images")
-    values = {key: data[key] for key in keys}
-    return DatasetOptions(**values, num_classes=config.model.num_classes, seed=config.seed)
+    data = config.data
+    return DatasetOptions(
+        dir=data.dir,
+        train_list=data.train_list,
+        val_list=data.val_list,
+        val_share=data.val_share,
+        builtin=data.builtin,
+        backend=data.backend,
+        synthetic_images=data.synthetic_images,
+        num_classes=config.model.num_classes,
+        seed=config.seed,
+    )
 
 
 def loader_options(config: Any) -> LoaderOptions:
     """Returns the values of a config that its loader takes."""
     data = config.data
-    keys = "backend image_size image_sizes transform workers hw_decoder_load prefetch on_bad_file max_bad_files"
     return LoaderOptions(
-        **{key: data[key] for key in keys.split()},
+        backend=data.backend,
+        image_size=data.image_size,
+        image_sizes=data.image_sizes,
         resize=eval_resize(data.image_size, data.resize),
+        transform=data.transform,
         rendering=Rendering(data.exif_rotation, tuple(data.background)),
         crops=Crops(data.crop_area, data.crop_aspect, data.flip, data.augment, data.randaugment),
+        workers=data.workers,
+        hw_decoder_load=data.hw_decoder_load,
+        prefetch=data.prefetch,
+        on_bad_file=data.on_bad_file,
+        max_bad_files=data.max_bad_files,
         num_classes=config.model.num_classes or 1000,
         seed=config.seed,
     )

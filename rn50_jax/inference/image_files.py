@@ -210,12 +210,14 @@ def _by_pillow(options: LoaderOptions, threads: Executor) -> _Together:
 
 
 def _by_dali(options: LoaderOptions) -> _Together:
-    from rn50_jax.data import dali  # a second to import
+    from rn50_jax.data import (
+        dali_decoders,  # a second to import
+    )
 
     transform = {key: getattr(options, key) for key in ("transform", "image_size", "resize", "rendering")}
     batch_size = max(32, 2 * options.workers)
-    decode_many = dali.make_batch_decoder(**transform, workers=options.workers, batch_size=batch_size)
-    decode_one = dali.make_decoder(**transform, workers=1)
+    decode_many = dali_decoders.make_batch_decoder(**transform, workers=options.workers, batch_size=batch_size)
+    decode_one = dali_decoders.make_decoder(**transform, workers=1)
 
     def alone(file: _Read) -> Decoded:
         try:

@@ -17,6 +17,7 @@ from rn50_jax.config.derived import Plan, make_plan
 from rn50_jax.config.model import build_model
 from rn50_jax.config.schema import RULES
 from rn50_jax.errors import UserError
+from rn50_jax.io import json_files
 from rn50_jax.loggers.available import LOGGERS
 from rn50_jax.training.build import build_schedule
 
@@ -130,7 +131,7 @@ def test_missing_config_file() -> None:
 
 def test_config_of_an_earlier_run_is_read_without_executing(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_text(tree_module.to_json(default.get_config()))
+    path.write_text(json_files.to_json(default.get_config().to_dict()))
     config, name = configs.load(str(path))
     configs.validate(config)
     assert name == "config"
@@ -237,7 +238,7 @@ def test_names_that_no_file_can_have(name: str) -> None:
 
 
 def test_json_config_with_a_missing_key(tmp_path: Path) -> None:
-    tree = json.loads(tree_module.to_json(default.get_config()))
+    tree = json.loads(json_files.to_json(default.get_config().to_dict()))
     del tree["recipe"]["lr"]
     path = tmp_path / "config.json"
     path.write_text(json.dumps(tree))
@@ -340,7 +341,7 @@ def test_exact_reference_switches_every_quirk() -> None:
     with pytest.raises(UserError, match=r"exact_reference=True stands for config.recipe.lr_update='epoch', which is"):
         configs.validate(configs.override(default.get_config(), contradicting))
     # Read back from a run's JSON it stays what it was, and switching it off leaves the keys alone.
-    again = tree_module.from_tree(json.loads(tree_module.to_json(config)))
+    again = tree_module.from_tree(json.loads(json_files.to_json(config.to_dict())))
     assert tree_module.flatten(configs.override(again, [])) == tree_module.flatten(config)
     off = configs.override(again, [("recipe.exact_reference", "false"), ("recipe.lr_update", "step")])
     configs.validate(off)

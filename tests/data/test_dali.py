@@ -13,7 +13,7 @@ from helpers.trees import make_config, write_image
 from PIL import Image
 
 from rn50_jax.config.derived import make_plan
-from rn50_jax.data import dali
+from rn50_jax.data import dali, dali_decoders
 from rn50_jax.data.batch import Position, TrainBatch
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.prefetch import prefetch
@@ -186,7 +186,7 @@ def test_evaluation_batches_are_exact(tree: Path, num_devices: int) -> None:
 def test_evaluation_transform_equals_pillow(tmp_path: Path) -> None:
     # The reference resizes the shorter side to 256 with an antialiased bilinear filter and crops 224 at the centre.
     rng = np.random.default_rng(0)
-    decode = dali.make_decoder(transform="torchvision", image_size=224, resize=256, workers=1)
+    decode = dali_decoders.make_decoder(transform="torchvision", image_size=224, resize=256, workers=1)
     sizes = ((500, 375), (333, 500), (256, 256), (300, 900), (640, 427), (427, 640), (401, 283), (2000, 251), (90, 70))
     for width, height in sizes:
         small = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8))
@@ -209,7 +209,7 @@ def test_transform_of_the_reference_does_not_antialias(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "image.png")
     encoded = (tmp_path / "image.png").read_bytes()
     images = {
-        name: dali.make_decoder(transform=name, image_size=64, resize=64, workers=1)(encoded)
+        name: dali_decoders.make_decoder(transform=name, image_size=64, resize=64, workers=1)(encoded)
         for name in ("torchvision", "dali")
     }
     wanted = pixels.reshape(64, 2, 64, 2, 3).mean((1, 3))  # bilinear at the middle between two pixels
@@ -218,7 +218,7 @@ def test_transform_of_the_reference_does_not_antialias(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_image_is_decoded(tmp_path: Path) -> None:
-    decode = dali.make_decoder(transform="torchvision", image_size=32, resize=32, workers=1)
+    decode = dali_decoders.make_decoder(transform="torchvision", image_size=32, resize=32, workers=1)
     grey = Image.new("RGB", (48, 40), (120, 120, 120))
     variants = {
         "cmyk.jpg": grey.convert("CMYK"),
@@ -241,7 +241,7 @@ def test_every_kind_of_image_is_decoded(tmp_path: Path) -> None:
 
 
 def test_decoder_goes_on_after_a_bad_file(tmp_path: Path) -> None:
-    decode = dali.make_decoder(transform="torchvision", image_size=32, resize=32, workers=1)
+    decode = dali_decoders.make_decoder(transform="torchvision", image_size=32, resize=32, workers=1)
     write_image(tmp_path / "good.png", (9, 9, 9))
     good = (tmp_path / "good.png").read_bytes()
     for bad in (b"", b"text", good[:60]):

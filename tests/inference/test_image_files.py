@@ -18,7 +18,7 @@ from helpers.trees import make_config, write_image
 from PIL import Image
 
 from rn50_jax.data import image_set
-from rn50_jax.data.dali import make_decoder
+from rn50_jax.data.dali_decoders import make_decoder
 from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.data.image_set import Members
 from rn50_jax.data.images import decodable

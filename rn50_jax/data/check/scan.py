@@ -116,7 +116,7 @@ def make_verify() -> Verify:
     It raises ImageProblem for others. What a decoder says can only be read off the process's standard error, which is
     therefore taken while it decodes: for worker processes, not for one with other threads. It keeps a file open.
     """
-    from rn50_jax.data.dali import make_check
+    from rn50_jax.data.dali_decoders import make_check
 
     check = make_check()
     file = os.memfd_create("standard error")

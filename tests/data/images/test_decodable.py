@@ -16,7 +16,7 @@ from helpers.damage import encode, make_photo
 from helpers.runs import PATIENCE
 from PIL import Image, ImageDraw
 
-from rn50_jax.data.dali import make_decoder
+from rn50_jax.data.dali_decoders import make_decoder
 from rn50_jax.data.images.decodable import read_header, to_decodable
 from rn50_jax.data.images.headers import ImageProblem, IncompleteError
 from rn50_jax.data.images.parsable import parsable
@@ -277,7 +277,7 @@ def test_what_dali_can_take_apart_goes_to_it() -> None:
 BATCHES = """
 import sys
 from test_decodable import PLAIN, UNPARSABLE
-from rn50_jax.data.dali import make_batch_decoder
+from rn50_jax.data.dali_decoders import make_batch_decoder
 from rn50_jax.data.images.headers import ImageProblem
 decode = make_batch_decoder(transform="torchvision", image_size=32, resize=32, workers=2, batch_size=64)
 for kind, (data, problem) in UNPARSABLE.items():

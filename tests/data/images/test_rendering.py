@@ -17,7 +17,7 @@ from helpers.trees import make_config
 from PIL import Image, ImageOps
 
 from rn50_jax.config.derived import make_plan
-from rn50_jax.data import dali
+from rn50_jax.data import dali, dali_decoders
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.images import pillow
 from rn50_jax.data.images.decodable import quiet_decoders, to_decodable
@@ -68,7 +68,7 @@ def composited(data: bytes) -> Image.Image:
 def assert_seen(data: bytes, rendering: Rendering, wanted: Image.Image, most: int = 0) -> None:
     """Both decoders of the evaluation transform see `wanted`, to `most` levels."""
     for transform in ("torchvision", "dali"):
-        by_dali = partial(dali.make_decoder, transform=transform, **SIZES, workers=1)
+        by_dali = partial(dali_decoders.make_decoder, transform=transform, **SIZES, workers=1)
         found, expected = by_dali(rendering=rendering)(data), by_dali()(encode(wanted, "PNG"))
         assert np.abs(found.astype(int) - expected).max() <= most
     found, expected = (
@@ -253,7 +253,7 @@ def test_every_way_to_the_network_follows_the_config(tmp_path: Path) -> None:
         (tmp_path / split / "a" / "1.png").write_bytes(logo)
     keys = (("data.resize", "40"), ("data.exif_rotation", "true"), ("data.background", str(COLOR)))
     config = make_config(tmp_path, *keys)
-    plain = dali.make_decoder(transform="torchvision", **SIZES, workers=1)
+    plain = dali_decoders.make_decoder(transform="torchvision", **SIZES, workers=1)
     wanted = [plain(encode(image, "PNG")) for image in (upright(phone), composited(logo))]
     images = open_data(config).val
     (batch,) = eval_data(config, images, make_mesh(jax.devices()[:1]))
@@ -283,7 +283,7 @@ def test_the_shorter_side_keeps_its_proportion_to_the_crop(tmp_path: Path) -> No
     photo = make_photo(2, (97, 61))
     photo.save(tmp_path / "val/a/0.png")
     config = make_config(tmp_path, ("data.image_size", "48"), ("data.resize", "0"))
-    plain = dali.make_decoder(transform="torchvision", image_size=48, resize=55, workers=1)
+    plain = dali_decoders.make_decoder(transform="torchvision", image_size=48, resize=55, workers=1)
     wanted = plain(encode(photo, "PNG"))
     (batch,) = eval_data(config, open_data(config, need_train=False).val, make_mesh(jax.devices()[:1]))
     np.testing.assert_array_equal(np.asarray(batch["image"])[0, 0], wanted)
