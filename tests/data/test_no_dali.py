@@ -23,7 +23,7 @@ LIBRARY = "libcuda.so.1: cannot open shared object file: No such file or directo
 
 def forget(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     """Lets a module of DALI's be missing, also for those of ours that have been imported with it."""
-    for name in ("dali", "dali_decoders", "stream", "verify"):
+    for name in ("dali", "dali_decoders", "device_batches"):
         monkeypatch.delitem(sys.modules, f"rn50_jax.data.{name}", raising=False)
         monkeypatch.delattr(rn50_jax.data, name, raising=False)
     monkeypatch.setitem(sys.modules, module, None)
