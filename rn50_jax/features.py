@@ -18,7 +18,7 @@ from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.loader import eval_batches
 from rn50_jax.data.normalize import Normalization, normalize, pixel_normalization
 from rn50_jax.data.options import loader_options
-from rn50_jax.distributed.devices import AXIS, make_mesh, place, spread
+from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, place
 from rn50_jax.errors import UserError
 from rn50_jax.inference import image_files
 from rn50_jax.inference.trained_model import TrainedModel, load_model, warn_assumed
@@ -54,6 +54,8 @@ def find_images(folder: Path) -> tuple[tuple[str, ...], ImageSet]:
     if any(path.is_dir() for path in entries):
         if here := [path for path in entries if path.name.lower().endswith(SUFFIXES) and path.is_file()]:
             raise UserError(f"{folder} holds images, such as {here[0]}, beside class folders; give one or the other")
+        if {path.name for path in entries} == {"train", "val"}:
+            raise UserError(f"{folder} is a data set; give one of its folders, {folder / 'train'} or {folder / 'val'}")
         return scan_split(folder)
     found = list(image_files.find_images([str(folder)], notes=True))
     if found[0].problem:
@@ -77,7 +79,7 @@ def extract(trained: TrainedModel, images: ImageSet) -> tuple[np.ndarray, np.nda
     device_batch = min(config.batch_size, math.ceil(count / len(devices)))
     normalization = pixel_normalization(config.data.mean, config.data.std)
     step = partial(feature_step, model=trained.model, axis_name=AXIS, normalization=normalization)
-    compiled = spread(step, mesh, mode=config.parallel, stacked=True)
+    compiled = map_over_devices(step, mesh, mode=config.parallel, stacked=True)
     variables = place(trained.load(), mesh)
     result: np.ndarray | None = None
     good = np.zeros(count, np.bool_)

@@ -17,7 +17,7 @@ from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.imagenet_names import human_names, likely_names
 from rn50_jax.data.normalize import pixel_normalization
 from rn50_jax.data.options import loader_options
-from rn50_jax.distributed.devices import AXIS, make_mesh, place, shard, spread
+from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, place, shard
 from rn50_jax.errors import UserError
 from rn50_jax.inference.image_files import Decoded, Found, batched, decode_files, find_images
 from rn50_jax.inference.output_formats import FOR_PEOPLE, FORMATS, Answer
@@ -45,7 +45,7 @@ def make_classifier(trained: TrainedModel, *, batch_size: int, devices: Sequence
     model, loaded = load_for_inference(trained)
     normalization = pixel_normalization(trained.config.data.mean, trained.config.data.std)
     step = partial(predict_step, model=model, axis_name=AXIS, normalization=normalization)
-    compiled = spread(step, mesh, mode=trained.config.parallel, stacked=True)
+    compiled = map_over_devices(step, mesh, mode=trained.config.parallel, stacked=True)
     variables = place(loaded, mesh)
     size = trained.config.data.image_size
     shape = (len(devices), batch_size, size, size, 3)

@@ -131,8 +131,8 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
         sync=norm_sync(devices.AXIS, mesh.devices.size, config.recipe.bn_group),
     )
     make_workdir(workdir)
-    saves = config.run.save_checkpoints and config.run.prof == 0
-    if saves:
+    keeps_checkpoints = config.run.save_checkpoints and config.run.prof == 0
+    if keeps_checkpoints:
         processes.check_shared(workdir)
     check_same_everywhere(config, dataset)
 
@@ -145,12 +145,12 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, gather=config.checkpoint.gather)
         )
-        if not saves and checkpoints.steps():
+        if not keeps_checkpoints and checkpoints.steps():
             raise UserError(
                 f"{workdir} holds the checkpoints of a run; give a run without checkpoints another --workdir"
             )
         # These facts decide which images come when: a run resumes within an epoch only if none of them has changed.
-        stream = stream_facts(config, dataset.train, plan)
+        data_facts = stream_facts(config, dataset.train, plan)
         start = find_start(
             config,
             workdir,
@@ -158,7 +158,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
             model=model,
             class_names=dataset.class_names,
             plan=plan,
-            stream=stream,
+            stream=data_facts,
             local_devices=devices.local_indices(mesh),
         )
         processes.check_agreement({"latest checkpoint (is the work folder shared?)": start.position[:2]})
@@ -176,17 +176,17 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
         train_step, eval_step = compile_steps(config, model, plan, mesh)
         find_divergence = devices.find_divergence(mesh, mode=config.parallel)
         # SIGTERM asks for a save and an orderly end: batch systems send it a minute before they kill.
-        gather = processes.gather if processes.count() > 1 else None
-        signals = stack.enter_context(Signals(60 * config.checkpoint.every_minutes, gather))
+        gather_requests = processes.gather if processes.count() > 1 else None
+        signals = stack.enter_context(Signals(60 * config.checkpoint.every_minutes, gather_requests))
         report = stack.enter_context(open_report(config, workdir, mesh, plan, dataset, step, argv))
         goodput = Goodput(start.goodput, start.lost)
         scaling = config.loss_scale.mode if config.precision == "fp16" else None
         meters = Meters(plan.global_batch, loss_scaling=bool(scaling))
-        loader = loader_options(config)
-        bad_images = BadImages(workdir / "quarantine.json", policy=loader.on_bad_file, limit=loader.max_bad_files)
+        options = loader_options(config)
+        bad_images = BadImages(workdir / "quarantine.json", policy=options.on_bad_file, limit=options.max_bad_files)
         batches = train_batches(
             dataset.train,
-            loader,
+            options,
             mesh,
             epochs=config.epochs,
             steps_per_epoch=plan.steps_per_epoch,
@@ -201,9 +201,9 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
 
         def save(state: TrainState, position: Position, metrics: dict[str, float]) -> None:
             signals.saved()
-            if saves:
+            if keeps_checkpoints:
                 with goodput.during("checkpoint"):
-                    meta = checkpoint_meta(config, dataset.class_names, plan, stream, position)
+                    meta = checkpoint_meta(config, dataset.class_names, plan, data_facts, position)
                     checkpoints.save(state, meta | {"goodput": goodput.totals()}, metrics)
                 watchdog.progress()
 
@@ -214,11 +214,11 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
                 with goodput.during("checkpoint"):
                     checkpoints.wait()
                 report.end(step, position.epoch, goodput.totals(), finished=False)
-                raise interruption(request.stop, step, saved=saves)
+                raise interruption(request.stop, step, saved=keeps_checkpoints)
 
         def validation_batches(state: TrainState, position: Position) -> Iterator[Batch]:
             shape = {"device_batch": config.batch_size, "epoch": position.epoch}
-            found = eval_batches(dataset.val, loader, mesh, **shape, bad_images=bad_images)
+            found = eval_batches(dataset.val, options, mesh, **shape, bad_images=bad_images)
             for number, batch in enumerate(watchdog.watch(islice(found, config.run.prof or None)), 1):
                 report.validating(number)
                 obey(signals.poll(together=number % config.report.print_every == 0), state, position)
@@ -227,7 +227,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
         for epoch in range(position.epoch, config.epochs):
             end = (epoch + 1) * plan.steps_per_epoch
             goodput.switch("train")
-            if loader.train_size(epoch) != loader.train_size(epoch - 1):
+            if options.train_size(epoch) != options.train_size(epoch - 1):
                 meters.compiled = False  # images of another size are another program
             meters.restart()
             while step < end:

@@ -100,7 +100,7 @@ def _compile(config: Any, mode: str) -> Any:
 
     from rn50_jax.config.derived import make_plan
     from rn50_jax.config.model import build_model
-    from rn50_jax.distributed.devices import AXIS, make_mesh, spread
+    from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices
     from rn50_jax.inference.predict_step import predict_step
     from rn50_jax.models.fold import fold, pack_model
     from rn50_jax.training.build import build_state, compile_steps
@@ -129,7 +129,7 @@ def _compile(config: Any, mode: str) -> Any:
             state = jax.eval_shape(lambda tree: pack_model(folded, fold(tree))[1], state)
             model = folded.clone(packed=True)
         one_step = partial(predict_step, model=model, axis_name=AXIS)
-        step = spread(one_step, mesh, mode=config.parallel, stacked=True)
+        step = map_over_devices(one_step, mesh, mode=config.parallel, stacked=True)
         batch = {"image": batch["image"]}
     traced = step.trace(placed(state, PartitionSpec()), placed(batch, PartitionSpec(AXIS)))
     return traced.lower(lowering_platforms=("cuda",)).compile()

@@ -12,7 +12,7 @@ from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.loader import eval_batches
 from rn50_jax.data.options import loader_options
 from rn50_jax.data.sampler import eval_order
-from rn50_jax.distributed.devices import make_mesh, place, spread
+from rn50_jax.distributed.devices import make_mesh, map_over_devices, place
 from rn50_jax.inference.trained_model import TrainedModel, load_for_inference, open_val
 from rn50_jax.io.messages import say
 from rn50_jax.models.resnet import Variables
@@ -50,7 +50,7 @@ def evaluate_model(
     model, loaded = load_for_inference(trained, exact=True)
     variables = place(loaded, mesh)
     step = make_eval_step(config, model, flip_tta=flip_tta, top=5 if predictions else 0)
-    compiled = spread(step, mesh, mode=config.parallel)
+    compiled = map_over_devices(step, mesh, mode=config.parallel)
     ranked: list[Metrics] = []
 
     def remembering(weights: Variables, batch: Batch) -> Metrics:

@@ -27,8 +27,9 @@ def tell_mistakes(predictions: Predictions, width: int | None = None) -> Iterato
     longest = max(len(result.name) for result in shown)
     yield f"  {'':<{longest}}  images  top-1 %  top-5 %  most often taken for"
     for result in shown:
+        top5 = f"{100 * result.top5:.2f}" if len(names) > 5 else "-"
         other = f"{result.mistaken_for} ({result.mistakes})" if result.mistaken_for else "-"
-        numbers = f"{result.images:6}  {100 * result.top1:7.2f}  {100 * result.top5:7.2f}"
+        numbers = f"{result.images:6}  {100 * result.top1:7.2f}  {top5:>7}"
         yield f"  {result.name:<{longest}}  {numbers}  {other}"
     pairs = predictions.confused_pairs()
     yield f"most frequent confusions, of {counted(sum(count for _, _, count in pairs), 'mistake')}"

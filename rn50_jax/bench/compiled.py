@@ -14,7 +14,7 @@ from rn50_jax.config.model import build_model
 from rn50_jax.data.normalize import pixel_normalization
 from rn50_jax.data.options import loader_options
 from rn50_jax.data.synthetic import synthetic_batch
-from rn50_jax.distributed.devices import AXIS, make_mesh, place, replicate, spread
+from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, place, replicate
 from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.initial import initial_variables
@@ -83,4 +83,4 @@ def _infer_step(config: ConfigDict, model: Any, mesh: Mesh) -> tuple[Any, Any]:
     model, variables = inference_form(model, variables, config.model.fold_batch_norm, platform=platform)
     normalization = pixel_normalization(config.data.mean, config.data.std)
     one_step = partial(predict_step, model=model, axis_name=AXIS, normalization=normalization)
-    return spread(one_step, mesh, mode=config.parallel, stacked=True), place(variables, mesh)
+    return map_over_devices(one_step, mesh, mode=config.parallel, stacked=True), place(variables, mesh)

@@ -46,7 +46,7 @@ class Description(TypedDict):
 
 
 class RunDescription(Description):
-    """Of those of a training run, see `resume.describe`."""
+    """Of those of a training run, see `run_facts.checkpoint_meta`."""
 
     position: _Place
     steps_per_epoch: Annotated[int, Field(ge=1, lt=2**31)]

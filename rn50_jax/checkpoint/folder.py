@@ -54,7 +54,7 @@ class Found(NamedTuple):
         return sorted({*self.metas, *self.damaged}, key=lambda step: (orders.get(step, newest), step))
 
     def best(self) -> int | None:
-        """Returns the step that validated best by `integrity.rank`; None if none was validated."""
+        """Returns the step that validated best by `selection.rank`; None if none was validated."""
         ranks = {step: rank(meta["metrics"], meta["epoch"]) for step, meta in self.metas.items()}
         validated = [step for step in self.by_age() if step in ranks and ranks[step][0] >= 0]
         return max(validated, key=lambda step: ranks[step], default=None)

@@ -61,7 +61,7 @@ class Checkpoints:
 
     Args:
       directory: holds a folder for each checkpoint.
-      keep: newest checkpoints to keep; the best by `integrity.rank` is kept besides.
+      keep: newest checkpoints to keep; the best by `selection.rank` is kept besides.
       gather: also keep those of the ends of the epochs of `is_gathered`.
       read_only: for evaluation beside a training run: nothing is changed or cleaned up.
 
@@ -123,7 +123,7 @@ class Checkpoints:
 
         Args:
           meta: JSON values to find again in `read_meta`: step, epoch, config, class_names, ...
-          metrics: validation metrics; may be empty. `integrity.rank` of them decides which checkpoint is the best.
+          metrics: validation metrics; may be empty. `selection.rank` of them decides which checkpoint is the best.
 
         Raises:
           RunStopped: several saves in a row have failed, or the state is not finite.

@@ -190,7 +190,9 @@ def _augment(pixels: Any, image_size: int, crops: Crops) -> Any:
         return rand_augment.rand_augment(pixels, n=count, m=magnitude, shape=shape, fill_value=128)
     if crops.augment == "autoaugment":
         return auto_augment.auto_augment_image_net(pixels, shape=shape)
-    return trivial_augment.trivial_augment_wide(pixels, shape=shape)
+    if crops.augment == "trivialaugment":
+        return trivial_augment.trivial_augment_wide(pixels, shape=shape)
+    raise ValueError(f"{crops.augment!r} is no augmentation")
 
 
 def eval_transform(images: Any, transform: str, image_size: int, resize: int) -> Any:

@@ -145,14 +145,14 @@ def _batches(
     positions: Sequence[bytes | None] | None,
 ) -> Iterator[tuple[Batch, "Sequence[dali.Delivery]"]]:
     """One epoch's batches from all devices of this process; `positions` are those of pipelines that can be saved."""
-    from rn50_jax.data.device_batches import Part, device_batches, first_good
+    from rn50_jax.data.decoded_batches import Part, decoded_batches, first_good
 
     if len(known := bad_images.known(split, images, start.epoch)):
         bad = np.isin(order, known)
         order, weights = np.where(bad, first_good(images), order), np.where(bad, np.float32(0), weights)
     devices = local_indices(mesh)
     parts = [
-        device_batches(
+        decoded_batches(
             images,
             Part(order[:, device], weights[:, device]),
             partial(make, device),

@@ -88,7 +88,7 @@ def _host_view(x: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     return np.asarray(x) if on_host else x
 
 
-def spread(
+def map_over_devices(
     step: Callable[[Any, Any], Any], mesh: Mesh, *, mode: str, donate_state: bool = False, stacked: bool = False
 ) -> Callable[[Any, Any], Any]:
     """Compiles a per-device function of (state, batch) for all devices of the mesh.
@@ -131,7 +131,7 @@ def find_divergence(mesh: Mesh, *, mode: str) -> Callable[[Any], str | None]:
         hashes = jnp.stack([_hash(leaf) for leaf in jax.tree.leaves(tree)])
         return lax.all_gather(hashes, AXIS)
 
-    compiled = spread(hash_step, mesh, mode=mode)
+    compiled = map_over_devices(hash_step, mesh, mode=mode)
     nothing = shard([np.zeros(1, np.int32)] * len(local_indices(mesh)), mesh)
 
     def check(tree: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""What keeps a run safe from outside: signals, and an end to hangs."""
+"""An end to hangs: a process in which nothing gets finished is ended, with the stacks of all its threads."""
 
 import faulthandler
 import os

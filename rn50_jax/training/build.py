@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 from rn50_jax.config.derived import Plan
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.normalize import pixel_normalization
-from rn50_jax.distributed.devices import AXIS, spread
+from rn50_jax.distributed.devices import AXIS, map_over_devices
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.training.loss_scale import Scaling
-from rn50_jax.training.optim import Schedule, by_part, clipped, lamb, lars, make_schedule, rate_factors, sgd
+from rn50_jax.training.optim import by_part, clipped, lamb, lars, rate_factors, sgd
+from rn50_jax.training.schedule import Schedule, make_schedule
 from rn50_jax.training.state import TrainState, abstract_state, init_state
 from rn50_jax.training.step import Metrics, TrainOptions, train_step
 from rn50_jax.training.validation import EvalStep, eval_step
@@ -30,8 +31,10 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         optimizer = lamb(beta1=recipe.beta1, beta2=recipe.beta2, eps=recipe.eps, **shared)
     elif recipe.optimizer == "lars":
         optimizer = lars(momentum=recipe.momentum, nesterov=recipe.nesterov, trust=recipe.lars_trust, **shared)
-    else:
+    elif recipe.optimizer == "sgd":
         optimizer = sgd(momentum=recipe.momentum, nesterov=recipe.nesterov, **shared)
+    else:
+        raise ValueError(f"recipe.optimizer={recipe.optimizer!r} has no optimizer")
     if recipe.clip_norm > 0:
         optimizer = clipped(optimizer, recipe.clip_norm)
     if config.tune.lr_decay != 1 or config.tune.lr_scales:
@@ -118,6 +121,6 @@ def compile_steps(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> 
         axis_name=AXIS,
     )
     return (
-        spread(one_train_step, mesh, mode=config.parallel, donate_state=True),
-        spread(make_eval_step(config, model), mesh, mode=config.parallel),
+        map_over_devices(one_train_step, mesh, mode=config.parallel, donate_state=True),
+        map_over_devices(make_eval_step(config, model), mesh, mode=config.parallel),
     )

@@ -1,4 +1,4 @@
-"""Advice to a run that goes wrong: steps that are not finite, and memory that is too small."""
+"""Warnings and ends of runs that go wrong: skipped steps, devices that differ, too little memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager

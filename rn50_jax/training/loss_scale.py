@@ -1,4 +1,4 @@
-"""Compute types, and the loss scale that keeps float16 gradients representable."""
+"""The loss scale that keeps float16 gradients representable."""
 
 from typing import NamedTuple
 

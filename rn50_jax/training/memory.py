@@ -21,7 +21,7 @@ def analyse_memory(step: Any, state: Any, batch: Any) -> Memory | None:
     The program is kept by JAX: the first call of `step` with such arguments need not trace or compile again.
 
     Args:
-      step: of `parallel.spread`, with `donate_state`; state: replicated; batch: sharded over the devices.
+      step: of `devices.map_over_devices`, with `donate_state`; state: replicated; batch: sharded over the devices.
     """
     analysis = step.lower(state, batch).compile().memory_analysis()
     if analysis is None:

@@ -5,7 +5,7 @@ here take the learning rate as an extra argument, `update(gradients, state, para
 function of the steps of the run alone, and no part of their state. Any optimizer of optax can stand in their place.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import optax
 
 from rn50_jax.models.parts import part_names, part_of
-
-Schedule = Callable[[jax.Array], jax.Array]
 
 
 def decay_mask(params: Any, rule: str = "no_bn") -> Any:
@@ -51,7 +49,7 @@ def sgd(
     With `nesterov`, w <- w - rate * (d + momentum * v). Decay is added before the momentum and the learning rate is
     applied outside, so a change of the rate acts at once on the whole buffer.
     """
-    return _downhill(
+    return _scale_by_negative_rate(
         optax.chain(
             optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, mask)),
             optax.trace(decay=momentum, nesterov=nesterov),
@@ -83,7 +81,7 @@ def lars(
 
     return optax.chain(
         optax.GradientTransformation(lambda params: optax.EmptyState(), local_rate),
-        _downhill(optax.identity()),
+        _scale_by_negative_rate(optax.identity()),
         optax.trace(decay=momentum, nesterov=nesterov),
     )
 
@@ -100,7 +98,7 @@ def lamb(
     def kernels(params: Any) -> Any:
         return jax.tree.map(lambda w: w.ndim > 1, params)
 
-    return _downhill(
+    return _scale_by_negative_rate(
         optax.chain(
             optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps),
             optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, mask)),
@@ -109,7 +107,7 @@ def lamb(
     )
 
 
-def _downhill(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def _scale_by_negative_rate(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer that goes against the direction of `inner`, by the learning rate."""
 
     def update(gradients: Any, state: Any, params: Any, *, learning_rate: jax.Array, **_: Any) -> tuple[Any, Any]:
@@ -160,54 +158,6 @@ def moving_average(average: Any, live: Any, *, decay: float, updates: jax.Array)
     t = updates.astype(float)
     d = jnp.minimum(decay, (1 + t) / (10 + t))
     return jax.tree.map(lambda a, x: a + (1 - d) * (x - a), average, live)
-
-
-def make_schedule(
-    kind: str,
-    *,
-    peak: float,
-    warmup_epochs: int,
-    epochs: int,
-    steps_per_epoch: int,
-    lr_update: str = "step",
-    end_lr: float = 0.0,
-    milestones: Sequence[int] = (30, 60, 80),
-    milestone_factor: float = 0.1,
-    poly_power: float = 2.0,
-) -> Schedule:
-    """Returns linear warm-up (Goyal et al. 2017, arXiv:1706.02677), then one of four ways down.
-
-    Time is counted in ticks t = 0, 1, ..., W of them in the warm-up, E in all: a tick is a step, or with
-    `lr_update="epoch"` an epoch, within which the rate stays, as in the reference.
-
-    - warm-up, while t < W: peak * (t + 1) / W
-    - cosine (Loshchilov & Hutter 2017, arXiv:1608.03983): end + (peak - end) * (1 + cos(pi * p)) / 2, with
-      p = (t - W) / (E - W); written as the equal cos(pi / 2 * p)**2, exact in float32 down to the last steps
-    - linear: peak * (1 - p)
-    - poly: end + (peak - end) * (1 - p) ** poly_power (power 2: MLPerf's with LARS)
-    - step: peak * milestone_factor ** (number of `milestones`, in epochs, that have been reached)
-
-    Returns:
-      A function of the number of updates done (int32 []) to the rate of the next one (float32 []).
-    """
-    ticks_per_epoch = 1 if lr_update == "epoch" else steps_per_epoch
-    warmup, total = warmup_epochs * ticks_per_epoch, epochs * ticks_per_epoch
-
-    def learning_rate(step: jax.Array) -> jax.Array:
-        tick = jnp.asarray(step, jnp.int32) // (steps_per_epoch // ticks_per_epoch)
-        progress = jnp.clip((tick - warmup).astype(float) / max(total - warmup, 1), 0, 1)
-        if kind == "cosine":
-            rate = end_lr + (peak - end_lr) * jnp.cos(0.5 * jnp.pi * progress) ** 2
-        elif kind == "linear":
-            rate = peak * (1 - progress)
-        elif kind == "poly":
-            rate = end_lr + (peak - end_lr) * (1 - progress) ** poly_power
-        else:
-            reached = sum(tick >= milestone * ticks_per_epoch for milestone in milestones)
-            rate = peak * milestone_factor ** jnp.asarray(reached, float)
-        return jnp.where(tick < warmup, peak * (tick + 1).astype(float) / max(warmup, 1), rate)
-
-    return learning_rate
 
 
 def rate_factors(num_stages: int, *, decay: float, scales: Iterable[tuple[str, float]]) -> dict[str, float]:

@@ -18,7 +18,7 @@ class TrainState(NamedTuple):
 
     step: int32 [], updates applied. params: float32 tree. batch_stats: float32 tree of BatchNorm's running averages.
     opt_state: optax state (momentum, float32) of the parameters that are trained. ema: {"params", "batch_stats"}, their
-    exponential moving averages; {} without. loss_scale: see `precision.LossScale`.
+    exponential moving averages; {} without. loss_scale: see `loss_scale.LossScale`.
     """
 
     step: jax.Array

@@ -18,14 +18,15 @@ from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.augment import draw_boxes, draw_mixing, erase, mix
 from rn50_jax.training.loss_scale import Scaling, all_finite, update_loss_scale
 from rn50_jax.training.losses import binary_cross_entropy, cross_entropy, top_k_hits
-from rn50_jax.training.optim import Schedule, moving_average
+from rn50_jax.training.optim import moving_average
+from rn50_jax.training.schedule import Schedule
 from rn50_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 
 
 class TrainOptions(NamedTuple):
-    """What of the recipe acts inside the step.
+    """The recipe's options that are used inside the step.
 
     mixup_draw: "device", each device and pass draws its own mixing, or "global", all devices the same.
     mixup, cutmix, cutmix_share: see `augment.draw_mixing`. random_erasing: probability for an image.

@@ -14,7 +14,7 @@ from helpers.trees import make_config, write_image
 from PIL import Image
 
 from rn50_jax.config.derived import make_plan
-from rn50_jax.data import dali, device_batches
+from rn50_jax.data import dali, decoded_batches
 from rn50_jax.data.bad_images import BadImages
 from rn50_jax.data.batch import Position
 from rn50_jax.data.image_set import ImageSet, read_image
@@ -138,7 +138,7 @@ def test_evaluation_counts_every_good_image_once(photos: Path) -> None:
 def test_an_image_of_which_only_a_crop_fails_is_found(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = open_data(make_config(photos))
     bad = damage(photos)
-    monkeypatch.setattr(device_batches, "_find_bad", lambda images, indices: {})
+    monkeypatch.setattr(decoded_batches, "_find_bad", lambda images, indices: {})
     bad_images = BadImages(None, policy="substitute", limit=9)
     seen = list(islice(run(photos, bad_images, 1, Position(0, 0), images), NUM_TRAIN // 12))
     left_out = sum(int((weights == 0).sum()) for *_, weights in seen)

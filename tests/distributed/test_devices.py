@@ -83,7 +83,7 @@ def test_batch_norm_of_each_device_or_group_by_hand(group: int) -> None:
 
     with jax.enable_x64(True):
         mesh = devices.make_mesh(jax.devices()[:4])
-        compiled = devices.spread(device, mesh, mode="pmap", stacked=True)
+        compiled = devices.map_over_devices(device, mesh, mode="pmap", stacked=True)
         batch = {"x": devices.shard(x, mesh), "weight": devices.shard(weight, mesh)}
         (y, mean, var), dx, dp = jax.device_get(compiled((scale, bias), batch))
 
@@ -155,7 +155,7 @@ def test_a_step_compiles_once_and_reuses_the_state(mode: str) -> None:
         return state + mean, mean
 
     mesh = devices.make_mesh(jax.devices()[:4])
-    compiled = devices.spread(step, mesh, mode=mode, donate_state=True)
+    compiled = devices.map_over_devices(step, mesh, mode=mode, donate_state=True)
     state = devices.replicate(np.zeros(1000, np.float32), mesh)
     for _ in range(3):
         before = state

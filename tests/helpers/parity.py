@@ -12,10 +12,11 @@ from helpers.tiny import OPTIONS, place
 from helpers.torch_reference import ResNet as TorchResNet
 from helpers.torch_reference import decay_groups, epoch_rate, normalize, smoothed_loss, to_torch, torch_name
 
-from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, spread
+from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, replicate
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.augment import draw_mixup
-from rn50_jax.training.optim import make_schedule, sgd
+from rn50_jax.training.optim import sgd
+from rn50_jax.training.schedule import make_schedule
 from rn50_jax.training.state import TrainState, abstract_state
 from rn50_jax.training.step import mixup_key, train_step
 
@@ -134,7 +135,7 @@ def compile_step(model: ResNet, recipe: Recipe) -> Callable[[TrainState, dict], 
         axis_name=AXIS,
     )
     mesh = make_mesh(jax.devices()[: recipe.devices])
-    compiled = spread(step, mesh, mode="pmap")
+    compiled = map_over_devices(step, mesh, mode="pmap")
 
     def run(state: TrainState, batch: dict) -> tuple[TrainState, Snapshot]:
         state, metrics = compiled(replicate(state, mesh) if int(state.step) == 0 else state, place(batch))

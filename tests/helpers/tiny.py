@@ -13,7 +13,7 @@ from helpers.trees import make_config
 
 from rn50_jax.config.derived import make_plan
 from rn50_jax.data.batch import Position
-from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, shard, spread
+from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, replicate, shard
 from rn50_jax.models.norm import NormSync
 from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import ResNet, Variant
@@ -80,7 +80,7 @@ def make_step(
         options=options,
         axis_name=AXIS,
     )
-    return spread(step, mesh, mode=mode, donate_state=True), partial(replicate, mesh=mesh)
+    return map_over_devices(step, mesh, mode=mode, donate_state=True), partial(replicate, mesh=mesh)
 
 
 def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

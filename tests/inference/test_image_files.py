@@ -138,7 +138,7 @@ def test_bad_files_do_not_spoil_the_others(tmp_path: Path, monkeypatch: pytest.M
     assert [item.file for item in decoded] == [found.file for found in files]
     problems = {i: item.problem for i, item in enumerate(decoded) if item.image is None}
     assert problems == {
-        5: "no image (it is text): it is not an image; remove it",
+        5: "no image (it is text): leave it out",
         50: "the file is cut short: its end is missing; get it again",
         51: "the file is empty (zero bytes); get it again",
         52: "cannot be read: No such file or directory",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rn50_jax.distributed.devices import AXIS, make_mesh, shard, spread
+from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, shard
 from rn50_jax.models.norm import EPSILON, BatchNorm, NormSync, batch_norm_max_pool, norm_sync
 
 KINDS = {"plain": (False, False), "relu": (False, True), "sum": (True, False), "sum-relu": (True, True)}
@@ -98,7 +98,7 @@ def test_fused_equals_plain_over_groups_of_devices(group: int) -> None:
             def step(state: Any, batch: Any, run: Any = run) -> Any:
                 return run(*state, batch["x"], batch["residual"], batch["weight"])
 
-            compiled = spread(step, mesh, mode="shard_map", stacked=True)
+            compiled = map_over_devices(step, mesh, mode="shard_map", stacked=True)
             results.append(jax.device_get(compiled((stats, params), batch)))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), *results)
 
@@ -186,6 +186,6 @@ def test_pooling_in_one_over_groups_of_devices() -> None:
             def step(state: Any, batch: Any, run: Any = run) -> Any:
                 return run(*state, batch["x"], batch["x"], batch["weight"])
 
-            compiled = spread(step, mesh, mode="shard_map", stacked=True)
+            compiled = map_over_devices(step, mesh, mode="shard_map", stacked=True)
             results.append(jax.device_get(compiled((stats, params), batch)))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), *results)

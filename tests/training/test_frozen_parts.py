@@ -16,7 +16,7 @@ from rn50_jax.config import loading as configs
 from rn50_jax.config import tree
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
-from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, spread
+from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, replicate
 from rn50_jax.errors import UserError
 from rn50_jax.models.parts import part_names, part_of, split_frozen
 from rn50_jax.models.resnet import FAMILY
@@ -46,7 +46,7 @@ def one_step(config: ConfigDict, devices: int, optimizer: Any = None) -> tuple[A
         options=OPTIONS._replace(ema_decay=config.recipe.ema_decay),
         axis_name=AXIS,
     )
-    compiled = spread(step, mesh, mode="pmap")
+    compiled = map_over_devices(step, mesh, mode="pmap")
     state = replicate(build_state(config, model), mesh)
     return compiled, state, compiled.lower(state, place(make_batch(devices, 4))).as_text()
 

@@ -15,7 +15,8 @@ from helpers.torch_reference import decay_groups, epoch_rate, torch_name
 from rn50_jax.models.initial import variable_shapes
 from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.training.optim import by_part, clipped, decay_mask, lamb, lars, make_schedule, sgd
+from rn50_jax.training.optim import by_part, clipped, decay_mask, lamb, lars, sgd
+from rn50_jax.training.schedule import make_schedule
 
 
 @pytest.mark.parametrize(("rule", "decayed"), [("no_bn", 53 + 2), ("reference", 53 + 2 + 8), ("all", 161)])

@@ -13,7 +13,7 @@ from conftest import REPO
 from helpers.tiny import CLASSES, OPTIONS, STATIC, make_batch, make_model, make_optimizer, make_state, place
 
 from rn50_jax.data.normalize import normalize
-from rn50_jax.distributed.devices import AXIS, make_mesh, replicate, spread
+from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, replicate
 from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import FAMILY, ResNet
 from rn50_jax.training.losses import cross_entropy
@@ -82,7 +82,7 @@ def test_types_are_those_of_the_documentation(column: int, precision: str) -> No
     mesh = make_mesh(jax.devices()[:2])
     state = replicate(make_state(model, ema=True), mesh)
     batch = place(make_batch(2, BATCH))
-    compiled = spread(step, mesh, mode="shard_map")
+    compiled = map_over_devices(step, mesh, mode="shard_map")
     program = list(equations(jax.make_jaxpr(compiled)(state, batch).jaxpr))
     after, metrics = jax.eval_shape(compiled, state, batch)
 

@@ -40,7 +40,7 @@ def make_step(
         options=options,
         axis_name=parallel.AXIS,
     )
-    return parallel.spread(step, mesh, mode=mode), partial(parallel.replicate, mesh=mesh)
+    return parallel.map_over_devices(step, mesh, mode=mode), partial(parallel.replicate, mesh=mesh)
 
 
 def make_state(model: ResNet, optimizer: optax.GradientTransformation, ema: bool = True) -> TrainState:

@@ -30,7 +30,7 @@ from helpers.torch_reference import normalize
 
 from rn50_jax.data.normalize import normalize as normalize_pixels
 from rn50_jax.distributed import devices as parallel
-from rn50_jax.distributed.devices import AXIS, make_mesh, spread
+from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices
 from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.training.optim import decay_mask
 from rn50_jax.training.state import init_state, variables_of
@@ -57,7 +57,7 @@ def test_overflow_changes_nothing_but_the_scale(dynamic: bool) -> None:
 def test_any_optimizer_of_optax_can_train() -> None:
     model, adamw, mesh = make_model(), optax.adamw(0.01, weight_decay=0.1), make_mesh(jax.devices()[:1])
     rest = {"learning_rate": optax.constant_schedule(0.01), "options": OPTIONS, "axis_name": AXIS}
-    step = spread(partial(train_step, model=model, optimizer=adamw, **rest), mesh, mode="pmap")
+    step = map_over_devices(partial(train_step, model=model, optimizer=adamw, **rest), mesh, mode="pmap")
     before = jax.device_get(init_state(model, adamw, seed=0, loss_scale=1.0))
     after = jax.device_get(step(before, place(make_batch(1, 8)))[0])
     # Adam's first direction is the gradient's sign, and nothing where there is no gradient; weights shrink by 0.001.
@@ -196,7 +196,7 @@ def test_evaluation_counts_real_images_only() -> None:
     state = make_state(model)
     mesh = parallel.make_mesh(jax.devices()[:2])
     one_step = partial(eval_step, model=model, axis_name=parallel.AXIS, label_smoothing=0.1)
-    step = parallel.spread(one_step, mesh, mode="pmap")
+    step = parallel.map_over_devices(one_step, mesh, mode="pmap")
     batch = make_batch(2, 4)
     batch["weight"][1, 2:] = 0
     sums = step(parallel.replicate(variables_of(state)["val"], mesh), place(batch))
@@ -219,7 +219,7 @@ def test_padding_that_overflows_does_not_reach_the_sums() -> None:
     state = make_state(model)
     state.params["fc"]["kernel"] = state.params["fc"]["kernel"] * np.float32(1e38)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    step = parallel.spread(partial(eval_step, model=model, axis_name=parallel.AXIS), mesh, mode="pmap")
+    step = parallel.map_over_devices(partial(eval_step, model=model, axis_name=parallel.AXIS), mesh, mode="pmap")
     batch = make_batch(1, 2)
     batch["weight"][:] = 0
     sums = step(parallel.replicate(variables_of(state)["val"], mesh), place(batch))
@@ -232,7 +232,9 @@ def test_predictions_stay_on_their_device() -> None:
     step = partial(predict_step, model=model, axis_name=parallel.AXIS)
     state = parallel.replicate(variables_of(make_state(model))["val"], mesh)
     batch = place(make_batch(2, 3))
-    results = [parallel.spread(step, mesh, mode=mode, stacked=True)(state, batch) for mode in ("pmap", "shard_map")]
+    results = [
+        parallel.map_over_devices(step, mesh, mode=mode, stacked=True)(state, batch) for mode in ("pmap", "shard_map")
+    ]
     assert results[0].shape == (2, 3, CLASSES)
     np.testing.assert_allclose(np.sum(results[0], -1), 1, rtol=1e-5)
     assert_same_bits(*results)

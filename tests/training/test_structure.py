@@ -20,7 +20,7 @@ from helpers.jaxprs import equations, operations
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
-from rn50_jax.distributed.devices import AXIS, make_mesh, spread
+from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices
 from rn50_jax.inference.predict_step import predict_step
 from rn50_jax.models.fold import fold, pack_model
 from rn50_jax.training.build import build_state, compile_steps
@@ -65,7 +65,7 @@ def make(mode: str, **model_keys: Any) -> Program:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         state = jax.eval_shape(lambda tree: pack_model(folded, fold(tree))[1], variables)
         one_step = partial(predict_step, model=folded.clone(packed=True), axis_name=AXIS)
-        step, labels = spread(one_step, mesh, mode="shard_map", stacked=True), {}
+        step, labels = map_over_devices(one_step, mesh, mode="shard_map", stacked=True), {}
     traced = step.trace(state, images() | labels)
     return Program(traced.jaxpr.jaxpr, traced.lower(lowering_platforms=("cuda",)).as_text(), state, traced)
 

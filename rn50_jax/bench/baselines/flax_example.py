@@ -21,7 +21,7 @@ import numpy as np
 from rn50_jax.bench import timing
 from rn50_jax.bench.cpu_time import time_steps
 from rn50_jax.bench.device import describe_hardware, find_local_devices
-from rn50_jax.distributed.devices import make_mesh, spread
+from rn50_jax.distributed.devices import make_mesh, map_over_devices
 from rn50_jax.errors import UserError
 from rn50_jax.io.text import first_line
 
@@ -91,7 +91,7 @@ def _its_step(spec: dict[str, Any], train: Any, models: Any, config: Any) -> tup
     state = train.create_train_state(jax.random.key(0), config, model, data["image_size"], rate)
     # The pmap of its train_and_evaluate: axis "batch", one state for all, nothing donated.
     one_step = partial(train.train_step, learning_rate_fn=rate)
-    return spread(one_step, make_mesh(jax.local_devices()[:1]), mode="pmap"), state, model.dtype
+    return map_over_devices(one_step, make_mesh(jax.local_devices()[:1]), mode="pmap"), state, model.dtype
 
 
 def _batch(spec: dict[str, Any], dtype: Any) -> dict[str, jax.Array]:

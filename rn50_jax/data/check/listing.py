@@ -119,7 +119,7 @@ def _list_listed(root: Path, listed: FileList, findings: list[Finding]) -> Split
 
 
 def _list_folders(root: Path, split_dir: Path, findings: list[Finding]) -> Split:
-    """The class folders of a split; `folder.scan_split` finds the same images where nothing is wrong."""
+    """The class folders of a split; `class_folders.scan_split` finds the same images where nothing is wrong."""
     class_names = []
     for entry in sorted(_entries(root, split_dir, findings), key=lambda entry: entry.name):
         kind = kind_of(entry)

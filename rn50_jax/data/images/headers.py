@@ -12,7 +12,7 @@ MAX_RATIO = 3000  # of the longer side to the shorter: one that is scaled up to 
 # What keeps an image from being decoded, and what to do.
 PROBLEMS = {
     "empty": "the file is empty (zero bytes); get it again",
-    "no image": "it is not an image; remove it",
+    "no image": "leave it out",
     "unknown format": "images of this kind are not read; save it as an ordinary JPEG or PNG",
     "cut off": "the file is cut short: its end is missing; get it again",
     "damaged": "it cannot be decoded; get it again",

@@ -162,7 +162,7 @@ def test_answers_are_those_of_pillows_pixels(trained: tuple[Path, str], call: Ru
     answers = json.loads(done.stdout)
     problems = [
         "the file is cut short: its end is missing; get it again",
-        "no image (it is text): it is not an image; remove it",
+        "no image (it is text): leave it out",
     ]
     assert [answer["error"] for answer in answers[4:]] == problems
 

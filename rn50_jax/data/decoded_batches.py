@@ -1,4 +1,4 @@
-"""One device's batches of an epoch, whatever its files are like."""
+"""One device's batches of an epoch; images that cannot be decoded are exchanged for good ones."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 Make = Callable[[np.ndarray, bytes | None], Any]
 
 
-def device_batches(
+def decoded_batches(
     images: ImageSet,
     part: Part,
     make: Make,
