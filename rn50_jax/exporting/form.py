@@ -84,7 +84,7 @@ def describe(facts: dict[str, Any], form: Form, libraries: tuple[str, ...] = ())
             "dtype": form.input,
             "layout": form.layout,
             "shape": ["batch", *form.shape(facts["image_size"])],
-            "normalization_done_by": "the model" if form.input == "uint8" else "the caller",
+            "normalisation_done_by": "the model" if form.input == "uint8" else "the caller",
         },
         "output": {"name": form.output, "dtype": "float32", "shape": ["batch", len(facts["class_names"])]},
         "batch_norm_folded": form.fold,

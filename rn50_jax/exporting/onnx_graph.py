@@ -102,7 +102,7 @@ def _pixels(graph: _Graph, exportable: Exportable) -> str:
         x = graph.add("Cast", "image.float", x, to=1)
         mean, std = (np.asarray(values, np.float32).reshape(1, 3, 1, 1) for values in exportable.normalization)
         x = graph.add("Sub", "image.centred", x, graph.weight("image.mean", mean))
-        x = graph.add("Div", "image.normalized", x, graph.weight("image.std", std))
+        x = graph.add("Div", "image.normalised", x, graph.weight("image.std", std))
     return x
 
 

@@ -49,12 +49,11 @@ def sgd(
     With `nesterov`, w <- w - rate * (d + momentum * v). Decay is added before the momentum and the learning rate is
     applied outside, so a change of the rate acts at once on the whole buffer.
     """
-    return _scale_by_negative_rate(
-        optax.chain(
-            optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, mask)),
-            optax.trace(decay=momentum, nesterov=nesterov),
-        )
+    direction = optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, mask)),
+        optax.trace(decay=momentum, nesterov=nesterov),
     )
+    return _downhill(_scale_by_rate(direction))
 
 
 def lars(
@@ -79,10 +78,12 @@ def lars(
 
         return jax.tree.map(scaled, gradients, params, decay_mask(params, mask)), state
 
-    return optax.chain(
-        optax.GradientTransformation(lambda params: optax.EmptyState(), local_rate),
-        _scale_by_negative_rate(optax.identity()),
-        optax.trace(decay=momentum, nesterov=nesterov),
+    return _downhill(
+        optax.chain(
+            optax.GradientTransformation(lambda params: optax.EmptyState(), local_rate),
+            _scale_by_rate(optax.identity()),
+            optax.trace(decay=momentum, nesterov=nesterov),
+        )
     )
 
 
@@ -98,22 +99,30 @@ def lamb(
     def kernels(params: Any) -> Any:
         return jax.tree.map(lambda w: w.ndim > 1, params)
 
-    return _scale_by_negative_rate(
-        optax.chain(
-            optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps),
-            optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, mask)),
-            optax.masked(optax.scale_by_trust_ratio(), kernels),
-        )
+    direction = optax.chain(
+        optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps),
+        optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, mask)),
+        optax.masked(optax.scale_by_trust_ratio(), kernels),
     )
+    return _downhill(_scale_by_rate(direction))
 
 
-def _scale_by_negative_rate(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer that goes against the direction of `inner`, by the learning rate."""
+def _scale_by_rate(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Returns `inner` with its updates times the learning rate."""
 
     def update(gradients: Any, state: Any, params: Any, *, learning_rate: jax.Array, **_: Any) -> tuple[Any, Any]:
         updates, state = inner.update(gradients, state, params)
-        rate = -learning_rate
-        return jax.tree.map(lambda u: rate * u, updates), state
+        return jax.tree.map(lambda u: learning_rate * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _downhill(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Returns `inner` with its updates negated, last of all: momentum is saved as papers and PyTorch have it."""
+
+    def update(gradients: Any, state: Any, params: Any, **rate: Any) -> tuple[Any, Any]:
+        updates, state = inner.update(gradients, state, params, **rate)
+        return jax.tree.map(jnp.negative, updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 

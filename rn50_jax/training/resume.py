@@ -24,7 +24,7 @@ from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.build import build_state
 from rn50_jax.training.pretrained import ARCHITECTURE, list_differences, read_pretrained, start_from
 from rn50_jax.training.state import TrainState
-from rn50_jax.training.stream_facts import changed_fact
+from rn50_jax.training.stream_facts import FORM, changed_fact
 from rn50_jax.training.torch_checkpoint import differing_settings, read_checkpoint, resume_from
 
 # What decides which arrays a state has.
@@ -184,6 +184,8 @@ def _in_the_middle(
     epoch, step = meta["position"]["epoch"], meta["position"]["step"]
     if name := changed_fact(meta["stream"], stream):
         changed = f"{name} was {meta['stream'].get(name)!s:.200} and is {stream.get(name)} now; set it back"
+        if name == FORM:
+            changed = "this version of rn50-jax takes the images in another order; use the one that saved it"
         raise UserError(
             f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
             f"{changed} until the epoch has ended, or remove that folder to go on from the one before; {_NEW_RUN}"

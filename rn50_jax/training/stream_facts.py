@@ -11,6 +11,8 @@ from rn50_jax.data.options import loader_options
 from rn50_jax.io.json_files import to_json
 from rn50_jax.runtime.machine import dali_version
 
+FORM = "the form of the stream"  # another number where a version takes the images in another order
+
 
 def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, Any]:
     """Returns what decides the batches of an epoch: a position in it has a meaning only where all of this is the same.
@@ -26,7 +28,10 @@ def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, 
     }
     if config.data.backend != "synthetic":
         facts["the version of DALI"] = dali_version() or _own_version()
-        facts |= {f"config.data.{key}": value for key, value in loader_options(config).rendering._asdict().items()}
+        facts[FORM] = 3
+        # Only where they are not the defaults, so that checkpoints of before these keys can go on.
+        rendering = loader_options(config).rendering._asdict()
+        facts |= {f"config.data.{key}": value for key, value in rendering.items() if value}
     return facts
 
 
@@ -40,4 +45,5 @@ def _own_version() -> str:
 def changed_fact(saved: dict[str, Any], facts: dict[str, Any]) -> str | None:
     """Returns the first of `stream_facts` that differs from a checkpoint's, as JSON gives them back, if any does."""
     now = json.loads(to_json(facts))
-    return next((name for name in now | saved if saved.get(name) != now.get(name)), None)
+    # The form first: versions of other forms have other facts too.
+    return next((name for name in {FORM: 0} | now | saved if saved.get(name) != now.get(name)), None)
