@@ -53,7 +53,7 @@ def sgd(
         optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, mask)),
         optax.trace(decay=momentum, nesterov=nesterov),
     )
-    return _downhill(_scale_by_rate(direction))
+    return _scale_by_rate(direction, -1)
 
 
 def lars(
@@ -78,13 +78,18 @@ def lars(
 
         return jax.tree.map(scaled, gradients, params, decay_mask(params, mask)), state
 
-    return _downhill(
-        optax.chain(
-            optax.GradientTransformation(lambda params: optax.EmptyState(), local_rate),
-            _scale_by_rate(optax.identity()),
-            optax.trace(decay=momentum, nesterov=nesterov),
-        )
+    momentum_of_updates = optax.chain(
+        optax.GradientTransformation(lambda params: optax.EmptyState(), local_rate),
+        _scale_by_rate(optax.identity(), 1),
+        optax.trace(decay=momentum, nesterov=nesterov),
     )
+
+    # Negated last, so that the buffer is saved as the paper and MLPerf's reference have it.
+    def update(gradients: Any, state: Any, params: Any, **rate: Any) -> tuple[Any, Any]:
+        updates, state = momentum_of_updates.update(gradients, state, params, **rate)
+        return jax.tree.map(jnp.negative, updates), state
+
+    return optax.GradientTransformationExtraArgs(momentum_of_updates.init, update)
 
 
 def lamb(
@@ -104,25 +109,16 @@ def lamb(
         optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, mask)),
         optax.masked(optax.scale_by_trust_ratio(), kernels),
     )
-    return _downhill(_scale_by_rate(direction))
+    return _scale_by_rate(direction, -1)
 
 
-def _scale_by_rate(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Returns `inner` with its updates times the learning rate."""
+def _scale_by_rate(inner: optax.GradientTransformation, sign: int) -> optax.GradientTransformationExtraArgs:
+    """Returns `inner` with its updates times the learning rate, or times its negative."""
 
     def update(gradients: Any, state: Any, params: Any, *, learning_rate: jax.Array, **_: Any) -> tuple[Any, Any]:
         updates, state = inner.update(gradients, state, params)
-        return jax.tree.map(lambda u: learning_rate * u, updates), state
-
-    return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def _downhill(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Returns `inner` with its updates negated, last of all: momentum is saved as papers and PyTorch have it."""
-
-    def update(gradients: Any, state: Any, params: Any, **rate: Any) -> tuple[Any, Any]:
-        updates, state = inner.update(gradients, state, params, **rate)
-        return jax.tree.map(jnp.negative, updates), state
+        rate = learning_rate if sign > 0 else -learning_rate
+        return jax.tree.map(lambda u: rate * u, updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
