@@ -120,9 +120,8 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
     if config.data.backend != "synthetic":
         need_dali("config.data.backend=synthetic")
     mesh = devices.make_mesh(devices.find_devices(backend=config.data.backend, precision=config.precision))
-    dataset = open_dataset(
-        dataset_options(config), need_val=not config.run.training_only, val_images=recorded_val_images(workdir)
-    )
+    val_images = recorded_val_images(workdir)
+    dataset = open_dataset(dataset_options(config), need_val=not config.run.training_only, val_images=val_images)
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=mesh.devices.size)
     model = build_model(
         config,

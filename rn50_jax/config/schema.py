@@ -97,7 +97,6 @@ _PIXELS = 2**14  # on a side of an image
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _VARIANTS = ("resnext50-32x4d", "resnext101-32x4d", "se-resnet50", "se-resnext101-32x4d")
 
-
 _BOOLEAN = Rule(bool, "True or False", lambda v: True)
 _FRACTION = _number(">= 0 and < 1", lambda v: 0 <= v < 1)
 _PROBABILITY = _number("from 0 to 1", lambda v: 0 <= v <= 1)

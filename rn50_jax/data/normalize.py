@@ -8,8 +8,6 @@ import jax.numpy as jnp
 
 # Channel means and standard deviations of ImageNet's RGB pixels on the 0-255 scale, as the reference has them.
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-
-
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 

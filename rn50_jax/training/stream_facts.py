@@ -27,19 +27,14 @@ def stream_facts(config: ConfigDict, images: ImageSet, plan: Plan) -> dict[str, 
         "the training set": fingerprint(images),
     }
     if config.data.backend != "synthetic":
-        facts["the version of DALI"] = dali_version() or _own_version()
+        from rn50_jax.data import dali  # a second to import
+
+        facts["the version of DALI"] = dali_version() or dali.VERSION  # of one that was installed without pip
         facts[FORM] = 3
         # Only where they are not the defaults, so that checkpoints of before these keys can go on.
         rendering = loader_options(config).rendering._asdict()
         facts |= {f"config.data.{key}": value for key, value in rendering.items() if value}
     return facts
-
-
-def _own_version() -> str:
-    """Returns what a DALI that was installed without pip says itself."""
-    from rn50_jax.data import dali
-
-    return dali.VERSION
 
 
 def changed_fact(saved: dict[str, Any], facts: dict[str, Any]) -> str | None:
