@@ -161,7 +161,7 @@ def test_mistakes_with_features_are_told(halves: Halves, tmp_path: Path) -> None
     refused(halves.high / "val", str(tmp_path / "out.txt"), "must end in .npz")
     refused(halves.high / "val", str(tmp_path / "none/out.npz"), "none is not a folder")
     refused(tmp_path / "missing", out, "missing is not a folder")
-    refused(halves.high, out, "class folder .*train .* has no images")
+    refused(halves.high, out, "is a data set; give one of its folders, .*train or ")
     (tmp_path / "mixed/a").mkdir(parents=True)
     refused(tmp_path / "mixed/a", out, "holds no images")
     Image.new("RGB", (40, 40)).save(tmp_path / "mixed/b.png")
