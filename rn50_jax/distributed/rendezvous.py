@@ -92,7 +92,8 @@ async def _gather(server: socket.socket, me: _Hello, address: str, timeout: floa
     async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal expected, wrong
         try:
-            with suppress(OSError, ValueError):
+            # Cancelled when all is over; Python 3.11 would log that as an error.
+            with suppress(OSError, ValueError, asyncio.CancelledError):
                 writer.write(_GREETING)
                 hello = parse_json(await reader.readline(), _Hello)
                 wrong = wrong or _conflict(hello, me, here.values())

@@ -55,7 +55,7 @@ def describe_machine(devices: Sequence[jax.Device]) -> dict[str, Any]:
     return facts | {
         "environment": {name: os.environ[name] for name in names if os.environ.get(name)},
         "versions": versions() | _installed(["torch"]) | _cuda_versions(on_gpu),
-        "commit": find_commit(Path(__file__).parent),
+        "commit": find_commit(Path(__file__).parents[1]),
     }
 
 

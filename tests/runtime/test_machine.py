@@ -13,6 +13,7 @@ from typing import Any, cast
 import jax
 import pytest
 
+import rn50_jax
 from rn50_jax.bench.report import as_markdown, make_header
 from rn50_jax.runtime.machine import describe_machine, find_commit, gpu_lines, read_gpus, versions
 
@@ -174,6 +175,13 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(project, "add", ".")
     git(project, "commit", "-qm", "first")
     return project
+
+
+def test_the_commit_is_that_of_the_whole_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr("rn50_jax.runtime.machine.find_commit", asked.append)
+    describe_machine(jax.devices())
+    assert asked == [Path(rn50_jax.__file__).parent]
 
 
 def test_the_commit_of_a_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
