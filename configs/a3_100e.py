@@ -37,5 +37,5 @@ def get_config() -> ConfigDict:
     recipe.label_smoothing = 0.0
     recipe.mixup = 0.1
     recipe.cutmix = 1.0
-    config.report.print_every = 100
+    config.log.print_every = 100
     return config

@@ -21,6 +21,6 @@ def get_config(variant: str = "fp16") -> ConfigDict:
     config.batch_size = 128 if variant == "fp32" else 256
     config.recipe.optimizer_batch_size = 2048
     config.recipe.warmup_epochs = 8
-    config.report.print_every = 100
-    config.report.dle_json = "raport.json"
+    config.log.print_every = 100
+    config.log.dle_json = "raport.json"
     return config

@@ -20,6 +20,6 @@ def get_config(variant: str = "bf16") -> ConfigDict:
     config.batch_size = 256
     config.recipe.warmup_epochs = 8
     config.data.workers = 16
-    config.report.print_every = 100
-    config.report.dle_json = "raport.json"
+    config.log.print_every = 100
+    config.log.dle_json = "raport.json"
     return config

@@ -27,8 +27,8 @@ def get_config(variant: str = "images") -> ConfigDict:
     config.recipe.lr_batch_size = 32
     config.recipe.warmup_epochs = 1
     config.recipe.momentum = 0.9
-    config.tune.lr_decay = 0.7
-    config.report.print_every = 10
+    config.finetune.lr_decay = 0.7
+    config.log.print_every = 10
     if variant == "images100":
         config.epochs = 40
         config.batch_size = 8

@@ -15,8 +15,8 @@ VARIANTS = fine_tune.VARIANTS
 
 def get_config(variant: str = "images") -> ConfigDict:
     config = fine_tune.get_config(variant)
-    config.tune.freeze = ("stem", "layer1", "layer2", "layer3", "layer4")
-    config.tune.lr_decay = 1.0
+    config.finetune.freeze = ("stem", "layer1", "layer2", "layer3", "layer4")
+    config.finetune.lr_decay = 1.0
     config.recipe.lr = 0.03
     config.recipe.warmup_epochs = 0
     config.recipe.weight_decay = 0.0

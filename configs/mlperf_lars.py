@@ -49,5 +49,5 @@ def get_config(variant: str = "3k") -> ConfigDict:
         recipe.weight_decay = 2.5e-5
     config.run.target_top1 = 75.9
     config.data.workers = 16
-    config.report.print_every = 100
+    config.log.print_every = 100
     return config

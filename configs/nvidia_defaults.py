@@ -11,7 +11,7 @@ by us yet.
 from ml_collections import ConfigDict
 
 from configs import default
-from rn50_jax.config.schema import EXACT_REFERENCE
+from rn50_jax.config.schema import exact_reference
 
 VARIANTS = ("fp32", "fp16", "tf32", "bf16")
 
@@ -32,9 +32,9 @@ def get_config(variant: str = "fp32") -> ConfigDict:
     config.recipe.label_smoothing = 0.0
     config.loss_scale.init = 1.0
 
-    config.report.print_every = 10
-    config.report.dle_json = "experiment_raport.json"
+    config.log.print_every = 10
+    config.log.dle_json = "experiment_raport.json"
     # What its code does otherwise than it documents, key by key, so that each can be changed: of these,
     # `--bn-weight-decay` is recipe.decay_mask=all, and `--data-backend pytorch` data.transform=torchvision.
-    config.update_from_flattened_dict(EXACT_REFERENCE)
+    config.update_from_flattened_dict(exact_reference())
     return config

@@ -26,5 +26,5 @@ def get_config() -> ConfigDict:
     config.recipe.momentum = 0.9
     config.recipe.weight_decay = 1e-4
     config.recipe.label_smoothing = 0.1
-    config.report.print_every = 50
+    config.log.print_every = 50
     return config

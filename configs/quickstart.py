@@ -28,5 +28,5 @@ def get_config() -> ConfigDict:
     config.recipe.lr = 0.02
     config.recipe.lr_batch_size = 32
     config.recipe.warmup_epochs = 1
-    config.report.print_every = 10
+    config.log.print_every = 10
     return config

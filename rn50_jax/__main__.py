@@ -5,7 +5,7 @@ import importlib
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,16 +18,25 @@ from rn50_jax.io.terminal import fit
 def find_commands() -> dict[str, str]:
     """Returns what each command does, by name.
 
-    A command is a module of this package that ends in `cli.run(main)`; the first line of its docstring, up to
-    the call in it, says what it does. Nothing is imported.
+    A command is a module of this package, or a folder's `__main__`, that ends in `cli.run(main)`; the first line of its
+    docstring, up to the call in it, says what it does. Nothing is imported.
     """
-    found = {}
-    for file in sorted(Path(__file__).parent.glob("[!_]*.py")):
+    found, package = {}, Path(__file__).parent
+    for file in (*package.glob("[!_]*.py"), *package.glob("*/__main__.py")):
         text = file.read_text(encoding="utf-8")
         if text.rstrip().endswith("cli.run(main)"):
             line = re.match(r'"""(.*?)(?:: `|[.]? *"""|[.]?\n)', text)
-            found[file.stem] = line[1] if line else ""
-    return found
+            found[file.parent.name if file.name == "__main__.py" else file.stem] = line[1] if line else ""
+    return dict(sorted(found.items()))
+
+
+def load_command(name: str) -> Callable[[Sequence[str]], int]:
+    """Returns the `main` of one of `find_commands`."""
+    module = importlib.import_module(f"rn50_jax.{name}")
+    if not hasattr(module, "main"):
+        module = importlib.import_module(f"rn50_jax.{name}.__main__")
+    main: Callable[[Sequence[str]], int] = module.main
+    return main
 
 
 def _help() -> str:
@@ -65,8 +74,7 @@ def main(argv: Sequence[str]) -> int:
         hint = f"did you mean {alike[0]}?" if alike else "see rn50-jax --help"
         known = ", ".join(commands)
         raise UserError(f"{name!r} is no command ({hint})" if name else f"give a command, one of {known}; {hint}")
-    code: int = importlib.import_module(f"rn50_jax.{name}").main(rest)
-    return code
+    return load_command(name)(rest)
 
 
 def run() -> NoReturn:

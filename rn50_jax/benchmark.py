@@ -35,11 +35,9 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code: 1 if nothing could be timed for lack of time, memory or precision."""
     args, overrides = configs.parse_args(_parser(), argv)
     _check(args)
-    config, _ = configs.load(args.config)
     if args.generated:
-        overrides.append(("data.dir", str(generated_folder(args.generated))))
-    config = configs.override(config, overrides)
-    configs.validate(config)
+        overrides = [*overrides, ("data.dir", str(generated_folder(args.generated)))]
+    config, _ = configs.load(args.config, overrides)
     if args.mode in _REAL and config.data.backend == "synthetic":
         raise UserError(f"--mode {args.mode} times real files; use config.data.backend dali-cpu or dali-gpu")
     if args.mode in _REAL:
@@ -52,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         if value and len(precisions) * len(batch_sizes) > 1:
             raise UserError(f"{option} takes one precision and one batch size")
     backend = config.data.backend if args.mode == "end-to-end" else "synthetic"
-    jax_setup.prepare_runtime(backend, config.run.xla_flags)
+    jax_setup.prepare_runtime(backend, config.compute.xla_flags)
     if args.profile:
         with telling_of_writes():
             args.profile.mkdir(parents=True, exist_ok=True)
@@ -105,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="rn50_jax.benchmark",
         description="Times the compiled step on synthetic data (train, infer), the loader (input), or real training "
         "(end-to-end). docs/benchmark.md says what each number means.",
-        epilog="Any key of configs/default.py can be changed with --config.key=value, e.g. --config.batch_size=64.",
+        epilog="Any option of the config can be changed with --config.key=value, e.g. --config.batch_size=64; "
+        "--help_config lists them.",
     )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/")

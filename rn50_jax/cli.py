@@ -121,7 +121,8 @@ def tell(error: BaseException) -> int:
 def is_command() -> bool:
     """Returns whether this process is a command: not a test or somebody's own program that calls a `main`."""
     program = Path(sys.argv[0])
-    return program.name == "rn50-jax" or program.parent == Path(__file__).parent
+    package = Path(__file__).parent
+    return program.name == "rn50-jax" or package in (program.parent, program.parent.parent)
 
 
 def use_utf8() -> None:

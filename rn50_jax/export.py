@@ -10,7 +10,6 @@ from typing import Any
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
-from rn50_jax.data.options import loader_options
 from rn50_jax.errors import UserError
 from rn50_jax.exporting import onnx_file, stablehlo
 from rn50_jax.exporting.check import TOLERANCES, check, check_images, evenly, outputs
@@ -102,7 +101,7 @@ def export_graph(
     """
     variables, precision = trained.load(), trained.config.precision
     exportable = make_exportable(trained, variables, form)
-    decode = partial(decode_files, options=loader_options(trained.config))
+    decode = partial(decode_files, data=trained.config.data)
     images = check_images(partial(decode, by_pillow=True), [found for found, _ in val])
     facts = {"format": kind, **describe(describe_model(trained), form, onnx_file.LIBRARIES if kind == "onnx" else ())}
     if kind == "onnx":

@@ -17,7 +17,6 @@ from rn50_jax.data.formats.class_folders import SUFFIXES, scan_split
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.loader import eval_batches
 from rn50_jax.data.normalize import Normalization, normalize, pixel_normalization
-from rn50_jax.data.options import loader_options
 from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, place
 from rn50_jax.errors import UserError
 from rn50_jax.inference import image_files
@@ -71,7 +70,7 @@ def extract(trained: TrainedModel, images: ImageSet) -> tuple[np.ndarray, np.nda
       The others are named in notes.
 
     Raises:
-      UserError: none can be decoded; or with `data.on_bad_file` of "error", naming the first that cannot be.
+      UserError: none can be decoded; or with `data.max_bad_images` of 0, naming the first that cannot be.
     """
     count, devices = len(images.files), trained.devices
     mesh = make_mesh(devices)
@@ -79,16 +78,14 @@ def extract(trained: TrainedModel, images: ImageSet) -> tuple[np.ndarray, np.nda
     device_batch = min(config.batch_size, math.ceil(count / len(devices)))
     normalization = pixel_normalization(config.data.mean, config.data.std)
     step = partial(feature_step, model=trained.model, axis_name=AXIS, normalization=normalization)
-    compiled = map_over_devices(step, mesh, mode=config.parallel, stacked=True)
+    compiled = map_over_devices(step, mesh, mode=config.compute.parallel, stacked=True)
     variables = place(trained.load(), mesh)
     result: np.ndarray | None = None
     good = np.zeros(count, np.bool_)
-    bad_images = BadImages(None, policy=config.data.on_bad_file, limit=count)
+    bad_images = BadImages(None, limit=count if config.data.max_bad_images else 0)
     done = 0
     with progress("features", count, unit="img") as advance:
-        for batch in eval_batches(
-            images, loader_options(config), mesh, device_batch=device_batch, bad_images=bad_images
-        ):
+        for batch in eval_batches(images, config.data, mesh, device_batch=device_batch, bad_images=bad_images):
             part = np.asarray(compiled(variables, batch))
             part = part.reshape(-1, part.shape[-1])[: count - done]  # the last batch is filled up at its end
             if result is None:
@@ -110,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
         "file: features (float32 [N, C]), files, labels (int32, -1 without class folders), class_names, and skipped, "
         "the files that could not be decoded.",
         epilog="Exit code 1: some files could not be decoded; the others have their features. With "
-        "--config.data.on_bad_file=error the first one ends the command.\n\n"
+        "--config.data.max_bad_images=0 the first one ends the command.\n\n"
         "Any key of the model's config can be changed with --config.key=value, e.g. --config.batch_size=64.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of images or of class folders")

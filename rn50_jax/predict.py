@@ -16,7 +16,6 @@ from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.formats.imagenet_names import human_names, likely_names
 from rn50_jax.data.normalize import pixel_normalization
-from rn50_jax.data.options import loader_options
 from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, place, shard
 from rn50_jax.errors import UserError
 from rn50_jax.inference.image_files import Decoded, Found, batched, decode_files, find_images
@@ -45,7 +44,7 @@ def make_classifier(trained: TrainedModel, *, batch_size: int, devices: Sequence
     model, loaded = load_for_inference(trained)
     normalization = pixel_normalization(trained.config.data.mean, trained.config.data.std)
     step = partial(predict_step, model=model, axis_name=AXIS, normalization=normalization)
-    compiled = map_over_devices(step, mesh, mode=trained.config.parallel, stacked=True)
+    compiled = map_over_devices(step, mesh, mode=trained.config.compute.parallel, stacked=True)
     variables = place(loaded, mesh)
     size = trained.config.data.image_size
     shape = (len(devices), batch_size, size, size, 3)
@@ -73,7 +72,7 @@ def answers(
       {"file", "error"}.
     """
     names = human_names(trained.class_names or likely_names(trained.model.num_classes))
-    decoded = decode_files(files, loader_options(trained.config), by_pillow=by_pillow)
+    decoded = decode_files(files, trained.config.data, by_pillow=by_pillow)
     batches = batched(decoded, batch_size * len(trained.devices))
     first = next(batches, [])
     devices = trained.devices if len(first) > batch_size else trained.devices[:1]  # one has room for all

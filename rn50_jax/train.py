@@ -10,8 +10,6 @@ from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from rn50_jax import cli
 from rn50_jax.analysis.results import tell_where
 from rn50_jax.analysis.validate_only import validate_only
@@ -20,13 +18,14 @@ from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.selection import score
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
+from rn50_jax.config.file_names import METRICS
 from rn50_jax.config.model import build_model
+from rn50_jax.config.schema import Config
 from rn50_jax.data.bad_images import BadImages
 from rn50_jax.data.batch import Batch, Position
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.loader import eval_batches, train_batches
-from rn50_jax.data.options import dataset_options, loader_options
 from rn50_jax.distributed import devices, processes
 from rn50_jax.errors import Interrupted, UserError
 from rn50_jax.io.messages import open_log, say
@@ -62,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.CommandLine(
         prog="rn50_jax.train",
         description="Train a ResNet, validate every epoch, keep checkpoints. The same command again resumes.",
-        epilog="Any key of configs/default.py can be changed with --config.key=value, e.g. --config.data.dir=DIR.",
+        epilog="Any option of the config can be changed with --config.key=value, e.g. --config.data.dir=DIR; "
+        "--help_config lists them.",
     )
     parser.add_argument(
         "--config", required=True, metavar="FILE[:VARIANT]", help="a recipe by name or file, or a run's config.json"
@@ -79,22 +79,19 @@ def main(argv: Sequence[str]) -> int:
     args, overrides = configs.parse_args(parser, argv)
     shortcuts = ("model.pretrained_weights", "run.resume", "run.target_top1")
     given = {key: getattr(args, key.partition(".")[2]) for key in shortcuts}
-    overrides += [(key, text) for key, text in given.items() if text is not None]
+    overrides = [*overrides, *((key, text) for key, text in given.items() if text is not None)]
 
-    config, name = configs.load(args.config)
-    config = configs.override(config, overrides)
-    configs.validate(config)
+    config, name = configs.load(args.config, overrides)
     workdir = args.workdir or Path("runs") / name
     # XLA reads its flags, and processes find each other, before JAX first looks at a device.
-    jax_setup.prepare_runtime(config.data.backend, config.run.xla_flags)
+    jax_setup.prepare_runtime(config.data.backend, config.compute.xla_flags)
     processes.connect(processes.find_cluster(args, os.environ), heartbeat_timeout=config.run.heartbeat_timeout)
-    jax_setup.use_compile_cache(config.run.compile_cache)
+    jax_setup.use_compile_cache(config.compute.compile_cache)
     if config.run.evaluate:
         validate_only(config, workdir, overrides)
         processes.finish()
         return 0
     config, taken = take_architecture(config, overrides, workdir)
-    configs.validate(config)
     if taken and processes.is_first():
         say(taken)
     try:
@@ -107,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
+def train(config: Config, workdir: Path, argv: Sequence[str]) -> None:
     """Trains, or goes on training; `argv` is written down with the run.
 
     Raises:
@@ -116,12 +113,12 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
       RunStopped: training or devices diverged, a device's memory is too small, or checkpoints cannot be written.
     """
     # Whatever can be wrong is found now, in seconds, and not after minutes of compiling.
-    check_loggers(config.report)
+    check_loggers(config.log)
     if config.data.backend != "synthetic":
         need_dali("config.data.backend=synthetic")
     mesh = devices.make_mesh(devices.find_devices(backend=config.data.backend, precision=config.precision))
     val_images = recorded_val_images(workdir)
-    dataset = open_dataset(dataset_options(config), need_val=not config.run.training_only, val_images=val_images)
+    dataset = open_dataset(config, need_val=not config.run.training_only, val_images=val_images)
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=mesh.devices.size)
     model = build_model(
         config,
@@ -173,7 +170,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
 
         # Each compiles at its first call, over all devices, and is compiled once: shapes never change within a run.
         train_step, eval_step = compile_steps(config, model, plan, mesh)
-        find_divergence = devices.find_divergence(mesh, mode=config.parallel)
+        find_divergence = devices.find_divergence(mesh, mode=config.compute.parallel)
         # SIGTERM asks for a save and an orderly end: batch systems send it a minute before they kill.
         gather_requests = processes.gather if processes.count() > 1 else None
         signals = stack.enter_context(Signals(60 * config.checkpoint.every_minutes, gather_requests))
@@ -181,12 +178,13 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
         goodput = Goodput(start.goodput, start.lost)
         scaling = config.loss_scale.mode if config.precision == "fp16" else None
         meters = Meters(plan.global_batch, loss_scaling=bool(scaling))
-        options = loader_options(config)
-        bad_images = BadImages(workdir / "quarantine.json", policy=options.on_bad_file, limit=options.max_bad_files)
+        bad_images = BadImages(workdir / "quarantine.json", limit=config.data.max_bad_images)
         batches = train_batches(
             dataset.train,
-            options,
+            config.data,
             mesh,
+            seed=config.seed,
+            num_classes=len(dataset.class_names),
             epochs=config.epochs,
             steps_per_epoch=plan.steps_per_epoch,
             device_batch=plan.device_batch,
@@ -216,17 +214,25 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
                 raise interruption(request.stop, step, saved=keeps_checkpoints)
 
         def validation_batches(state: TrainState, position: Position) -> Iterator[Batch]:
-            shape = {"device_batch": config.batch_size, "epoch": position.epoch}
-            found = eval_batches(dataset.val, options, mesh, **shape, bad_images=bad_images)
+            found = eval_batches(
+                dataset.val,
+                config.data,
+                mesh,
+                device_batch=config.batch_size,
+                num_classes=len(dataset.class_names),
+                seed=config.seed,
+                epoch=position.epoch,
+                bad_images=bad_images,
+            )
             for number, batch in enumerate(watchdog.watch(islice(found, config.run.prof or None)), 1):
                 report.validating(number)
-                obey(signals.poll(together=number % config.report.print_every == 0), state, position)
+                obey(signals.poll(together=number % config.log.print_every == 0), state, position)
                 yield batch
 
         for epoch in range(position.epoch, config.epochs):
             end = (epoch + 1) * plan.steps_per_epoch
             goodput.switch("train")
-            if options.train_size(epoch) != options.train_size(epoch - 1):
+            if config.data.train_size(epoch) != config.data.train_size(epoch - 1):
                 meters.compiled = False  # images of another size are another program
             meters.restart()
             while step < end:
@@ -243,7 +249,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
                 position = Position(epoch, step - epoch * plan.steps_per_epoch, pipelines)
                 watchdog.progress()
                 report.advance(step)
-                reported = step % config.report.print_every == 0 or step == end
+                reported = step % config.log.print_every == 0 or step == end
                 if reported:
                     summary = meters.summary()
                     report.train(step, epoch, summary)
@@ -277,7 +283,7 @@ def train(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
         report.end(step, position.epoch - 1, goodput.totals(), finished=True)
         bad_images.warn_at_end()
     if processes.is_first():
-        tell_where(workdir, workdir / config.report.file)
+        tell_where(workdir, workdir / METRICS)
 
 
 if __name__ == "__main__":

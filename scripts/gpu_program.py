@@ -81,9 +81,8 @@ def compile_program(argv: Sequence[str]) -> tuple[str, str, int, int]:
     parser.add_argument("--mode", choices=("train", "infer"), default="train", help="default: train")
     parser.add_argument("--text", type=Path, metavar="FILE", help="write the program's text to FILE too")
     args, overrides = configs.parse_args(parser, argv)
-    config, _ = configs.load(args.config)
-    config = configs.override(config, [("data.backend", "synthetic"), ("parallel", "shard_map"), *overrides])
-    configs.validate(config)
+    fixed = [("data.backend", "synthetic"), ("compute.parallel", "shard_map")]
+    config, _ = configs.load(args.config, [*fixed, *overrides])
     compiled = _compile(config, args.mode)
     memory = compiled.memory_analysis().temp_size_in_bytes
     print(f"memory besides inputs and outputs: {memory / config.batch_size / 1e6:.1f} MB per image\n")
@@ -124,12 +123,12 @@ def _compile(config: Any, mode: str) -> Any:
         step: Any = compile_steps(config, model, make_plan(config, num_images=1_281_167, num_devices=1), mesh)[0]
     else:
         state = {"params": state.params, "batch_stats": state.batch_stats}
-        if config.model.fold_batch_norm != "off":
+        if config.compute.fold_batch_norm != "off":
             folded = model.clone(folded=True)
             state = jax.eval_shape(lambda tree: pack_model(folded, fold(tree))[1], state)
             model = folded.clone(packed=True)
         one_step = partial(predict_step, model=model, axis_name=AXIS)
-        step = map_over_devices(one_step, mesh, mode=config.parallel, stacked=True)
+        step = map_over_devices(one_step, mesh, mode=config.compute.parallel, stacked=True)
         batch = {"image": batch["image"]}
     traced = step.trace(placed(state, PartitionSpec()), placed(batch, PartitionSpec(AXIS)))
     return traced.lower(lowering_platforms=("cuda",)).compile()

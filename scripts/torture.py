@@ -165,14 +165,14 @@ def damage_all_the_time(count: int, scratch: Path, reference: Path, rng: random.
 
     from rn50_jax.checkpoint.integrity import describe_arrays
     from rn50_jax.checkpoint.manager import Checkpoints
-    from rn50_jax.config import tree
+    from rn50_jax.config.loading import from_saved
     from rn50_jax.config.model import build_model
     from rn50_jax.training.build import build_state
 
     with Checkpoints(reference / "checkpoints", read_only=True) as checkpoints:
         wanted = {step: checkpoints.read_meta(str(step)) for step in checkpoints.steps()}
     newest = max(wanted)
-    config = tree.from_tree(wanted[newest]["config"])
+    config = from_saved(wanted[newest]["config"], source="the checkpoint").config
     model = build_model(config, num_classes=10, platform="cpu")
     like = build_state(config, model, abstract=True)
     counts = {"damages": count, "noticed": 0, "harmless": 0, "wrong": 0}

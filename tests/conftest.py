@@ -54,7 +54,7 @@ TINY = (
     "--config.model.width=8",
     "--config.recipe.lr=0.2",
     "--config.epochs=2",
-    "--config.report.print_every=10",
+    "--config.log.print_every=10",
 )
 
 

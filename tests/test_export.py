@@ -25,7 +25,6 @@ from helpers.torch_reference import normalize, to_torch, torch_name
 from rn50_jax import export
 from rn50_jax.data.formats.class_folders import scan_split
 from rn50_jax.data.normalize import MEAN, STD
-from rn50_jax.data.options import loader_options
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.exporting import onnx_file
 from rn50_jax.exporting.check import check_images
@@ -35,8 +34,9 @@ from rn50_jax.exporting.onnx_graph import to_onnx
 from rn50_jax.exporting.stablehlo import load_stablehlo, to_stablehlo
 from rn50_jax.inference.image_files import decode_files, found_in
 from rn50_jax.inference.trained_model import TrainedModel, load_run, load_weights
+from rn50_jax.models.family import FAMILY
 from rn50_jax.models.precision import PRECISIONS
-from rn50_jax.models.resnet import FAMILY, ResNet
+from rn50_jax.models.resnet import ResNet
 from rn50_jax.weights.files import WeightFile, read_weights, write_weights
 from rn50_jax.weights.torch_names import to_torch as to_common
 
@@ -84,7 +84,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("arch", FAMILY)
 def test_onnx_does_what_pytorch_does(arch: str, tmp_path: Path) -> None:
     network, net = make_trained(arch, tmp_path, () if arch == "resnet50" else (2, 1, 1, 1))
-    images = check_images(partial(decode_files, options=loader_options(network.config), by_pillow=True), [])
+    images = check_images(partial(decode_files, data=network.config.data, by_pillow=True), [])
     assert images.shape == (4, 64, 64, 3)
     for form in FORMS:
         data = to_onnx(exportable(network, form), {"arch": arch})
@@ -100,7 +100,7 @@ def test_onnx_does_what_pytorch_does(arch: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", [*FORMS, Form("float32", "nchw", "logits", True)])
 def test_stablehlo_does_what_pytorch_does(form: Form, tmp_path: Path) -> None:
     network, net = make_trained("resnet50", tmp_path, stages=(1, 1))
-    images = check_images(partial(decode_files, options=loader_options(network.config), by_pillow=True), [])
+    images = check_images(partial(decode_files, data=network.config.data, by_pillow=True), [])
     data = to_stablehlo(exportable(network, form))
     run = load_stablehlo(data)
     for count in (1, 4):

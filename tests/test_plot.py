@@ -32,9 +32,7 @@ def test_bad_metrics_files(tmp_path: Path) -> None:
         metrics_file(tmp_path)
     with pytest.raises(UserError, match=r"bad\.jsonl cannot be read: it is a folder"):
         read_history(write(tmp_path / "bad.jsonl/m.jsonl", []).parent)
-    (tmp_path / "config.json").write_text('{"report": {"file": "other.jsonl"}}')
-    write(tmp_path / "other.jsonl", [val_line(1, 5.0)])
-    assert metrics_file(tmp_path).name == "other.jsonl"
+    assert metrics_file(write(tmp_path / "other.jsonl", [val_line(1, 5.0)])).name == "other.jsonl"
 
 
 def test_running_means_are_those_of_numpy() -> None:

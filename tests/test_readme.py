@@ -12,7 +12,7 @@ from conftest import REPO, Shared
 from helpers.project import copy_project
 from helpers.runs import PATIENCE, read_lines
 
-from rn50_jax.config.schema import RULES
+from rn50_jax.config.schema import options
 
 Block = tuple[str, str, str]
 QUICKSTART = "./scripts/quickstart.sh"
@@ -21,7 +21,7 @@ QUICKSTART = "./scripts/quickstart.sh"
 SMALL = {
     "default": "config.model.update(arch='resnet18', stages=(1, 1), width=8)",
     "quickstart": "config.epochs, config.recipe.lr = 2, 0.2",
-    "linear_probe": "config.tune.freeze = ('stem', 'layer1', 'layer2')",
+    "linear_probe": "config.finetune.freeze = ('stem', 'layer1', 'layer2')",
 }
 SMALL_RECIPE = """
 
@@ -110,7 +110,7 @@ def test_every_command_names_options_and_keys_that_exist() -> None:
         lines = [line for language, _, text in blocks(page) if language == "bash" for line in text.splitlines()]
         for name, args in re.findall(r"python -m rn50_jax\.(\w+)(.*)", "\n".join(lines)):
             for key, option in re.findall(r" --(?:config\.([\w.]+)|([\w-]+))", args):
-                assert key in RULES if key else f"--{option} " in help_of[name], (page.name, name, args)
+                assert key in options() if key else f"--{option} " in help_of[name], (page.name, name, args)
                 checked += 1
     assert checked > 100
 
@@ -147,7 +147,7 @@ def test_links_of_the_documents_exist() -> None:
 
 def test_every_option_of_the_recipe_is_explained() -> None:
     page = (REPO / "docs/recipe.md").read_text()
-    for key in RULES:
+    for key in options():
         if key.startswith(("recipe.", "model.")) and key not in ("model.num_classes", "model.pretrained_weights"):
             assert re.search(re.escape(key.removeprefix("model.")) + r"\b", page), key
 

@@ -301,8 +301,8 @@ GROUPS = ("step", "params", "batch_stats", "opt_state", "ema", "loss_scale")
 def test_no_part_of_the_state_can_be_left_out_of_a_checkpoint() -> None:
     # Five steps, a new process, five more: the same as ten. And different if any one thing is not carried over.
     model = make_model("fp16")
-    scaling = STATIC._replace(dynamic=True, growth_interval=4)
-    options = OPTIONS._replace(scaling=scaling, ema_decay=0.9, mixup=0.2)
+    scaling = STATIC.replace(mode="dynamic", growth_interval=4)
+    options = OPTIONS.replace(scaling=scaling, ema_decay=0.9, mixup=0.2)
     step, replicate = make_step(model, 2, options, lr=0.02)
     fresh = jax.device_get(make_state(model, loss_scale=2.0**22, ema=True))
 

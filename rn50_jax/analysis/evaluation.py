@@ -9,8 +9,8 @@ import numpy as np
 from rn50_jax.analysis.predictions import Predictions
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.dali_errors import need_dali
+from rn50_jax.data.images.transform import rendering_of
 from rn50_jax.data.loader import eval_batches
-from rn50_jax.data.options import loader_options
 from rn50_jax.data.sampler import eval_order
 from rn50_jax.distributed.devices import make_mesh, map_over_devices, place
 from rn50_jax.inference.trained_model import TrainedModel, load_for_inference, open_val
@@ -38,7 +38,6 @@ def evaluate_model(
       UserError: the data's classes are not those of the model, or the state cannot be read.
     """
     config, mesh = trained.config, make_mesh(trained.devices)
-    options = loader_options(config)
     if config.data.backend != "synthetic":
         need_dali()
     dataset = open_val(trained)
@@ -50,7 +49,7 @@ def evaluate_model(
     model, loaded = load_for_inference(trained, exact=True)
     variables = place(loaded, mesh)
     step = make_eval_step(config, model, flip_tta=flip_tta, top=5 if predictions else 0)
-    compiled = map_over_devices(step, mesh, mode=config.parallel)
+    compiled = map_over_devices(step, mesh, mode=config.compute.parallel)
     ranked: list[Metrics] = []
 
     def remembering(weights: Variables, batch: Batch) -> Metrics:
@@ -58,7 +57,9 @@ def evaluate_model(
         ranked.append({key: sums.pop(key) for key in ("weight", "class", "probability") if predictions})
         return sums
 
-    batches = islice(eval_batches(dataset.val, options, mesh, device_batch=config.batch_size), config.run.prof or None)
+    labels: dict[str, Any] = {"num_classes": model.num_classes, "seed": config.seed}
+    every = eval_batches(dataset.val, config.data, mesh, device_batch=config.batch_size, **labels)
+    batches = islice(every, config.run.prof or None)
     result = evaluate(remembering, {"val": variables}, batches) | trained.facts
     if flip_tta:
         result["flip_tta"] = True
@@ -79,6 +80,6 @@ def evaluate_model(
         classes=classes[kept],
         probabilities=probabilities[kept],
         class_names=dataset.class_names,
-        rendering=options.rendering,
+        rendering=rendering_of(config.data),
     )
     return result | {"val.ece": found.calibration().error}, found

@@ -13,9 +13,11 @@ from rn50_jax.analysis.page_html import THEME, LegendItem, Table, Tile, inline_s
 from rn50_jax.analysis.page_mistakes import look_at_mistakes
 from rn50_jax.checkpoint.selection import best_validation, better_weights
 from rn50_jax.config import loading as configs
-from rn50_jax.config import tree
+from rn50_jax.config.describe import differences
+from rn50_jax.config.loading import Overrides
+from rn50_jax.config.schema import Config
 from rn50_jax.errors import UserError
-from rn50_jax.inference.trained_model import Overrides, load_best
+from rn50_jax.inference.trained_model import load_best
 from rn50_jax.io.files import no_such_run, write_whole
 from rn50_jax.io.text import decimal, shell
 from rn50_jax.loggers.console import clock
@@ -39,12 +41,11 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
             f"--html needs the work folder of a run, and {run} is none" if run.exists() else no_such_run(run)
         )
     history = read_history(metrics_file(run))
-    config, _ = configs.load(str(configs.DEFAULT))
-    configs.override(config, overrides)  # a mistake in them ends the command
-    title, default, keys = run.resolve().name, tree.flatten(config), dict[str, Any]()
+    configs.override(Config(), overrides)  # a mistake in them ends the command
+    title, config = run.resolve().name, None
     with suppress(UserError):  # the run's own config may be none
-        keys = tree.flatten(tree.from_tree(read_description(run / "config.json")))
-    changed = [[key, str(x), str(default.get(key, "-"))] for key, x in keys.items() if x != default.get(key)]
+        config = configs.read_config(run / "config.json")
+    changed = [[key, str(x), str(default)] for key, default, x in differences(Config(), config or Config())]
     drawn = Run(title, history)
     with look():
         panels = [
@@ -58,7 +59,7 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
         problem = str(error)
     text = render(
         title=title,
-        about=_about(keys, history),
+        about=_about(config, history),
         tiles=list(_tiles(history)),
         kinds=[LegendItem(label, THEME[color.lower()]) for label, color in kinds_drawn(drawn)],
         panels=panels,
@@ -68,24 +69,22 @@ def write_page(run: Path, target: Path, overrides: Overrides) -> None:
         epochs=_epochs(history),
         longest=_LONG,
         changed=Table(["key", "value", "default"], changed),
-        keys=Table(["key", "value"], [[key, str(value)] for key, value in keys.items()]) if keys else None,
+        keys=Table(["key", "value"], [[key, str(x)] for key, x in config.flat().items()]) if config else None,
         **_hardware(read_description(run / "run.json")),
         now=time.strftime("%Y-%m-%d %H:%M"),
     )
     write_whole(target, text)
 
 
-def _about(keys: Mapping[str, Any], history: History) -> str:
-    """Says what was trained, and how far; "" if the config does not tell."""
-    try:
-        source = "synthetic data" if keys["data.backend"] == "synthetic" else keys["data.dir"]
-        what = f"{keys['model.arch']} on {source}, {keys['data.image_size']} px, {keys['precision']}"
-        epochs = keys["epochs"]
-    except KeyError:
+def _about(config: Config | None, history: History) -> str:
+    """Says what was trained, and how far; "" without a config."""
+    if config is None:
         return ""
+    source = "synthetic data" if config.data.backend == "synthetic" else config.data.dir
+    what = f"{config.model.arch} on {source}, {config.data.image_size} px, {config.precision}"
     last = history.lines[-1] if history.lines else {}
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(last["time"])) if last else "-"
-    return f"{what}; {last.get('epochs_done', 0):g} of {epochs} epochs, last report {when}"
+    return f"{what}; {last.get('epochs_done', 0):g} of {config.epochs} epochs, last report {when}"
 
 
 def _tiles(history: History) -> Iterator[Tile]:

@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from rn50_jax.analysis.evaluation import evaluate_model
-from rn50_jax.config import tree
+from rn50_jax.config.schema import Config, affecting
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.options import dataset_options
 from rn50_jax.distributed import processes
 from rn50_jax.errors import UserError
-from rn50_jax.inference.trained_model import MACHINE, TrainedModel, load_run
+from rn50_jax.inference.trained_model import TrainedModel, load_run
 from rn50_jax.io.messages import say
 from rn50_jax.loggers.base import RunFacts
 from rn50_jax.loggers.console import print_rows, validation_text
@@ -21,10 +18,10 @@ from rn50_jax.runtime.run_folder import describe_devices, make_workdir
 from rn50_jax.training.pretrained import load_start, take_architecture
 
 
-def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str, str]]) -> None:
+def validate_only(config: Config, workdir: Path, overrides: Sequence[tuple[str, str]]) -> None:
     """Validates the latest checkpoint of a work folder, or else the weights that a new run would start with.
 
-    With `run.prof`, so many batches alone; with `report.dle_json`, NVIDIA's lines about it too.
+    With `run.prof`, so many batches alone; with `log.dle_json`, NVIDIA's lines about it too.
 
     Args:
       overrides: of the command line. They alone change the config of a checkpoint, and a file that they name to start
@@ -35,10 +32,10 @@ def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[s
     """
     trained = _find_model(config, workdir, overrides)
     log = None
-    if config.report.dle_json and processes.is_first():
+    if config.log.dle_json and processes.is_first():
         make_workdir(workdir)
-        facts = RunFacts(workdir, tree.flatten(config), len(trained.devices), config.recipe.lr)
-        log = open_dle(facts, config.report.dle_json)
+        facts = RunFacts(workdir, config, len(trained.devices), config.recipe.lr)
+        log = open_dle(facts, config.log.dle_json)
     with closing(log) if log else nullcontext():
         result, _ = evaluate_model(trained)
         if processes.is_first():
@@ -47,13 +44,13 @@ def validate_only(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[s
         if log:
             log.epoch(max(trained.facts.get("epoch", 1) - 1, 0), result)
             log.summary()
-            print_rows({"logs": str(workdir / config.report.dle_json)})
+            print_rows({"logs": str(workdir / config.log.dle_json)})
 
 
-def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str, str]]) -> TrainedModel:
+def _find_model(config: Config, workdir: Path, overrides: Sequence[tuple[str, str]]) -> TrainedModel:
     named = any(key in ("run.resume", "model.pretrained_weights") and text for key, text in overrides)
     if not named and _is_filled(workdir / "checkpoints"):
-        machine = [(key, tree.flatten(config)[key]) for key in MACHINE]
+        machine = [(option.key, str(config.flat()[option.key])) for option in affecting("machine")]
         return load_run(workdir, "latest", [*overrides, *machine])
     if not (config.run.resume or config.model.pretrained_weights or config.run.prof):
         raise UserError(
@@ -63,7 +60,7 @@ def _find_model(config: ConfigDict, workdir: Path, overrides: Sequence[tuple[str
     config, message = take_architecture(config, overrides)
     if message and processes.is_first():
         say(message)
-    return load_start(config, open_dataset(dataset_options(config), need_train=False).class_names)
+    return load_start(config, open_dataset(config, need_train=False).class_names)
 
 
 def _is_filled(directory: Path) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from rn50_jax.bench import profile
 from rn50_jax.bench.compiled import make_program, num_classes
@@ -17,6 +16,7 @@ from rn50_jax.bench.flops import count_flops
 from rn50_jax.bench.roofline import Ceiling
 from rn50_jax.config import loading as configs
 from rn50_jax.config.model import build_model
+from rn50_jax.config.schema import Config
 from rn50_jax.distributed.devices import find_devices
 from rn50_jax.errors import RunStopped, UserError
 from rn50_jax.io.text import counted
@@ -44,7 +44,7 @@ class Case(NamedTuple):
         return f"{text}, {self.variant}" if self.variant else text
 
 
-def case_config(config: ConfigDict, case: Case) -> ConfigDict:
+def case_config(config: Config, case: Case) -> Config:
     """Returns the config of one case, on synthetic data.
 
     Raises:
@@ -54,13 +54,11 @@ def case_config(config: ConfigDict, case: Case) -> ConfigDict:
     if case.variant:
         key, _, value = case.variant.partition("=")
         changes.append((key, value))
-    changed = configs.override(config, changes)
-    configs.validate(changed)
-    return changed
+    return configs.override(config, changes)
 
 
 def measure(
-    config: ConfigDict,
+    config: Config,
     case: Case,
     *,
     steps: int,
@@ -89,12 +87,12 @@ def measure(
         "arch": config.model.arch,
         "image_size": config.data.image_size,
         "precision": config.precision,
-        "parallel": config.parallel,
+        "parallel": config.compute.parallel,
         "devices": describe_devices(devices),
         "platform": platform,
         "num_devices": case.devices,
         "batch_size_per_device": config.batch_size,
-        "batch_norm": "folded" if case.mode == "infer" and config.model.fold_batch_norm != "off" else "computed",
+        "batch_norm": "folded" if case.mode == "infer" and config.compute.fold_batch_norm != "off" else "computed",
         "scaling": "strong" if case.global_batch else "weak",
         "variant": case.variant,
         "steps": steps,

@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from rn50_jax.bench import timing
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
+from rn50_jax.config.schema import Config
 from rn50_jax.data.normalize import pixel_normalization
-from rn50_jax.data.options import loader_options
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, place, replicate
 from rn50_jax.inference.predict_step import predict_step
@@ -37,7 +36,7 @@ class Program(NamedTuple):
     again: Callable[[dict[str, str]], tuple[Run, Any]]
 
 
-def make_program(config: ConfigDict, mode: str, devices: list[jax.Device]) -> Program:
+def make_program(config: Config, mode: str, devices: list[jax.Device]) -> Program:
     """Compiles the step of training ("train", two steps queued) or prediction ("infer", one after the other)."""
     mesh = make_mesh(devices)
     model = build_model(config, num_classes=num_classes(config), platform=devices[0].platform)
@@ -49,9 +48,8 @@ def make_program(config: ConfigDict, mode: str, devices: list[jax.Device]) -> Pr
     else:
         device_batch = config.batch_size
         step, state = _infer_step(config, model, mesh)
-    options = loader_options(config)
-    shape = {"device_batch": device_batch, "image_size": options.image_size}
-    batch = synthetic_batch(mesh, **shape, num_classes=options.num_classes, seed=options.seed)
+    shape = {"device_batch": device_batch, "image_size": config.data.image_size}
+    batch = synthetic_batch(mesh, **shape, num_classes=num_classes(config), seed=config.seed)
     compilation = timing.compile_program(step, state, batch)
 
     def runs(call: Any) -> Run:
@@ -71,16 +69,16 @@ def make_program(config: ConfigDict, mode: str, devices: list[jax.Device]) -> Pr
     return Program(runs(step), device_batch * len(devices), compilation, model.lowering, again)
 
 
-def num_classes(config: ConfigDict) -> int:
+def num_classes(config: Config) -> int:
     """Returns the number of classes of synthetic data."""
-    return loader_options(config).num_classes
+    return config.model.num_classes or 1000
 
 
-def _infer_step(config: ConfigDict, model: Any, mesh: Mesh) -> tuple[Any, Any]:
+def _infer_step(config: Config, model: Any, mesh: Mesh) -> tuple[Any, Any]:
     """The step and the variables, as `predict` has them."""
     platform = mesh.devices.flat[0].platform
     variables = initial_variables(model, config.seed)
-    model, variables = inference_form(model, variables, config.model.fold_batch_norm, platform=platform)
+    model, variables = inference_form(model, variables, config.compute.fold_batch_norm, platform=platform)
     normalization = pixel_normalization(config.data.mean, config.data.std)
     one_step = partial(predict_step, model=model, axis_name=AXIS, normalization=normalization)
-    return map_over_devices(one_step, mesh, mode=config.parallel, stacked=True), place(variables, mesh)
+    return map_over_devices(one_step, mesh, mode=config.compute.parallel, stacked=True), place(variables, mesh)

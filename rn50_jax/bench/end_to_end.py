@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from rn50_jax.bench import stats, timing
 from rn50_jax.bench.input_pipeline import open_loader
@@ -13,8 +12,8 @@ from rn50_jax.bench.report import make_header
 from rn50_jax.bench.trials import Terms
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
+from rn50_jax.config.schema import Config
 from rn50_jax.data.dataset import open_dataset
-from rn50_jax.data.options import dataset_options
 from rn50_jax.data.synthetic import synthetic_batch
 from rn50_jax.distributed.devices import make_mesh, replicate
 from rn50_jax.io.messages import warn
@@ -23,7 +22,7 @@ from rn50_jax.training.build import build_state, compile_steps
 from rn50_jax.training.divergence import explaining_memory
 
 
-def measure_end_to_end(config: ConfigDict, devices: list[jax.Device], record: Record, terms: Terms) -> None:
+def measure_end_to_end(config: Config, devices: list[jax.Device], record: Record, terms: Terms) -> None:
     """Times `steps` steps on a synthetic batch and on the loader's in turns; two steps queued, as in training.
 
     Into the record's "end_to_end" go, after each trial, for each kind images_per_second by trial (all images over all
@@ -36,7 +35,7 @@ def measure_end_to_end(config: ConfigDict, devices: list[jax.Device], record: Re
     """
     if hint := jax_setup.share_beside_dali(config.data.backend, devices[0].platform):
         warn(hint)
-    dataset = open_dataset(dataset_options(config), need_val=False)
+    dataset = open_dataset(config, need_val=False)
     plan = make_plan(config, num_images=len(dataset.train.labels), num_devices=len(devices))
     trials = [f"end to end, trial {number} of {terms.trials}" for number in range(1, terms.trials + 1)]
     record.plan(trials, single=False, **make_header(terms.command, devices))
@@ -90,7 +89,7 @@ def measure_end_to_end(config: ConfigDict, devices: list[jax.Device], record: Re
             record.done(text, end_to_end=_describe(config, len(devices), terms, found))
 
 
-def _describe(config: ConfigDict, devices: int, terms: Terms, found: dict[str, list[float]]) -> dict[str, Any]:
+def _describe(config: Config, devices: int, terms: Terms, found: dict[str, list[float]]) -> dict[str, Any]:
     return {
         "mode": "end-to-end",
         "arch": config.model.arch,

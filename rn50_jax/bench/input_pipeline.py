@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from rn50_jax.bench import stats
 from rn50_jax.bench.cpu_time import time_batches
@@ -16,12 +15,12 @@ from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.report import make_header
 from rn50_jax.bench.trials import Found, Terms, describe, run_trials, trial_names
-from rn50_jax.config import tree
 from rn50_jax.config.derived import Plan, make_plan
+from rn50_jax.config.loading import from_saved
+from rn50_jax.config.schema import Config
 from rn50_jax.data.dataset import open_dataset
 from rn50_jax.data.image_set import ImageSet
 from rn50_jax.data.loader import train_batches
-from rn50_jax.data.options import dataset_options, loader_options
 from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.runtime import jax_setup
 from rn50_jax.runtime.machine import dali_version
@@ -30,12 +29,14 @@ OURS, TORCH = "rn50_jax loader", "torch DataLoader"
 
 
 @contextmanager
-def open_loader(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, steps: int) -> Iterator[Iterator[Any]]:
+def open_loader(config: Config, images: ImageSet, plan: Plan, mesh: Mesh, steps: int) -> Iterator[Iterator[Any]]:
     """Gives the batches of training as a run has them, at least so many, over however many epochs that takes."""
     batches = train_batches(
         images,
-        loader_options(config),
+        config.data,
         mesh,
+        seed=config.seed,
+        num_classes=config.model.num_classes or 1000,
         epochs=max(config.epochs, steps // plan.steps_per_epoch + 3),
         steps_per_epoch=plan.steps_per_epoch,
         device_batch=plan.device_batch,
@@ -46,10 +47,10 @@ def open_loader(config: ConfigDict, images: ImageSet, plan: Plan, mesh: Mesh, st
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
     """Runs one trial of our own loader: makes batches, places them on the devices, and drops them."""
-    config = tree.from_tree(spec["config"])
-    jax_setup.prepare_runtime(config.data.backend, config.run.xla_flags)
+    config = from_saved(spec["config"], source="the trial").config
+    jax_setup.prepare_runtime(config.data.backend, config.compute.xla_flags)
     devices = find_local_devices(spec["device"])
-    images = open_dataset(dataset_options(config), need_val=False).train
+    images = open_dataset(config, need_val=False).train
     plan = make_plan(config, num_images=len(images.labels), num_devices=len(devices))
     steps = spec["warmup"] + spec["steps"]
     with open_loader(config, images, plan, make_mesh(devices), steps) as batches:
@@ -68,7 +69,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure_input(config: ConfigDict, record: Record, terms: Terms) -> None:
+def measure_input(config: Config, record: Record, terms: Terms) -> None:
     """Times both loaders in turns, each trial in a process of its own.
 
     Both decode the same files to uint8 batches of the config's crop, size and flip; the DataLoader's with Pillow in
@@ -80,9 +81,9 @@ def measure_input(config: ConfigDict, record: Record, terms: Terms) -> None:
     Raises:
       UserError: the data cannot be used, or the first trial of ours failed.
     """
-    images = open_dataset(dataset_options(config), need_val=False).train
+    images = open_dataset(config, need_val=False).train
     shared = terms._asdict() | {"config": config.to_dict()}
-    theirs = shared | {"kind": "torch-loader", "folder": str(dataset_options(config).root / "train")}
+    theirs = shared | {"kind": "torch-loader", "folder": str(config.data.root / "train")}
     programs = {OURS: shared | {"kind": "loader"}, TORCH: theirs | {"workers": config.data.workers}}
     setting = {
         "dir": str(config.data.dir),

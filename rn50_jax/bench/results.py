@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rn50_jax.config.loading import read_config
 from rn50_jax.io.json_files import read_json, read_json_lines
 
 CPU = "CPU"
@@ -57,8 +58,8 @@ def _run(folder: Path, facts: dict[str, Any]) -> Result:
     lines = read_json_lines(metrics, dict[str, Any]).good if metrics.is_file() else []
     validations = [line for line in lines if "val.top1" in line]
     last = {"top1": float(validations[-1]["val.top1"]), "epochs": validations[-1]["epoch"]} if validations else {}
-    config = read_json(folder / "config.json", dict[str, Any])
-    chosen = {"precision": config["precision"], "backend": config["data"]["backend"]}
+    config = read_config(folder / "config.json")
+    chosen = {"precision": config.precision, "backend": config.data.backend}
     return Result(folder.name, card_of(facts), _source(facts), facts | last | chosen)
 
 

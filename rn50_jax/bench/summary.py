@@ -12,7 +12,7 @@ from rn50_jax.io.files import telling_of_writes, write_whole
 
 Row = dict[str, Any]
 
-_FLAGS = "--config.run.xla_flags="
+_FLAGS = "--config.compute.xla_flags="
 _ENOUGH = 96.0  # top-1 of the quick start in per cent, README.md
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from rn50_jax.bench.cases import Case, case_config, measure
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.roofline import Ceiling, measure_ceiling
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
+from rn50_jax.config.schema import Config, options
 from rn50_jax.errors import UserError
 
 
@@ -78,7 +78,7 @@ def make_cases(
     return cases
 
 
-def make_sweep(config: ConfigDict, cases: list[Case]) -> list[tuple[Case, ConfigDict]]:
+def make_sweep(config: Config, cases: list[Case]) -> list[tuple[Case, Config]]:
     """Returns each case with its config.
 
     Raises:
@@ -92,11 +92,11 @@ def make_sweep(config: ConfigDict, cases: list[Case]) -> list[tuple[Case, Config
 
 
 # Keys that say how to report, save or load, or for how long to train; nothing of it is in a step on synthetic data.
-_NOT_IN_A_STEP = ("checkpoint.", "report.", "run.", "data.", "epochs", "seed")
+_NOT_IN_A_STEP = ("checkpoint.", "log.", "run.", "data.", "epochs", "seed")
 _OPTIONS_FOR = {"precision": "--precisions", "batch_size": "--batch_sizes"}
 
 
-def parse_variants(config: ConfigDict, texts: Sequence[str]) -> list[str]:
+def parse_variants(config: Config, texts: Sequence[str]) -> list[str]:
     """Reads each KEY=VALUE of --vary; what is named twice counts once.
 
     Raises:
@@ -107,22 +107,22 @@ def parse_variants(config: ConfigDict, texts: Sequence[str]) -> list[str]:
         key, given, value = text.partition("=")
         key = key.strip().removeprefix("config.")
         if not given:
-            raise UserError(f"--vary {text!r} must be KEY=VALUE, such as model.max_pool=native")
+            raise UserError(f"--vary {text!r} must be KEY=VALUE, such as compute.max_pool=native")
         if key in _OPTIONS_FOR:
             raise UserError(f"--vary {key}: use {_OPTIONS_FOR[key]}, without --vary")
         changed = configs.override(config, [(key, value)])
-        if key == "run.xla_flags":
+        if "machine" in options()[key].affects:
             raise UserError(f"--vary {key} acts on the whole process; use --config.{key} in a call of its own")
         if key.startswith(_NOT_IN_A_STEP) and key != "data.image_size":
             raise UserError(f"--vary {key}: it changes nothing of a step on synthetic data; name another key")
-        if changed.to_dict() == config.to_dict():
+        if changed == config:
             raise UserError(f"--vary {text!r} is what the config says already; name another value")
         variants.append(f"{key}={value}")
     return list(dict.fromkeys(variants))
 
 
 def run_sweep(
-    sweep: list[tuple[Case, ConfigDict]],
+    sweep: list[tuple[Case, Config]],
     devices: list[jax.Device],
     record: Record,
     *,

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from ml_collections import ConfigDict
 from pydantic import Field, FiniteFloat
 from typing_extensions import TypedDict
 
 from rn50_jax.checkpoint.integrity import seal
-from rn50_jax.config import tree
+from rn50_jax.config.loading import Saved, from_saved
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import open_regular
 from rn50_jax.io.json_files import check_shape, parse_json
@@ -92,10 +91,10 @@ def check_description(meta: Meta, shape: Any, checkpoint: Path) -> None:
         ) from None
 
 
-def saved_config(meta: Meta, checkpoint: Path) -> ConfigDict:
+def saved_config(meta: Meta, checkpoint: Path) -> Saved:
     """Returns the config of the run that saved a checkpoint, whose description has been checked.
 
     Raises:
       UserError: it is none.
     """
-    return tree.from_tree(meta["config"], source=f"what checkpoint {checkpoint} holds")
+    return from_saved(meta["config"], source=f"what checkpoint {checkpoint} holds")

@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
+from rn50_jax.config.schema import Config
 from rn50_jax.errors import UserError
 from rn50_jax.io.text import counted
 
@@ -20,7 +19,7 @@ class Plan(NamedTuple):
     peak_lr: float
 
 
-def make_plan(config: ConfigDict, *, num_images: int, num_devices: int) -> Plan:
+def make_plan(config: Config, *, num_images: int, num_devices: int) -> Plan:
     """Derives batch, steps and learning rate; refuses combinations that cannot work.
 
     An epoch has floor(images / global batch) updates, and at most `run.prof`; what remains differs from epoch to epoch.

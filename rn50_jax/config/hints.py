@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from rn50_jax.config.renamed import explain
 from rn50_jax.config.synonyms import find_absent, find_key, find_option, normalize
 from rn50_jax.io.text import shell
 
@@ -26,16 +27,22 @@ def for_key(key: str, keys: Collection[str]) -> str:
       key: as it was given, such as "recipe.learning_rate".
       keys: those that exist.
     """
-    if absent := find_absent(key):
-        return absent
-    if found := find_key(key) or _same_name(key, keys):
-        return f"did you mean {found}?"
+    if named := for_name(key, keys):
+        return named
     if section := [known for known in keys if known.startswith(f"{key}.")]:
         return f"did you mean {', '.join(section)}?"
     if option := "--workdir" if normalize(key) == "workdir" else find_option(key, ("--workdir",)):
         return f"did you mean the option {option}?"
     close = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
-    return f"did you mean {', '.join(close)}?" if close else "the keys are listed in configs/default.py"
+    return f"did you mean {', '.join(close)}?" if close else "--help_config lists the keys"
+
+
+def for_name(name: str, keys: Collection[str]) -> str:
+    """Says what an option of earlier versions or of others is here; "" if nothing is known by that name."""
+    if absent := explain(name.replace("-", "_")) or find_absent(name):
+        return absent
+    found = find_key(name) or _same_name(name, keys)
+    return f"did you mean {found}?" if found else ""
 
 
 def for_unknown(word: str, words: Sequence[str], parser: argparse.ArgumentParser, keys: Collection[str] = ()) -> str:
@@ -63,6 +70,8 @@ def for_unknown(word: str, words: Sequence[str], parser: argparse.ArgumentParser
         return absent
     if key in keys:
         return f"did you mean --config.{key}={value if equals else 'VALUE'}?"
+    if keys and (gone := explain(given.replace("-", "_"))):
+        return gone
     if close := difflib.get_close_matches(f"--{name}", options, 1, cutoff=0.7):
         return f"did you mean {close[0]}?"
     close = difflib.get_close_matches(given, keys, 1, cutoff=0.7)

@@ -1,52 +1,67 @@
-"""Reads, overrides and checks a config."""
+"""Reads configs: recipes, the `config.json` of earlier runs, and what a command line changes in them."""
 
 import argparse
 import ast
 import importlib.util
-import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+import ml_collections
+from pydantic import ValidationError
 
-from rn50_jax.config import hints
+from rn50_jax.config import hints, renamed
+from rn50_jax.config.describe import help_text
+from rn50_jax.config.fields import is_sound
 from rn50_jax.config.recipes import FOLDER, find_config
-from rn50_jax.config.schema import EXACT_REFERENCE, RULES
-from rn50_jax.config.tree import _tuples, flatten, from_tree
+from rn50_jax.config.schema import Config, exact_reference, flatten, options, sections
 from rn50_jax.errors import UserError
 from rn50_jax.io.json_files import read_json
-from rn50_jax.io.text import first_line, shell
-from rn50_jax.models.parts import part_names
-from rn50_jax.models.resnet import FAMILY
+from rn50_jax.io.messages import warn
+from rn50_jax.io.terminal import fit
+from rn50_jax.io.text import first_line
 
-# The config that weight files are used with.
-DEFAULT = FOLDER / "default.py"
-
-_EXCLUDING = (
-    ("run.training_only", "run.evaluate"),
-    ("run.training_only", "run.target_top1"),
-    ("run.resume", "model.pretrained_weights"),
-    ("run.resume", "tune.new_head"),
-)
+Overrides = Sequence[tuple[str, str]]
 
 
-def parse_args(
-    parser: argparse.ArgumentParser, argv: Sequence[str]
-) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+class Saved(NamedTuple):
+    """A config that a run of this version or an earlier one has written.
+
+    lacking: options that the run did not know, which have their defaults. moved: those that it gave under an earlier
+    name, and gone: those that it gave and that no longer exist; each a sentence.
+    """
+
+    config: Config
+    lacking: tuple[str, ...]
+    moved: tuple[str, ...]
+    gone: tuple[str, ...]
+
+
+def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, Overrides]:
     """Splits a command line into the parser's own arguments and the `--config.key=value` overrides.
+
+    Adds `--help_config [SECTION]`, which also takes a key, to the parser.
 
     Returns:
       The parsed arguments and a list of (key, text) pairs.
     """
+    parser.add_argument(
+        "--help_config",
+        nargs="?",
+        const="",
+        metavar="SECTION",
+        action=_HelpConfig,
+        help="list the config's options: all, a section's, or one by its key",
+    )
     args, rest = parser.parse_known_args(argv)
     overrides = []
     words = iter(rest)
     for word in words:
         key, equals, text = word.removeprefix("--config.").partition("=")
         if not word.startswith("--config.") or f"--{key}" in hints.options_of(parser):
-            raise UserError(f"unknown argument {word!r}; {hints.for_unknown(word, argv, parser, RULES)}")
+            raise UserError(f"unknown argument {word!r}; {hints.for_unknown(word, argv, parser, options())}")
         _check_known(key)
         if not equals:
             text = next(words, "")
@@ -56,30 +71,43 @@ def parse_args(
     return args, overrides
 
 
-def load(spec: str) -> tuple[ConfigDict, str]:
+class _HelpConfig(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        name = "" if values == "general" else values.removesuffix(".")
+        if name and name not in sections() and name not in options():
+            hint = hints.for_name(name, options()) or f"its sections are {', '.join(sections())}"
+            raise UserError(f"config has no section or option {name!r}; {hint}")
+        sys.stdout.write(fit(help_text(name), sys.stdout))
+        parser.exit()
+
+
+def load(spec: str, overrides: Overrides = ()) -> tuple[Config, str]:
     """Reads `FILE.py[:variant]`, a ready config by its name alone, or the `config.json` of an earlier run.
 
     A `.py` file is executed; a `.json` file is only read. A file goes before a ready config of that name.
 
     Returns:
-      The config and its name: the file's stem, with `-variant` if one was given.
+      The config with the overrides, checked, and its name: the file's stem, with `-variant` if one was given.
+
+    Raises:
+      UserError: naming the first option at fault and its valid values.
     """
     name, _, variant = spec.partition(":")
     path = find_config(name)
     if path.suffix == ".json":
-        try:
-            tree = read_json(path, dict[str, Any])
-        except OSError as error:
-            raise UserError(f"{name} cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise UserError(f"{name} is not a config: {error}") from None
-        return from_tree(tree, source=name), path.stem
+        return override(read_config(path, source=name), overrides), path.stem
     if path.suffix != ".py":
         raise UserError(f"config file {name!r} must end in .py (a recipe) or .json (the config of an earlier run)")
-    config = _execute(path, variant)
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{name}: get_config() must return an ml_collections ConfigDict, not {type(config).__name__}")
-    return config, path.stem + (f"-{variant}" if variant else "")
+    recipe = _execute(path, variant)
+    if not isinstance(recipe, ml_collections.ConfigDict | Config):
+        raise UserError(f"{name}: get_config() must return an ml_collections ConfigDict, not {type(recipe).__name__}")
+    flat = {key: _tuples(value) for key, value in flatten(recipe.to_dict()).items()}
+    return _build(flat, overrides), path.stem + (f"-{variant}" if variant else "")
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """Returns every option at its default, for recipes to start from."""
+    return ml_collections.ConfigDict(Config().to_dict()).lock()
 
 
 def _execute(path: Path, variant: str) -> Any:
@@ -100,52 +128,122 @@ def _execute(path: Path, variant: str) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"config {path} cannot be used: {first_line(error, kind=True)}") from error
+        told = first_line(error, kind=True)
+        names = re.findall(r"['\"](\w+)['\"]", told) if isinstance(error, KeyError | AttributeError) else []
+        hint = next((f"; {name}: {text}" for name in names if (text := _became(name))), "")
+        raise UserError(f"config {path} cannot be used: {told}{hint}") from error
     finally:
         sys.path[:] = before
 
 
-def override(config: ConfigDict, assignments: Iterable[tuple[str, str]]) -> ConfigDict:
-    """Returns a copy of the config with the `(key, text)` assignments made, each read as its key's type.
+def _became(name: str) -> str:
+    """What became of an earlier option or section, by the name alone."""
+    keys = (key for key in (*renamed.MOVED, *renamed.REMOVED) if key.rpartition(".")[2] == name)
+    return next(filter(None, map(renamed.explain, (*keys, name))), "")
 
-    If `recipe.exact_reference` is then True, the keys that it stands for are set too, unless they are assigned.
+
+def read_config(path: Path, *, source: str = "") -> Config:
+    """Reads the `config.json` of a run, and notes what reads otherwise now if an earlier version wrote it.
+
+    Raises:
+      UserError: it cannot be read, or is no config.
     """
-    config = ConfigDict(config.to_dict())
+    source = source or str(path)
+    try:
+        tree = read_json(path, dict[str, Any])
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{source} is not a config: {error}") from None
+    saved = from_saved(tree, source=source)
+    if notes := saved.gone + saved.moved:
+        warn(f"{source} is of an earlier version: {'; '.join(notes)}")
+    if saved.lacking:
+        more = f" and {len(saved.lacking) - 8} more" if len(saved.lacking) > 8 else ""
+        warn(f"{source} does not say {', '.join(saved.lacking[:8])}{more}: the defaults are used")
+    return saved.config
+
+
+def from_saved(tree: Any, *, source: str) -> Saved:
+    """Returns the config that a checkpoint or JSON file holds as nested dicts, in which tuples have become lists.
+
+    Options that have another name now are taken over, and those that are gone are left out.
+
+    Raises:
+      UserError: it is none, or has an option that this version does not have.
+    """
+    if not isinstance(tree, dict):
+        raise UserError(f"{source} is not a config: it is no object with keys")
+    flat = {key: _tuples(value) for key, value in flatten(tree).items()}
+    gone, moved = [], []
+    for key in [key for key in flat if key in renamed.MOVED]:
+        value, new = flat.pop(key), renamed.MOVED[key]
+        flat[new] = value
+        if value != options()[new].default:
+            moved.append(f"config.{key} is config.{new} now")
+    for key in [key for key in flat if key in renamed.REMOVED]:
+        if (value := flat.pop(key)) != renamed.REMOVED[key].usual:
+            gone.append(f"config.{key}={_cut(value)} is gone: {renamed.REMOVED[key].now}")
+            if (key, value) == ("data.on_bad_file", "error"):
+                flat["data.max_bad_images"] = 0
+    lacking = tuple(key for key in options() if key not in flat)
+    try:
+        return Saved(_build(flat), lacking, tuple(moved), tuple(gone))
+    except UserError as error:
+        raise UserError(f"{source} is not a config of this version: {error}") from None
+
+
+def override(config: Config, assignments: Iterable[tuple[str, str]]) -> Config:
+    """Returns the config with the `(key, text)` assignments made, each read as its option's type.
+
+    If `recipe.exact_reference` is then True, the options that it stands for are set too, unless they are assigned.
+
+    Raises:
+      UserError: naming the option at fault and its valid values.
+    """
+    assignments = list(assignments)
+    return _build(config.flat(), assignments) if assignments else config
+
+
+def _build(flat: dict[str, Any], assignments: Iterable[tuple[str, str]] = ()) -> Config:
     assigned: dict[str, Any] = {}
     for key, text in assignments:
         _check_known(key)
         assigned[key] = _parse_value(key, text)
-    preset = assigned.get("recipe.exact_reference", flatten(config).get("recipe.exact_reference"))
-    for key, value in ((EXACT_REFERENCE if preset is True else {}) | assigned).items():
-        try:
-            config.update_from_flattened_dict({key: value})
-        except TypeError:
-            raise UserError(f"config.{key}={_cut(value)} must be {RULES[key].valid}") from None
-        except KeyError:
-            raise UserError(
-                f"config lacks the section {key.partition('.')[0]!r}, of which config.{key} is part; start from "
-                "configs/default.py"
-            ) from None
-    return config.lock()
+    if (flat | assigned).get("recipe.exact_reference") is True:
+        assigned = exact_reference() | assigned
+    tree: dict[str, Any] = {}
+    for key, value in (flat | assigned).items():
+        _check_known(key)
+        section, _, name = key.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[name] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        place = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
+        key = next(key for key in (".".join(map(str, place[:2])), str(place[0])) if key in options())
+        value = (flat | assigned)[key]
+        shown = repr(value) if is_sound(value) else value
+        raise UserError(f"config.{key}={_cut(shown)} must be {options()[key].valid}") from None
 
 
 def _check_known(key: str) -> None:
-    if key not in RULES:
-        raise UserError(f"config has no key {key!r}; {hints.for_key(key, RULES)}")
+    if key not in options():
+        raise UserError(f"config has no key {key!r}; {hints.for_key(key, options())}")
 
 
 def _parse_value(key: str, text: str) -> Any:
-    kind, valid, _ = RULES[key]
-    if kind is str:
+    option = options()[key]
+    if option.kind is str:
         return text
     try:
-        if kind is tuple:
+        if option.kind is tuple:
             return _tuples(ast.literal_eval(text))
-        if kind is bool:
+        if option.kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        return kind(text)
+        return option.kind(text)
     except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
-        raise UserError(f"config.{key}={_cut(text)} must be {valid}") from None
+        raise UserError(f"config.{key}={_cut(text)} must be {option.valid}") from None
 
 
 def _cut(value: Any) -> str:
@@ -154,93 +252,11 @@ def _cut(value: Any) -> str:
         text = str(value)
     except ValueError:  # an integer of more than 4,300 digits
         return "a number of thousands of digits"
+    except RecursionError:
+        return "a list of thousands of lists"
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def _is_sound(value: Any, depth: int = 3) -> bool:
-    """Whether nothing in a value is more than computers hold: integers of 64 bits, texts that the system takes."""
-    if isinstance(value, str):
-        try:
-            return b"\0" not in os.fsencode(value)
-        except UnicodeEncodeError:
-            return False
-    if isinstance(value, tuple | list):
-        return depth > 0 and all(_is_sound(item, depth - 1) for item in value)
-    return not isinstance(value, int) or -(2**63) <= value < 2**63
-
-
-def validate(config: ConfigDict) -> None:
-    """Checks every key and the combinations that do not depend on data or devices.
-
-    Raises:
-      UserError: naming the first key at fault and its valid values.
-    """
-    flat = flatten(config)
-    for key in flat:
-        _check_known(key)
-    for key, (kind, valid, test) in RULES.items():
-        if key not in flat:
-            raise UserError(f"config lacks the key {key!r} ({valid}); start from configs/default.py")
-        value = flat[key]
-        kinds = (int, float) if kind is float else kind
-        right_type = isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
-        if not right_type or not _is_sound(value) or not test(value):
-            shown = repr(value) if _is_sound(value) else value
-            raise UserError(f"config.{key}={_cut(shown)} must be {valid}")
-    if 0 < config.data.resize < config.data.image_size:
-        raise UserError(
-            f"config.data.resize={config.data.resize} must be at least config.data.image_size={config.data.image_size}"
-            ", or 0: in proportion to it"
-        )
-    _validate_model(config)
-    _validate_tuning(config)
-    if config.recipe.bce_threshold and config.recipe.loss != "bce":
-        raise UserError(f"config.recipe.bce_threshold is of no use with config.recipe.loss={config.recipe.loss!r}")
-    for key, value in EXACT_REFERENCE.items():
-        if config.recipe.exact_reference and flat[key] != value:
-            raise UserError(
-                f"config.recipe.exact_reference=True stands for config.{key}={value!r}, which is {flat[key]!r}; "
-                "change one of them"
-            )
-    if config.report.dle_json and config.report.file == os.path.normpath(config.report.dle_json):
-        raise UserError("config.report.file and config.report.dle_json name the same file; give them different names")
-    for key, other in _EXCLUDING:
-        if flat[key] and flat[other]:
-            raise UserError(f"config.{key} and config.{other} exclude each other; set one of them")
-    if config.run.resume and config.recipe.optimizer != "sgd":
-        raise UserError(
-            f"config.run.resume takes the state of SGD, and config.recipe.optimizer={config.recipe.optimizer!r} has "
-            f"another; start from the weights alone with {shell(['--pretrained_weights', config.run.resume])}"
-        )
-
-
-def _validate_model(config: ConfigDict) -> None:
-    variant = FAMILY[config.model.arch]
-    stages = config.model.stages or variant.stages
-    widths = config.model.widths or tuple(config.model.width * 2**stage for stage in range(len(stages)))
-    if len(widths) != len(stages):
-        raise UserError(
-            f"config.model.widths={widths} has {len(widths)} stages, but config.model.stages={tuple(stages)}; "
-            "give one width per stage"
-        )
-    for width in widths:
-        if width * variant.inner % variant.groups:
-            raise UserError(
-                f"config.model.arch={config.model.arch!r} has {variant.groups} groups, so the width of a stage must be "
-                f"a multiple of {variant.groups // variant.inner}, and config.model.width or widths makes it {width}"
-            )
-
-
-def _validate_tuning(config: ConfigDict) -> None:
-    parts = part_names(len(config.model.stages or FAMILY[config.model.arch].stages))
-    frozen, scaled = config.tune.freeze, [part for part, _ in config.tune.lr_scales]
-    for key, names in (("freeze", frozen), ("lr_scales", scaled)):
-        for name in names:
-            if name not in parts:
-                raise UserError(f"config.tune.{key} names {name!r}; the parts of the model are {', '.join(parts)}")
-        if len(set(names)) < len(names):
-            raise UserError(f"config.tune.{key}={config.tune[key]} names a part twice")
-    if len(frozen) == len(parts):
-        raise UserError(f"config.tune.freeze={frozen} leaves nothing to train; leave a part out")
-    for name in set(frozen) & set(scaled):
-        raise UserError(f"config.tune.lr_scales has a rate for {name!r}, which config.tune.freeze holds; drop one")
+def _tuples(value: Any, depth: int = 5) -> Any:
+    """With all lists made tuples, down to a depth that no option has: a list may hold itself."""
+    return tuple(_tuples(item, depth - 1) for item in value) if depth and isinstance(value, list | tuple) else value

@@ -34,7 +34,6 @@ data.augment <- aa auto_augment autoaugment automatic_augmentation auto_augment_
     trivialaugment trivial_augment rand_augment
 data.mean <- img_mean image_mean pixel_mean norm_mean normalize_mean
 data.std <- img_std image_std pixel_std norm_std normalize_std
-data.prefetch <- prefetch_factor prefetch_size prefetch_batches num_prefetch
 recipe.lr <- lr learning_rate learningrate base_lr blr max_lr peak_lr init_lr initial_lr lr_base
 recipe.lr_batch_size <- lr_base_size base_batch_size reference_batch_size
 recipe.schedule <- sched scheduler lr_scheduler lr_schedule schedule lr_policy lr_decay_schedule scheduler_name
@@ -56,29 +55,28 @@ recipe.bce_threshold <- bce_target_thresh bce_target_threshold
 recipe.label_smoothing <- smoothing label_smooth labelsmoothing ls label_smoothing_factor
 recipe.mixup <- mixup_alpha mix_up mixup_prob
 recipe.cutmix <- cutmix_alpha cut_mix cutmix_prob
-recipe.cutmix_share <- mixup_switch_prob switch_prob
 recipe.random_erasing <- reprob random_erase random_erasing_prob erasing erase_prob cutout
 recipe.optimizer_batch_size <- grad_accum_steps grad_accumulation accum_iter accumulation_steps grad_accum
     accumulate_grad_batches gradient_accumulation_steps gradient_accumulation global_batch_size total_batch_size
     effective_batch_size
 recipe.bn_group <- sync_bn syncbn sync_batchnorm sync_batch_norm dist_bn synchronized
 recipe.ema_decay <- ema model_ema use_ema model_ema_decay ema_momentum ema_rate model_ema_steps
-tune.freeze <- freeze_layers frozen frozen_layers frozen_stages freeze_backbone freeze_at trainable linear_probe
-tune.lr_decay <- layer_decay layer_wise_lr_decay llrd
-tune.lr_scales <- backbone_lr lr_mult
-tune.new_head <- reset_head reset_classifier reinit_head ignore_mismatched_sizes
+finetune.freeze <- freeze_layers frozen frozen_layers frozen_stages freeze_backbone freeze_at trainable linear_probe
+finetune.lr_decay <- layer_decay layer_wise_lr_decay llrd
+finetune.lr_scales <- backbone_lr lr_mult
+finetune.new_head <- reset_head reset_classifier reinit_head ignore_mismatched_sizes
 loss_scale.init <- static_loss_scale initial_loss_scale init_scale
 loss_scale.mode <- dynamic_loss_scale loss_scaler
 checkpoint.keep <- checkpoint_hist save_total_limit save_top_k max_to_keep keep_checkpoint_max keep_last_n
 checkpoint.every_epochs <- save_freq save_every save_interval save_period save_epochs checkpoint_interval
     checkpoint_freq checkpoint_every every_n_epochs save_every_epochs
 checkpoint.gather <- gather_checkpoints
-report.print_every <- log_interval log_freq print_freq log_every log_every_n_steps logging_steps log_steps
+log.print_every <- log_interval log_freq print_freq log_every log_every_n_steps logging_steps log_steps
     print_interval report_every
-report.tensorboard <- tb use_tensorboard tensorboard_dir
-report.wandb <- log_wandb use_wandb wandb_project
-report.mlflow <- log_mlflow use_mlflow mlflow_experiment
-report.dle_json <- raport_file report_file dllogger
+log.tensorboard <- tb use_tensorboard tensorboard_dir
+log.wandb <- log_wandb use_wandb wandb_project
+log.mlflow <- log_mlflow use_mlflow mlflow_experiment
+log.dle_json <- raport_file report_file dllogger
 run.prof <- limit_train_batches steps_per_epoch max_steps max_train_steps
 run.evaluate <- eval eval_only test_only validate_only only_eval
 run.target_top1 <- target_accuracy target_acc
@@ -130,6 +128,7 @@ repeated augmentation is not supported: every image is seen once per epoch <- au
     aug_splits split_bn jsd_loss augmix
 there is no early stopping by patience; the best checkpoint is kept, and --target_top1 X ends a run once validation
     reaches X % <- early_stopping early_stop patience patience_epochs es_patience
+mixup and CutMix, where both are on, are equally likely <- mixup_switch_prob switch_prob
 stochastic weight averaging and Lookahead are not supported; --config.recipe.ema_decay=0.9999 averages weights <- swa
     swa_lr swa_start lookahead sam rho
 there is no search for the learning rate; --config.recipe.lr is that of a global batch of
@@ -160,7 +159,8 @@ one process drives all GPUs of a machine; for several processes or machines see 
 the same command with the same --workdir resumes by itself; --resume FILE is for a checkpoint of NVIDIA's code <-
     resume resume_from resume_from_checkpoint resume_path ckpt_path auto_resume load_checkpoint start_epoch
     initial_epoch restore continue
-DALI needs no such setting <- pin_memory pin_mem persistent_workers
+DALI needs no such setting; two batches are always ready on the device <- pin_memory pin_mem persistent_workers
+    prefetch_factor prefetch_size prefetch_batches num_prefetch
 """
 
 

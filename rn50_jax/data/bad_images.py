@@ -13,8 +13,6 @@ from rn50_jax.io.lines import Appended
 from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted
 
-POLICIES = ("substitute", "error")
-
 
 class Entry(TypedDict):
     """A bad image of a run.
@@ -42,12 +40,11 @@ class BadImages:
 
     Args:
       path: of that file; None keeps the list in memory.
-      policy: one of `POLICIES`; with "error" the first bad image ends the run.
       limit: bad images that do not yet end the run.
     """
 
-    def __init__(self, path: Path | None, *, policy: str, limit: int) -> None:
-        self._path, self._policy, self._limit = path, policy, limit
+    def __init__(self, path: Path | None, *, limit: int) -> None:
+        self._path, self._limit = path, limit
         self._entries: list[Entry] = []
         self._named: set[tuple[str, str]] = set()
         self._entries = self._read()
@@ -65,13 +62,14 @@ class BadImages:
         """Adds an image that cannot be decoded in `epoch` (from 0).
 
         Raises:
-          UserError: with the policy "error".
+          UserError: it is bad, and the limit is 0.
           RunStopped: there are more than the limit.
         """
         file = images.files[index]
-        if self._policy == "error":
+        if not self._limit:
             raise UserError(
-                f"{file} cannot be used: {reason}; or let --config.data.on_bad_file=substitute leave out such files"
+                f"{file} cannot be used: {reason}; replace it, or let a run replace so many such images by others: "
+                "--config.data.max_bad_images=100"
             )
         if (split, file) not in self._named:
             self._named.add((split, file))
@@ -81,7 +79,7 @@ class BadImages:
         if len(self._entries) > self._limit:
             where = f" (listed in {self._path})" if self._path else ""
             raise RunStopped(
-                f"more than config.data.max_bad_files={self._limit} images cannot be decoded{where}, the last one is "
+                f"more than config.data.max_bad_images={self._limit} images cannot be decoded{where}, the last one is "
                 f"{file}; look at the data with python -m rn50_jax.check_data DIR"
             )
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rn50_jax.config.sections.data import DataConfig
 from rn50_jax.data.dali_errors import PACKAGES, in_words, no_dali
 from rn50_jax.data.image_set import ImageSet, read_image
 from rn50_jax.data.images.decodable import quiet_decoders, to_decodable
 from rn50_jax.data.images.headers import ImageProblem
-from rn50_jax.data.images.transform import AS_STORED, Rendering
-from rn50_jax.data.options import Crops
+from rn50_jax.data.images.transform import Rendering, rendering_of
 from rn50_jax.errors import UserError
 
 try:
@@ -41,73 +41,63 @@ def decoder_arguments(rendering: Rendering, hw_decoder_load: float | None) -> di
     return common | {"device": "mixed", "hw_decoder_load": hw_decoder_load, **hints}
 
 
+def _decoder_arguments_of(data: DataConfig) -> dict[str, Any]:
+    return decoder_arguments(rendering_of(data), data.hw_decoder_load if data.backend == "dali-gpu" else None)
+
+
 def train_pipeline(
     images: ImageSet,
     indices: np.ndarray,
+    data: DataConfig,
     *,
-    transform: str,
     image_size: int,
-    crops: Crops,
-    rendering: Rendering = AS_STORED,
-    hw_decoder_load: float | None = None,
     **pipeline_args: Any,
 ) -> Any:
-    """Random-resized crop and flip, as the reference's training transform, and augmentation if asked for.
+    """Random-resized crop and flips, as the reference's training transform, and augmentation if asked for.
 
     Reads images[indices] in that order, once. Only the crop is decoded.
 
     Args:
       indices: int [N], N a multiple of the batch size.
-      transform: a key of `_TRANSFORMS`.
-      rendering: of the files.
-      hw_decoder_load: share for the GPU's JPEG engine, where there is one; None: decode on the CPU.
+      data: what is done to them, and on which device they are decoded.
+      image_size: of the crops, in pixels.
       pipeline_args: batch_size, num_threads, device_id, seed, enable_checkpointing, checkpoint.
 
     Returns:
       A pipeline with outputs image uint8 [B, image_size, image_size, 3] and int32 [B], places in `indices`.
     """
-    rules = _TRANSFORMS[transform]
+    rules, rendering = _TRANSFORMS[data.transform], rendering_of(data)
 
-    @pipeline_def(enable_conditionals=crops.augment != "none", **pipeline_args)
+    @pipeline_def(enable_conditionals=data.augment != "none", **pipeline_args)
     def pipeline() -> Any:
         encoded, places = _read(images, indices, pipeline_args["batch_size"], rendering)
         pixels = fn.decoders.image_random_crop(
             encoded,
-            random_area=list(crops.area),
-            random_aspect_ratio=list(crops.aspect),
+            random_area=list(data.crop_area),
+            random_aspect_ratio=list(data.crop_aspect),
             num_attempts=rules.crop_attempts,
-            **decoder_arguments(rendering, hw_decoder_load),
+            **_decoder_arguments_of(data),
         )
         pixels = fn.resize(pixels, size=[image_size, image_size], **rules.resize)
-        pixels = fn.flip(pixels, horizontal=fn.random.coin_flip(probability=crops.flip))
-        return _augment(pixels, image_size, crops), places
+        pixels = fn.flip(pixels, horizontal=fn.random.coin_flip(probability=data.flip))
+        return _augment(pixels, image_size, data), places
 
-    with warnings.catch_warnings(record=crops.augment != "none"):
+    with warnings.catch_warnings(record=data.augment != "none"):
         # DALI warns, whatever the filters, of operators that its own augmentations still use under their old names.
         return pipeline()
 
 
-def eval_pipeline(
-    images: ImageSet,
-    indices: np.ndarray,
-    *,
-    transform: str,
-    image_size: int,
-    resize: int,
-    rendering: Rendering = AS_STORED,
-    hw_decoder_load: float | None = None,
-    **pipeline_args: Any,
-) -> Any:
-    """Shorter side to `resize`, then a center crop of `image_size`.
+def eval_pipeline(images: ImageSet, indices: np.ndarray, data: DataConfig, **pipeline_args: Any) -> Any:
+    """Shorter side to `data.eval_resize`, then a center crop of `data.image_size`.
 
     Arguments and outputs are as in `train_pipeline`.
     """
 
     @pipeline_def(**pipeline_args)
     def pipeline() -> Any:
-        encoded, places = _read(images, indices, pipeline_args["batch_size"], rendering)
-        decoded = fn.decoders.image(encoded, **decoder_arguments(rendering, hw_decoder_load))
-        return eval_transform(decoded, transform, image_size, resize), places
+        encoded, places = _read(images, indices, pipeline_args["batch_size"], rendering_of(data))
+        decoded = fn.decoders.image(encoded, **_decoder_arguments_of(data))
+        return eval_transform(decoded, data.transform, data.image_size, data.eval_resize), places
 
     return pipeline()
 
@@ -179,20 +169,20 @@ class _Reader:
             raise DecodeError(str(error)) from error
 
 
-def _augment(pixels: Any, image_size: int, crops: Crops) -> Any:
-    if crops.augment == "none":
+def _augment(pixels: Any, image_size: int, data: DataConfig) -> Any:
+    if data.augment == "none":
         return pixels
     from nvidia.dali.auto_aug import auto_augment, rand_augment, trivial_augment
 
     shape = [image_size, image_size]
-    if crops.augment == "randaugment":
-        count, magnitude = crops.randaugment
+    if data.augment == "randaugment":
+        count, magnitude = data.randaugment
         return rand_augment.rand_augment(pixels, n=count, m=magnitude, shape=shape, fill_value=128)
-    if crops.augment == "autoaugment":
+    if data.augment == "autoaugment":
         return auto_augment.auto_augment_image_net(pixels, shape=shape)
-    if crops.augment == "trivialaugment":
+    if data.augment == "trivialaugment":
         return trivial_augment.trivial_augment_wide(pixels, shape=shape)
-    raise ValueError(f"{crops.augment!r} is no augmentation")
+    raise ValueError(f"{data.augment!r} is no augmentation")
 
 
 def eval_transform(images: Any, transform: str, image_size: int, resize: int) -> Any:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from rn50_jax.config.schema import Config
+from rn50_jax.config.sections.data import DataConfig
 from rn50_jax.data.formats.class_folders import is_folder, scan_split
 from rn50_jax.data.formats.file_list import read_list
 from rn50_jax.data.formats.imagenet_names import imagenet_notes
 from rn50_jax.data.formats.shards import has_shards, scan_shards
 from rn50_jax.data.formats.splits import is_split, is_unsplit
 from rn50_jax.data.image_set import Dataset, ImageSet, check_same_classes
-from rn50_jax.data.options import DatasetOptions
 from rn50_jax.data.prepare.digits import write_digits
 from rn50_jax.data.synthetic import synthetic_dataset
 from rn50_jax.data.val_share import set_apart
@@ -24,13 +25,13 @@ _NOTHING: tuple[tuple[str, ...], ImageSet] = ((), ImageSet((), np.zeros(0, np.in
 
 
 def open_dataset(
-    options: DatasetOptions,
+    config: Config,
     *,
     need_train: bool = True,
     need_val: bool = True,
     val_images: frozenset[str] | None = None,
 ) -> Dataset:
-    """Opens a data set, checked for everything that can be seen without opening an image.
+    """Opens the config's data set, checked for everything that can be seen without opening an image.
 
     A split that is not needed may be missing and is then empty. If only one is needed and the folder has neither
     train/ nor val/ but classes, all of its images are that split.
@@ -40,32 +41,33 @@ def open_dataset(
 
     Raises:
       UserError: folder missing or empty, a class without images, train and val classes that differ, another class
-        count than `num_classes`, or a class too small to set a share of it apart.
+        count than `model.num_classes`, or a class too small to set a share of it apart.
     """
-    if options.backend == "synthetic":
-        return synthetic_dataset(*options.synthetic_images, options.num_classes)
-    root = options.root
-    if options.builtin == "digits" and need_train and not root.exists():
+    data, num_classes = config.data, config.model.num_classes
+    if data.backend == "synthetic":
+        return synthetic_dataset(*data.synthetic_images, num_classes)
+    root = data.root
+    if data.builtin == "digits" and need_train and not root.exists():
         say(f"writing scikit-learn's handwritten digits to {root}")
         write_digits(root)
     if not is_folder(root):
-        raise UserError(f"config.data.dir={options.dir!r} is not a folder; pass --config.data.dir=DIR")
-    if options.val_share:
-        dataset = _open_unsplit(root, options, val_images, notes=need_train)
+        raise UserError(f"config.data.dir={data.dir!r} is not a folder; pass --config.data.dir=DIR")
+    if data.val_share:
+        dataset = _open_unsplit(root, data, config.seed, val_images, notes=need_train)
     else:
         both = need_train and need_val
         open_split = partial(_open_split, root, alone=not both, notes=need_train)
-        train = open_split("train", options.train_list) if need_train else _NOTHING
-        val = open_split("val", options.val_list) if need_val else _NOTHING
+        train = open_split("train", data.train_list) if need_train else _NOTHING
+        val = open_split("val", data.val_list) if need_val else _NOTHING
         if both:
             check_same_classes(root, train[0], val[0])
         dataset = Dataset(train[1], val[1], train[0] or val[0])
     class_names = dataset.class_names
     if need_train and not len(dataset.train.labels):
         raise UserError(f"{root} has no images to train on beside the run's validation images; give --config.data.dir")
-    if need_train and options.num_classes not in (0, len(class_names)):
+    if need_train and num_classes not in (0, len(class_names)):
         raise UserError(
-            f"config.model.num_classes={options.num_classes}, but {root} has "
+            f"config.model.num_classes={num_classes}, but {root} has "
             f"{counted(len(class_names), 'class')}; use 0 to take their number"
         )
     for note in imagenet_notes(class_names):
@@ -73,7 +75,7 @@ def open_dataset(
     return dataset
 
 
-def misfits(options: DatasetOptions, *, val_images: frozenset[str] | None) -> list[tuple[str, str]]:
+def misfits(data: DataConfig, *, val_images: frozenset[str] | None) -> list[tuple[str, str]]:
     """Returns the keys that tell a trained model's splits apart and do not fit the images of another `dir`.
 
     These are file lists that are not there, and a share for validation of which few images are there.
@@ -84,11 +86,11 @@ def misfits(options: DatasetOptions, *, val_images: frozenset[str] | None) -> li
     Returns:
       Keys of the config, and the text of the value without effect.
     """
-    root = options.root
-    lists = {"data.train_list": options.train_list, "data.val_list": options.val_list}
+    root = data.root
+    lists = {"data.train_list": data.train_list, "data.val_list": data.val_list}
     found = [(key, "") for key, name in lists.items() if name and not _lists_images(root, name)]
     elsewhere = val_images is not None and not _is_same_data(root, val_images)
-    if options.val_share and (elsewhere or is_split(root / "val")):
+    if data.val_share and (elsewhere or is_split(root / "val")):
         found.append(("data.val_share", "0"))
     return found
 
@@ -104,19 +106,21 @@ def _lists_images(root: Path, name: str) -> bool:
     return file.exists() and (root / read_list(file).files[0]).exists()
 
 
-def _open_unsplit(root: Path, options: DatasetOptions, val_images: frozenset[str] | None, *, notes: bool) -> Dataset:
+def _open_unsplit(
+    root: Path, data: DataConfig, seed: int, val_images: frozenset[str] | None, *, notes: bool
+) -> Dataset:
     """Images that come without a split, of which `val_share` of each class is for validation."""
-    share = f"config.data.val_share={options.val_share:g}"
-    if options.val_list:
-        raise UserError(f"config.data.val_list={options.val_list!r} and {share} exclude each other; drop one")
-    if options.train_list:
-        class_names, images = _open_split(root, "train", options.train_list)
+    share = f"config.data.val_share={data.val_share:g}"
+    if data.val_list:
+        raise UserError(f"config.data.val_list={data.val_list!r} and {share} exclude each other; drop one")
+    if data.train_list:
+        class_names, images = _open_split(root, "train", data.train_list)
     else:
         if is_split(root / "val"):
             raise UserError(f"{root / 'val'} has validation images already; leave {share} out, or remove that folder")
         folder = root / "train" if is_split(root / "train") else root
         class_names, images = _scan(folder, root, notes=notes)
-    return set_apart(images, class_names, share=options.val_share, seed=options.seed, chosen=val_images)
+    return set_apart(images, class_names, share=data.val_share, seed=seed, chosen=val_images)
 
 
 def _open_split(

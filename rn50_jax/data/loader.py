@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.sharding import Mesh
 
+from rn50_jax.config.sections.data import DataConfig
 from rn50_jax.data.bad_images import BadImages
 from rn50_jax.data.batch import BEGINNING, Batch, Position, TrainBatch
 from rn50_jax.data.image_set import ImageSet
-from rn50_jax.data.options import LoaderOptions
 from rn50_jax.data.prefetch import prefetch
 from rn50_jax.data.sampler import crop_seed, eval_order, train_order
 from rn50_jax.data.synthetic import synthetic_batch
@@ -24,12 +24,16 @@ from rn50_jax.distributed.devices import local_indices, shard
 if TYPE_CHECKING:
     from rn50_jax.data import dali
 
+_AHEAD = 2  # batches made ready on the device: one is being copied there, one waits for the step
+
 
 def train_batches(
     images: ImageSet,
-    options: LoaderOptions,
+    data: DataConfig,
     mesh: Mesh,
     *,
+    seed: int,
+    num_classes: int,
     epochs: int,
     steps_per_epoch: int,
     device_batch: int,
@@ -41,32 +45,43 @@ def train_batches(
     The next epoch's files are opened while the last steps and the validation of one run. From a saved position, batches
     have the very bits that they would have had. An image that cannot be decoded is added to `bad_images`; another one
     takes its place, with weight 0.
+
+    Args:
+      seed: of the order, the crops, and the labels of synthetic data.
+      num_classes: of synthetic data.
     """
     if start.step == steps_per_epoch:
         start = Position(start.epoch + 1, 0)
     starts = chain([start], (Position(epoch, 0) for epoch in range(start.epoch + 1, epochs)))
-    if options.backend == "synthetic":
+    if data.backend == "synthetic":
         for start in starts:
-            batch = _synthetic(options, mesh, device_batch, options.train_size(start.epoch))
+            batch = synthetic_batch(
+                mesh,
+                device_batch=device_batch,
+                image_size=data.train_size(start.epoch),
+                num_classes=num_classes,
+                seed=seed,
+            )
             yield from repeat(TrainBatch(batch, ()), steps_per_epoch - start.step)
         return
     shape = {"steps": steps_per_epoch, "num_devices": mesh.devices.size, "device_batch": device_batch}
-    order_of = partial(train_order, len(images.labels), **shape, seed=options.seed)
-    bad_images = bad_images or _no_bad_images(options)
+    order_of = partial(train_order, len(images.labels), **shape, seed=seed)
+    bad_images = bad_images or BadImages(None, limit=data.max_bad_images)
     batches = (
         batch
         for start in starts
-        for batch in _train_epoch(images, options, mesh, order_of(epoch=start.epoch), start, bad_images)
+        for batch in _train_epoch(images, data, mesh, order_of(epoch=start.epoch), start, seed, bad_images)
     )
-    yield from prefetch(batches, options.prefetch)
+    yield from prefetch(batches, _AHEAD)
 
 
 def _train_epoch(
     images: ImageSet,
-    options: LoaderOptions,
+    data: DataConfig,
     mesh: Mesh,
     order: np.ndarray,
     start: Position,
+    seed: int,
     bad_images: BadImages,
 ) -> Iterator[TrainBatch]:
     from rn50_jax.data import dali  # a second to import, and not needed for synthetic data
@@ -75,12 +90,12 @@ def _train_epoch(
         pipeline = dali.train_pipeline(
             images,
             indices,
-            crops=options.crops,
-            image_size=options.train_size(start.epoch),
-            seed=crop_seed(options.seed, start.epoch, device),
+            data,
+            image_size=data.train_size(start.epoch),
+            seed=crop_seed(seed, start.epoch, device),
             enable_checkpointing=True,
             checkpoint=position,
-            **_pipeline_args(options, mesh, device, order.shape[-1]),
+            **_pipeline_args(data, mesh, device, order.shape[-1]),
         )
         if position is not None:
             dali.build_from_position(pipeline)
@@ -93,10 +108,12 @@ def _train_epoch(
 
 def eval_batches(
     images: ImageSet,
-    options: LoaderOptions,
+    data: DataConfig,
     mesh: Mesh,
     *,
     device_batch: int,
+    num_classes: int = 1,
+    seed: int = 0,
     epoch: int = 0,
     bad_images: BadImages | None = None,
 ) -> Iterator[Batch]:
@@ -104,33 +121,26 @@ def eval_batches(
 
     Args:
       device_batch: images per device.
+      num_classes, seed: of the labels of synthetic data.
       epoch: of the training run that validates, from 0.
       bad_images: of that run; they have weight 0.
     """
     order, weights = eval_order(len(images.labels), num_devices=mesh.devices.size, device_batch=device_batch)
-    if options.backend == "synthetic":
-        batch = _synthetic(options, mesh, device_batch, options.image_size)
+    if data.backend == "synthetic":
+        batch = synthetic_batch(
+            mesh, device_batch=device_batch, image_size=data.image_size, num_classes=num_classes, seed=seed
+        )
         devices = local_indices(mesh)
         yield from (batch | {"weight": shard(w[devices], mesh)} for w in weights)
         return
     from rn50_jax.data import dali
 
     def make(device: int, indices: np.ndarray, _: bytes | None) -> Any:
-        others = _pipeline_args(options, mesh, device, device_batch)
-        return dali.eval_pipeline(images, indices, image_size=options.image_size, resize=options.resize, **others)
+        return dali.eval_pipeline(images, indices, data, **_pipeline_args(data, mesh, device, device_batch))
 
-    bad_images = bad_images or _no_bad_images(options)
+    bad_images = bad_images or BadImages(None, limit=data.max_bad_images)
     batches = _batches(images, order, weights, mesh, make, bad_images, "val", Position(epoch, 0), None)
-    yield from prefetch((batch for batch, _ in batches), options.prefetch)
-
-
-def _synthetic(options: LoaderOptions, mesh: Mesh, device_batch: int, image_size: int) -> Batch:
-    labels = {"num_classes": options.num_classes, "seed": options.seed}
-    return synthetic_batch(mesh, device_batch=device_batch, image_size=image_size, **labels)
-
-
-def _no_bad_images(options: LoaderOptions) -> BadImages:
-    return BadImages(None, policy=options.on_bad_file, limit=options.max_bad_files)
+    yield from prefetch((batch for batch, _ in batches), _AHEAD)
 
 
 def _batches(
@@ -172,13 +182,10 @@ def _batches(
         yield batch, deliveries
 
 
-def _pipeline_args(options: LoaderOptions, mesh: Mesh, device: int, batch_size: int) -> dict[str, Any]:
-    on_gpu = options.backend == "dali-gpu"
+def _pipeline_args(data: DataConfig, mesh: Mesh, device: int, batch_size: int) -> dict[str, Any]:
+    on_gpu = data.backend == "dali-gpu"
     return {
-        "transform": options.transform,
-        "rendering": options.rendering,
-        "hw_decoder_load": options.hw_decoder_load if on_gpu else None,
         "batch_size": batch_size,
-        "num_threads": options.workers,
+        "num_threads": data.workers,
         "device_id": mesh.devices.flat[device].local_hardware_id if on_gpu else None,
     }

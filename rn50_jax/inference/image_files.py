@@ -12,12 +12,13 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
+from rn50_jax.config.sections.data import DataConfig
 from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, kind_of, not_read_text
 from rn50_jax.data.image_set import ImageSet, Source, read_source, sources_of
 from rn50_jax.data.images import pillow
 from rn50_jax.data.images.decodable import quiet_decoders, read_header
 from rn50_jax.data.images.headers import MAX_BYTES, MAX_PIXELS, ImageProblem
-from rn50_jax.data.options import LoaderOptions
+from rn50_jax.data.images.transform import rendering_of
 from rn50_jax.data.prefetch import prefetch
 from rn50_jax.io.messages import warn
 
@@ -123,7 +124,7 @@ def found_in(images: ImageSet) -> list[Found]:
     return [Found(file, inside=source) for file, source in zip(images.files, sources_of(images), strict=True)]
 
 
-def decode_files(files: Iterable[Found], options: LoaderOptions, *, by_pillow: bool = False) -> Iterator[Decoded]:
+def decode_files(files: Iterable[Found], data: DataConfig, *, by_pillow: bool = False) -> Iterator[Decoded]:
     """Reads and decodes files with the evaluation transform, ahead of their use, in their order.
 
     Files are read by a few threads while others are decoded, by `workers`. At a time there are a few dozen
@@ -133,14 +134,14 @@ def decode_files(files: Iterable[Found], options: LoaderOptions, *, by_pillow: b
       by_pillow: Pillow decodes and resizes, see `pillow.decode`, whatever `data.transform` says.
     """
     quiet_decoders()
-    chunks = batched(files, max(32, 2 * options.workers))
+    chunks = batched(files, max(32, 2 * data.workers))
     with (
         ThreadPoolExecutor(_READERS, thread_name_prefix="read") as readers,
-        ThreadPoolExecutor(options.workers, thread_name_prefix="decode") as decoders,
+        ThreadPoolExecutor(data.workers, thread_name_prefix="decode") as decoders,
     ):
-        read_one = partial(_read, resize=options.resize)
+        read_one = partial(_read, resize=data.eval_resize)
         read = prefetch((list(readers.map(read_one, chunk)) for chunk in chunks), 1)
-        decode = partial(_decode, together=_by_pillow(options, decoders) if by_pillow else _by_dali(options))
+        decode = partial(_decode, together=_by_pillow(data, decoders) if by_pillow else _by_dali(data))
         for decoded in prefetch((decode(chunk) for chunk in read), 1):
             yield from decoded
 
@@ -197,26 +198,31 @@ def _decode(files: Sequence[_Read], together: _Together) -> list[Decoded]:
     ]
 
 
-def _by_pillow(options: LoaderOptions, threads: Executor) -> _Together:
-    transform: dict[str, Any] = {key: getattr(options, key) for key in ("image_size", "resize", "rendering")}
+def _by_pillow(data: DataConfig, threads: Executor) -> _Together:
+    decode = partial(pillow.decode, image_size=data.image_size, resize=data.eval_resize, rendering=rendering_of(data))
 
     def alone(file: _Read) -> Decoded:
         try:
-            return Decoded(file.found.file, pillow.decode(file.encoded, **transform))
+            return Decoded(file.found.file, decode(file.encoded))
         except ImageProblem as problem:
             return Decoded(file.found.file, None, str(problem))
 
     return lambda files: list(threads.map(alone, files))
 
 
-def _by_dali(options: LoaderOptions) -> _Together:
+def _by_dali(data: DataConfig) -> _Together:
     from rn50_jax.data import (
         dali_decoders,  # a second to import
     )
 
-    transform = {key: getattr(options, key) for key in ("transform", "image_size", "resize", "rendering")}
-    batch_size = max(32, 2 * options.workers)
-    decode_many = dali_decoders.make_batch_decoder(**transform, workers=options.workers, batch_size=batch_size)
+    transform: dict[str, Any] = {
+        "transform": data.transform,
+        "image_size": data.image_size,
+        "resize": data.eval_resize,
+        "rendering": rendering_of(data),
+    }
+    batch_size = max(32, 2 * data.workers)
+    decode_many = dali_decoders.make_batch_decoder(**transform, workers=data.workers, batch_size=batch_size)
     decode_one = dali_decoders.make_decoder(**transform, workers=1)
 
     def alone(file: _Read) -> Decoded:

@@ -2,13 +2,12 @@
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from rn50_jax.checkpoint.description import RunDescription, check_description, saved_config
 from rn50_jax.checkpoint.folder import CheckpointFolder, look
@@ -16,13 +15,13 @@ from rn50_jax.checkpoint.integrity import not_finite
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.selection import better_weights
 from rn50_jax.config import loading as configs
-from rn50_jax.config import tree
+from rn50_jax.config.loading import Overrides
 from rn50_jax.config.model import build_model
+from rn50_jax.config.schema import Config, affecting
+from rn50_jax.config.sections.data import eval_resize
 from rn50_jax.data.dataset import misfits, open_dataset
 from rn50_jax.data.formats.imagenet_names import likely_names
 from rn50_jax.data.image_set import Dataset, with_classes
-from rn50_jax.data.images.transform import eval_resize
-from rn50_jax.data.options import dataset_options
 from rn50_jax.data.val_share import VAL_IMAGES, read_val_images
 from rn50_jax.distributed.devices import find_devices
 from rn50_jax.errors import UserError
@@ -39,12 +38,6 @@ from rn50_jax.weights.files import WeightFile, read_weights, write_weights
 from rn50_jax.weights.metadata import PREPARATION, config_values, to_pixels
 from rn50_jax.weights.torch_names import fit, infer_architecture, to_torch
 
-Overrides = Sequence[tuple[str, str]]
-
-# Settings of the machine, by which programs get into a process. They come from the command line or the defaults, never
-# from a checkpoint, which may be a stranger's.
-MACHINE = ("run.compile_cache", "run.xla_flags")
-
 
 class TrainedModel(NamedTuple):
     """A model that can be loaded.
@@ -57,7 +50,7 @@ class TrainedModel(NamedTuple):
     """
 
     name: str
-    config: ConfigDict
+    config: Config
     class_names: tuple[str, ...]
     facts: dict[str, Any]
     devices: list[jax.Device]
@@ -78,7 +71,7 @@ def load_for_inference(trained: TrainedModel, *, exact: bool = False) -> tuple[R
     """Returns the model in the form in which it answers, and its variables: BatchNorm folded, if the config says so.
 
     Args:
-      exact: `model.fold_batch_norm="auto"` means no, since the answers are to be those of training to the last digit.
+      exact: `compute.fold_batch_norm="auto"` means no, since the answers are to be those of training to the last digit.
 
     Raises:
       UserError: the state cannot be read, or is not finite, of which no answer would be one.
@@ -86,7 +79,7 @@ def load_for_inference(trained: TrainedModel, *, exact: bool = False) -> tuple[R
     variables = trained.load()
     if name := not_finite(variables):
         raise UserError(f"{trained.name}: {name} is not finite; take weights from before the training diverged")
-    setting = trained.config.model.fold_batch_norm
+    setting = trained.config.compute.fold_batch_norm
     if setting == "auto" and exact:
         setting = "off"
     return inference_form(trained.model, variables, setting, platform=trained.devices[0].platform)
@@ -122,19 +115,18 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     meta = checkpoints.read_meta(which)
     place = checkpoints.directory / str(meta["step"])
     check_description(meta, RunDescription, place)
-    saved = saved_config(meta, place)
-    try:
-        defaults = tree.flatten(configs.load(str(configs.DEFAULT))[0])
-        config = configs.override(saved, [*((key, defaults[key]) for key in MACHINE), *overrides])
-        val_images = read_val_images(workdir) if config.data.val_share else None
-        if config.data.val_share and val_images is None:
-            warn(f"{workdir / VAL_IMAGES} is missing: the validation images are drawn again, by config.seed")
-        if os.path.realpath(config.data.dir) != os.path.realpath(saved.data.dir):
-            config = _fitted(config, overrides, val_images)
-        configs.validate(config)
-        has_ema = saved.recipe.ema_decay > 0
-    except (KeyError, TypeError, AttributeError) as error:  # sections are missing, or are none
-        raise UserError(f"checkpoint {place} holds what is no config: {error}") from None
+    saved = saved_config(meta, place).config
+    # Options of the machine, by which programs get into a process, come from the command line or the defaults, never
+    # from a checkpoint, which may be a stranger's.
+    config = configs.override(
+        saved, [*((option.key, str(option.default)) for option in affecting("machine")), *overrides]
+    )
+    val_images = read_val_images(workdir) if config.data.val_share else None
+    if config.data.val_share and val_images is None:
+        warn(f"{workdir / VAL_IMAGES} is missing: the validation images are drawn again, by config.seed")
+    if os.path.realpath(config.data.dir) != os.path.realpath(saved.data.dir):
+        config = _fitted(config, overrides, val_images)
+    has_ema = saved.recipe.ema_decay > 0
     if ema == "on" and not has_ema:
         raise UserError(f"{workdir} was trained without recipe.ema_decay; leave out --ema on")
     averaged = has_ema and (ema == "on" or (ema == "auto" and better_weights(meta["metrics"]) == "val_ema"))
@@ -151,17 +143,17 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     return TrainedModel(name, config, class_names, facts, devices, model, lambda: variables, val_images)
 
 
-def _fitted(config: ConfigDict, overrides: Overrides, val_images: frozenset[str] | None) -> ConfigDict:
+def _fitted(config: Config, overrides: Overrides, val_images: frozenset[str] | None) -> Config:
     """Returns the config for images elsewhere, without what does not fit them and the command line does not give."""
     given = dict(overrides)
-    unfit = misfits(dataset_options(config), val_images=val_images)
+    unfit = misfits(config.data, val_images=val_images)
     return configs.override(config, [(key, text) for key, text in unfit if key not in given])
 
 
 def load_weights(path: Path, overrides: Overrides) -> TrainedModel:
     """Reads a weight file, whose architecture its tensors tell.
 
-    What neither the file nor the overrides tell is that of configs/default.py, in float32.
+    What neither the file nor the overrides tell has its default, in float32.
 
     Raises:
       UserError: the file cannot be read, is no ResNet, or an override is wrong.
@@ -174,8 +166,7 @@ def load_weights(path: Path, overrides: Overrides) -> TrainedModel:
     if size and resize == eval_resize(size, 0):
         told["data.resize"] = 0  # so it follows an image size of the command line
     values = {"precision": "fp32", **told, **architecture.keys}
-    config, _ = configs.load(str(configs.DEFAULT))
-    config = configs.override(config, [*((key, str(value)) for key, value in values.items()), *overrides])
+    config = configs.override(Config(), [*((key, str(value)) for key, value in values.items()), *overrides])
     config = _fitted(config, overrides, val_images)
     devices = prepare_devices(config)
     model = build_model(config, num_classes=architecture.num_classes, platform=devices[0].platform)
@@ -194,7 +185,7 @@ def open_val(trained: TrainedModel) -> Dataset:
       UserError: there are none, or their classes are not the model's.
     """
     data, model = trained.config.data, trained.model
-    dataset = open_dataset(dataset_options(trained.config), need_train=False, val_images=trained.val_images)
+    dataset = open_dataset(trained.config, need_train=False, val_images=trained.val_images)
     if trained.class_names:
         return with_classes(dataset, trained.class_names, data.dir)
     if len(dataset.class_names) != model.num_classes:
@@ -208,7 +199,7 @@ def open_val(trained: TrainedModel) -> Dataset:
 def warn_assumed(trained: TrainedModel) -> None:
     """Notes the sizes, normalization and class names that were assumed because a weight file does not say them."""
     data = trained.config.data
-    sizes = {"image_size": data.image_size, "resize": eval_resize(data.image_size, data.resize)}
+    sizes = {"image_size": data.image_size, "resize": data.eval_resize}
     keys = [key for key in (*sizes, "mean", "std") if key in trained.assumed]
     parts = [f"{key}={sizes[key]}" for key in keys if key in sizes]
     if normalization := [key for key in keys if key not in sizes]:
@@ -236,7 +227,7 @@ def describe_model(trained: TrainedModel) -> dict[str, Any]:
         "arch": trained.config.model.arch,
         "class_names": list(trained.class_names or likely_names(trained.model.num_classes)),
         "image_size": data.image_size,
-        "resize": eval_resize(data.image_size, data.resize),
+        "resize": data.eval_resize,
         "transform": data.transform,
         "channels": "RGB",
         "mean": to_pixels(data.mean),
@@ -249,15 +240,14 @@ def describe_model(trained: TrainedModel) -> dict[str, Any]:
     }
 
 
-def prepare_devices(config: ConfigDict) -> list[jax.Device]:
-    """Checks a config and makes the process ready for it; returns the devices.
+def prepare_devices(config: Config) -> list[jax.Device]:
+    """Makes the process ready for a config; returns the devices.
 
     Raises:
-      UserError: the config is wrong, or the devices cannot do what it asks for.
+      UserError: the devices cannot do what it asks for.
     """
-    configs.validate(config)
-    jax_setup.prepare_runtime(config.data.backend, config.run.xla_flags)
-    jax_setup.use_compile_cache(config.run.compile_cache)
+    jax_setup.prepare_runtime(config.data.backend, config.compute.xla_flags)
+    jax_setup.use_compile_cache(config.compute.compile_cache)
     return find_devices(backend=config.data.backend, precision=config.precision)
 
 

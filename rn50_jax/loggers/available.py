@@ -1,11 +1,13 @@
 """The loggers that a run may have besides the console."""
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
+from rn50_jax.config.file_names import METRICS
+from rn50_jax.config.sections.run import LogConfig
 from rn50_jax.errors import UserError
 from rn50_jax.io.messages import warn
 from rn50_jax.loggers.base import Background, Logger, Persistent, RunFacts
@@ -17,41 +19,41 @@ from rn50_jax.loggers.weights_and_biases import WeightsAndBiases, check_login
 
 
 class Available(NamedTuple):
-    """A logger, used if the value of its `key` of `config.report` is not empty.
+    """A logger, used if its option of the config's `log` is not empty.
 
-    name: for messages, with the path of its file. shown: in the run's summary, with the value. open: takes the run and
-    the value. server: it talks to one, by the package of its key.
+    name: for messages, with the path of its file. shown: in the run's summary, with the option's value. open: takes the
+    run and the value. server: the package of one that talks to a server, named as its option.
     """
 
-    key: str
+    option: Callable[[LogConfig], str | bool]
     name: str
     shown: str
     open: Callable[[RunFacts, Any], Logger]
-    server: bool = False
+    server: str = ""
 
 
 LOGGERS = (
-    Available("file", "{}", "{}", lambda run, name: JsonLines(run.workdir / name)),
-    Available("tensorboard", "the TensorBoard log", "tensorboard/", lambda run, _: TensorBoard(run)),
-    Available("dle_json", "{}", "{}", open_dle),
-    Available("wandb", "Weights & Biases", "wandb {}", WeightsAndBiases, server=True),
-    Available("mlflow", "MLflow", "mlflow {}", Mlflow, server=True),
+    Available(lambda _: METRICS, "{}", "{}", lambda run, name: JsonLines(run.workdir / name)),
+    Available(lambda log: log.tensorboard, "the TensorBoard log", "tensorboard/", lambda run, _: TensorBoard(run)),
+    Available(lambda log: log.dle_json, "{}", "{}", open_dle),
+    Available(lambda log: log.wandb, "Weights & Biases", "wandb {}", WeightsAndBiases, server="wandb"),
+    Available(lambda log: log.mlflow, "MLflow", "mlflow {}", Mlflow, server="mlflow"),
 )
 
 
-def check_loggers(report: Mapping[str, Any]) -> None:
-    """Refuses loggers of `config.report` that cannot work, before anything is compiled.
+def check_loggers(log: LogConfig) -> None:
+    """Refuses loggers that cannot work, before anything is compiled.
 
     Raises:
       UserError: naming what to install, or to do.
     """
-    for key in (entry.key for entry in LOGGERS if entry.server and report[entry.key]):
-        if importlib.util.find_spec(key) is None:
+    for entry in LOGGERS:
+        name, value = entry.server, entry.option(log)
+        if name and value and importlib.util.find_spec(name) is None:
             raise UserError(
-                f"config.report.{key}={report[key]!r} needs the package {key}; pip install {key}, or set "
-                f"--config.report.{key}="
+                f"config.log.{name}={value!r} needs the package {name}; pip install {name}, or set --config.log.{name}="
             )
-    if report["wandb"]:
+    if log.wandb:
         check_login()
 
 
@@ -64,10 +66,10 @@ def open_loggers(run: RunFacts) -> list[Logger]:
     loggers: list[Logger] = []
     with ExitStack() as opened:
         for entry in LOGGERS:
-            value = run.config[f"report.{entry.key}"]
+            value = entry.option(run.config.log)
             if not value:
                 continue
-            if entry.key == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+            if value is True and importlib.util.find_spec("tensorboard") is None:
                 warn("no log for TensorBoard is written, as it is not installed: pip install tensorboard")
                 continue
             name, start = entry.name.format(run.workdir / str(value)), partial(entry.open, run, value)
@@ -77,6 +79,6 @@ def open_loggers(run: RunFacts) -> list[Logger]:
     return loggers
 
 
-def logs_text(report: Mapping[str, Any]) -> str:
-    """Returns the names of the logs that `config.report` asks for."""
-    return ", ".join(entry.shown.format(report[entry.key]) for entry in LOGGERS if report[entry.key])
+def logs_text(log: LogConfig) -> str:
+    """Returns the names of the logs that are asked for."""
+    return ", ".join(entry.shown.format(value) for entry in LOGGERS if (value := entry.option(log)))

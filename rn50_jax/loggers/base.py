@@ -7,10 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from typing_extensions import TypedDict
 
+from rn50_jax.config.schema import Config
 from rn50_jax.io import json_files
 from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted, first_line
@@ -45,12 +46,12 @@ class Logger(Protocol):
 class RunFacts(NamedTuple):
     """What loggers may need of a run to open their logs.
 
-    config: the values of all keys, by dotted names. peak_lr: the largest learning rate. accumulation: forward passes
+    peak_lr: the largest learning rate. accumulation: forward passes
     per update. first_step: of this process.
     """
 
     workdir: Path
-    config: Mapping[str, Any]
+    config: Config
     num_devices: int
     peak_lr: float
     accumulation: int = 1

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from typing_extensions import TypedDict
 
-from rn50_jax.config.schema import is_own_name
+from rn50_jax.config.file_names import is_own_name
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import open_regular
 from rn50_jax.io.json_files import parse_json, to_json
@@ -41,32 +41,6 @@ METRICS: dict[str, dict[str, str]] = {
         *(f"val.compute_latency_at{percent}" for percent in (100, 99, 95, 90)),
     )
 }
-# The reference's options that are keys of ours.
-_OPTIONS = {
-    "data": "data.dir",
-    "data_backend": "data.backend",
-    "arch": "model.arch",
-    "model_config": "model.init",
-    "workers": "data.workers",
-    "epochs": "epochs",
-    "batch_size": "batch_size",
-    "lr_schedule": "recipe.schedule",
-    "warmup": "recipe.warmup_epochs",
-    "label_smoothing": "recipe.label_smoothing",
-    "mixup": "recipe.mixup",
-    "momentum": "recipe.momentum",
-    "weight_decay": "recipe.weight_decay",
-    "nesterov": "recipe.nesterov",
-    "print_freq": "report.print_every",
-    "resume": "run.resume",
-    "pretrained_weights": "model.pretrained_weights",
-    "seed": "seed",
-    "gather_checkpoints": "checkpoint.gather",
-    "raport_file": "report.dle_json",
-    "evaluate": "run.evaluate",
-    "training_only": "run.training_only",
-    "save_checkpoints": "run.save_checkpoints",
-}
 _OTHER_NAMES = {
     "train.lr": "lr",
     "val.compute_time": "val.compute_latency",
@@ -82,16 +56,39 @@ def dle_parameters(run: RunFacts) -> dict[str, Any]:
 
     `iteration` is ours: there an iteration is a forward pass, here an update, of `accumulation` passes.
     """
-    config, fp16 = run.config, run.config["precision"] == "fp16"
-    return {option: config[key] for option, key in _OPTIONS.items()} | {
-        "optimizer_batch_size": config["recipe.optimizer_batch_size"] or -1,
+    config, recipe, fp16 = run.config, run.config.recipe, run.config.precision == "fp16"
+    return {
+        "data": config.data.dir,
+        "data_backend": config.data.backend,
+        "arch": config.model.arch,
+        "model_config": config.model.init,
+        "workers": config.data.workers,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "optimizer_batch_size": recipe.optimizer_batch_size or -1,
         "lr": run.peak_lr,
-        "bn_weight_decay": config["recipe.decay_mask"] == "all",
-        "amp": config["precision"] in ("bf16", "fp16"),
-        "static_loss_scale": config["loss_scale.init"] if fp16 else 1,
-        "dynamic_loss_scale": fp16 and config["loss_scale.mode"] == "dynamic",
+        "lr_schedule": recipe.schedule,
+        "warmup": recipe.warmup_epochs,
+        "label_smoothing": recipe.label_smoothing,
+        "mixup": recipe.mixup,
+        "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+        "bn_weight_decay": recipe.decay_mask == "all",
+        "nesterov": recipe.nesterov,
+        "amp": config.precision in ("bf16", "fp16"),
+        "static_loss_scale": config.loss_scale.init if fp16 else 1,
+        "dynamic_loss_scale": fp16 and config.loss_scale.mode == "dynamic",
         "fp16": False,
-        "prof": config["run.prof"] or -1,
+        "print_freq": config.log.print_every,
+        "raport_file": config.log.dle_json,
+        "resume": config.run.resume,
+        "pretrained_weights": config.model.pretrained_weights,
+        "seed": config.seed,
+        "gather_checkpoints": config.checkpoint.gather,
+        "save_checkpoints": config.run.save_checkpoints,
+        "evaluate": config.run.evaluate,
+        "training_only": config.run.training_only,
+        "prof": config.run.prof or -1,
         "workspace": str(run.workdir),
         "world_size": run.num_devices,
         "iteration": f"one update of {counted(run.accumulation, 'forward pass')} on each device",
@@ -125,10 +122,10 @@ class DleLog:
             if path.exists():
                 with open_regular(path) as file:
                     if file.read(len(_START)) not in (b"", _START):
-                        raise UserError(f"config.report.dle_json: {path} holds something else; choose another file")
+                        raise UserError(f"config.log.dle_json: {path} holds something else; choose another file")
             self._file = Appended(path, links=True, lines=True)
         except OSError as error:
-            raise UserError(f"config.report.dle_json: cannot write {path}: {error.strerror}") from error
+            raise UserError(f"config.log.dle_json: cannot write {path}: {error.strerror}") from error
         self._write(type="LOG", step="PARAMETER", data=parameters)
         for name, metadata in METRICS.items():
             self._write(type="METADATA", metric=name, metadata=metadata)
@@ -217,8 +214,8 @@ def open_dle(run: RunFacts, name: str) -> DleLog:
     """
     path = run.workdir / name
     inside = os.path.relpath(os.path.realpath(path), os.path.realpath(run.workdir))
-    if inside == run.config["report.file"] or is_own_name(inside):
-        raise UserError(f"config.report.dle_json={name} is a file of the run's own; choose another")
+    if is_own_name(inside):
+        raise UserError(f"config.log.dle_json={name} is a file of the run's own; choose another")
     return DleLog(path, dle_parameters(run), steps_per_epoch=run.steps_per_epoch)
 
 

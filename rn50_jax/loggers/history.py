@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator
 
-from rn50_jax.config.schema import DAMAGED, is_plain_name
+from rn50_jax.config.file_names import DAMAGED, METRICS
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import LARGEST, free_name, no_such_run, open_regular, write_whole
 from rn50_jax.io.json_files import BOM, parse_line, read_json, read_json_lines
@@ -48,7 +48,7 @@ class History(NamedTuple):
 
 
 def metrics_file(run: Path) -> Path:
-    """Finds the metrics file of a work folder, whatever its configuration calls it; a file stands for itself.
+    """Finds the metrics file of a work folder; a file stands for itself.
 
     Raises:
       UserError: there is none.
@@ -58,9 +58,7 @@ def metrics_file(run: Path) -> Path:
         if os.path.isfile(run):  # noqa: PTH113
             return run
         raise UserError(no_such_run(run))
-    report = read_description(run / "config.json").get("report")
-    name = report.get("file") if isinstance(report, dict) else None
-    path = run / (name if isinstance(name, str) and is_plain_name(name) else "metrics.jsonl")
+    path = run / METRICS
     if not os.path.isfile(path):  # noqa: PTH113
         raise UserError(f"{run} has no {path.name}: it is no run, or has not reported anything yet")
     return path

@@ -22,7 +22,7 @@ class JsonLines:
             self._file = Appended(path, lines=True)
         except OSError as error:
             why = error.strerror
-            raise UserError(f"cannot write {path}: {why}; mend that, or choose another report.file") from error
+            raise UserError(f"cannot write {path}: {why}; mend that, or choose another --workdir") from error
 
     def log(self, record: Record) -> None:
         if not record.metrics:

@@ -12,7 +12,7 @@ class Mlflow:
 
         self._client = MlflowClient()
         self._status = "FAILED"
-        params = [Param(key, str(value)) for key, value in run.config.items()]
+        params = [Param(key, str(value)) for key, value in run.config.flat().items()]
 
         def create() -> str:
             found = self._client.get_experiment_by_name(experiment)

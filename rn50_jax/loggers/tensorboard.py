@@ -33,7 +33,7 @@ class TensorBoard:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._put(file_version="brain.Event:2")
             self._put(step=run.first_step + 1, session_log=start)
-            config = to_json(dict(run.config), indent=2)
+            config = to_json(run.config.flat(), indent=2)
             self._put(step=run.first_step, summary=text_pb("config", f"```\n{config}\n```"))
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}") from error

@@ -21,7 +21,7 @@ class WeightsAndBiases:
             id=remembered(run.workdir / "wandb.json", project, lambda: secrets.token_hex(4)),
             resume="allow",
             dir=run.workdir,
-            config=dict(run.config),
+            config=run.config.flat(),
             settings=wandb.Settings(silent=True, console="off"),
         )
         for name in ("val/top1", "val/top5"):
@@ -51,5 +51,5 @@ def check_login() -> None:
         if wandb.login(prompt=False, verify=False):
             return
     raise UserError(
-        "config.report.wandb: Weights & Biases does not know you; run `wandb login`, or set WANDB_MODE=offline"
+        "config.log.wandb: Weights & Biases does not know you; run `wandb login`, or set WANDB_MODE=offline"
     )

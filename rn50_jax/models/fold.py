@@ -15,7 +15,7 @@ def inference_form(model: ResNet, variables: Variables, setting: str, *, platfor
     """Returns the model and its variables as they answer fastest: folded, and on a GPU packed.
 
     Args:
-      setting: `model.fold_batch_norm`; "off" leaves them as they are.
+      setting: `compute.fold_batch_norm`; "off" leaves them as they are.
       platform: "cpu" or "gpu".
     """
     if setting == "off":

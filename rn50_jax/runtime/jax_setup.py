@@ -82,7 +82,7 @@ def _check_xla_flags(flags: Sequence[str]) -> None:
     if done.returncode != 0:
         unknown = re.search(r"Unknown flags? in XLA_FLAGS: (.*)", done.stderr)
         problem = f"holds what XLA does not know: {unknown[1].strip()}" if unknown else "is not understood by XLA"
-        raise UserError(f"config.run.xla_flags={' '.join(flags)!r} {problem}; flags look like --xla_name=value")
+        raise UserError(f"config.compute.xla_flags={' '.join(flags)!r} {problem}; flags look like --xla_name=value")
 
 
 def use_compile_cache(setting: str) -> None:
@@ -96,7 +96,7 @@ def use_compile_cache(setting: str) -> None:
         return
     folder = user_cache() if setting == "auto" else Path(setting)
     if folder is None:
-        warn("compiled programs are not kept: there is no home folder; set HOME, or config.run.compile_cache=DIR")
+        warn("compiled programs are not kept: there is no home folder; set HOME, or config.compute.compile_cache=DIR")
         return
     if setting == "auto":
         folder /= f"compiled-{cpu_kind()}"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
+from rn50_jax.config.schema import Config
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import check_writable, telling_of_writes
 from rn50_jax.io.json_files import write_json
@@ -58,7 +58,7 @@ def make_workdir(workdir: Path) -> None:
         raise UserError(f"cannot write to the work folder {workdir}: {reason}; choose another --workdir") from error
 
 
-def write_run_files(workdir: Path, config: ConfigDict, devices: Sequence[jax.Device], argv: Sequence[str]) -> None:
+def write_run_files(workdir: Path, config: Config, devices: Sequence[jax.Device], argv: Sequence[str]) -> None:
     """Writes `config.json`, resolved, and `run.json` to the work folder.
 
     `run.json` tells the command, when it started, its devices, and what `describe_machine` tells.

@@ -29,13 +29,12 @@ def mix(images: jax.Array, targets: jax.Array, mixing: Mixing) -> tuple[jax.Arra
     return c * images + (1 - c) * images[order], k * targets + (1 - k) * targets[order]
 
 
-def draw_mixing(key: jax.Array, shape: tuple[int, ...], *, mixup: float, cutmix: float, cutmix_share: float) -> Mixing:
-    """Draws for a whole batch what mixup, CutMix, or one of them at random, needs.
+def draw_mixing(key: jax.Array, shape: tuple[int, ...], *, mixup: float, cutmix: float) -> Mixing:
+    """Draws for a whole batch what mixup, CutMix, or one of them with equal probability, needs.
 
     Args:
       shape: B, H, W.
       mixup, cutmix: alphas; 0 for never. At least one is above 0.
-      cutmix_share: probability of CutMix where both are.
     """
     if mixup > 0:
         coefficient, order = draw_mixup(key, mixup, shape[0])
@@ -46,7 +45,7 @@ def draw_mixing(key: jax.Array, shape: tuple[int, ...], *, mixup: float, cutmix:
     cut = draw_cutmix(jax.random.fold_in(key, 2), cutmix, shape)
     if mixup == 0:
         return cut
-    choice = jax.random.uniform(jax.random.fold_in(key, 3)) < cutmix_share
+    choice = jax.random.uniform(jax.random.fold_in(key, 3)) < 0.5
     return Mixing(*(jnp.where(choice, a, b) for a, b in zip(cut, mixed, strict=True)))
 
 

@@ -6,27 +6,26 @@ from typing import Any
 
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from rn50_jax.config.derived import Plan
+from rn50_jax.config.schema import Config
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.normalize import pixel_normalization
 from rn50_jax.distributed.devices import AXIS, map_over_devices
-from rn50_jax.models.resnet import FAMILY, ResNet
-from rn50_jax.training.loss_scale import Scaling
+from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.optim import by_part, clipped, lamb, lars, rate_factors, sgd
 from rn50_jax.training.schedule import Schedule, make_schedule
 from rn50_jax.training.state import TrainState, abstract_state, init_state
-from rn50_jax.training.step import Metrics, TrainOptions, train_step
+from rn50_jax.training.step import Metrics, train_step
 from rn50_jax.training.validation import EvalStep, eval_step
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def build_optimizer(config: Config) -> optax.GradientTransformation:
     """Returns the config's optimizer, which takes the learning rate from the step."""
     recipe = config.recipe
-    shared = {"weight_decay": recipe.weight_decay, "mask": recipe.decay_mask}
+    shared: dict[str, Any] = {"weight_decay": recipe.weight_decay, "mask": recipe.decay_mask}
     if recipe.optimizer == "lamb":
         optimizer = lamb(beta1=recipe.beta1, beta2=recipe.beta2, eps=recipe.eps, **shared)
     elif recipe.optimizer == "lars":
@@ -37,14 +36,15 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         raise ValueError(f"recipe.optimizer={recipe.optimizer!r} has no optimizer")
     if recipe.clip_norm > 0:
         optimizer = clipped(optimizer, recipe.clip_norm)
-    if config.tune.lr_decay != 1 or config.tune.lr_scales:
-        num_stages = len(config.model.stages or FAMILY[config.model.arch].stages)
-        factors = rate_factors(num_stages, decay=config.tune.lr_decay, scales=config.tune.lr_scales)
+    if config.finetune.lr_decay != 1 or config.finetune.lr_scales:
+        factors = rate_factors(
+            len(config.model.num_blocks), decay=config.finetune.lr_decay, scales=config.finetune.lr_scales
+        )
         optimizer = by_part(optimizer, factors)
     return optimizer
 
 
-def build_schedule(config: ConfigDict, plan: Plan) -> Schedule:
+def build_schedule(config: Config, plan: Plan) -> Schedule:
     """Returns the config's learning rate as a function of the updates done."""
     return make_schedule(
         config.recipe.schedule,
@@ -60,35 +60,7 @@ def build_schedule(config: ConfigDict, plan: Plan) -> Schedule:
     )
 
 
-def build_options(config: ConfigDict, accumulation: int) -> TrainOptions:
-    """Returns the options of the config that act inside the training step."""
-    scaling = Scaling(
-        dynamic=config.loss_scale.mode == "dynamic",
-        growth_interval=config.loss_scale.growth_interval,
-        growth=config.loss_scale.growth,
-        backoff=config.loss_scale.backoff,
-        floor=config.loss_scale.floor,
-    )
-    return TrainOptions(
-        label_smoothing=config.recipe.label_smoothing,
-        loss=config.recipe.loss,
-        bce_threshold=config.recipe.bce_threshold,
-        mixup=config.recipe.mixup,
-        cutmix=config.recipe.cutmix,
-        cutmix_share=config.recipe.cutmix_share,
-        random_erasing=config.recipe.random_erasing,
-        mixup_draw=config.recipe.mixup_draw,
-        running_average=config.recipe.running_average,
-        accumulation=accumulation,
-        all_reduce=config.all_reduce,
-        ema_decay=config.recipe.ema_decay,
-        scaling=scaling if config.precision == "fp16" else None,
-        seed=config.seed,
-        normalization=pixel_normalization(config.data.mean, config.data.std),
-    )
-
-
-def build_state(config: ConfigDict, model: ResNet, *, abstract: bool = False) -> Any:
+def build_state(config: Config, model: ResNet, *, abstract: bool = False) -> Any:
     """Makes a fresh state; with `abstract`, only its shapes and dtypes, at no cost."""
     optimizer, ema = build_optimizer(config), config.recipe.ema_decay > 0
     loss_scale = config.loss_scale.init if config.precision == "fp16" else 1.0
@@ -97,7 +69,7 @@ def build_state(config: ConfigDict, model: ResNet, *, abstract: bool = False) ->
     return init_state(model, optimizer, seed=config.seed, loss_scale=loss_scale, ema=ema)
 
 
-def make_eval_step(config: ConfigDict, model: ResNet, *, flip_tta: bool = False, top: int = 0) -> EvalStep:
+def make_eval_step(config: Config, model: ResNet, *, flip_tta: bool = False, top: int = 0) -> EvalStep:
     """Returns the evaluation step of one device, the same in training and afterwards; for options see `eval_step`."""
     return partial(
         eval_step,
@@ -110,17 +82,22 @@ def make_eval_step(config: ConfigDict, model: ResNet, *, flip_tta: bool = False,
     )
 
 
-def compile_steps(config: ConfigDict, model: ResNet, plan: Plan, mesh: Mesh) -> tuple[TrainStep, EvalStep]:
+def compile_steps(config: Config, model: ResNet, plan: Plan, mesh: Mesh) -> tuple[TrainStep, EvalStep]:
     """Returns the training and the evaluation step over all devices; each compiles at its first call."""
     one_train_step = partial(
         train_step,
         model=model,
         optimizer=build_optimizer(config),
         learning_rate=build_schedule(config, plan),
-        options=build_options(config, plan.accumulation),
+        recipe=config.recipe,
+        scaling=config.loss_scale if config.precision == "fp16" else None,
+        normalization=pixel_normalization(config.data.mean, config.data.std),
+        accumulation=plan.accumulation,
+        all_reduce=config.compute.all_reduce,
+        seed=config.seed,
         axis_name=AXIS,
     )
     return (
-        map_over_devices(one_train_step, mesh, mode=config.parallel, donate_state=True),
-        map_over_devices(make_eval_step(config, model), mesh, mode=config.parallel),
+        map_over_devices(one_train_step, mesh, mode=config.compute.parallel, donate_state=True),
+        map_over_devices(make_eval_step(config, model), mesh, mode=config.compute.parallel),
     )

@@ -7,24 +7,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from rn50_jax.checkpoint.description import saved_config
 from rn50_jax.checkpoint.folder import CheckpointFolder
-from rn50_jax.config import tree
+from rn50_jax.config import loading as configs
 from rn50_jax.config.model import build_model
+from rn50_jax.config.schema import Config, affecting, options
 from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import TrainedModel, describe_model, load_best, prepare_devices, variables_of_file
 from rn50_jax.io.text import counted, shell
+from rn50_jax.models.family import FAMILY
 from rn50_jax.models.initial import initial_variables
-from rn50_jax.models.resnet import FAMILY, ResNet
+from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.state import TrainState
 from rn50_jax.weights.files import WeightFile, read_weights
 from rn50_jax.weights.metadata import config_values
 from rn50_jax.weights.torch_names import Arrays, fit, infer_architecture, to_torch
 
 # What decides the shapes of a network's weights, but for the number of classes.
-ARCHITECTURE = tuple(f"model.{key}" for key in ("arch", "stages", "width", "widths", "se_units"))
+ARCHITECTURE = tuple(option.key for option in affecting("arrays") if option.key.startswith("model."))
 _ANY_MACHINE = (("data.backend", "synthetic"), ("precision", "fp32"))  # nothing is computed
 
 
@@ -46,8 +46,8 @@ def read_pretrained(source: Path) -> tuple[str, WeightFile]:
 
 
 def take_architecture(
-    config: ConfigDict, overrides: Sequence[tuple[str, str]], workdir: Path | None = None
-) -> tuple[ConfigDict, str]:
+    config: Config, overrides: Sequence[tuple[str, str]], workdir: Path | None = None
+) -> tuple[Config, str]:
     """Gives a config the architecture of the weights that its run starts from.
 
     Args:
@@ -67,7 +67,7 @@ def take_architecture(
     given = {key for key, _ in overrides if key in ARCHITECTURE}
     known = _of_checkpoints(workdir) if workdir else None
     keys = known or _of_source(source, resumed=bool(config.run.resume))
-    now = tree.flatten(config)
+    now = config.flat()
     differing = [key for key in keys if not _same(key, keys, now)]
     if known is None and (wrong := [key for key in differing if key in given]):
         key = wrong[0]
@@ -79,10 +79,9 @@ def take_architecture(
     changed = {key: keys[key] for key in differing if key not in given}  # resuming compares the others
     if not changed:
         return config, ""
-    config = ConfigDict(config.to_dict())
-    config.update_from_flattened_dict(changed)
+    config = configs.override(config, [(key, str(value)) for key, value in changed.items()])
     taken = ", ".join(f"{key}={value}" for key, value in changed.items())
-    return config.lock(), "" if known else f"architecture of {source}: {taken}"
+    return config, "" if known else f"architecture of {source}: {taken}"
 
 
 def _of_checkpoints(workdir: Path) -> dict[str, Any] | None:
@@ -91,7 +90,7 @@ def _of_checkpoints(workdir: Path) -> dict[str, Any] | None:
     found = folder.readable()
     for step in reversed(found.by_age()):
         with suppress(UserError, KeyError):
-            flat = tree.flatten(saved_config(found.metas[step], folder.directory / str(step)))
+            flat = saved_config(found.metas[step], folder.directory / str(step)).config.flat()
             return {key: flat[key] for key in ARCHITECTURE}
     return None
 
@@ -121,7 +120,7 @@ def _same(key: str, keys: dict[str, Any], now: dict[str, Any]) -> bool:
     return bool(now[key] == keys[key])
 
 
-def load_start(config: ConfigDict, class_names: tuple[str, ...]) -> TrainedModel:
+def load_start(config: Config, class_names: tuple[str, ...]) -> TrainedModel:
     """Returns the model that a new run of the config starts with: pretrained weights if it names some, or random ones.
 
     Args:
@@ -141,16 +140,17 @@ def load_start(config: ConfigDict, class_names: tuple[str, ...]) -> TrainedModel
     return TrainedModel(name, config, class_names, {}, devices, model, initial)
 
 
-def list_differences(file: WeightFile, config: ConfigDict, class_names: Sequence[str], name: str) -> list[str]:
+def list_differences(file: WeightFile, config: Config, class_names: Sequence[str], name: str) -> list[str]:
     """Lists what a run should know of the weights that it starts from: what it does otherwise, and what is assumed.
 
     Args:
       class_names: of the run's data.
     """
-    known, now = config_values(file.meta), tree.flatten(config)
+    known, now = config_values(file.meta), config.flat()
     notes = []
-    for key in ("data.image_size", "data.mean", "data.std", "data.transform", "data.exif_rotation"):
-        if key in known and known[key] != now[key]:
+    for key in (key for key, option in options().items() if option.prepares):
+        same = config.data.eval_resize if key == "data.resize" else now[key]
+        if key in known and known[key] not in (now[key], same):
             write = shell([f"--config.{key}={known[key]}"])
             notes.append(f"{name} was trained with another config.{key} than {now[key]!r}; to keep it, add {write}")
     same_classes = list(class_names) == list(file.meta.get("class_names", ()))
@@ -163,8 +163,10 @@ def list_differences(file: WeightFile, config: ConfigDict, class_names: Sequence
     assumed = [] if {"data.mean", "data.std"} <= known.keys() else ["config.data.mean and config.data.std"]
     classifier = file.arrays.get("fc.weight")
     fits = classifier is not None and len(classifier) == len(class_names)
-    if fits and "class_names" not in file.meta and not config.tune.new_head:
-        assumed.append(f"the data's {len(class_names):,} classes in their order (if not: --config.tune.new_head=true)")
+    if fits and "class_names" not in file.meta and not config.finetune.new_head:
+        assumed.append(
+            f"the data's {len(class_names):,} classes in their order (if not: --config.finetune.new_head=true)"
+        )
     if assumed:
         notes.append(f"assuming {', and '.join(assumed)}, as {name} does not say what it was trained with")
     return notes

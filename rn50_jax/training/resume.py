@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from rn50_jax.checkpoint.description import Meta, RunDescription, check_description, saved_config
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.checkpoint.selection import score
-from rn50_jax.config import tree
 from rn50_jax.config.derived import Plan
+from rn50_jax.config.file_names import METRICS
+from rn50_jax.config.schema import Config, affecting, options
 from rn50_jax.data.batch import Position
 from rn50_jax.data.image_set import check_class_names
 from rn50_jax.data.val_share import VAL_IMAGES
@@ -22,15 +22,11 @@ from rn50_jax.io.text import counted, shell
 from rn50_jax.loggers.history import last_line
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.build import build_state
-from rn50_jax.training.pretrained import ARCHITECTURE, list_differences, read_pretrained, start_from
+from rn50_jax.training.pretrained import list_differences, read_pretrained, start_from
 from rn50_jax.training.state import TrainState
 from rn50_jax.training.stream_facts import FORM, changed_fact
 from rn50_jax.training.torch_checkpoint import differing_settings, read_checkpoint, resume_from
 
-# What decides which arrays a state has.
-_FIXED = (*ARCHITECTURE, "recipe.optimizer", "tune.freeze")
-# Files that only a new run starts from.
-_SOURCES = ("model.pretrained_weights", "run.resume")
 _NEW_RUN = "for a new run give another --workdir"
 _WAYS_ON = f"to train longer give a larger {{}}; {_NEW_RUN}"
 
@@ -62,7 +58,7 @@ class Start(NamedTuple):
 
 
 def find_start(
-    config: ConfigDict,
+    config: Config,
     workdir: Path,
     checkpoints: Checkpoints,
     *,
@@ -87,19 +83,19 @@ def find_start(
     def check(meta: Meta) -> None:
         place = checkpoints.directory / str(meta["step"])
         check_description(meta, RunDescription, place)
-        saved = saved_config(meta, place)
+        saved = saved_config(meta, place).config
         _check_classes(class_names, config.data.dir, tuple(meta["class_names"]), saved.data.dir, workdir)
         _check_model(config, saved, workdir)
         _check_split(config, saved, workdir)
 
     found = checkpoints.restore_newest(build_state(config, model, abstract=True), check)
-    last = last_line(workdir / config.report.file)
+    last = last_line(workdir / METRICS)
     if found is None:
         if last and config.run.save_checkpoints:
             where = f"from {config.run.resume}" if config.run.resume else "at step 0"
             warn(
                 f"{workdir} has metrics up to step {last['step']}, but no checkpoints: training starts anew {where}, "
-                f"and {config.report.file} goes on behind them"
+                f"and {METRICS} goes on behind them"
             )
         if config.run.resume:
             return _foreign_start(config, model, plan)
@@ -112,10 +108,16 @@ def find_start(
     else:
         state, position = _at_an_end(meta, place, plan, state)
     lost = max(last["time"] - meta["time"], 0.0) if last and last["step"] > meta["step"] else 0.0
-    before, now = (tree.flatten(c) for c in (saved_config(meta, checkpoints.directory), config))
-    for key, value in now.items():
-        if key in _SOURCES and value and value != before.get(key):
-            warn(f"{workdir} goes on from its own checkpoints and not from {value}; for that give a new --workdir")
+    saved = saved_config(meta, place)
+    before, now = saved.config.flat(), config.flat()
+    for key in (option.key for option in affecting("start")):
+        if now[key] and now[key] != before[key]:
+            warn(f"{workdir} goes on from its own checkpoints and not from {now[key]}; for that give a new --workdir")
+    if notes := [
+        *saved.gone,
+        *(f"config.{key}, which it did not have, takes its default {before[key]!r}" for key in saved.lacking),
+    ]:
+        warn(f"the run in {workdir} is of an earlier version: {'; '.join(notes)}")
     start = Start(state, position, meta["goodput"], lost, score(meta["metrics"]))
     if changed := _changes(before, now, meta["stream"], stream):
         finished = "; none of this takes effect, since the run is finished"  # how to go on, the next line says
@@ -129,9 +131,9 @@ def _changes(
 ) -> list[str]:
     """What is another now than when a run was saved: keys, and the training set."""
     changed = [
-        f"config.{key} was {before.get(key)!r} and is {value!r}"
+        f"config.{key} was {before[key]!r} and is {value!r}"
         for key, value in now.items()
-        if key not in _SOURCES and before.get(key) != value
+        if "start" not in options()[key].affects and before[key] != value
     ]
     images = [facts.get("the training set") for facts in (stream_before, stream_now)]
     if images[0] != images[1]:
@@ -149,26 +151,25 @@ def _check_classes(found: tuple[str, ...], now: str, trained: tuple[str, ...], b
         ) from None
 
 
-def _check_model(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
-    before, now = tree.flatten(saved), tree.flatten(config)
-    for key in (*_FIXED, "recipe.ema_decay"):
-        saved_value = before.get(key)
-        switched = bool(saved_value) != bool(now[key])  # a decay of another size goes on with the same averages
-        if saved_value != now[key] and (key in _FIXED or switched):
+def _check_model(config: Config, saved: Config, workdir: Path) -> None:
+    before, now = saved.flat(), config.flat()
+    for option in affecting("arrays"):
+        key = option.key
+        if option.differs(before[key], now[key]):
             raise UserError(
-                f"{workdir} holds checkpoints of another model or optimizer: config.{key} was {saved_value!r} and is "
+                f"{workdir} holds checkpoints of another model or optimizer: config.{key} was {before[key]!r} and is "
                 f"{now[key]!r} now; set it back, or choose another --workdir"
             )
 
 
-def _check_split(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
+def _check_split(config: Config, saved: Config, workdir: Path) -> None:
     """Refuses to validate on images that were trained on."""
-    for key in ("data.val_share", "seed"):
-        before, now = tree.flatten(saved)[key], tree.flatten(config)[key]
-        if before != now and (saved.data.val_share or config.data.val_share):
+    before, now = saved.flat(), config.flat()
+    for key in (option.key for option in affecting("split")):
+        if before[key] != now[key] and (saved.data.val_share or config.data.val_share):
             raise UserError(
-                f"{workdir} chose its validation images with config.{key}={before!r}, which is {now!r} now: it would "
-                "validate on images that it was trained on; set it back, or choose another --workdir"
+                f"{workdir} chose its validation images with config.{key}={before[key]!r}, which is {now[key]!r} now: "
+                "it would validate on images that it was trained on; set it back, or choose another --workdir"
             )
     if config.data.val_share and not (workdir / VAL_IMAGES).exists():
         raise UserError(
@@ -182,9 +183,9 @@ def _in_the_middle(
 ) -> Position:
     """Returns the position of a checkpoint within an epoch, which resumes with the very same batches or not at all."""
     epoch, step = meta["position"]["epoch"], meta["position"]["step"]
-    if name := changed_fact(meta["stream"], stream):
-        changed = f"{name} was {meta['stream'].get(name)!s:.200} and is {stream.get(name)} now; set it back"
-        if name == FORM:
+    if found := changed_fact(meta["stream"], stream):
+        changed = f"{found.name} was {found.before!s:.200} and is {found.now!s:.200} now; set it back"
+        if found.name == FORM:
             changed = "this version of rn50-jax takes the images in another order; use the one that saved it"
         raise UserError(
             f"checkpoint {place} is of step {step} in the middle of epoch {epoch + 1}, which cannot go on: "
@@ -214,7 +215,7 @@ def _at_an_end(meta: Meta, place: Path, plan: Plan, state: TrainState) -> tuple[
     return state, Position(epoch, plan.steps_per_epoch if step else 0)
 
 
-def _foreign_start(config: ConfigDict, model: ResNet, plan: Plan) -> Start:
+def _foreign_start(config: Config, model: ResNet, plan: Plan) -> Start:
     """Returns the start from where a training checkpoint of NVIDIA's code ended."""
     source = config.run.resume
     checkpoint = read_checkpoint(Path(source))
@@ -238,17 +239,18 @@ def _foreign_start(config: ConfigDict, model: ResNet, plan: Plan) -> Start:
     return Start(state._replace(step=step), Position(done, 0), {}, 0.0)
 
 
-def _fresh_state(config: ConfigDict, model: ResNet, class_names: tuple[str, ...]) -> TrainState:
+def _fresh_state(config: Config, model: ResNet, class_names: tuple[str, ...]) -> TrainState:
     """Returns a state with initial values, or with pretrained weights."""
     source = config.model.pretrained_weights
     if not source:
-        if config.tune.freeze:
+        if config.finetune.freeze:
             raise UserError(
-                f"config.tune.freeze={config.tune.freeze} would hold random weights; give --pretrained_weights FILE"
+                f"config.finetune.freeze={config.finetune.freeze} would hold random weights; give --pretrained_weights "
+                "FILE"
             )
-        if config.tune.lr_decay != 1 or config.tune.lr_scales:
+        if config.finetune.lr_decay != 1 or config.finetune.lr_scales:
             warn(
-                "training from scratch: there are no --pretrained_weights, and the rates of config.tune are for "
+                "training from scratch: there are no --pretrained_weights, and the rates of config.finetune are for "
                 "fine-tuning"
             )
         return build_state(config, model)
@@ -256,11 +258,11 @@ def _fresh_state(config: ConfigDict, model: ResNet, class_names: tuple[str, ...]
     for note in list_differences(file, config, class_names, source):
         warn(note)
     classes = tuple(file.meta.get("class_names", class_names))
-    new_head = config.tune.new_head or classes != class_names
-    if new_head and "fc" in config.tune.freeze:
+    new_head = config.finetune.new_head or classes != class_names
+    if new_head and "fc" in config.finetune.freeze:
         raise UserError(
-            f"config.tune.freeze holds 'fc', but {source} has a classifier of other classes than {config.data.dir}; "
-            "leave 'fc' out"
+            f"config.finetune.freeze holds 'fc', but {source} has a classifier of other classes than "
+            f"{config.data.dir}; leave 'fc' out"
         )
     state, message = start_from(build_state(config, model), file.arrays, model, source, new_head=new_head)
     say(message)

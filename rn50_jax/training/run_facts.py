@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from rn50_jax.checkpoint.description import Meta
 from rn50_jax.checkpoint.step_folders import find_steps
 from rn50_jax.config.derived import Plan
-from rn50_jax.config.tree import flatten
+from rn50_jax.config.schema import Config
 from rn50_jax.data.batch import Position
 from rn50_jax.data.image_set import Dataset, fingerprint
 from rn50_jax.data.val_share import read_val_images, write_val_images
@@ -19,7 +17,7 @@ from rn50_jax.io.files import telling_of_writes
 from rn50_jax.runtime.machine import versions
 
 
-def check_same_everywhere(config: ConfigDict, dataset: Dataset) -> None:
+def check_same_everywhere(config: Config, dataset: Dataset) -> None:
     """Compares configuration, versions and data of all processes.
 
     Raises:
@@ -27,7 +25,7 @@ def check_same_everywhere(config: ConfigDict, dataset: Dataset) -> None:
       RunStopped: on the others.
     """
     if processes.count() > 1:
-        facts = {f"config.{key}": value for key, value in flatten(config).items()} | versions()
+        facts = {f"config.{key}": value for key, value in config.flat().items()} | versions()
         sets = {"training set": dataset.train, "validation set": dataset.val}
         facts |= {name: fingerprint(images, dataset.class_names) for name, images in sets.items()}
         processes.check_agreement(facts)
@@ -58,7 +56,7 @@ def record_val_images(workdir: Path, dataset: Dataset) -> None:
 
 
 def checkpoint_meta(
-    config: ConfigDict, class_names: Sequence[str], plan: Plan, stream: dict[str, Any], position: Position
+    config: Config, class_names: Sequence[str], plan: Plan, stream: dict[str, Any], position: Position
 ) -> Meta:
     """Returns what a checkpoint says beside its state; all processes take part.
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from rn50_jax.config import tree
 from rn50_jax.config.derived import Plan
+from rn50_jax.config.file_names import METRICS
+from rn50_jax.config.schema import Config
 from rn50_jax.data.formats.class_folders import count_suffixes, suffixes_text
 from rn50_jax.data.image_set import Dataset
 from rn50_jax.io.text import counted
@@ -25,7 +25,7 @@ from rn50_jax.training.state import TrainState
 
 
 def open_report(
-    config: ConfigDict, workdir: Path, mesh: Mesh, plan: Plan, dataset: Dataset, first_step: int, argv: Sequence[str]
+    config: Config, workdir: Path, mesh: Mesh, plan: Plan, dataset: Dataset, first_step: int, argv: Sequence[str]
 ) -> Report:
     """Writes the files that describe the run and opens its report; only the first of several processes has files.
 
@@ -39,7 +39,7 @@ def open_report(
         write_run_files(workdir, config, list(mesh.devices.flat), argv)
         run = RunFacts(
             workdir=workdir,
-            config=tree.flatten(config),
+            config=config,
             num_devices=plan.num_devices,
             peak_lr=plan.peak_lr,
             accumulation=plan.accumulation,
@@ -47,14 +47,14 @@ def open_report(
             first_step=first_step,
         )
         loggers = open_loggers(run)
-        earlier = read_history(workdir / config.report.file).validations() if first_step else []
+        earlier = read_history(workdir / METRICS).validations() if first_step else []
     classes = len(dataset.class_names)
     console = Console(plan, config.epochs, first_step, eval_batches=eval_batches, validations=earlier, classes=classes)
     return Report(console, loggers, plan.steps_per_epoch, first_step)
 
 
 def print_summary(
-    config: ConfigDict, workdir: Path, mesh: Mesh, dataset: Dataset, plan: Plan, model: ResNet, state: TrainState
+    config: Config, workdir: Path, mesh: Mesh, dataset: Dataset, plan: Plan, model: ResNet, state: TrainState
 ) -> None:
     """Prints what the run will do."""
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -65,7 +65,7 @@ def print_summary(
     print_rows(
         {
             "run": f"{workdir}, seed {config.seed}",
-            "devices": f"{describe_devices(list(mesh.devices.flat))}, {config.parallel}",
+            "devices": f"{describe_devices(list(mesh.devices.flat))}, {config.compute.parallel}",
             "data": f"{source}: {len(dataset.train.labels):,} training and "
             f"{counted(len(dataset.val.labels), 'validation image')}{share}, "
             f"{counted(len(dataset.class_names), 'class')}{_not_read(dataset)}",
@@ -77,7 +77,7 @@ def print_summary(
             f"{counted(plan.total_steps, 'step')}, {counted(config.recipe.warmup_epochs, 'epoch')} of warm-up, "
             f"peak learning rate {plan.peak_lr:g}"
             f"{_unreached(config, plan)}",
-            "logs": logs_text(config.report),
+            "logs": logs_text(config.log),
         }
     )
 
@@ -88,7 +88,7 @@ def _not_read(dataset: Dataset) -> str:
     return f"; not read: {suffixes_text(counts)}" if counts else ""
 
 
-def _unreached(config: ConfigDict, plan: Plan) -> str:
+def _unreached(config: Config, plan: Plan) -> str:
     """Says where a run that is shorter than its warm-up ends; nothing of others."""
     if config.epochs >= config.recipe.warmup_epochs:
         return ""

@@ -11,6 +11,7 @@ import optax
 from typing_extensions import TypedDict
 
 from rn50_jax.checkpoint.integrity import not_finite
+from rn50_jax.config.sections.recipe import RecipeConfig
 from rn50_jax.errors import UserError
 from rn50_jax.io.json_files import check_shape
 from rn50_jax.io.text import shell
@@ -157,16 +158,17 @@ def _read_momentum(optimizer: _Optimizer, groups: list[list[str]], weights: Arra
     return {name: arrays.get(name, np.zeros_like(weights[name])) for name in names} if arrays else {}
 
 
-def differing_settings(checkpoint: TorchCheckpoint, recipe: Mapping[str, Any]) -> list[str]:
+def differing_settings(checkpoint: TorchCheckpoint, recipe: RecipeConfig) -> list[str]:
     """Lists what the optimizer of a checkpoint was set to and the config's recipe is not, but for the learning rate."""
+    ours = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "nesterov": recipe.nesterov}
     notes = [
-        f"{key} {theirs}, and config.recipe.{key} is {recipe[key]} here"
+        f"{key} {theirs}, and config.recipe.{key} is {ours[key]} here"
         for key, theirs in checkpoint.settings.items()
-        if not isclose(theirs, recipe[key], rel_tol=1e-6)
+        if not isclose(theirs, ours[key], rel_tol=1e-6)
     ]
-    if checkpoint.decays_bn != (recipe["decay_mask"] == "all"):
+    if checkpoint.decays_bn != (recipe.decay_mask == "all"):
         decayed = "decayed" if checkpoint.decays_bn else "undecayed"
-        notes.append(f"{decayed} BatchNorms, and config.recipe.decay_mask is {recipe['decay_mask']!r} here")
+        notes.append(f"{decayed} BatchNorms, and config.recipe.decay_mask is {recipe.decay_mask!r} here")
     return notes
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from rn50_jax.config.schema import RULES
+from rn50_jax.config.schema import options
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import open_regular, telling_of_writes
 from rn50_jax.io.json_files import check_shape, parse_json, read_json, write_json
@@ -16,8 +16,8 @@ from rn50_jax.io.text import first_line
 
 Facts = dict[str, Any]
 
-# How images are prepared, by the config's key in `data.`; background is a list, mean and std are on the 0-255 scale.
-PREPARATION = ("image_size", "resize", "transform", "mean", "std", "exif_rotation", "background")
+# How images are prepared, by the option's name in `data`; background is a list, mean and std are on the 0-255 scale.
+PREPARATION = tuple(key.removeprefix("data.") for key, option in options().items() if option.prepares)
 _LARGEST = 10_000  # pixels of a side that images are made to
 _FILE = "file"  # the entry of FILE.json that tells which file it was written for
 
@@ -64,8 +64,8 @@ def parse_facts(text: str, classes: int | None, source: Path) -> Facts:
 def _check(facts: Facts, classes: int | None) -> Facts:
     checked = check_shape(facts, _Facts)
     for key, value in config_values(facts).items():
-        _, valid, test = RULES[key]
-        if not test(value) or (key in ("data.image_size", "data.resize") and value > _LARGEST):
+        valid = options()[key].valid
+        if not options()[key].holds(value) or (key in ("data.image_size", "data.resize") and value > _LARGEST):
             name = key.removeprefix("data.")
             raise ValueError(f"{name}={facts[name]!r:.80} must be {valid}{', times 255' * (name in ('mean', 'std'))}")
     if not 0 <= checked.get("step", 0) < 2**63:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from rn50_jax.config.schema import MOST_CLASSES
+from rn50_jax.config.limits import MOST_CLASSES
 from rn50_jax.errors import UserError
+from rn50_jax.models.family import FAMILY
 from rn50_jax.models.initial import variable_shapes
-from rn50_jax.models.resnet import FAMILY, ResNet
+from rn50_jax.models.resnet import ResNet
 
 Arrays = dict[str, np.ndarray]
 

@@ -24,9 +24,10 @@ from rn50_jax.bench.report import as_json, as_markdown
 from rn50_jax.bench.roofline import Ceiling, measure_ceiling
 from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError
+from rn50_jax.models.family import FAMILY
 from rn50_jax.models.initial import variable_shapes
 from rn50_jax.models.precision import PRECISIONS
-from rn50_jax.models.resnet import FAMILY, ResNet
+from rn50_jax.models.resnet import ResNet
 from rn50_jax.runtime import jax_setup
 
 
@@ -143,8 +144,8 @@ def test_cases_of_a_sweep() -> None:
 def test_what_is_named_twice_is_measured_once() -> None:
     assert sweep.parse_batch_sizes("8,1,8,8") == [8, 1]
     assert sweep.parse_names("--precisions", "bf16,fp32, bf16", PRECISIONS) == ["bf16", "fp32"]
-    texts = ["config.model.stem=padded", "model.max_pool=native", " model.stem=padded"]
-    assert sweep.parse_variants(small_config(), texts) == ["model.stem=padded", "model.max_pool=native"]
+    texts = ["config.compute.stem=padded", "compute.max_pool=native", " compute.stem=padded"]
+    assert sweep.parse_variants(small_config(), texts) == ["compute.stem=padded", "compute.max_pool=native"]
 
 
 def test_lack_of_memory_is_told_and_the_sweep_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +278,7 @@ def test_processor_time_of_children_counts() -> None:
 
 @pytest.mark.parametrize("fold", ["auto", "off"])
 def test_inference_computes_batch_norm_only_unless_folded(fold: str) -> None:
-    config = configs.override(small_config(), [("model.fold_batch_norm", fold)])
+    config = configs.override(small_config(), [("compute.fold_batch_norm", fold)])
     program = make_program(config, "infer", jax.devices()[:1])
     # 2 blocks of ResNet-18, the stem and one shortcut: 6 BatchNorms, each with an inverse root.
     assert (program.compilation.compiled.as_text().count(" rsqrt(") > 0) == (fold == "off")

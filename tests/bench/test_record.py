@@ -251,13 +251,13 @@ def test_a_signal_is_answered_while_python_does_not_run(
 
 def test_variants_are_beside_the_config_as_it_is(call: Run, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    options = ("--mode", "infer", "--steps", 3, "--warmup", 0, "--vary", "model.fold_batch_norm=off", "--json", path)
+    options = ("--mode", "infer", "--steps", 3, "--warmup", 0, "--vary", "compute.fold_batch_norm=off", "--json", path)
     done = call("benchmark", *CONFIG, *options)
     assert done.returncode == 0, done.stderr
     plain, varied = json.loads(path.read_text())["results"]
-    assert (plain["variant"], varied["variant"]) == ("", "model.fold_batch_norm=off")
+    assert (plain["variant"], varied["variant"]) == ("", "compute.fold_batch_norm=off")
     assert (plain["batch_norm"], varied["batch_norm"]) == ("folded", "computed")
     ratio = f"{varied['images_per_second'] / plain['images_per_second']:.3f}"
     table = done.stdout.partition("### Variants")[2].partition("###")[0]
     cells = [[cell.strip() for cell in row.split("|")[1:4:2]] for row in table.splitlines() if row.startswith("|")]
-    assert cells[2:] == [["the config as it is", "1.000"], ["model.fold_batch_norm=off", ratio]]
+    assert cells[2:] == [["the config as it is", "1.000"], ["compute.fold_batch_norm=off", ratio]]

@@ -32,7 +32,7 @@ def test_who_has_command_buffers(platform: str, flags: str, has: bool) -> None:
 def make_case(mode: str, parallel: str) -> tuple[Any, cases.Case]:
     config, _ = configs.load(str(REPO / "configs/quickstart.py"))
     case = cases.Case(mode, "fp32", 2, devices=1)
-    return cases.case_config(configs.override(config, [*SMALL, ("parallel", parallel)]), case), case
+    return cases.case_config(configs.override(config, [*SMALL, ("compute.parallel", parallel)]), case), case
 
 
 @pytest.mark.parametrize(

@@ -338,12 +338,12 @@ def change(checkpoint: Path, key: str, value: Any, *, sealed: bool = True) -> No
 
 def test_a_checkpoint_names_no_programs(own_copy: Path, tmp_path: Path) -> None:
     checkpoint = own_copy / "checkpoints" / str(read_meta(own_copy)["step"])
-    change(checkpoint, "config/run/compile_cache", str(tmp_path / "given"))
-    change(checkpoint, "config/run/xla_flags", "--xla_dump_to=/nowhere")
-    run = load_run(own_copy, "latest", []).config.run
-    assert (run.compile_cache, run.xla_flags) == ("auto", "")
-    own = [("run.compile_cache", str(tmp_path / "own"))]
-    assert load_run(own_copy, "latest", own).config.run.compile_cache == str(tmp_path / "own")
+    change(checkpoint, "config/compute/compile_cache", str(tmp_path / "given"))
+    change(checkpoint, "config/compute/xla_flags", "--xla_dump_to=/nowhere")
+    compute = load_run(own_copy, "latest", []).config.compute
+    assert (compute.compile_cache, compute.xla_flags) == ("auto", "")
+    own = [("compute.compile_cache", str(tmp_path / "own"))]
+    assert load_run(own_copy, "latest", own).config.compute.compile_cache == str(tmp_path / "own")
     assert not (tmp_path / "given").exists()
 
 

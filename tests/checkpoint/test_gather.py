@@ -83,7 +83,7 @@ def test_an_epoch_of_other_steps_takes_no_place(
 @pytest.mark.slow
 def test_a_run_that_is_prolonged_keeps_them(call_train: Run, call: Run, tmp_path: Path) -> None:
     small = ("--config.model.stages=(1,)", "--config.data.backend=synthetic")
-    small += ("--config.data.synthetic_images=(64, 32)", "--config.report.tensorboard=False")
+    small += ("--config.data.synthetic_images=(64, 32)", "--config.log.tensorboard=False")
     gather = ("--config.checkpoint.gather=True", "--config.checkpoint.every_epochs=5")
     for epochs in (4, 13):
         done = call_train(tmp_path, *small, *gather, f"--config.epochs={epochs}")

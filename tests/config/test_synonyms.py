@@ -10,9 +10,8 @@ from conftest import REPO
 
 from rn50_jax import cli
 from rn50_jax.config import loading as configs
-from rn50_jax.config import synonyms
+from rn50_jax.config import schema, synonyms
 from rn50_jax.config.hints import options_of
-from rn50_jax.config.schema import RULES
 from rn50_jax.errors import UserError
 
 COMMANDS = ("benchmark", "check_data", "convert", "evaluate", "export", "features", "plot", "predict", "train")
@@ -44,11 +43,11 @@ def complaint(command: str, *words: str) -> str:
 
 
 def test_every_target_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(synonyms.KEYS.values()) <= RULES.keys()
+    assert set(synonyms.KEYS.values()) <= schema.options().keys()
     every = set().union(*(options(monkeypatch, command) for command in COMMANDS))
     assert {option for wanted in synonyms.OPTIONS.values() for option in wanted.split()} <= every
     for advice in set(synonyms.ABSENT.values()):
-        assert set(re.findall(r"--config\.([\w.]+\w)", advice)) <= RULES.keys(), advice
+        assert set(re.findall(r"--config\.([\w.]+\w)", advice)) <= schema.options().keys(), advice
         assert set(re.findall(r"--(?!config\.)\w+", advice)) <= every, advice
         for page in re.findall(r"docs/[\w-]+\.md", advice):
             assert (REPO / page).exists()
@@ -60,7 +59,7 @@ def test_no_name_means_two_things() -> None:
         assert [word for word, count in words.items() if count > 1] == []
     assert synonyms.KEYS.keys() & synonyms.ABSENT.keys() == set()
     own: dict[str, set[str]] = {}
-    for key in RULES:
+    for key in schema.options():
         own.setdefault(synonyms.normalize(key), set()).add(key)
     # What is called the same here must not be turned into something else; only that of resuming is explained.
     assert {name for name in synonyms.KEYS if name in own and synonyms.KEYS[name] not in own[name]} == set()
@@ -70,7 +69,7 @@ def test_no_name_means_two_things() -> None:
 
 
 def test_what_is_absent_really_is() -> None:
-    accepted = " ".join(rule.valid for rule in RULES.values())
+    accepted = " ".join(rule.valid for rule in schema.options().values())
     for name in ("adam", "adamw", "lion", "rmsprop", "dropout", "drop_path", "distillation", "multi_label", "focal"):
         assert name in synonyms.ABSENT and f"'{name}'" not in accepted
 
@@ -110,7 +109,7 @@ def test_what_is_absent_really_is() -> None:
         ("aa", "data.augment"),
         ("model_ema_decay", "recipe.ema_decay"),
         ("sync_bn", "recipe.bn_group"),
-        ("log_interval", "report.print_every"),
+        ("log_interval", "log.print_every"),
     ],
 )
 def test_keys_of_others(word: str, key: str) -> None:
@@ -138,6 +137,8 @@ def test_keys_of_others(word: str, key: str) -> None:
         ("patience", "--target_top1 X ends a run"),
         ("class_weight", "balanced sampling are not supported"),
         ("gpus", "CUDA_VISIBLE_DEVICES=0,1"),
+        ("prefetch", "data.prefetch is gone: two batches are always ready on the device"),
+        ("mixup-draw", "recipe.mixup_draw is gone: each device draws its own mixing"),
         ("auto_resume", "the same command with the same --workdir resumes by itself"),
     ],
 )

@@ -85,12 +85,12 @@ def run(root: Path, bad_images: BadImages, num_devices: int, start: Position, im
 
 @pytest.mark.parametrize("num_devices", [1, 3])
 def test_the_others_get_the_pixels_that_they_would_have_had(photos: Path, tmp_path: Path, num_devices: int) -> None:
-    clean = list(run(photos, BadImages(None, policy="error", limit=0), num_devices, Position(0, 0)))
+    clean = list(run(photos, BadImages(None, limit=0), num_devices, Position(0, 0)))
     images = open_data(make_config(photos))
     names = damage(photos)
     path = tmp_path / "quarantine.json"
     with pytest.MonkeyPatch.context():
-        spoilt = list(run(photos, BadImages(path, policy="substitute", limit=9), num_devices, Position(0, 0), images))
+        spoilt = list(run(photos, BadImages(path, limit=9), num_devices, Position(0, 0), images))
     assert len(spoilt) == len(clean) == 20
     for epoch in range(4):
         left_out = 0
@@ -112,11 +112,11 @@ def test_a_resumed_stream_leaves_out_the_same(photos: Path, tmp_path: Path) -> N
     images = open_data(make_config(photos))
     damage(photos)
     path = tmp_path / "quarantine.json"
-    everything = list(run(photos, BadImages(path, policy="substitute", limit=9), 3, Position(0, 0), images))
+    everything = list(run(photos, BadImages(path, limit=9), 3, Position(0, 0), images))
     wanted = [(p.tobytes(), labels.tolist(), weights.tolist()) for _, p, labels, weights in everything]
     for done in (1, 3, 5, 7, 12, 19):
         # The list is now longer than it was when the position was kept; that must not matter.
-        goes_on = run(photos, BadImages(path, policy="substitute", limit=9), 3, everything[done - 1][0], images)
+        goes_on = run(photos, BadImages(path, limit=9), 3, everything[done - 1][0], images)
         got = [(p.tobytes(), labels.tolist(), weights.tolist()) for _, p, labels, weights in goes_on]
         assert got == wanted[done:], done
 
@@ -126,7 +126,7 @@ def test_evaluation_counts_every_good_image_once(photos: Path) -> None:
     dataset = open_data(config)
     damage(photos)
     mesh = make_mesh(jax.devices()[:3])
-    bad_images = BadImages(None, policy="substitute", limit=9)
+    bad_images = BadImages(None, limit=9)
     for _ in range(2):
         batches = list(eval_data(config, dataset.val, mesh, bad_images=bad_images))
         weights = np.concatenate([np.asarray(batch["weight"]).reshape(-1) for batch in batches])
@@ -139,14 +139,14 @@ def test_an_image_of_which_only_a_crop_fails_is_found(photos: Path, monkeypatch:
     images = open_data(make_config(photos))
     bad = damage(photos)
     monkeypatch.setattr(decoded_batches, "_find_bad", lambda images, indices: {})
-    bad_images = BadImages(None, policy="substitute", limit=9)
+    bad_images = BadImages(None, limit=9)
     seen = list(islice(run(photos, bad_images, 1, Position(0, 0), images), NUM_TRAIN // 12))
     left_out = sum(int((weights == 0).sum()) for *_, weights in seen)
     assert left_out >= len(bad) - 2  # one is for validation, and a crop may miss what is missing of another
 
 
 def test_a_read_that_fails_for_a_moment_leaves_nothing_out(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad_images = BadImages(None, policy="substitute", limit=9)
+    bad_images = BadImages(None, limit=9)
     wanted = [pixels.tobytes() for _, pixels, *_ in run(photos, bad_images, 1, Position(0, 0))]
     fails = iter([False] * 30 + [True])
 
@@ -163,11 +163,11 @@ def test_a_read_that_fails_for_a_moment_leaves_nothing_out(photos: Path, monkeyp
 def test_too_many_bad_images_stop_the_run(photos: Path, tmp_path: Path) -> None:
     images = open_data(make_config(photos))
     damage(photos)
-    bad_images = BadImages(tmp_path / "quarantine.json", policy="substitute", limit=2)
-    with pytest.raises(RunStopped, match=r"more than config\.data\.max_bad_files=2 .*check_data"):
+    bad_images = BadImages(tmp_path / "quarantine.json", limit=2)
+    with pytest.raises(RunStopped, match=r"more than config\.data\.max_bad_images=2 .*check_data"):
         list(run(photos, bad_images, 1, Position(0, 0), images))
-    with pytest.raises(UserError, match=r"(?s)cannot be used: .*on_bad_file"):
-        list(run(photos, BadImages(None, policy="error", limit=9), 1, Position(0, 0), images))
+    with pytest.raises(UserError, match=r"(?s)cannot be used: .*max_bad_images"):
+        list(run(photos, BadImages(None, limit=0), 1, Position(0, 0), images))
 
 
 def test_no_good_image_at_all(photos: Path) -> None:
@@ -175,7 +175,7 @@ def test_no_good_image_at_all(photos: Path) -> None:
     for path in photos.glob("train/*/*"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="none of 60 images can be decoded"):
-        list(run(photos, BadImages(None, policy="substitute", limit=99), 1, Position(0, 0), images))
+        list(run(photos, BadImages(None, limit=99), 1, Position(0, 0), images))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_no_good_image_at_all(photos: Path) -> None:
 def test_a_spoilt_list_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "quarantine.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"quarantine\.json cannot be read as the list of bad images .*remove it"):
-        BadImages(tmp_path / "quarantine.json", policy="substitute", limit=1)
+        BadImages(tmp_path / "quarantine.json", limit=1)
 
 
 def listed(root: str, *names: str) -> ImageSet:
@@ -197,11 +197,11 @@ def test_images_of_one_name_in_several_places_are_told_apart(tmp_path: Path) -> 
     names = ("A/x/4.jpg", "B/x/4.jpg", "x/4.jpg", "x/caf\udce9.jpg", "/mnt/x/4.jpg")
     images = listed("/data", *names)
     for index in (0, 0, 3):
-        BadImages(path, policy="substitute", limit=9).add("train", images, index, epoch=0, reason="text")
+        BadImages(path, limit=9).add("train", images, index, epoch=0, reason="text")
     entries = json.loads(path.read_text())["files"]
     assert [(entry["file"], entry["root"]) for entry in entries] == [(names[0], "/data"), (names[3], "/data")]
     for now in (images, listed("data", *names)):
-        bad_images = BadImages(path, policy="substitute", limit=9)
+        bad_images = BadImages(path, limit=9)
         assert bad_images.known("train", now, 2).tolist() == [0, 3]
         assert bad_images.known("train", now, 1).tolist() == bad_images.known("val", now, 2).tolist() == []
     assert bad_images.known("train", listed("/data", "x/4.jpg", "y/A/x/4.jpg"), 2).tolist() == []
@@ -219,7 +219,7 @@ def test_one_bad_image_of_a_list_leaves_the_others_of_its_name_in(tmp_path: Path
     config = make_config(tmp_path, ("batch_size", "12"), ("epochs", "4"), *lists)
     dataset, mesh = open_data(config), make_mesh(jax.devices()[:1])
     plan = make_plan(config, num_images=24, num_devices=1)
-    bad_images = BadImages(tmp_path / "q.json", policy="substitute", limit=9)
+    bad_images = BadImages(tmp_path / "q.json", limit=9)
     batches = train_data(config, dataset.train, plan, mesh, Position(0, 0), bad_images)
     left_out = np.array([(np.asarray(batch["weight"]) == 0).sum() for batch, _ in batches])
     assert left_out.reshape(4, 2).sum(axis=1).tolist() == [1, 1, 1, 1]

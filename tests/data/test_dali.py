@@ -1,5 +1,6 @@
 """The DALI pipelines and the feed, on real files."""
 
+import contextlib
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,9 +14,12 @@ from helpers.trees import make_config, write_image
 from PIL import Image
 
 from rn50_jax.config.derived import make_plan
+from rn50_jax.config.schema import options
+from rn50_jax.config.sections.data import DataConfig
 from rn50_jax.data import dali, dali_decoders
 from rn50_jax.data.batch import Position, TrainBatch
 from rn50_jax.data.image_set import ImageSet
+from rn50_jax.data.loader import train_batches
 from rn50_jax.data.prefetch import prefetch
 from rn50_jax.data.sampler import train_order
 from rn50_jax.distributed.devices import make_mesh
@@ -78,10 +82,10 @@ def test_the_stream_goes_on_from_any_position(digits: Path, num_devices: int) ->
     np.testing.assert_array_equal(labels, np.asarray(everything[7].batch["label"]).reshape(-1))
 
 
-def test_crops_do_not_depend_on_threads_or_prefetch(digits: Path) -> None:
+def test_crops_do_not_depend_on_threads(digits: Path) -> None:
     results = []
-    for workers, depth in (("1", "1"), ("3", "4")):
-        config = make_config(digits, ("batch_size", "64"), ("data.workers", workers), ("data.prefetch", depth))
+    for workers in ("1", "3"):
+        config = make_config(digits, ("batch_size", "64"), ("data.workers", workers))
         dataset = open_data(config)
         plan = make_plan(config, num_images=1500, num_devices=1)
         mesh = make_mesh(jax.devices()[:1])
@@ -149,9 +153,8 @@ def test_crop_and_flip_follow_the_config(tmp_path: Path) -> None:
         pipeline = dali.train_pipeline(
             one,
             np.zeros(64, np.int64),
-            transform="torchvision",
+            DataConfig(crop_area=area, crop_aspect=(1.0, 1.0), flip=flip),
             image_size=32,
-            crops=dali.Crops(area, (1.0, 1.0), flip),
             batch_size=64,
             num_threads=2,
             device_id=None,
@@ -253,7 +256,7 @@ def test_decoder_goes_on_after_a_bad_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["text", "empty", "truncated", "gone"])
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_a_bad_file_in_the_stream_is_named(tree: Path, damage: str, num_devices: int) -> None:
-    config = make_config(tree, ("data.on_bad_file", "error"))
+    config = make_config(tree, ("data.max_bad_images", "0"))
     dataset = open_data(config)
     bad = tree / "val/cat/2.png"
     {
@@ -309,3 +312,51 @@ def test_synthetic_data_stands_for_its_count() -> None:
     )
     assert first["image"].shape == (2, 4, 32, 32, 3)
     assert second["image"] is first["image"]
+
+
+# Of an image as the file has it: upright, over a color, and everything that is drawn.
+SEEN = {
+    "data.image_size": {"image_size": 40},
+    "data.image_sizes": {"image_sizes": ((0, 40),)},
+    "data.crop_area": {"crop_area": (0.2, 0.3)},
+    "data.crop_aspect": {"crop_aspect": (2.0, 3.0)},
+    "data.transform": {"transform": "dali"},
+    "data.exif_rotation": {"exif_rotation": True},
+    "data.background": {"background": (200, 30, 90)},
+    "data.flip": {"flip": 1.0},
+    "data.augment": {"augment": "trivialaugment"},
+    "data.randaugment": {"augment": "randaugment", "randaugment": (3, 20)},
+    "data.resize": {"resize": 64},
+    "data.mean": {"mean": (0.1, 0.2, 0.3)},
+    "data.std": {"std": (0.1, 0.2, 0.3)},
+    "data.max_bad_images": {"max_bad_images": 7},
+    "data.workers": {"workers": 3},
+    "data.hw_decoder_load": {"hw_decoder_load": 0.1},
+}
+# What names or splits the images, which is compared by itself, and decoders that have no GPU here.
+ELSEWHERE = {"dir", "train_list", "val_list", "val_share", "builtin", "backend", "synthetic_images"}
+
+
+def test_what_changes_the_pixels_of_training_declares_it(tmp_path: Path) -> None:
+    """Independently of what is compared on resume: another value gives other pixels, or it does not."""
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(8):
+        pixels = np.repeat(np.repeat(rng.integers(0, 256, (12, 16, 4), np.uint8), 5, 0), 5, 1)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png", exif=exif)
+    images = ImageSet(tuple(map(str, sorted(tmp_path.iterdir()))), np.zeros(8, np.int32))
+    mesh = make_mesh(jax.devices()[:1])
+
+    def first_batch(**values: Any) -> bytes:
+        data = DataConfig(image_size=32, workers=2).replace(**values)
+        shape = {"seed": 0, "num_classes": 1, "epochs": 1, "steps_per_epoch": 1, "device_batch": 8}
+        with contextlib.closing(train_batches(images, data, mesh, **shape)) as batches:
+            return np.asarray(next(batches).batch["image"]).tobytes()
+
+    keys = {key for key in options() if key.startswith("data.")}
+    assert keys == SEEN.keys() | {f"data.{name}" for name in ELSEWHERE}
+    plain, augmented = first_batch(), first_batch(augment="randaugment")
+    for key, values in SEEN.items():
+        before = augmented if key == "data.randaugment" else plain
+        assert (first_batch(**values) != before) == ("stream" in options()[key].affects), key

@@ -12,6 +12,7 @@ from helpers.runs import PATIENCE
 from helpers.trees import write_image
 
 import rn50_jax.data
+from rn50_jax.config.sections.data import DataConfig
 from rn50_jax.data import dali
 from rn50_jax.data.dali_errors import need_dali, no_dali
 from rn50_jax.errors import UserError
@@ -158,12 +159,11 @@ def test_images_reach_jax_without_a_copy(tmp_path: Path, monkeypatch: pytest.Mon
         "batch_size": 2,
         "num_threads": 1,
         "device_id": None,
-        "transform": "torchvision",
     }
-    crops = dali.Crops((1.0, 1.0), (1.0, 1.0), 0.0)
+    data = DataConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=0.0, image_size=32)
     made = [
-        dali.train_pipeline(images, np.zeros(2, np.int64), image_size=32, crops=crops, **options),
-        dali.eval_pipeline(images, np.zeros(2, np.int64), image_size=32, resize=32, **options),
+        dali.train_pipeline(images, np.zeros(2, np.int64), data, image_size=32, **options),
+        dali.eval_pipeline(images, np.zeros(2, np.int64), data, **options),
     ]
     for pipeline in made:
         assert pipeline.exec_dynamic  # by default

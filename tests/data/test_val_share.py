@@ -13,7 +13,6 @@ from helpers.trees import make_config, write_image
 from rn50_jax.data.dataset import misfits
 from rn50_jax.data.formats.file_list import read_list
 from rn50_jax.data.image_set import names_from_root, with_classes
-from rn50_jax.data.options import dataset_options
 from rn50_jax.data.val_share import validation_mask
 from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import _fitted
@@ -181,7 +180,7 @@ def test_another_folder_drops_what_does_not_hold_there(photos: Path, tree: Path)
     moved = photos.rename(photos.with_name("moved"))
 
     def share_fits(root: Path, val_images: frozenset[str] | None = chosen) -> bool:
-        unfit = misfits(dataset_options(make_config(root, SHARE)), val_images=val_images)
+        unfit = misfits(make_config(root, SHARE).data, val_images=val_images)
         assert unfit in ([], [("data.val_share", "0")])
         return not unfit
 
@@ -191,7 +190,7 @@ def test_another_folder_drops_what_does_not_hold_there(photos: Path, tree: Path)
     shutil.copytree(moved, tree / "unsplit")
     assert not share_fits(tree / "unsplit", frozenset(("dog/1.png",)))
     lists = make_config(tree, ("data.val_list", "no.tsv"), ("data.train_list", "no.tsv"))
-    assert misfits(dataset_options(lists), val_images=None) == [("data.train_list", ""), ("data.val_list", "")]
+    assert misfits(lists.data, val_images=None) == [("data.train_list", ""), ("data.val_list", "")]
     kept = _fitted(lists, [("data.val_list", "no.tsv")], None).data  # which the command line gives
     assert (kept.val_list, kept.train_list) == ("no.tsv", "")
 
@@ -211,7 +210,7 @@ def test_classes_are_matched_by_name(photos: Path, capsys: pytest.CaptureFixture
 
 def test_a_run_keeps_its_validation_images(photos: Path, tmp_path: Path, call: Run) -> None:
     work = tmp_path / "run"
-    own = ("--config.data.val_share=0.25", "--config.batch_size=8", "--config.report.tensorboard=False")
+    own = ("--config.data.val_share=0.25", "--config.batch_size=8", "--config.log.tensorboard=False")
     sizes = ("--config.data.image_size=32", "--config.precision=fp32")
     options = ("--config", "default", "--workdir", work, *TINY, f"--config.data.dir={photos}", *own, *sizes)
     done = call("train", *options)

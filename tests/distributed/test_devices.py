@@ -17,7 +17,7 @@ from rn50_jax.models.resnet import ResNet
 
 def train(mode: str, num_devices: int, bn_group: int, steps: int = 3) -> object:
     model = make_model(sync=norm_sync(devices.AXIS, num_devices, bn_group))
-    options = OPTIONS._replace(mixup=0.2, accumulation=2, ema_decay=0.9)
+    options = OPTIONS.replace(mixup=0.2, accumulation=2, ema_decay=0.9)
     step, replicate = make_step(model, num_devices, options, mode=mode)
     state = replicate(make_state(model, ema=True))
     for number in range(steps):
@@ -48,7 +48,7 @@ def test_one_batch_or_its_parts_on_eight_devices_with_shared_statistics(accumula
         for num_devices in (1, 8):
             sync = norm_sync(devices.AXIS, num_devices, 0)
             model = float64(make_model("fp32", sync))
-            step, replicate = make_step(model, num_devices, OPTIONS._replace(accumulation=accumulation))
+            step, replicate = make_step(model, num_devices, OPTIONS.replace(accumulation=accumulation))
             state = replicate(jax.tree.map(widen, make_state(model)))
             for number in range(3):
                 batch = make_batch(1, 32, seed=number)
@@ -104,7 +104,7 @@ def test_batch_norm_of_each_device_or_group_by_hand(group: int) -> None:
 @pytest.mark.parametrize("mode", ["pmap", "shard_map"])
 def test_the_training_step_compiles_once_and_copies_no_state(mode: str, caplog: pytest.LogCaptureFixture) -> None:
     model = make_model()
-    step, replicate = make_step.__wrapped__(model, 4, OPTIONS._replace(ema_decay=0.9), mode=mode)
+    step, replicate = make_step.__wrapped__(model, 4, OPTIONS.replace(ema_decay=0.9), mode=mode)
     state, batch = replicate(make_state(model, ema=True)), place(make_batch(4, 2))
     memory = step.lower(state, batch).compile().memory_analysis()
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))

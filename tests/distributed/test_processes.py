@@ -45,7 +45,7 @@ def without_times(workdir: Path) -> list[dict[str, object]]:
     ("processes", "devices", "options"),
     [
         pytest.param(2, 1, (), marks=pytest.mark.nightly),
-        (2, 2, ("--config.all_reduce=ordered", "--config.recipe.bn_group=2")),
+        (2, 2, ("--config.compute.all_reduce=ordered", "--config.recipe.bn_group=2")),
     ],
     ids=["2x1", "2x2"],
 )

@@ -21,7 +21,7 @@ def test_the_tables_are_what_the_program_prints(options: tuple[str, ...]) -> Non
 @pytest.mark.parametrize(("all_reduce", "accumulation"), [("fp32", 1), ("bf16", 2)])
 def test_a_step_averages_gradients_statistics_and_metrics_once(all_reduce: str, accumulation: int) -> None:
     model = make_model()
-    step, replicate = make_step(model, 2, OPTIONS._replace(all_reduce=all_reduce, accumulation=accumulation))
+    step, replicate = make_step(model, 2, OPTIONS.replace(all_reduce=all_reduce, accumulation=accumulation))
     state = replicate(make_state(model))
     text = step.lower(state, place(make_batch(2, 4))).as_text()
     sent = {"f32": 0, "bf16": 0}

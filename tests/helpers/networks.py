@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from helpers.torch_reference import ResNet as TorchResNet
 
-from rn50_jax.models.resnet import ResNet, Variant
+from rn50_jax.models.family import Variant
+from rn50_jax.models.resnet import ResNet
 
 
 def make_torch(variant: Variant, num_classes: int, se_units: int = 0, **kwargs: Any) -> TorchResNet:

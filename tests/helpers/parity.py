@@ -129,9 +129,9 @@ def compile_step(model: ResNet, recipe: Recipe) -> Callable[[TrainState, dict], 
             steps_per_epoch=recipe.steps_per_epoch,
             lr_update="epoch",
         ),
-        options=OPTIONS._replace(
+        **OPTIONS.replace(
             label_smoothing=recipe.smoothing, mixup=recipe.mixup, accumulation=recipe.accumulation
-        ),
+        )._asdict(),
         axis_name=AXIS,
     )
     mesh = make_mesh(jax.devices()[: recipe.devices])

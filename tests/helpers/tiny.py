@@ -2,7 +2,7 @@
 
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,30 +12,41 @@ from helpers.loading import eval_data, open_data, train_data
 from helpers.trees import make_config
 
 from rn50_jax.config.derived import make_plan
+from rn50_jax.config.sections.recipe import LossScaleConfig, RecipeConfig
 from rn50_jax.data.batch import Position
+from rn50_jax.data.normalize import IMAGENET, Normalization
 from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, replicate, shard
+from rn50_jax.models.family import Variant
 from rn50_jax.models.norm import NormSync
 from rn50_jax.models.precision import PRECISIONS
-from rn50_jax.models.resnet import ResNet, Variant
-from rn50_jax.training.loss_scale import Scaling
+from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.optim import sgd
 from rn50_jax.training.state import TrainState, init_state
-from rn50_jax.training.step import TrainOptions, train_step
+from rn50_jax.training.step import train_step
 
 VARIANT = Variant((1, 1), bottleneck=True)
 CLASSES = 5
-OPTIONS = TrainOptions(
-    label_smoothing=0.1,
-    mixup=0.0,
-    mixup_draw="device",
-    running_average="mean",
-    accumulation=1,
-    all_reduce="fp32",
-    ema_decay=0.0,
-    scaling=None,
-    seed=0,
-)
-STATIC = Scaling(dynamic=False, growth_interval=2, growth=2.0, backoff=0.5, floor=1.0)
+
+
+class StepOptions(NamedTuple):
+    """What `train_step` takes besides the network, its optimizer and the rate."""
+
+    recipe: RecipeConfig = RecipeConfig()
+    scaling: LossScaleConfig | None = None
+    normalization: Normalization = IMAGENET
+    accumulation: int = 1
+    all_reduce: str = "fp32"
+    seed: int = 0
+
+    def replace(self, **values: Any) -> "StepOptions":
+        """Of these or of the recipe."""
+        own = {name: value for name, value in values.items() if name in self._fields}
+        recipe = {name: value for name, value in values.items() if name not in own}
+        return self._replace(recipe=self.recipe.replace(**recipe), **own)
+
+
+OPTIONS = StepOptions()
+STATIC = LossScaleConfig(mode="static", growth_interval=2)
 
 
 def make_model(precision: str = "fp32", sync: NormSync | None = None) -> ResNet:
@@ -68,7 +79,7 @@ def make_batch(num_devices: int, device_batch: int, seed: int = 0) -> dict[str, 
 
 @lru_cache
 def make_step(
-    model: ResNet, num_devices: int, options: TrainOptions = OPTIONS, mode: str = "pmap", lr: float = 0.1
+    model: ResNet, num_devices: int, options: StepOptions = OPTIONS, mode: str = "pmap", lr: float = 0.1
 ) -> Any:
     """The compiled training step and the function that places a state for it."""
     mesh = make_mesh(jax.devices()[:num_devices])
@@ -77,7 +88,7 @@ def make_step(
         model=model,
         optimizer=make_optimizer(),
         learning_rate=lambda step: lr / (1 + step),
-        options=options,
+        **options._asdict(),
         axis_name=AXIS,
     )
     return map_over_devices(step, mesh, mode=mode, donate_state=True), partial(replicate, mesh=mesh)

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import default
 from rn50_jax.config import loading as configs
+from rn50_jax.config.schema import Config
 
 
-def make_config(root: Path | str, *overrides: tuple[str, str]) -> ConfigDict:
+def make_config(root: Path | str, *overrides: tuple[str, str]) -> Config:
     basics = [
         ("data.dir", str(root)),
         ("data.image_size", "32"),
@@ -19,9 +18,7 @@ def make_config(root: Path | str, *overrides: tuple[str, str]) -> ConfigDict:
         ("epochs", "2"),
         ("recipe.warmup_epochs", "0"),
     ]
-    config = configs.override(default.get_config(), [*basics, *overrides])
-    configs.validate(config)
-    return config
+    return configs.override(Config(), [*basics, *overrides])
 
 
 def write_image(path: Path, color: tuple[int, int, int] = (0, 0, 0), size: tuple[int, int] = (40, 36)) -> None:

@@ -12,7 +12,7 @@ from conftest import REPO, TINY, Run
 from helpers.logs import logged, read_dle, wandb_records
 from helpers.runs import PATIENCE, read_lines, wait_for_step
 
-LOGS = ("--config.report.wandb=digits", "--config.report.mlflow=digits", "--config.report.dle_json=dle.json")
+LOGS = ("--config.log.wandb=digits", "--config.log.mlflow=digits", "--config.log.dle_json=dle.json")
 
 
 # However busy the machine is, no log is given up for being slow.
@@ -125,8 +125,8 @@ def test_every_log_survives_a_kill(env: dict[str, str], digits: Path, tmp_path: 
 def test_a_full_disk_ends_the_logs_and_not_the_run(env: dict[str, str], digits: Path, tmp_path: Path) -> None:
     # No file may grow beyond 6 kB.
     preface = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))"
-    options = ("--config.epochs=1", "--config.run.save_checkpoints=false", "--config.report.print_every=2")
-    options = (*options, "--config.report.dle_json=dle.json")
+    options = ("--config.epochs=1", "--config.run.save_checkpoints=false", "--config.log.print_every=2")
+    options = (*options, "--config.log.dle_json=dle.json")
     env["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # half a program must not be kept for others
     process = start(env, digits, tmp_path / "run", *options, preface=preface)
     out, err = process.communicate(timeout=PATIENCE)

@@ -9,7 +9,6 @@ from conftest import Run, assert_user_error
 from helpers.logs import files_of_at_most, logged, read_dle
 
 from rn50_jax.config import loading as configs
-from rn50_jax.config import tree
 from rn50_jax.errors import UserError
 from rn50_jax.loggers.base import RunFacts
 from rn50_jax.loggers.dllogger import METRICS, DleLog, dle_parameters
@@ -83,7 +82,7 @@ def test_a_step_that_compiled_has_no_times(tmp_path: Path) -> None:
 
 def test_parameters_say_what_an_iteration_is(tmp_path: Path) -> None:
     config, _ = configs.load("configs/dgx1_90e.py:fp32")
-    found = dle_parameters(RunFacts(tmp_path, tree.flatten(config), num_devices=8, peak_lr=2.048, accumulation=2))
+    found = dle_parameters(RunFacts(tmp_path, config, num_devices=8, peak_lr=2.048, accumulation=2))
     assert found["iteration"] == "one update of 2 forward passes on each device"
     assert (found["lr"], found["optimizer_batch_size"], found["batch_size"], found["world_size"]) == (
         2.048,
@@ -141,5 +140,5 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: str) ->
 
 
 def test_an_unwritable_report_is_told_before_training(call_train: Run, tmp_path: Path) -> None:
-    done = call_train(tmp_path / "run", f"--config.report.dle_json={tmp_path}/none/r.json")
-    assert_user_error(done, "config.report.dle_json: cannot write", "No such file")
+    done = call_train(tmp_path / "run", f"--config.log.dle_json={tmp_path}/none/r.json")
+    assert_user_error(done, "config.log.dle_json: cannot write", "No such file")

@@ -126,15 +126,6 @@ def test_a_file_of_something_else_is_no_run(tmp_path: Path) -> None:
         plot.main([str(tmp_path / "x.csv")])
 
 
-@pytest.mark.parametrize("name", ["../m.jsonl", "config.json", 5, None, ["m"]])
-def test_the_name_in_a_foreign_config_leads_nowhere_else(tmp_path: Path, name: object) -> None:
-    make_run(tmp_path / "run")
-    write(tmp_path / "m.jsonl", [val_line(1, 99.0)])
-    (tmp_path / "run/config.json").write_text(json.dumps({"report": {"file": name}}))
-    assert plot.main([str(tmp_path / "run"), "--csv", str(tmp_path / "x.csv")]) == 0
-    assert "99.0" not in (tmp_path / "x.csv").read_text()
-
-
 def test_names_of_metrics_are_harmless_in_a_table(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text(without("=cmd()", '2, "a\\nb": 3, "\\ud800": 4') + "\n")

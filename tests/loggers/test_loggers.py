@@ -11,7 +11,7 @@ import pytest
 from helpers.logs import files_of_at_most, record, wandb_records
 from helpers.trees import make_config
 
-from rn50_jax.config.tree import flatten
+from rn50_jax.config.schema import Config
 from rn50_jax.errors import UserError
 from rn50_jax.io.lines import Appended
 from rn50_jax.loggers import available, base
@@ -117,7 +117,7 @@ def test_what_never_fitted_is_counted(
 def test_events_of_a_disk_that_was_full_for_a_while(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with closing(Persistent("events", TensorBoard(RunFacts(tmp_path, {}, 1, 0.1)))) as log:
+    with closing(Persistent("events", TensorBoard(RunFacts(tmp_path, Config(), 1, 0.1)))) as log:
         log.log(record(1, train_loss=1.0))
         (path,) = (tmp_path / "tensorboard").iterdir()
         with files_of_at_most(path.stat().st_size + 10):  # half an event fits
@@ -189,7 +189,7 @@ def test_events_are_read_by_tensorboard_and_repeated_steps_count_once(tmp_path: 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert crc32c(bytes(32)) == 0x8A9136AA  # the example of the RFC
-    facts = RunFacts(tmp_path, flatten(make_config(tmp_path)), 1, 0.1)
+    facts = RunFacts(tmp_path, make_config(tmp_path), 1, 0.1)
     for first_step, value in ((0, 1.0), (20, 2.0)):
         with closing(TensorBoard(facts._replace(first_step=first_step))) as log:
             for step in range(first_step + 10, first_step + 50, 10):
@@ -219,10 +219,10 @@ def test_weights_and_biases_get_the_same_run_again(tmp_path: Path) -> None:
     import wandb
 
     wandb.teardown()  # it would stay with the settings of the test before
-    config = make_config(tmp_path, ("report.wandb", "project"))
-    available.check_loggers(config.report)
+    config = make_config(tmp_path, ("log.wandb", "project"))
+    available.check_loggers(config.log)
     for first_step in (0, 10):
-        with closing(WeightsAndBiases(RunFacts(tmp_path, flatten(config), 1, 0.1), "project")) as log:
+        with closing(WeightsAndBiases(RunFacts(tmp_path, config, 1, 0.1), "project")) as log:
             for step in (first_step + 10, first_step + 20):
                 log.log(record(step, train_loss=step, val_top1=float("nan")))
             log.log(record(first_step + 20, "epoch", val_top1=50.0))
@@ -247,11 +247,11 @@ def test_mlflow_gets_the_same_run_again(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
-    config = make_config(tmp_path, ("report.mlflow", "digits"), ("seed", "7"))
-    available.check_loggers(config.report)
+    config = make_config(tmp_path, ("log.mlflow", "digits"), ("seed", "7"))
+    available.check_loggers(config.log)
     ends = (("end", False), ("end", True))
     for first_step, (kind, finished) in zip((0, 10), ends, strict=True):
-        with closing(Mlflow(RunFacts(tmp_path, flatten(config), 1, 0.1), "digits")) as log:
+        with closing(Mlflow(RunFacts(tmp_path, config, 1, 0.1), "digits")) as log:
             log.log(record(first_step + 10, train_loss=2.0, val_top1=float("inf")))
             log.log(record(first_step + 10, kind, goodput_train=1.0)._replace(finished=finished))
         client = MlflowClient()
@@ -264,13 +264,13 @@ def test_mlflow_gets_the_same_run_again(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_what_is_missing_is_told_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_config(tmp_path, ("report.wandb", "p"))
+    config = make_config(tmp_path, ("log.wandb", "p"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.delenv("WANDB_MODE", raising=False)
     with pytest.raises(UserError, match="run `wandb login`, or set WANDB_MODE=offline"):
-        available.check_loggers(config.report)
+        available.check_loggers(config.log)
     monkeypatch.setattr(available.importlib.util, "find_spec", lambda name: None)
     for key in ("wandb", "mlflow"):
-        with pytest.raises(UserError, match=rf"config.report.{key}='p' needs the package {key}; pip install {key}"):
-            available.check_loggers(make_config(tmp_path, (f"report.{key}", "p")).report)
+        with pytest.raises(UserError, match=rf"config.log.{key}='p' needs the package {key}; pip install {key}"):
+            available.check_loggers(make_config(tmp_path, (f"log.{key}", "p")).log)

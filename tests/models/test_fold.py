@@ -10,12 +10,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 from helpers.networks import random_variables, shapes_of
 
-from configs import default
 from rn50_jax.config import loading as configs
+from rn50_jax.config.schema import Config
 from rn50_jax.inference.trained_model import TrainedModel, load_for_inference
+from rn50_jax.models.family import FAMILY, Variant
 from rn50_jax.models.fold import fold, fold_model, inference_form, pack_model
 from rn50_jax.models.precision import PRECISIONS, Precision
-from rn50_jax.models.resnet import FAMILY, ResNet, Variant
+from rn50_jax.models.resnet import ResNet
 
 FLOAT64 = Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
 SHORT = {
@@ -108,7 +109,7 @@ def test_the_form_for_a_gpu_is_packed() -> None:
     [("auto", False, True), ("auto", True, False), ("on", True, True), ("off", False, False)],
 )
 def test_when_a_stored_model_is_folded(setting: str, exact: bool, folded: bool) -> None:
-    config = configs.override(default.get_config(), [("model.fold_batch_norm", setting)])
+    config = configs.override(Config(), [("compute.fold_batch_norm", setting)])
     model = ResNet(SHORT["basic"], 5, PRECISIONS["fp32"], width=8)
     stored = TrainedModel("", config, (), {}, jax.devices(), model, partial(random_variables, model))
     loaded_model, variables = load_for_inference(stored, exact=exact)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from rn50_jax.models.family import FAMILY, Variant
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.initial import initial_variables, variable_shapes
 from rn50_jax.models.precision import PRECISIONS
-from rn50_jax.models.resnet import FAMILY, ResNet, Variant
+from rn50_jax.models.resnet import ResNet
 
 SMALL = ResNet(Variant((2, 1), True), 10, PRECISIONS["bf16"], width=8)
 

@@ -12,10 +12,11 @@ from helpers.networks import make_torch, random_variables, shapes_of
 from helpers.parity import by_torch_name, load
 
 from rn50_jax.models.conv import INITS, LOWERINGS, STEMS, conv2d
+from rn50_jax.models.family import FAMILY, Variant
 from rn50_jax.models.initial import initial_variables
 from rn50_jax.models.norm import BatchNorm
 from rn50_jax.models.precision import PRECISIONS
-from rn50_jax.models.resnet import FAMILY, ResNet, Variant
+from rn50_jax.models.resnet import ResNet
 
 PARAMETERS = {
     "resnet18": 11_689_512,

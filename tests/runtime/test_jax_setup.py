@@ -97,7 +97,7 @@ def test_flags_for_xla(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
     jax_setup.prepare_runtime("synthetic", ours)
     assert os.environ["XLA_FLAGS"] == "--xla_gpu_autotune_level=0 --xla_gpu_enable_command_buffer=+CONVOLUTION"
-    with pytest.raises(UserError, match=r"config.run.xla_flags='--xla_none=1' .*does not know: --xla_none=1;"):
+    with pytest.raises(UserError, match=r"config.compute.xla_flags='--xla_none=1' .*does not know: --xla_none=1;"):
         jax_setup.prepare_runtime("synthetic", "--xla_none=1")
     with pytest.raises(UserError, match="is not understood by XLA"):
         jax_setup.prepare_runtime("synthetic", "--xla_gpu_autotune_level=high")

@@ -106,7 +106,7 @@ def test_what_is_in_the_way_is_told_in_one_line(own_copy: Path, call_train: Run,
     else:
         path.unlink(missing_ok=True)
         path.mkdir()
-    done = call_train(own_copy, "--config.epochs=3", "--config.report.dle_json=dle.json")
+    done = call_train(own_copy, "--config.epochs=3", "--config.log.dle_json=dle.json")
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == done.stderr.splitlines()[-1:]
     assert done.returncode == 2 and str(path) in done.stderr.splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr
@@ -139,7 +139,7 @@ def test_a_strangers_folder_leads_to_no_file_outside(
             (run / "quarantine.json").unlink()  # it is no list of images
         images = ImageSet(("/d/train/a/1.jpg",), np.zeros(1, np.int32), root="/d/train")
         if put is link or end:
-            BadImages(run / "quarantine.json", policy="substitute", limit=9).add("train", images, 0, epoch=0, reason="")
+            BadImages(run / "quarantine.json", limit=9).add("train", images, 0, epoch=0, reason="")
     for name in names[:4]:
         assert stat.S_ISREG((run / name).lstat().st_mode)
     put(run / "log.jsonl", outside)
@@ -154,7 +154,7 @@ def test_a_strangers_folder_leads_to_no_file_outside(
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "checkpoints/x", "link/lock"])
 def test_a_log_by_its_full_name_is_none_of_the_runs_files(own_copy: Path, call_train: Run, name: str) -> None:
     (own_copy / "link").symlink_to(own_copy)
-    done = call_train(own_copy, "--config.epochs=3", f"--config.report.dle_json={own_copy / name}")
+    done = call_train(own_copy, "--config.epochs=3", f"--config.log.dle_json={own_copy / name}")
     assert done.returncode == 2 and "is a file of the run's own; choose another" in done.stderr.splitlines()[-1]
 
 

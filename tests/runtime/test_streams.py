@@ -182,10 +182,10 @@ def test_features_go_on(run: Run, trained: tuple[Path, str], tmp_path: Path) -> 
         np.testing.assert_allclose(features, found["features"], rtol=1e-4, atol=1e-5)
 
     (alone / "empty.jpg").touch()
-    error = "--config.data.on_bad_file=error"
+    error = "--config.data.max_bad_images=0"
     done = run("features", "--workdir", trained[0], alone, "--out", tmp_path / "none.npz", error)
     assert done.returncode == 2 and not (tmp_path / "none.npz").exists()
-    assert re.fullmatch(r"error: \S+/empty.jpg cannot be used: the file is empty .*=substitute .*\n", done.stderr)
+    assert re.fullmatch(r"error: \S+/empty.jpg cannot be used: the file is empty .*max_bad_images=100.*\n", done.stderr)
 
 
 # Everything that decodes starts the filter; then what a C library writes goes through it, whatever ends the process.

@@ -18,7 +18,7 @@ from rn50_jax.errors import UserError
 pytestmark = pytest.mark.slow  # all begin with a trained network, most with a probe of it
 
 # All of the tiny network but its classifier, as the recipe does with the full one.
-FREEZE = "--config.tune.freeze=('stem', 'layer1', 'layer2')"
+FREEZE = "--config.finetune.freeze=('stem', 'layer1', 'layer2')"
 
 
 class Halves(NamedTuple):
@@ -91,7 +91,7 @@ def test_fine_tuning_beats_a_new_start(call: Run, halves: Halves, tmp_path: Path
     ("override", "message"),
     [
         ("recipe.optimizer=lamb", "config.recipe.optimizer was 'sgd' and is 'lamb' now"),
-        ("tune.freeze=('stem',)", "config.tune.freeze was ('stem', 'layer1', 'layer2') and is"),
+        ("finetune.freeze=('stem',)", "config.finetune.freeze was ('stem', 'layer1', 'layer2') and is"),
     ],
 )
 def test_checkpoints_of_another_optimizer_are_refused(probe: Path, tmp_path: Path, override: str, message: str) -> None:
@@ -108,7 +108,7 @@ def test_random_weights_and_other_classifiers_are_not_frozen(halves: Halves, tmp
     with pytest.raises(UserError, match="would hold random weights; give --pretrained_weights FILE"):
         train.main(argv)
     with pytest.raises(UserError, match=r"holds 'fc', but .*low.npz has a classifier of other classes"):
-        train.main([*argv, "--pretrained_weights", str(halves.weights), "--config.tune.freeze=('fc',)"])
+        train.main([*argv, "--pretrained_weights", str(halves.weights), "--config.finetune.freeze=('fc',)"])
 
 
 def read_features(path: Path) -> dict[str, Any]:

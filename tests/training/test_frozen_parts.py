@@ -9,17 +9,15 @@ import jax
 import numpy as np
 import pytest
 from helpers.tiny import CLASSES, OPTIONS, assert_same_bits, make_batch, place
-from ml_collections import ConfigDict
 
-from configs import default
 from rn50_jax.config import loading as configs
-from rn50_jax.config import tree
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
+from rn50_jax.config.schema import Config
 from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, replicate
 from rn50_jax.errors import UserError
+from rn50_jax.models.family import FAMILY
 from rn50_jax.models.parts import part_names, part_of, split_frozen
-from rn50_jax.models.resnet import FAMILY
 from rn50_jax.training.build import build_optimizer, build_state, compile_steps
 from rn50_jax.training.memory import Memory, analyse_memory
 from rn50_jax.training.optim import lamb, lars, rate_factors, sgd
@@ -27,14 +25,13 @@ from rn50_jax.training.state import TrainState
 from rn50_jax.training.step import train_step
 
 
-def make_config(*overrides: tuple[str, str]) -> ConfigDict:
+def make_config(*overrides: tuple[str, str]) -> Config:
     small = [("model.arch", "resnet18"), ("model.stages", "(1, 1)"), ("model.width", "8"), ("precision", "fp32")]
-    config = configs.override(default.get_config(), [*small, ("data.image_size", "32"), *overrides])
-    configs.validate(config)
+    config = configs.override(Config(), [*small, ("data.image_size", "32"), *overrides])
     return config
 
 
-def one_step(config: ConfigDict, devices: int, optimizer: Any = None) -> tuple[Any, TrainState, Any]:
+def one_step(config: Config, devices: int, optimizer: Any = None) -> tuple[Any, TrainState, Any]:
     """The compiled step of a config, a state for it, and that step's program as text."""
     model = build_model(config, num_classes=CLASSES, platform="gpu")  # convolutions as such, to be counted
     mesh = make_mesh(jax.devices()[:devices])
@@ -43,7 +40,7 @@ def one_step(config: ConfigDict, devices: int, optimizer: Any = None) -> tuple[A
         model=model,
         optimizer=optimizer or build_optimizer(config),
         learning_rate=lambda step: 0.1,
-        options=OPTIONS._replace(ema_decay=config.recipe.ema_decay),
+        **OPTIONS.replace(ema_decay=config.recipe.ema_decay)._asdict(),
         axis_name=AXIS,
     )
     compiled = map_over_devices(step, mesh, mode="pmap")
@@ -69,7 +66,7 @@ def test_frozen_parts_stay_bit_for_bit(optimizer: str) -> None:
     # Three devices: a mean over them would round.
     frozen = ("stem", "layer2")
     config = make_config(
-        ("tune.freeze", str(frozen)), ("recipe.optimizer", optimizer), ("recipe.ema_decay", "0.9")
+        ("finetune.freeze", str(frozen)), ("recipe.optimizer", optimizer), ("recipe.ema_decay", "0.9")
     )  # layer1 learns through layer2
     step, state, _ = one_step(config, 3)
     # Weights and statistics as after training, of which no value is a round number.
@@ -96,7 +93,7 @@ def test_frozen_parts_stay_bit_for_bit(optimizer: str) -> None:
 @pytest.mark.slow
 def test_gradients_of_what_is_frozen_are_not_computed() -> None:
     def convolutions(*frozen: str) -> int:
-        _, _, text = one_step(make_config(("tune.freeze", str(frozen))), 1)
+        _, _, text = one_step(make_config(("finetune.freeze", str(frozen))), 1)
         return len(re.findall(r"stablehlo.convolution", text))
 
     # Forward 1 + 2 + 3. Backward two for each but the first, whose input has no gradient; below the lowest part that
@@ -108,7 +105,7 @@ def test_gradients_of_what_is_frozen_are_not_computed() -> None:
 
 
 def test_frozen_batch_norms_use_their_running_statistics() -> None:
-    config = make_config(("tune.freeze", "('stem', 'layer1', 'layer2')"))
+    config = make_config(("finetune.freeze", "('stem', 'layer1', 'layer2')"))
     model = build_model(config, num_classes=CLASSES, platform="cpu")
     state = build_state(config, model)
     images = np.random.default_rng(0).standard_normal((4, 32, 32, 3)).astype(np.float32)
@@ -138,7 +135,7 @@ def test_config_builds_the_optimizer_it_describes() -> None:
     keys |= {"weight_decay": 0.02, "decay_mask": "no_bn_bias"}
     for name, tx in wanted.items():
         overrides = [(f"recipe.{key}", str(value)) for key, value in (keys | {"optimizer": name}).items()]
-        for extra in ([], [("tune.lr_decay", "0.5"), ("tune.lr_scales", "[('fc', 2.0)]")]):
+        for extra in ([], [("finetune.lr_decay", "0.5"), ("finetune.lr_scales", "[('fc', 2.0)]")]):
             ours = build_optimizer(make_config(*overrides, *extra))
             update, theirs = (t.update(grads, t.init(params), params, learning_rate=0.1)[0] for t in (ours, tx))
             for module, part in theirs.items():
@@ -154,17 +151,17 @@ def test_config_builds_the_optimizer_it_describes() -> None:
     ("key", "text", "message"),
     [
         (
-            "tune.freeze",
+            "finetune.freeze",
             "('layer5',)",
             "names 'layer5'; the parts of the model are stem, layer1, layer2",
         ),
-        ("tune.freeze", "stem", "must be names of parts, such as ('stem', 'layer1')"),
-        ("tune.freeze", "('stem', 'stem')", "names a part twice"),
-        ("tune.freeze", "('stem', 'layer1', 'layer2', 'layer3', 'layer4', 'fc')", "leaves nothing to train"),
-        ("tune.lr_scales", "(('layer9', 0.1),)", "names 'layer9'"),
-        ("tune.lr_scales", "(('fc', 0),)", "pairs of a part and a factor > 0"),
-        ("tune.lr_scales", "('fc', 0.1)", "pairs of a part and a factor > 0"),
-        ("tune.lr_decay", "0", "must be a number > 0 and at most 1"),
+        ("finetune.freeze", "stem", "must be names of parts, such as ('stem', 'layer1')"),
+        ("finetune.freeze", "('stem', 'stem')", "names a part twice"),
+        ("finetune.freeze", "('stem', 'layer1', 'layer2', 'layer3', 'layer4', 'fc')", "leaves nothing to train"),
+        ("finetune.lr_scales", "(('layer9', 0.1),)", "names 'layer9'"),
+        ("finetune.lr_scales", "(('fc', 0),)", "pairs of a part and a factor > 0"),
+        ("finetune.lr_scales", "('fc', 0.1)", "pairs of a part and a factor > 0"),
+        ("finetune.lr_decay", "0", "must be a number > 0 and at most 1"),
         ("recipe.bce_threshold", "0.2", "is of no use with config.recipe.loss='cross_entropy'"),
         ("recipe.optimizer", "adam", "one of 'sgd', 'lars', 'lamb'"),
         ("recipe.random_erasing", "1.5", "from 0 to 1"),
@@ -173,23 +170,22 @@ def test_config_builds_the_optimizer_it_describes() -> None:
 )
 def test_mistakes_name_the_key(key: str, text: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        configs.validate(configs.override(default.get_config(), [(key, text)]))
+        configs.override(Config(), [(key, text)])
 
 
 def test_a_rate_for_what_is_frozen_and_a_target_without_validation_are_refused() -> None:
-    both = [("tune.freeze", "('stem',)"), ("tune.lr_scales", "(('stem', 0.1),)")]
-    with pytest.raises(UserError, match=r"lr_scales has a rate for 'stem', which config.tune.freeze holds"):
-        configs.validate(configs.override(default.get_config(), both))
+    both = [("finetune.freeze", "('stem',)"), ("finetune.lr_scales", "(('stem', 0.1),)")]
+    with pytest.raises(UserError, match=r"lr_scales has a rate for 'stem', which config.finetune.freeze holds"):
+        configs.override(Config(), both)
     target = [("run.training_only", "true"), ("run.target_top1", "76")]
     with pytest.raises(UserError, match=r"training_only and config.run.target_top1 exclude each other"):
-        configs.validate(configs.override(default.get_config(), target))
+        configs.override(Config(), target)
 
 
 def test_pairs_come_back_from_json_as_they_were() -> None:
-    config = make_config(("tune.lr_scales", "[['layer1', 0.1], ('fc', 2)]"))
-    again = tree.from_tree(json.loads(json.dumps(config.to_dict())))
-    configs.validate(again)
-    assert again.tune.lr_scales == (("layer1", 0.1), ("fc", 2))
+    config = make_config(("finetune.lr_scales", "[['layer1', 0.1], ('fc', 2)]"))
+    again = configs.from_saved(json.loads(json.dumps(config.to_dict())), source="it").config
+    assert again.finetune.lr_scales == (("layer1", 0.1), ("fc", 2))
 
 
 def test_parts_of_every_architecture() -> None:
@@ -214,5 +210,5 @@ def test_less_memory_is_needed_for_less_to_train() -> None:
         assert memory.images == 8 * (32 * 32 * 3 + 4 + 4)  # of one device: pixels, label, weight
         return memory
 
-    whole, probe = analyse(), analyse(("tune.freeze", "('stem', 'layer1', 'layer2')"))
+    whole, probe = analyse(), analyse(("finetune.freeze", "('stem', 'layer1', 'layer2')"))
     assert probe.state < whole.state and probe.workspace < whole.workspace / 2

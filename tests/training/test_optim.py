@@ -12,9 +12,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from helpers.torch_reference import ResNet as TorchResNet
 from helpers.torch_reference import decay_groups, epoch_rate, torch_name
 
+from rn50_jax.models.family import FAMILY
 from rn50_jax.models.initial import variable_shapes
 from rn50_jax.models.precision import PRECISIONS
-from rn50_jax.models.resnet import FAMILY, ResNet
+from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.optim import by_part, clipped, decay_mask, lamb, lars, sgd
 from rn50_jax.training.schedule import make_schedule
 

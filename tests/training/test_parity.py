@@ -28,8 +28,9 @@ from helpers.parity import (
 )
 
 from rn50_jax.data.normalize import normalize as normalize_pixels
+from rn50_jax.models.family import FAMILY, Variant
 from rn50_jax.models.precision import PRECISIONS, Precision
-from rn50_jax.models.resnet import FAMILY, ResNet, Variant
+from rn50_jax.models.resnet import ResNet
 
 CHECKED = (1, 2, 10, 50)
 # Relative distance to the float64 run. PyTorch's own float32, for the seeds that we looked at: 1e-6 at most after two

@@ -14,8 +14,9 @@ from helpers.tiny import CLASSES, OPTIONS, STATIC, make_batch, make_model, make_
 
 from rn50_jax.data.normalize import normalize
 from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, replicate
+from rn50_jax.models.family import FAMILY
 from rn50_jax.models.precision import PRECISIONS
-from rn50_jax.models.resnet import FAMILY, ResNet
+from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.losses import cross_entropy
 from rn50_jax.training.state import abstract_state
 from rn50_jax.training.step import train_step
@@ -70,13 +71,13 @@ def one(types: set[Any]) -> str:
 @pytest.mark.parametrize(("column", "precision"), list(enumerate(PRECISIONS)))
 def test_types_are_those_of_the_documentation(column: int, precision: str) -> None:
     model = make_model(precision)
-    options = OPTIONS._replace(ema_decay=0.9, scaling=STATIC if precision == "fp16" else None)
+    options = OPTIONS.replace(ema_decay=0.9, scaling=STATIC if precision == "fp16" else None)
     step = partial(
         train_step,
         model=model,
         optimizer=make_optimizer(),
         learning_rate=lambda step: jnp.float32(0.1),
-        options=options,
+        **options._asdict(),
         axis_name=AXIS,
     )
     mesh = make_mesh(jax.devices()[:2])

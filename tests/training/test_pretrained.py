@@ -12,7 +12,6 @@ from helpers.networks import make_net
 from helpers.trees import make_config
 
 from rn50_jax.config import loading as configs
-from rn50_jax.config import tree
 from rn50_jax.convert import main as convert
 from rn50_jax.errors import UserError
 from rn50_jax.training.pretrained import list_differences, load_start, read_pretrained, take_architecture
@@ -38,7 +37,7 @@ def custom(tmp_path: Path) -> Path:
 def take(source: Path, *overrides: tuple[str, str]) -> tuple[dict[str, Any], str]:
     config = make_config("data", ("model.pretrained_weights", str(source)), *overrides)
     taken, told = take_architecture(config, overrides)
-    return tree.flatten(taken), told
+    return taken.flat(), told
 
 
 def test_the_architecture_of_a_file_is_taken(custom: Path) -> None:
@@ -90,7 +89,7 @@ def test_a_run_goes_on_when_its_weight_file_has_gone(
     weights, workdir = tmp_path / "w.pth", tmp_path / "run"
     assert convert([str(trained[0]), str(weights)]) == 0
     command = ("--config", REPO / "configs/quickstart.py", f"--config.data.dir={digits}", "--workdir", workdir)
-    command += ("--pretrained_weights", weights, "--config.recipe.lr=0.001", "--config.report.print_every=10")
+    command += ("--pretrained_weights", weights, "--config.recipe.lr=0.001", "--config.log.print_every=10")
     done = call("train", *command, "--config.epochs=1")
     assert done.returncode == 0, done.stderr
     assert f"architecture of {weights}: model.arch=resnet18, model.stages=(1, 1), model.width=8" in done.stdout
@@ -109,7 +108,7 @@ def test_a_run_goes_on_when_its_weight_file_has_gone(
 def test_a_run_starts_from_a_run(trained: tuple[Path, str], call: Run, digits: Path, tmp_path: Path) -> None:
     command = ("--config", REPO / "configs/quickstart.py", f"--config.data.dir={digits}", *SHORT)
     start = ("--pretrained_weights", trained[0])
-    done = call("train", *command, *start, "--workdir", tmp_path / "run", "--config.report.file=m.jsonl")
+    done = call("train", *command, *start, "--workdir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert f"starting from the weights of checkpoint best of {trained[0]}: step 92, epoch 2" in done.stdout
     assert "replaced by a new one" not in done.stdout and "assuming" not in done.stderr

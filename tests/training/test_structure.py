@@ -50,8 +50,8 @@ def images() -> dict[str, jax.ShapeDtypeStruct]:
 
 def make(mode: str, **model_keys: Any) -> Program:
     config, _ = configs.load(str(REPO / "configs/dgxa100_90e.py"))
-    values = {"data.backend": "synthetic", "parallel": "shard_map", "batch_size": BATCH, "precision": "bf16"}
-    values |= {f"model.{key}": value for key, value in model_keys.items()}
+    values = {"data.backend": "synthetic", "compute.parallel": "shard_map", "batch_size": BATCH, "precision": "bf16"}
+    values |= {f"{'model' if key == 'arch' else 'compute'}.{key}": value for key, value in model_keys.items()}
     config = configs.override(config, [(key, str(value)) for key, value in values.items()])
     mesh = make_mesh(jax.devices()[:1])
     model = build_model(config, num_classes=1000, platform="gpu")

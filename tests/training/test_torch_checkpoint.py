@@ -20,16 +20,17 @@ from helpers.torch_reference import ResNet as TorchResNet
 from helpers.torch_reference import epoch_rate, normalize, smoothed_loss
 from helpers.trees import make_config
 
-from configs import default
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.config import loading as configs
-from rn50_jax.config import tree as tree_module
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
+from rn50_jax.config.schema import Config
+from rn50_jax.config.sections.recipe import RecipeConfig
 from rn50_jax.distributed.devices import make_mesh, replicate
 from rn50_jax.errors import UserError
+from rn50_jax.models.family import Variant
 from rn50_jax.models.precision import Precision
-from rn50_jax.models.resnet import ResNet, Variant
+from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.build import build_state
 from rn50_jax.training.resume import Start, find_start
 from rn50_jax.training.state import TrainState
@@ -196,8 +197,8 @@ def test_training_goes_on_as_in_plain_pytorch(
     checkpoint = read_checkpoint(path)
     state = resume_from(fresh, checkpoint, model, str(path))
     assert checkpoint.epoch == 4 and int(state.step) == 0
-    wanted = {"momentum": recipe.momentum, "nesterov": recipe.nesterov, "weight_decay": recipe.weight_decay}
-    assert differing_settings(checkpoint, wanted | {"decay_mask": recipe.mask}) == []
+    wanted = RecipeConfig(momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay)
+    assert differing_settings(checkpoint, wanted.replace(decay_mask=recipe.mask)) == []
     state = jax.tree.map(lambda x: np.asarray(x, np.float64), state)
     state = state._replace(step=np.asarray(4 * recipe.steps_per_epoch, np.int32), loss_scale=fresh.loss_scale)
     step = compile_step(model, recipe)
@@ -214,7 +215,7 @@ def nvidia_file(workdir: Path, step: int, path: Path, **more: Any) -> TrainState
     """Writes a checkpoint of a run of ours, after one epoch, in NVIDIA's layout; returns its state."""
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         meta = checkpoints.read_meta(str(step))
-        config = tree_module.from_tree(meta["config"])
+        config = configs.from_saved(meta["config"], source="it").config
         model = build_model(config, num_classes=10, platform="cpu")
         state = checkpoints.restore(meta, build_state(config, model, abstract=True))
     params, momentum = by_torch_name(state.params), by_torch_name(state.opt_state[1].trace)
@@ -295,7 +296,7 @@ def test_a_run_that_cannot_go_on_is_refused_before_anything_is_compiled(
             "w.pth",
             "config.run.resume and config.model.pretrained_weights exclude each other",
         ),
-        ("tune.new_head", "true", "config.run.resume and config.tune.new_head exclude each other"),
+        ("finetune.new_head", "true", "config.run.resume and config.finetune.new_head exclude each other"),
         (
             "recipe.optimizer",
             "lars",
@@ -305,9 +306,8 @@ def test_a_run_that_cannot_go_on_is_refused_before_anything_is_compiled(
     ],
 )
 def test_what_excludes_a_checkpoint_of_nvidia(key: str, text: str, message: str) -> None:
-    config = configs.override(default.get_config(), [("run.resume", "c.pth.tar"), (key, text)])
     with pytest.raises(UserError, match=message):
-        configs.validate(config)
+        configs.override(Config(), [("run.resume", "c.pth.tar"), (key, text)])
 
 
 def small_content(recipe: Recipe = NVIDIA) -> tuple[Content, TorchResNet]:
@@ -438,7 +438,7 @@ def test_every_wrapper_of_sgd_has_the_momentum_of_what_it_trains(tmp_path: Path)
     checkpoint = read_checkpoint(path)
     state, model = small_state()
     wanted = resume_from(state, checkpoint, model, "it").opt_state[1].trace
-    wrapped = (("recipe.clip_norm", "1.0"), ("tune.lr_decay", "0.5"), ("tune.freeze", "('stem', 'layer1')"))
+    wrapped = (("recipe.clip_norm", "1.0"), ("finetune.lr_decay", "0.5"), ("finetune.freeze", "('stem', 'layer1')"))
     state, model = small_state(*wrapped)
     found = resume_from(state, checkpoint, model, "it").opt_state
     assert jax.tree.structure(found) == jax.tree.structure(state.opt_state)
@@ -464,21 +464,21 @@ def test_what_was_set_otherwise_is_told(tmp_path: Path) -> None:
     content, _ = small_content(Recipe(mask="reference", momentum=0.9, weight_decay=1e-4, nesterov=True))
     path = tmp_path / "checkpoint.pth.tar"
     torch.save(content, path)
-    recipe = default.get_config().recipe
+    recipe = RecipeConfig()
     assert differing_settings(read_checkpoint(path), recipe) == [
         "momentum 0.9, and config.recipe.momentum is 0.875 here",
         "weight_decay 0.0001, and config.recipe.weight_decay is 3.0517578125e-05 here",
         "nesterov True, and config.recipe.nesterov is False here",
     ]
-    same = {"momentum": 0.9, "weight_decay": 1e-4, "nesterov": True}
+    same = RecipeConfig(momentum=0.9, weight_decay=1e-4, nesterov=True)
     for mask, told in (
         ("reference", []),
         ("all", ["undecayed BatchNorms, and config.recipe.decay_mask is 'all' here"]),
     ):
-        assert differing_settings(read_checkpoint(path), same | {"decay_mask": mask}) == told
+        assert differing_settings(read_checkpoint(path), same.replace(decay_mask=mask)) == told
     content, _ = small_content(Recipe(mask="all"))
     torch.save(content, path)
-    (told,) = differing_settings(read_checkpoint(path), {**recipe, "weight_decay": 1e-3})
+    (told,) = differing_settings(read_checkpoint(path), recipe.replace(weight_decay=1e-3))
     assert told == "decayed BatchNorms, and config.recipe.decay_mask is 'no_bn' here"
 
 

@@ -23,8 +23,9 @@ from helpers.torch_reference import normalize
 from PIL import Image
 
 from rn50_jax.errors import UserError
+from rn50_jax.models.family import FAMILY, Variant
 from rn50_jax.models.precision import PRECISIONS
-from rn50_jax.models.resnet import FAMILY, ResNet, Variant
+from rn50_jax.models.resnet import ResNet
 from rn50_jax.weights import files
 from rn50_jax.weights.files import WeightFile, read_weights, write_weights
 from rn50_jax.weights.torch_names import common_name, fit, infer_architecture, to_torch

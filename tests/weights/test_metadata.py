@@ -10,7 +10,6 @@ import torch
 from conftest import Run, assert_user_error
 from helpers.networks import make_net
 
-from rn50_jax.config import tree
 from rn50_jax.convert import main as convert
 from rn50_jax.errors import UserError
 from rn50_jax.inference.trained_model import describe_model, load_weights, warn_assumed
@@ -52,7 +51,7 @@ def test_all_facts_survive_a_chain_through_all_formats(tmp_path: Path) -> None:
         assert convert([str(source), str(target), *options]) == 0
         source, options = target, []
         stored = load_weights(target, [])
-        flat = tree.flatten(stored.config)
+        flat = stored.config.flat()
         assert {key: flat[key] for key in KEYS} == KEYS
         assert stored.class_names == (*"abcdef", "gnü") and stored.facts["step"] == 12
         assert stored.assumed == ()

@@ -3,15 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from rn50_jax.bench import stats
 from rn50_jax.bench.cases import Case
 from rn50_jax.bench.compiled import num_classes
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.trials import Found, Terms, describe, run_trials
+from rn50_jax.config.schema import Config
 from rn50_jax.errors import UserError
-from rn50_jax.models.resnet import FAMILY
+from rn50_jax.models.family import FAMILY
 
 OURS = "rn50_jax"
 BASELINES = ("torch", "torch-compile", "timm", "flax-example")  # docs/benchmark.md says what they are
@@ -39,7 +38,7 @@ def parse_baselines(text: str) -> dict[str, str]:
     return found
 
 
-def network(config: ConfigDict) -> dict[str, Any]:
+def network(config: Config) -> dict[str, Any]:
     """Returns the config's network in plain numbers, for those who build it without our modules."""
     variant = FAMILY[config.model.arch]
     stages = config.model.stages or variant.stages
@@ -54,7 +53,7 @@ def network(config: ConfigDict) -> dict[str, Any]:
 
 
 def compare(
-    config: ConfigDict,
+    config: Config,
     case: Case,
     baselines: dict[str, str],
     record: Record,

@@ -8,7 +8,7 @@ from rn50_jax.bench.cases import Case, case_config, measure
 from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.bench.report import make_header
 from rn50_jax.bench.roofline import Ceiling, measure_ceiling
-from rn50_jax.config import tree
+from rn50_jax.config.loading import from_saved
 from rn50_jax.runtime import jax_setup
 from rn50_jax.runtime.machine import versions
 
@@ -22,8 +22,8 @@ def run(spec: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[st
     Args:
       keep: called with what there is before the profile is made.
     """
-    config = tree.from_tree(spec["config"])
-    jax_setup.prepare_runtime("synthetic", config.run.xla_flags)
+    config = from_saved(spec["config"], source="the trial").config
+    jax_setup.prepare_runtime("synthetic", config.compute.xla_flags)
     devices = find_local_devices(spec["device"])
     case = Case(spec["mode"], config.precision, config.batch_size, devices=1)
     options: dict[str, Any] = {"steps": spec["steps"], "warmup": spec["warmup"]}

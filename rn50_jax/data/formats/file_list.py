@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rn50_jax.config.schema import MOST_CLASSES
+from rn50_jax.config.limits import MOST_CLASSES
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import open_regular, written_whole
 

@@ -16,7 +16,7 @@ from typing import Any, NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
-from rn50_jax.config.schema import MOST_CLASSES
+from rn50_jax.config.limits import MOST_CLASSES
 from rn50_jax.data.formats.class_folders import OTHER_PICTURES, SUFFIXES, is_folder, kind_of, visible_entries
 from rn50_jax.data.formats.file_list import list_file, read_list
 from rn50_jax.data.formats.tars import group_members, read_members

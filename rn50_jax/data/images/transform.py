@@ -1,6 +1,9 @@
 """The values by which an image becomes the pixels that the network sees."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # the schema takes a quarter of a second to import, and check_data needs none
+    from rn50_jax.config.sections.data import DataConfig
 
 
 class Rendering(NamedTuple):
@@ -17,6 +20,6 @@ class Rendering(NamedTuple):
 AS_STORED = Rendering()
 
 
-def eval_resize(image_size: int, resize: int) -> int:
-    """Returns the pixels of the shorter side before the center crop: `resize`, or for 0 as 256 to 224, rounded."""
-    return resize or round(image_size * 256 / 224)
+def rendering_of(data: "DataConfig") -> Rendering:
+    """Returns the rendering that a config asks for."""
+    return Rendering(data.exif_rotation, data.background)

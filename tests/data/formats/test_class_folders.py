@@ -147,8 +147,8 @@ def test_what_differs_from_a_checkpoint_is_named(tree: Path) -> None:
     assert changed_fact(saved, facts) is None
     others = {"the training set": "22 images, 0123456789abcdef", "config.seed": 8, "what a newer version knows": 1}
     for name, value in others.items():
-        assert changed_fact(saved | {name: value}, facts) == name
-    assert changed_fact(others | {"the form of the stream": 2}, facts) == "the form of the stream"
+        assert changed_fact(saved | {name: value}, facts).name == name
+    assert changed_fact(others | {"the form of the stream": 2}, facts).name == "the form of the stream"
 
 
 def test_names_that_are_not_utf8_have_a_fingerprint(tree: Path) -> None:

@@ -1,0 +1,79 @@
+"""The options of the network."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rn50_jax.config.fields import Section, one_of, option, that
+from rn50_jax.config.limits import MOST_CLASSES
+from rn50_jax.errors import UserError
+from rn50_jax.models.family import FAMILY
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    arch: Annotated[str, that(FAMILY.__contains__)] = option(
+        "resnet50", "member of the family", valid=one_of(*FAMILY), affects="arrays"
+    )
+    stages: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], Field(max_length=8)] = option(
+        (),
+        "blocks per stage; (): those of model.arch",
+        valid="integers >= 1, such as (3, 4, 6, 3), or (); at most 8, and none above 1000",
+        affects="arrays",
+    )
+    width: Annotated[int, Field(ge=8, le=2**14)] = option(
+        64, "channels of the stem; every layer scales with it", affects="arrays"
+    )
+    widths: Annotated[tuple[Annotated[int, Field(ge=1, le=2**14)], ...], Field(max_length=8)] = option(
+        (),
+        "width of each stage; (): model.width times 1, 2, 4, ...",
+        valid="integers >= 1, such as (64, 128, 256, 512), or (); at most 8, and none above 16384",
+        affects="arrays",
+    )
+    se_units: Annotated[int, Field(ge=0, le=2**14)] = option(
+        0,
+        "hidden units of squeeze and excitation; 0: a sixteenth of the channels (timm); NVIDIA has 16",
+        affects="arrays",
+        exact=16,
+    )
+    num_classes: Annotated[int, Field(ge=0, le=MOST_CLASSES)] = option(
+        0, "0: as many as there are class folders (synthetic data: 1000)"
+    )
+    init: Literal["classic", "fanin", "grp-fanin", "grp-fanout"] = option(
+        "fanin", "He initialization of convolutions: fanin or classic (fan-out); also grp-fanin, grp-fanout"
+    )
+    zero_init_last_gamma: bool = option(False, "True: every residual block starts as the identity (Goyal et al. 2017)")
+    pretrained_weights: str = option(
+        "",
+        'weights that a new run starts from, with their architecture unless the command line gives one; "": none '
+        "(also --pretrained_weights FILE)",
+        valid="a weight file, the folder of a run, or empty",
+        affects="start",
+    )
+
+    @property
+    def num_blocks(self) -> tuple[int, ...]:
+        """Blocks of each stage."""
+        return self.stages or FAMILY[self.arch].stages
+
+    @property
+    def stage_widths(self) -> tuple[int, ...]:
+        """Width of each stage."""
+        return self.widths or tuple(self.width * 2**stage for stage in range(len(self.num_blocks)))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        variant, widths = FAMILY[self.arch], self.stage_widths
+        if len(widths) != len(self.num_blocks):
+            raise UserError(
+                f"config.model.widths={widths} has {len(widths)} stages, but config.model.stages={self.num_blocks}; "
+                "give one width per stage"
+            )
+        for width in widths:
+            if width * variant.inner % variant.groups:
+                raise UserError(
+                    f"config.model.arch={self.arch!r} has {variant.groups} groups, so the width of a stage must be a "
+                    f"multiple of {variant.groups // variant.inner}, and config.model.width or widths makes it {width}"
+                )
+        return self
