@@ -30,6 +30,7 @@ data.resize <- val_resize val_resize_size resize_size crop_pct val_size_px test_
 data.crop_area <- scale crop_scale rrc_scale random_resized_crop_scale min_scale
 data.crop_aspect <- ratio crop_ratio rrc_ratio aspect_ratio
 data.flip <- hflip hflip_prob flip_prob horizontal_flip random_flip flip_p
+data.vertical_flip <- vflip vflip_prob flipud
 data.augment <- aa auto_augment autoaugment automatic_augmentation auto_augment_policy augmentation augmentations
     trivialaugment trivial_augment rand_augment
 data.mean <- img_mean image_mean pixel_mean norm_mean normalize_mean
@@ -120,7 +121,6 @@ color jitter is not a key of its own; --config.data.augment=randaugment, autoaug
 rotations and shears come with --config.data.augment=randaugment, autoaugment or trivialaugment; photographs are
     turned upright by --config.data.exif_rotation=true <- rotation rotate degrees random_rotation shear translate
     affine
-vertical flips are not supported; --config.data.flip is for horizontal ones <- vflip vertical_flip flipud
 class weights and balanced sampling are not supported: every image is seen once per epoch <- class_weight
     class_weights sample_weight sampler weighted_sampler balanced_sampler balance oversample oversampling focal
     focal_loss focal_gamma

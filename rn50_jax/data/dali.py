@@ -80,6 +80,8 @@ def train_pipeline(
         )
         pixels = fn.resize(pixels, size=[image_size, image_size], **rules.resize)
         pixels = fn.flip(pixels, horizontal=fn.random.coin_flip(probability=data.flip))
+        if data.vertical_flip:
+            pixels = fn.flip(pixels, horizontal=0, vertical=fn.random.coin_flip(probability=data.vertical_flip))
         return _augment(pixels, image_size, data), places
 
     with warnings.catch_warnings(record=data.augment != "none"):

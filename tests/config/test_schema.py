@@ -75,6 +75,20 @@ def test_an_option_is_written_in_two_places() -> None:
     ]
 
 
+def test_the_option_that_contributing_shows_is_whole() -> None:
+    """Its two places, as they are; nothing else names it but a page made from the schema, and what others call it."""
+    text = (REPO / "CONTRIBUTING.md").read_text()
+    for part in re.findall(r"^```diff\n(.*?)```", text, re.MULTILINE | re.DOTALL)[0].split("--- ")[1:]:
+        file, _, lines = part.partition("\n")
+        assert "\n".join(line[1:] for line in lines.splitlines()) in (REPO / file).read_text()
+    files = [path for path in PACKAGE.rglob("*.py") if "vertical_flip" in path.read_text()]
+    assert {str(path.relative_to(PACKAGE)) for path in files} == {
+        "config/sections/data.py",
+        "config/synonyms.py",
+        "data/dali.py",
+    }
+
+
 def choices(key: str) -> set[str]:
     return set(re.findall(r"'([^']+)'", options()[key].valid))
 

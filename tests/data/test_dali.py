@@ -95,6 +95,30 @@ def test_crops_do_not_depend_on_threads(digits: Path) -> None:
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize(("flip", "vertical_flip"), [(0.0, 1.0), (1.0, 1.0), (0.5, 0.5)])
+def test_flips_are_those_of_numpy(tmp_path: Path, flip: float, vertical_flip: float) -> None:
+    pixels = np.arange(32 * 32 * 3, dtype=np.uint32).reshape(32, 32, 3) % 251
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    data = DataConfig(crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip=flip, vertical_flip=vertical_flip)
+    pipeline = dali.train_pipeline(
+        ImageSet((str(path),), np.zeros(1, np.int32)),
+        np.zeros(200, np.int64),
+        data,
+        image_size=32,
+        batch_size=200,
+        num_threads=2,
+        device_id=None,
+        seed=3,
+    )
+    found = np.asarray(next(dali.deliver(pipeline, remember=False)).images)
+    ways = [pixels[::up, ::left] for up in (1, -1) for left in (1, -1)]  # as it is, mirrored, upside down, both
+    counts = np.array([np.all(found == way, axis=(1, 2, 3)).sum() for way in ways])
+    wanted = np.outer([1 - vertical_flip, vertical_flip], [1 - flip, flip]).ravel()
+    assert counts.sum() == 200
+    np.testing.assert_allclose(counts / 200, wanted, atol=0.15)
+
+
 def test_no_buffer_is_used_again_while_a_batch_lives(digits: Path) -> None:
     config = make_config(digits, ("batch_size", "50"), ("epochs", "1"))
     dataset = open_data(config)
@@ -324,6 +348,7 @@ SEEN = {
     "data.exif_rotation": {"exif_rotation": True},
     "data.background": {"background": (200, 30, 90)},
     "data.flip": {"flip": 1.0},
+    "data.vertical_flip": {"vertical_flip": 1.0},
     "data.augment": {"augment": "trivialaugment"},
     "data.randaugment": {"augment": "randaugment", "randaugment": (3, 20)},
     "data.resize": {"resize": 64},

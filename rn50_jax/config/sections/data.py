@@ -120,6 +120,9 @@ class DataConfig(Section):
         prepares=True,
     )
     flip: Probability = option(0.5, "probability of a horizontal flip in training", affects="stream")
+    vertical_flip: Probability = option(
+        0.0, "probability of a vertical flip in training, for images that have no top", affects="stream"
+    )
     augment: Literal["none", "randaugment", "autoaugment", "trivialaugment"] = option(
         "none", "after crop and flip: none, randaugment, autoaugment or trivialaugment (DALI's)", affects="stream"
     )
