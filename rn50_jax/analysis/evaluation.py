@@ -57,8 +57,14 @@ def evaluate_model(
         ranked.append({key: sums.pop(key) for key in ("weight", "class", "probability") if predictions})
         return sums
 
-    labels: dict[str, Any] = {"num_classes": model.num_classes, "seed": config.seed}
-    every = eval_batches(dataset.val, config.data, mesh, device_batch=config.batch_size, **labels)
+    every = eval_batches(
+        dataset.val,
+        config.data,
+        mesh,
+        device_batch=config.batch_size,
+        num_classes=model.num_classes,
+        seed=config.seed,
+    )
     batches = islice(every, config.run.prof or None)
     result = evaluate(remembering, {"val": variables}, batches) | trained.facts
     if flip_tta:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rn50_jax.bench import stats
+from rn50_jax.bench.compiled import num_classes
 from rn50_jax.bench.cpu_time import time_batches
 from rn50_jax.bench.device import describe_hardware, find_local_devices
 from rn50_jax.bench.record import Record
@@ -36,7 +37,7 @@ def open_loader(config: Config, images: ImageSet, plan: Plan, mesh: Mesh, steps:
         config.data,
         mesh,
         seed=config.seed,
-        num_classes=config.model.num_classes or 1000,
+        num_classes=num_classes(config),
         epochs=max(config.epochs, steps // plan.steps_per_epoch + 3),
         steps_per_epoch=plan.steps_per_epoch,
         device_batch=plan.device_batch,

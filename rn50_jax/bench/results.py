@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rn50_jax.config.loading import read_config
+from rn50_jax.config.loading import from_saved
+from rn50_jax.errors import UserError
 from rn50_jax.io.json_files import read_json, read_json_lines
 
 CPU = "CPU"
@@ -46,7 +47,7 @@ def read_results(folder: Path) -> tuple[list[Result], list[str]]:
             found.append(Result(path.stem, card_of(facts), _source(facts), document))
         except OSError as error:
             unread.append(f"{path.relative_to(folder)}: {error.strerror}")
-        except ValueError as error:
+        except (ValueError, UserError) as error:  # the latter of a run's config
             unread.append(f"{path.relative_to(folder)}: not read, {error}")
         except (KeyError, TypeError, AttributeError, IndexError):
             unread.append(f"{path.relative_to(folder)}: not read, it is no result of this project")
@@ -58,7 +59,8 @@ def _run(folder: Path, facts: dict[str, Any]) -> Result:
     lines = read_json_lines(metrics, dict[str, Any]).good if metrics.is_file() else []
     validations = [line for line in lines if "val.top1" in line]
     last = {"top1": float(validations[-1]["val.top1"]), "epochs": validations[-1]["epoch"]} if validations else {}
-    config = read_config(folder / "config.json")
+    path = folder / "config.json"
+    config = from_saved(read_json(path, dict[str, Any]), source=path.name).config
     chosen = {"precision": config.precision, "backend": config.data.backend}
     return Result(folder.name, card_of(facts), _source(facts), facts | last | chosen)
 

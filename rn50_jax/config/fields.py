@@ -138,16 +138,12 @@ def _describe(annotation: Any, kind: type, metadata: list[Any]) -> str:
         raise ValueError("an option that is no bool, Literal or number with a range says itself what is valid")
     number = "an integer" if kind is int else "a number"
     if kind is float and ge is not None and le is not None:
-        return f"a number from {ge:g} to {_power(le)}"
+        return f"a number from {ge:g} to {le:g}"
     if gt is not None and lt is not None:
         return f"{number} between {gt:g} and {lt:g}"
     low = f">= {ge}" if ge is not None else f"> {gt}"
     high = f" and at most {le}" if le is not None else f" and < {lt}" if lt is not None else ""
     return f"{number} {low}{high}"
-
-
-def _power(number: float) -> str:
-    return "2**24" if number == 2**24 else f"{number:g}"
 
 
 def one_of(*names: str) -> str:

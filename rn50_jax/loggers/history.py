@@ -137,7 +137,7 @@ _LINE = Annotated[dict[str, int | float | None], AfterValidator(_check_line)]
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Reads `config.json` or `run.json` of a work folder; {} if it cannot be read."""
+    """Reads `run.json` of a work folder; {} if it cannot be read."""
     try:
         return read_json(path, dict[str, Any])
     except (OSError, ValueError):

@@ -214,6 +214,19 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"precision": "int8"}', '{"a": 1}', None])
+def test_a_run_whose_config_is_none_is_told_beside_the_others(tmp_path: Path, text: str | None) -> None:
+    run = tmp_path / "damaged"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"devices": f"1 x {H100}", "started": "2026-11-27T11:00:00+0000"}))
+    if text is not None:
+        (run / "config.json").write_text(text)
+    write(tmp_path / "good.json", results=[timed(4000)])
+    found = summary.summarize(tmp_path)
+    assert [row[3] for row in table(found, "Training")] == ["4,000"]
+    assert "- damaged/run.json: " in found
+
+
 def test_nothing_at_all(tmp_path: Path) -> None:
     assert summary.main([str(tmp_path)]) == 0
     assert (tmp_path / "summary.md").read_text().endswith("\n\nEverything was measured.\n")

@@ -41,11 +41,10 @@ def parse_baselines(text: str) -> dict[str, str]:
 def network(config: Config) -> dict[str, Any]:
     """Returns the config's network in plain numbers, for those who build it without our modules."""
     variant = FAMILY[config.model.arch]
-    stages = config.model.stages or variant.stages
     return variant._asdict() | {
         "arch": config.model.arch,
-        "stages": list(stages),
-        "widths": list(config.model.widths or (config.model.width * 2**stage for stage in range(len(stages)))),
+        "stages": list(config.model.num_blocks),
+        "widths": list(config.model.stage_widths),
         "stem": config.model.width,
         "expansion": variant.expansion,
         "classes": num_classes(config),

@@ -128,7 +128,9 @@ class LossScaleConfig(Section):
     """The loss scale, only read with precision fp16. A step whose gradients overflow changes nothing else."""
 
     mode: Literal["static", "dynamic"] = option("static", "static: always loss_scale.init; dynamic: it moves")
-    init: Annotated[float, Field(ge=1, le=2**24)] = option(128.0, "the scale, or the first one if dynamic")
+    init: Annotated[float, Field(ge=1, le=2**24)] = option(
+        128.0, "the scale, or the first one if dynamic", valid="a number from 1 to 2**24"
+    )
     growth_interval: Count = option(
         2000, "dynamic: good steps in a row before the scale doubles; an overflow halves it, down to 1", unit="steps"
     )
