@@ -24,7 +24,7 @@ from rn50_jax.config import loading as configs
 from rn50_jax.data.dali_errors import need_dali
 from rn50_jax.errors import UserError
 from rn50_jax.io.files import telling_of_writes
-from rn50_jax.models.precision import PRECISIONS
+from rn50_jax.models.compute import PRECISIONS
 from rn50_jax.runtime import jax_setup
 
 _REAL = ("input", "end-to-end")

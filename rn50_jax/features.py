@@ -24,12 +24,13 @@ from rn50_jax.inference.trained_model import TrainedModel, load_model, warn_assu
 from rn50_jax.io.files import telling_of_writes, written_whole
 from rn50_jax.io.messages import say
 from rn50_jax.io.text import counted
-from rn50_jax.models.resnet import ResNet, Variables
+from rn50_jax.models.network import Network
+from rn50_jax.models.walk import Variables
 from rn50_jax.runtime.progress_bar import progress
 
 
 def feature_step(
-    variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, normalization: Normalization
+    variables: Variables, batch: Batch, *, model: Network, axis_name: str, normalization: Normalization
 ) -> jax.Array:
     """Returns the classifier's input for each image: the last stage's mean over the pixels, float32 [B, C]."""
     del axis_name  # every device answers for its own images

@@ -101,7 +101,7 @@ def _compile(config: Any, mode: str) -> Any:
     from rn50_jax.config.model import build_model
     from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices
     from rn50_jax.inference.predict_step import predict_step
-    from rn50_jax.models.fold import fold, pack_model
+    from rn50_jax.models.fold import fold, pack
     from rn50_jax.training.build import build_state, compile_steps
 
     devices = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices
@@ -124,9 +124,7 @@ def _compile(config: Any, mode: str) -> Any:
     else:
         state = {"params": state.params, "batch_stats": state.batch_stats}
         if config.compute.fold_batch_norm != "off":
-            folded = model.clone(folded=True)
-            state = jax.eval_shape(lambda tree: pack_model(folded, fold(tree))[1], state)
-            model = folded.clone(packed=True)
+            state = jax.eval_shape(lambda tree: pack(model, fold(model, tree)), state)
         one_step = partial(predict_step, model=model, axis_name=AXIS)
         step = map_over_devices(one_step, mesh, mode=config.compute.parallel, stacked=True)
         batch = {"image": batch["image"]}

@@ -61,7 +61,7 @@ if [ -n "${SMALL:-}" ]; then
   tiny=(--config.model.arch=resnet18 --config.model.width=8 "--config.model.stages=(1,)")
   recipe=(--config configs/quickstart.py "${tiny[@]}") quick=("${tiny[@]}" --config.epochs=1)
   steps=(--steps 2 --warmup 1) feed=(--steps 2 --warmup 1) modes=(infer) beside=4 every=fp32
-  variants=(compute.fused_norm=false) quickstarts=(fp16-dynamic)
+  variants=(compute.impl=plain) quickstarts=(fp16-dynamic)
   killed=(--config.epochs=2 --config.precision=fp32 "--config.model.stages=(1,)")
 else
   device=gpu decoder=dali-gpu least=60 baselines=torch-compile,torch common=bf16 batch=256 larger=400 largest=512
@@ -69,8 +69,7 @@ else
   gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
   recipe=(--config configs/dgxa100_90e.py) quick=() killed=(--config.precision=bf16 --config.loss_scale.mode=static)
   steps=(--steps 200 --warmup 20) feed=(--steps 40 --warmup 4) modes=(train infer) beside=256,1 every=bf16,fp16,tf32,fp32
-  variants=(compute.fused_norm=false compute.max_pool=indexed compute.max_pool=native compute.conv_lowering=dot1x1 compute.stem=space_to_depth
-    compute.stem=conv) quickstarts=(bf16-dali-gpu fp16-static fp16-dynamic tf32 fp32)
+  variants=(compute.impl=plain) quickstarts=(bf16-dali-gpu fp16-static fp16-dynamic tf32 fp32)
 fi
 data=(--generated "$images")
 [ -z "${DATA:-}" ] || data=("--config.data.dir=$DATA")

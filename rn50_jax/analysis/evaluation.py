@@ -15,7 +15,7 @@ from rn50_jax.data.sampler import eval_order
 from rn50_jax.distributed.devices import make_mesh, map_over_devices, place
 from rn50_jax.inference.trained_model import TrainedModel, load_for_inference, open_val
 from rn50_jax.io.messages import say
-from rn50_jax.models.resnet import Variables
+from rn50_jax.models.walk import Variables
 from rn50_jax.training.build import make_eval_step
 from rn50_jax.training.step import Metrics
 from rn50_jax.training.validation import evaluate

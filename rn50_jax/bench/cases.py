@@ -118,7 +118,7 @@ def measure(
         "images_per_step": program.images,
         "images_per_second": program.images / result["step_seconds"]["median"],
         "images_per_second_mean": program.images / result["step_seconds"]["mean"],
-        "conv_lowering": program.lowering,
+        "impl": config.compute.impl,
         "trace_seconds": made.trace_seconds,
         "compile_seconds": made.compile_seconds,
         "compiled_from_cache": made.cached,

@@ -32,7 +32,6 @@ class Program(NamedTuple):
     run: Run
     images: int
     compilation: timing.Compilation
-    lowering: str
     again: Callable[[dict[str, str]], tuple[Run, Any]]
 
 
@@ -66,7 +65,7 @@ def make_program(config: Config, mode: str, devices: list[jax.Device]) -> Progra
         other = compilation.lowered.compile(compiler_options=options)
         return runs(other), other
 
-    return Program(runs(step), device_batch * len(devices), compilation, model.lowering, again)
+    return Program(runs(step), device_batch * len(devices), compilation, again)
 
 
 def num_classes(config: Config) -> int:
@@ -78,7 +77,7 @@ def _infer_step(config: Config, model: Any, mesh: Mesh) -> tuple[Any, Any]:
     """The step and the variables, as `predict` has them."""
     platform = mesh.devices.flat[0].platform
     variables = initial_variables(model, config.seed)
-    model, variables = inference_form(model, variables, config.compute.fold_batch_norm, platform=platform)
+    variables = inference_form(model, variables, config.compute.fold_batch_norm, platform=platform)
     normalization = pixel_normalization(config.data.mean, config.data.std)
     one_step = partial(predict_step, model=model, axis_name=AXIS, normalization=normalization)
     return map_over_devices(one_step, mesh, mode=config.compute.parallel, stacked=True), place(variables, mesh)

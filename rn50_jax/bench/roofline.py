@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rn50_jax.bench.timing import time_single
-from rn50_jax.models.precision import PRECISIONS
+from rn50_jax.models.compute import PRECISIONS
 
 # Sides of the matrices and bytes of the array, by platform; far beyond the caches.
 _SIDES = {"cpu": (512, 1024), "gpu": (4096, 8192)}
@@ -28,10 +28,10 @@ def measure_ceiling(
     """Times both on one device, on random numbers.
 
     Args:
-      precision: a key of `precision.PRECISIONS`.
+      precision: a key of `compute.PRECISIONS`.
       sides: of the square matrices, of which the fastest counts; nbytes: of the array. By default large ones.
     """
-    dtype, matmul = PRECISIONS[precision]
+    dtype, matmul = PRECISIONS[precision][:2]
     rng = np.random.default_rng(0)
     best = 0.0
     multiply = jax.jit(lambda a, b: jnp.dot(a, b, precision=matmul))

@@ -107,7 +107,7 @@ def parse_variants(config: Config, texts: Sequence[str]) -> list[str]:
         key, given, value = text.partition("=")
         key = key.strip().removeprefix("config.")
         if not given:
-            raise UserError(f"--vary {text!r} must be KEY=VALUE, such as compute.max_pool=native")
+            raise UserError(f"--vary {text!r} must be KEY=VALUE, such as compute.impl=plain")
         if key in _OPTIONS_FOR:
             raise UserError(f"--vary {key}: use {_OPTIONS_FOR[key]}, without --vary")
         changed = configs.override(config, [(key, value)])

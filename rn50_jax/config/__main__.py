@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _read(name: str, overrides: configs.Overrides) -> Config:
     saved = Path(name) / "config.json"
-    return configs.load(str(saved) if os.path.isfile(saved) else name, overrides)[0]  # noqa: PTH113
+    file = str(saved) if os.path.isfile(saved) else name  # noqa: PTH113
+    return configs.load(file, overrides, to_run=False)[0]
 
 
 def _compare(names: Sequence[str], found: Sequence[Config]) -> str:

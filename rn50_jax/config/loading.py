@@ -21,7 +21,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.io.json_files import read_json
 from rn50_jax.io.messages import warn
 from rn50_jax.io.terminal import fit
-from rn50_jax.io.text import first_line
+from rn50_jax.io.text import first_line, shell
 
 Overrides = Sequence[tuple[str, str]]
 
@@ -81,10 +81,13 @@ class _HelpConfig(argparse.Action):
         parser.exit()
 
 
-def load(spec: str, overrides: Overrides = ()) -> tuple[Config, str]:
+def load(spec: str, overrides: Overrides = (), *, to_run: bool = True) -> tuple[Config, str]:
     """Reads `FILE.py[:variant]`, a ready config by its name alone, or the `config.json` of an earlier run.
 
     A `.py` file is executed; a `.json` file is only read. A file goes before a ready config of that name.
+
+    Args:
+      to_run: whether the config's network is going to be made, see `refuse_unnamed_network`.
 
     Returns:
       The config with the overrides, checked, and its name: the file's stem, with `-variant` if one was given.
@@ -95,7 +98,10 @@ def load(spec: str, overrides: Overrides = ()) -> tuple[Config, str]:
     name, _, variant = spec.partition(":")
     path = find_config(name)
     if path.suffix == ".json":
-        return override(read_config(path, source=name), overrides), path.stem
+        config = override(read_config(path, source=name), overrides)
+        if to_run:
+            refuse_unnamed_network(config, overrides, name)
+        return config, path.stem
     if path.suffix != ".py":
         raise UserError(f"config file {name!r} must end in .py (a recipe) or .json (the config of an earlier run)")
     recipe = _execute(path, variant)
@@ -103,6 +109,17 @@ def load(spec: str, overrides: Overrides = ()) -> tuple[Config, str]:
         raise UserError(f"{name}: get_config() must return an ml_collections ConfigDict, not {type(recipe).__name__}")
     flat = {key: _tuples(value) for key, value in flatten(recipe.to_dict()).items()}
     return _build(flat, overrides), path.stem + (f"-{variant}" if variant else "")
+
+
+def refuse_unnamed_network(config: Config, overrides: Overrides, source: str) -> None:
+    """Refuses to run a network's code that a saved config names, which may be a stranger's, and the command line not.
+
+    Raises:
+      UserError: it is so.
+    """
+    if config.model.is_own and "model.arch" not in dict(overrides):
+        written = shell([f"--config.model.arch={config.model.arch}"])
+        raise UserError(f"the network of {source} is code of a file; if you trust that file, name it: {written}")
 
 
 def defaults() -> ml_collections.ConfigDict:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 MOVED = {
     "all_reduce": "compute.all_reduce",
     "parallel": "compute.parallel",
-    **{f"model.{name}": f"compute.{name}" for name in ("conv_lowering", "stem", "max_pool", "fused_norm")},
     "model.fold_batch_norm": "compute.fold_batch_norm",
     "run.compile_cache": "compute.compile_cache",
     "run.xla_flags": "compute.xla_flags",
@@ -22,7 +21,15 @@ class Removed(NamedTuple):
     now: str
 
 
+_LOWERINGS = {"conv_lowering": "auto", "stem": "auto", "max_pool": "fused", "fused_norm": True}
+_IMPL = "compute.impl says how convolution and BatchNorm are written, xla (fast) or plain"
+
 REMOVED = {
+    **{
+        f"{section}.{name}": Removed(usual, _IMPL)
+        for section in ("compute", "model")
+        for name, usual in _LOWERINGS.items()
+    },
     "data.on_bad_file": Removed("substitute", "--config.data.max_bad_images=0 ends a run at the first bad image"),
     "data.prefetch": Removed(2, "two batches are always ready on the device"),
     "recipe.mixup_draw": Removed("device", "each device draws its own mixing"),

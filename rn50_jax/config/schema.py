@@ -51,6 +51,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_finetune(self) -> Self:
+        if self.model.is_own:  # which tells its parts when it is made
+            return self
         parts = part_names(len(self.model.num_blocks))
         frozen, scaled = self.finetune.freeze, [part for part, _ in self.finetune.lr_scales]
         for key, names in (("freeze", frozen), ("lr_scales", scaled)):

@@ -12,7 +12,8 @@ from rn50_jax.data.normalize import Normalization
 from rn50_jax.errors import RunStopped
 from rn50_jax.inference.image_files import Decoded, Found
 from rn50_jax.inference.predict_step import logits_of
-from rn50_jax.models.resnet import ResNet, Variables
+from rn50_jax.models.network import Network
+from rn50_jax.models.walk import Variables
 
 T = TypeVar("T")
 # From images as the file takes them to float32 [N, K].
@@ -46,7 +47,7 @@ def check_images(decode: Decode, val: Sequence[Found]) -> np.ndarray:
 
 
 def outputs(
-    model: ResNet, variables: Variables, images: np.ndarray, normalization: Normalization, output: str
+    model: Network, variables: Variables, images: np.ndarray, normalization: Normalization, output: str
 ) -> np.ndarray:
     """Returns what a model gives for images, uint8 [N, S, S, 3]: float32 [N, K], `output` as in `Form`."""
     logits = jax.jit(partial(logits_of, model=model, normalization=normalization))(variables, images)

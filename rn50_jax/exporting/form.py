@@ -10,8 +10,9 @@ import numpy as np
 from rn50_jax.data.formats.imagenet_names import human_names
 from rn50_jax.data.normalize import Normalization, normalize, pixel_normalization
 from rn50_jax.inference.trained_model import TrainedModel
-from rn50_jax.models.fold import fold_model
-from rn50_jax.models.resnet import ResNet, Variables
+from rn50_jax.models.fold import fold
+from rn50_jax.models.network import Network, computed_by
+from rn50_jax.models.walk import Variables
 
 INPUTS = ("uint8", "float32")
 LAYOUTS = ("nhwc", "nchw")
@@ -45,7 +46,7 @@ class Exportable(NamedTuple):
     image_size: int
     normalization: Normalization
     form: Form
-    model: ResNet
+    model: Network
     variables: Variables
 
     def convert(self, images: np.ndarray) -> np.ndarray:
@@ -67,9 +68,9 @@ class Exportable(NamedTuple):
 
 def make_exportable(trained: TrainedModel, variables: Variables, form: Form) -> Exportable:
     """Returns a trained model with its loaded variables in the form in which it is exported."""
-    model, data = trained.model.clone(lowering="native", stem="conv"), trained.config.data
+    model, data = computed_by("plain", trained.model), trained.config.data
     if form.fold:
-        model, variables = fold_model(model, variables)
+        variables = fold(model, variables)
     constants = pixel_normalization(data.mean, data.std)
     return Exportable(trained.config.model.arch, data.image_size, constants, form, model, variables)
 

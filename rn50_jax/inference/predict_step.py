@@ -4,11 +4,12 @@ import jax
 
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.normalize import IMAGENET, Normalization, normalize
-from rn50_jax.models.resnet import ResNet, Variables
+from rn50_jax.models.network import Network
+from rn50_jax.models.walk import Variables
 
 
 def predict_step(
-    variables: Variables, batch: Batch, *, model: ResNet, axis_name: str, normalization: Normalization = IMAGENET
+    variables: Variables, batch: Batch, *, model: Network, axis_name: str, normalization: Normalization = IMAGENET
 ) -> jax.Array:
     """Returns class probabilities, float32 [B, K]."""
     del axis_name  # every device answers for its own images
@@ -16,10 +17,16 @@ def predict_step(
 
 
 def logits_of(
-    variables: Variables, images: jax.Array, model: ResNet, normalization: Normalization, flip_tta: bool = False
+    variables: Variables, images: jax.Array, model: Network, normalization: Normalization, flip_tta: bool = False
 ) -> jax.Array:
     """Returns logits, float32 [B, K], with the running BatchNorm statistics; `flip_tta` as in `eval_step`."""
-    logits: jax.Array = model.apply(variables, normalize(images, normalization), train=False)
+
+    @jax.named_scope("network")  # for bench/groups.py
+    def apply(images: jax.Array) -> jax.Array:
+        logits: jax.Array = model.apply(variables, images, train=False)
+        return logits
+
+    logits = apply(normalize(images, normalization))
     if flip_tta:
-        logits = (logits + model.apply(variables, normalize(images[:, :, ::-1], normalization), train=False)) / 2
+        logits = (logits + apply(normalize(images[:, :, ::-1], normalization))) / 2
     return logits

@@ -30,13 +30,15 @@ from rn50_jax.io.messages import warn
 from rn50_jax.io.text import counted
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.initial import variable_shapes
-from rn50_jax.models.resnet import ResNet, Variables
+from rn50_jax.models.network import Network
+from rn50_jax.models.walk import Variables
 from rn50_jax.runtime import jax_setup
 from rn50_jax.runtime.machine import versions
 from rn50_jax.runtime.run_folder import check_path
+from rn50_jax.weights.architecture import Architecture, infer_architecture
 from rn50_jax.weights.files import WeightFile, read_weights, write_weights
 from rn50_jax.weights.metadata import PREPARATION, config_values, to_pixels
-from rn50_jax.weights.torch_names import fit, infer_architecture, to_torch
+from rn50_jax.weights.torch_names import fit, to_common_form
 
 
 class TrainedModel(NamedTuple):
@@ -54,7 +56,7 @@ class TrainedModel(NamedTuple):
     class_names: tuple[str, ...]
     facts: dict[str, Any]
     devices: list[jax.Device]
-    model: ResNet
+    model: Network
     load: Callable[[], Variables]
     val_images: frozenset[str] | None = None
     assumed: tuple[str, ...] = ()
@@ -67,7 +69,7 @@ def load_model(args: argparse.Namespace, overrides: Overrides) -> TrainedModel:
     return load_run(args.workdir, args.checkpoint, overrides, ema=args.ema)
 
 
-def load_for_inference(trained: TrainedModel, *, exact: bool = False) -> tuple[ResNet, Variables]:
+def load_for_inference(trained: TrainedModel, *, exact: bool = False) -> tuple[Network, Variables]:
     """Returns the model in the form in which it answers, and its variables: BatchNorm folded, if the config says so.
 
     Args:
@@ -82,7 +84,7 @@ def load_for_inference(trained: TrainedModel, *, exact: bool = False) -> tuple[R
     setting = trained.config.compute.fold_batch_norm
     if setting == "auto" and exact:
         setting = "off"
-    return inference_form(trained.model, variables, setting, platform=trained.devices[0].platform)
+    return trained.model, inference_form(trained.model, variables, setting, platform=trained.devices[0].platform)
 
 
 def load_run(workdir: Path, which: str, overrides: Overrides, *, ema: str = "auto") -> TrainedModel:
@@ -121,6 +123,7 @@ def _read_run(checkpoints: Checkpoints, workdir: Path, which: str, overrides: Ov
     config = configs.override(
         saved, [*((option.key, str(option.default)) for option in affecting("machine")), *overrides]
     )
+    configs.refuse_unnamed_network(config, overrides, str(workdir))
     val_images = read_val_images(workdir) if config.data.val_share else None
     if config.data.val_share and val_images is None:
         warn(f"{workdir / VAL_IMAGES} is missing: the validation images are drawn again, by config.seed")
@@ -159,7 +162,7 @@ def load_weights(path: Path, overrides: Overrides) -> TrainedModel:
       UserError: the file cannot be read, is no ResNet, or an override is wrong.
     """
     file = read_weights(path)
-    architecture = infer_architecture(file.arrays, str(path))
+    architecture = _architecture(file, dict(overrides), str(path))
     val_images = frozenset(file.meta["val_images"]) if "val_images" in file.meta else None
     told = config_values(file.meta)
     size, resize = told.get("data.image_size"), told.get("data.resize")
@@ -176,6 +179,17 @@ def load_weights(path: Path, overrides: Overrides) -> TrainedModel:
     known = {*told, *dict(overrides), *(["data.class_names"] if class_names else [])}
     assumed = tuple(key for key in (*PREPARATION, "class_names") if f"data.{key}" not in known)
     return TrainedModel(str(path), config, class_names, facts, devices, model, load, val_images, assumed)
+
+
+def _architecture(file: WeightFile, given: dict[str, str], source: str) -> Architecture:
+    """What the tensors of a file tell of its network; of one of the user's own, what the command line tells."""
+    keys = [(key, given[key]) for key in ("model.arch", "model.num_classes") if key in given]
+    model = configs.override(Config(), keys).model
+    if not model.is_own:
+        return infer_architecture(file.arrays, source)
+    if not (classes := len(file.meta.get("class_names", ())) or model.num_classes):
+        raise UserError(f"{source} does not say how many classes it has; write --config.model.num_classes=N")
+    return Architecture({"model.arch": model.arch}, classes)
 
 
 def open_val(trained: TrainedModel) -> Dataset:
@@ -251,7 +265,7 @@ def prepare_devices(config: Config) -> list[jax.Device]:
     return find_devices(backend=config.data.backend, precision=config.precision)
 
 
-def variables_of_file(file: WeightFile, model: ResNet, source: str) -> Variables:
+def variables_of_file(file: WeightFile, model: Network, source: str) -> Variables:
     """Returns the weights of a file as the model's variables; raises what `torch_names.fit` does."""
     params, batch_stats = fit(file.arrays, model, source)
     return {"params": params, "batch_stats": batch_stats}
@@ -268,7 +282,7 @@ def save_weights(trained: TrainedModel, target: Path) -> dict[str, Any]:
       UserError: unknown suffix, the weights cannot be read or the file not be written.
     """
     meta = {key: value for key, value in describe_model(trained).items() if key not in trained.assumed}
-    write_weights(target, WeightFile(to_torch(**trained.load()), meta))
+    write_weights(target, WeightFile(to_common_form(trained.model, trained.load()), meta))
     return meta
 
 

@@ -1,82 +1,74 @@
 """BatchNorm folded into the convolution before it: the same classifier, for inference alone, in fewer operations."""
 
-from typing import Any
-
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from rn50_jax.models.conv_norm import ConvNorm
+from rn50_jax.models.network import Network
 from rn50_jax.models.norm import EPSILON
-from rn50_jax.models.resnet import ResNet, Variables
-
-# The BatchNorm that follows each convolution, by name; squeeze and excitation and the classifier have none.
-_NORM_OF = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3", "downsample_0": "downsample_1"}
+from rn50_jax.models.walk import Layer, Variables, walk
 
 
-def inference_form(model: ResNet, variables: Variables, setting: str, *, platform: str) -> tuple[ResNet, Variables]:
-    """Returns the model and its variables as they answer fastest: folded, and on a GPU packed.
+def inference_form(model: Network, variables: Variables, setting: str, *, platform: str) -> Variables:
+    """Returns a model's variables as it answers fastest with them: folded, and on a GPU packed.
 
     Args:
       setting: `compute.fold_batch_norm`; "off" leaves them as they are.
       platform: "cpu" or "gpu".
     """
     if setting == "off":
-        return model, variables
+        return variables
     # On the host, by NumPy: on a device each of the 300 operations would be a program of its own to compile.
-    folded = fold_model(model, jax.device_get(variables))
-    return pack_model(*folded) if platform == "gpu" else folded
+    folded = fold(model, jax.device_get(variables))
+    return pack(model, folded) if platform == "gpu" else folded
 
 
-def fold_model(model: ResNet, variables: Variables) -> tuple[ResNet, Variables]:
-    """Returns the model and its variables without BatchNorm, for `train=False`.
+def fold(model: Network, variables: Variables) -> Variables:
+    """Folds BatchNorm with its running statistics into the convolutions, each `ConvNorm` of the model.
 
-    The logits are those of the model in evaluation but for rounding: kernels are rounded to the compute type after the
-    scaling, not before. tests/models/test_fold.py has the tolerances.
+    BN(conv(x, kernel)) = conv(x, kernel * f) + (bias - mean * f) with f = scale / sqrt(var + EPSILON), for each
+    channel. The logits are those of the model in evaluation but for rounding: kernels are rounded to the compute type
+    after the scaling, not before. tests/models/test_fold.py has the tolerances.
+
+    Args:
+      variables: {"params", "batch_stats"} of NumPy or JAX arrays, also traced ones.
+
+    Returns:
+      {"params", "batch_stats"} for the same model with `train=False`, of the same kind of arrays and dtypes. Each
+      convolution has a `bias` [C] beside its `kernel`, and of its BatchNorm nothing is left.
     """
-    return model.clone(folded=True), fold(variables)
+    params, stats = (flatten_dict(variables[name]) for name in ("params", "batch_stats"))
+    for layer in _conv_norms(model):
+        leaf = {name: params.pop((*layer.norm, name)) for name in ("scale", "bias")}
+        leaf |= {name: stats.pop((*layer.norm, name)) for name in ("mean", "var")}
+        factor = leaf["scale"] * (leaf["var"] + EPSILON) ** -0.5
+        params[*layer.path, "kernel"] = params[*layer.path, "kernel"] * factor
+        params[*layer.path, "bias"] = leaf["bias"] - leaf["mean"] * factor
+    return {"params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
 
 
-def pack_model(model: ResNet, variables: Variables) -> tuple[ResNet, Variables]:
+def pack(model: Network, folded: Variables) -> Variables:
     """Rounds and turns the kernels and biases of a folded model once, as cuDNN reads them, not in each call.
 
     The logits are the same to the bit. On a GPU a call then starts 59 kernels instead of 164 for resnet50 in bf16
     (counted in the program that XLA compiles for an H100, docs/performance.md): at small batches most of its time.
 
     Args:
-      model, variables: from `fold_model`.
-    """
-    compute = model.precision.compute
-
-    def pack(path: tuple[Any, ...], x: Any) -> Any:
-        names = [key.key for key in path]
-        if names[-2] not in _NORM_OF:
-            return x
-        return (x.transpose(3, 0, 1, 2) if names[-1] == "kernel" else x).astype(compute)
-
-    return model.clone(packed=True), jax.tree_util.tree_map_with_path(pack, variables)
-
-
-def fold(variables: Variables) -> Variables:
-    """Folds BatchNorm with its running statistics into the convolutions.
-
-    BN(conv(x, kernel)) = conv(x, kernel * f) + (bias - mean * f) with f = scale / sqrt(var + EPSILON), for each
-    channel.
-
-    Args:
-      variables: {"params", "batch_stats"} of a `ResNet`, of NumPy or JAX arrays, also traced ones.
+      folded: from `fold`.
 
     Returns:
-      {"params", "batch_stats"} of the same model with `folded=True`, of the same kind of arrays and dtypes.
-      Each convolution has a `bias` [C] beside its `kernel`, and batch_stats is empty.
+      The same with `packed` [features, k, k, C / groups] in the place of each `kernel`.
     """
-    return {"params": _fold(variables["params"], variables["batch_stats"]), "batch_stats": {}}
+    params = flatten_dict(folded["params"])
+    for layer in _conv_norms(model):
+        assert isinstance(layer.module, ConvNorm)
+        dtype = layer.module.compute.dtype
+        params[*layer.path, "packed"] = params.pop((*layer.path, "kernel")).transpose(3, 0, 1, 2).astype(dtype)
+        params[*layer.path, "bias"] = params[*layer.path, "bias"].astype(dtype)
+    return folded | {"params": unflatten_dict(params)}
 
 
-def _fold(params: Any, batch_stats: Any) -> dict[str, Any]:
-    folded: dict[str, Any] = {}
-    for name, tree in params.items():
-        if norm := _NORM_OF.get(name):
-            factor = params[norm]["scale"] * (batch_stats[norm]["var"] + EPSILON) ** -0.5
-            bias = params[norm]["bias"] - batch_stats[norm]["mean"] * factor
-            folded[name] = {"kernel": tree["kernel"] * factor, "bias": bias}
-        elif name not in _NORM_OF.values():
-            folded[name] = _fold(tree, batch_stats[name]) if name in batch_stats else tree
-    return folded
+def _conv_norms(model: Network) -> list[Layer]:
+    # By path: a module that is called twice has its variables once.
+    layers = {layer.path: layer for layer in walk(model).layers if isinstance(layer.module, ConvNorm)}
+    return list(layers.values())

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from rn50_jax.models.pool import largest_in_windows, max_pool, put_back
+from rn50_jax.models.pool import largest_in_windows, put_back
 
-MOMENTUM = 0.9  # weight of the old running average; torch calls its complement, 0.1, the momentum
 EPSILON = 1e-5
+
+Statistics = tuple[jax.Array, jax.Array]  # mean and biased variance, in at least float32, [C]
 
 
 class NormSync(NamedTuple):
@@ -32,7 +33,8 @@ def norm_sync(axis_name: str, num_devices: int, group: int) -> NormSync | None:
     return NormSync(axis_name, groups, size)
 
 
-def _mean_over(sync: NormSync | None, tree: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+def mean_over(sync: NormSync | None, tree: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Returns the means of [C] arrays over the devices that share statistics."""
     if sync is None:
         return tree
     # Gathered and added in order, not all-reduced: as fast for so few numbers, and the same bits on any machines.
@@ -64,7 +66,7 @@ def _statistics(x: jax.Array, sync: NormSync | None) -> tuple[jax.Array, jax.Arr
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     count = x.size // x.shape[-1]
     total, squares = _two_sums(wide, jnp.square(wide))
-    mean, square = _mean_over(sync, (total / count, squares / count))
+    mean, square = mean_over(sync, (total / count, squares / count))
     var = jnp.maximum(square - jnp.square(mean), 0.0)
     return wide, mean, var, lax.rsqrt(var + EPSILON)
 
@@ -74,7 +76,7 @@ def _input_gradient(
 ) -> jax.Array:
     """The gradient of `x`, given that of the result; `sums`: of `dy` and `dy * normalized`, on this device."""
     count = dy.size // dy.shape[-1]
-    mean_dy, mean_dy_x = _mean_over(sync, (sums[0] / count, sums[1] / count))
+    mean_dy, mean_dy_x = mean_over(sync, (sums[0] / count, sums[1] / count))
     return factor * (dy - mean_dy - normalized * mean_dy_x)
 
 
@@ -88,7 +90,7 @@ def batch_norm(
     sync: NormSync | None,
     relu: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalizes with the batch's own statistics (Ioffe & Szegedy 2015, arXiv:1502.03167), adds, cuts off at zero.
+    """Normalizes with the batch's own statistics (Ioffe & Szegedy 2015, arXiv:1502.03167), adds, applies ReLU.
 
     The derivative is written out, so that of the activations it keeps only what the convolutions beside it keep
     anyway: `x`, which the one before has written, and with a residual the result, which the one after reads. The
@@ -134,17 +136,17 @@ def _batch_norm_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     x, scale, bias, mean, inverse, result = kept
     factor = inverse * scale
-    centred = x.astype(mean.dtype) - mean
+    centered = x.astype(mean.dtype) - mean
     dy = gradients[0]
     if relu:
         # Without a residual, x tells as well as the result what was cut off, and must be read here in any case.
-        cut = centred * factor + bias if result is None else result
+        cut = centered * factor + bias if result is None else result
         dy = jnp.where(cut > 0, dy, 0)
-    normalized, wide_dy = centred * inverse, dy.astype(mean.dtype)
+    normalized, wide_dy = centered * inverse, dy.astype(mean.dtype)
     sums = _two_sums(wide_dy, wide_dy * normalized)
     dx = _input_gradient(wide_dy, normalized, factor, sums, sync)
     d_residual = None if result is None else dy
-    return dx.astype(x.dtype), sums[1].astype(scale.dtype), sums[0].astype(scale.dtype), d_residual
+    return dx.astype(x.dtype), sums[1].astype(scale.dtype), sums[0].astype(bias.dtype), d_residual
 
 
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
@@ -187,90 +189,30 @@ def _batch_norm_max_pool_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, top, index, scale, bias, mean, inverse = kept
     factor = inverse * scale
-    centred = top.astype(mean.dtype) - mean
-    dy = jnp.where(centred * factor + bias > 0, gradients[0].astype(mean.dtype), 0)
-    sums = _two_sums(dy, dy * (centred * inverse))
+    centered = top.astype(mean.dtype) - mean
+    dy = jnp.where(centered * factor + bias > 0, gradients[0].astype(mean.dtype), 0)
+    sums = _two_sums(dy, dy * (centered * inverse))
     normalized = (x.astype(mean.dtype) - mean) * inverse
     dx = _input_gradient(put_back(dy, index, *x.shape[1:3]), normalized, factor, sums, sync)
-    return dx.astype(x.dtype), sums[1].astype(scale.dtype), sums[0].astype(scale.dtype)
+    return dx.astype(x.dtype), sums[1].astype(scale.dtype), sums[0].astype(bias.dtype)
 
 
 batch_norm_max_pool.defvjp(_batch_norm_max_pool_forward, _batch_norm_max_pool_backward)
 
 
+def normalize(
+    x: jax.Array, scale: jax.Array | None, bias: jax.Array, statistics: Statistics | None, dtype: jnp.dtype
+) -> jax.Array:
+    """Normalizes [..., C] with given statistics; without `scale`, adds the bias alone. Returns `dtype`."""
+    if scale is None:
+        # In the compute type: XLA makes convolution, bias, sum and ReLU one cuDNN call only if all have the same.
+        return x + bias.astype(dtype)
+    assert statistics is not None
+    mean, var = statistics
+    return ((x - mean) * (lax.rsqrt(var + EPSILON) * scale) + bias).astype(dtype)
+
+
 def add_relu(x: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
-    """Adds the shortcut and makes negative values 0, which may follow a BatchNorm."""
+    """Adds `residual`, if there is one, then applies ReLU, if `relu`."""
     total = x if residual is None else residual + x
     return nn.relu(total) if relu else total
-
-
-class FoldedNorm(nn.Module):
-    """Stands where a BatchNorm was folded into the convolution before it: only what may follow is left."""
-
-    def __call__(
-        self, x: jax.Array, residual: jax.Array | None = None, *, relu: bool = False, pool: str | None = None
-    ) -> jax.Array:
-        """As `BatchNorm`, without normalizing."""
-        y = add_relu(x, residual, relu)
-        return y if pool is None else max_pool(y, lowering=pool)
-
-
-class BatchNorm(nn.Module):
-    """Batch normalization over all axes but the last.
-
-    Parameters `scale` and `bias`, running averages `mean` and `var` (collection `batch_stats`), all float32 [C].
-    Statistics are those of the device's own batch, or with `sync` of its group's, computed in float32.
-
-    As torch, and unlike `flax.linen.BatchNorm`, the running `var` averages the unbiased batch variance
-    (n / (n - 1) times the biased one that normalizes the batch), so that weights travel both ways unchanged.
-
-    fused: one derivative for normalizing, sum and ReLU; False leaves the latter two to JAX.
-    """
-
-    use_running_average: bool
-    dtype: jnp.dtype = jnp.dtype(jnp.float32)
-    sync: NormSync | None = None
-    fused: bool = True
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, residual: jax.Array | None = None, *, relu: bool = False, pool: str | None = None
-    ) -> jax.Array:
-        """Normalizes, adds, cuts off what is negative: max(BN(x) + residual, 0). Then may pool.
-
-        Args:
-          x: [B, H, W, C] of any float type.
-          residual: [B, H, W, C] in `dtype`; None to add nothing.
-          relu: False for the sum as it is.
-          pool: None, or the `lowering` of a `max_pool` that follows; "fused" needs ReLU and no residual.
-
-        Returns:
-          [B, H, W, C] in `dtype`, or a quarter of that.
-        """
-        channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        if self.is_initializing():  # shapes are enough, see `Conv`
-            y = x.astype(self.dtype)
-            return y if pool is None else y[:, ::2, ::2]
-        if self.use_running_average:
-            mean, var = running_mean.value, running_var.value
-            y = ((x - mean) * (lax.rsqrt(var + EPSILON) * scale) + bias).astype(self.dtype)
-            y = add_relu(y, residual, relu)
-            return y if pool is None else max_pool(y, lowering=pool)
-        if pool == "fused":
-            y, mean, var = batch_norm_max_pool(x, scale, bias, self.dtype, self.sync)
-        elif self.fused:
-            y, mean, var = batch_norm(x, scale, bias, residual, self.dtype, self.sync, relu)
-        else:
-            y, mean, var = batch_norm(x, scale, bias, None, self.dtype, self.sync, False)
-            y = add_relu(y, residual, relu)
-        if pool not in (None, "fused"):
-            y = max_pool(y, lowering=pool)
-        count = x.size // channels * (self.sync.size if self.sync else 1)
-        unbiased = var * (count / max(count - 1, 1))
-        running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * mean
-        running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * unbiased
-        return y

@@ -1,7 +1,6 @@
-"""Pooling: the stem's maximum with a derivative that needs no scatter, and the mean over all pixels."""
+"""Pooling: maximum and means; and the parts of a maximum whose derivative needs no scatter."""
 
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ from flax import linen as nn
 from jax import lax
 
 _WINDOW = list(itertools.product(range(3), range(3)))  # rows and columns in the order in which torch looks at them
-LOWERINGS = ("fused", "indexed", "native")
 
 
 @jax.named_scope("pool")
@@ -19,24 +17,28 @@ def mean_pool(x: jax.Array) -> jax.Array:
 
 
 @jax.named_scope("pool")
-def max_pool(x: jax.Array, *, lowering: str) -> jax.Array:
+def average_pool(x: jax.Array) -> jax.Array:
+    """Averages over 2x2 windows at stride 2: [B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), C], in the dtype of `x`.
+
+    At an odd edge over those pixels that there are: torch's `AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)`.
+    """
+    edges = ((0, x.shape[1] % 2), (0, x.shape[2] % 2))
+    return nn.avg_pool(x, (2, 2), strides=(2, 2), padding=edges, count_include_pad=False)
+
+
+@jax.named_scope("pool")
+def max_pool(x: jax.Array) -> jax.Array:
     """Takes the maximum over 3x3 windows at stride 2 with a border of one pixel, torch's `MaxPool2d(3, 2, padding=1)`.
 
-    The gradient of each window goes to its maximum, of several equal ones to the first in reading order.
+    The gradient of each window goes to its maximum, of several equal ones to the first in reading order. XLA computes
+    it as a select-and-scatter, which nothing fuses with: in training, `norm.batch_norm_max_pool` is faster.
 
     Args:
       x: [B, H, W, C], not all -inf in any window.
-      lowering: "native" keeps `x` and its derivative is XLA's select-and-scatter, which nothing fuses with; "indexed"
-        keeps one byte per result, where in its window it stood, and its derivative is a sum of nine elementwise terms.
-        "fused" is the same here; in training, `norm.batch_norm_max_pool` takes the place of both it and BatchNorm.
 
     Returns:
       [B, ceil(H / 2), ceil(W / 2), C].
     """
-    return _native_max_pool(x) if lowering == "native" else _indexed_max_pool(x, (x.shape[1], x.shape[2]))
-
-
-def _native_max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
@@ -77,21 +79,3 @@ def put_back(values: jax.Array, index: jax.Array, height: int, width: int) -> ja
         total = part if total is None else total + part
     assert total is not None
     return total
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _indexed_max_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    return _native_max_pool(x)
-
-
-def _max_pool_forward(x: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    largest, index = largest_in_windows(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
-    return largest.astype(x.dtype), index
-
-
-def _max_pool_backward(size: tuple[int, int], index: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    wide = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
-    return (put_back(wide, index, *size).astype(gradient.dtype),)
-
-
-_indexed_max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -12,7 +12,7 @@ from rn50_jax.config.schema import Config
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.normalize import pixel_normalization
 from rn50_jax.distributed.devices import AXIS, map_over_devices
-from rn50_jax.models.resnet import ResNet
+from rn50_jax.models.network import Network, part_of, parts_of
 from rn50_jax.training.optim import by_part, clipped, lamb, lars, rate_factors, sgd
 from rn50_jax.training.schedule import Schedule, make_schedule
 from rn50_jax.training.state import TrainState, abstract_state, init_state
@@ -22,7 +22,7 @@ from rn50_jax.training.validation import EvalStep, eval_step
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def build_optimizer(config: Config) -> optax.GradientTransformation:
+def build_optimizer(config: Config, model: Network) -> optax.GradientTransformation:
     """Returns the config's optimizer, which takes the learning rate from the step."""
     recipe = config.recipe
     shared: dict[str, Any] = {"weight_decay": recipe.weight_decay, "mask": recipe.decay_mask}
@@ -37,10 +37,8 @@ def build_optimizer(config: Config) -> optax.GradientTransformation:
     if recipe.clip_norm > 0:
         optimizer = clipped(optimizer, recipe.clip_norm)
     if config.finetune.lr_decay != 1 or config.finetune.lr_scales:
-        factors = rate_factors(
-            len(config.model.num_blocks), decay=config.finetune.lr_decay, scales=config.finetune.lr_scales
-        )
-        optimizer = by_part(optimizer, factors)
+        factors = rate_factors(parts_of(model), decay=config.finetune.lr_decay, scales=config.finetune.lr_scales)
+        optimizer = by_part(optimizer, factors, partial(part_of, model))
     return optimizer
 
 
@@ -60,16 +58,16 @@ def build_schedule(config: Config, plan: Plan) -> Schedule:
     )
 
 
-def build_state(config: Config, model: ResNet, *, abstract: bool = False) -> Any:
+def build_state(config: Config, model: Network, *, abstract: bool = False) -> Any:
     """Makes a fresh state; with `abstract`, only its shapes and dtypes, at no cost."""
-    optimizer, ema = build_optimizer(config), config.recipe.ema_decay > 0
+    optimizer, ema = build_optimizer(config, model), config.recipe.ema_decay > 0
     loss_scale = config.loss_scale.init if config.precision == "fp16" else 1.0
     if abstract:
         return abstract_state(model, optimizer, loss_scale=loss_scale, ema=ema)
     return init_state(model, optimizer, seed=config.seed, loss_scale=loss_scale, ema=ema)
 
 
-def make_eval_step(config: Config, model: ResNet, *, flip_tta: bool = False, top: int = 0) -> EvalStep:
+def make_eval_step(config: Config, model: Network, *, flip_tta: bool = False, top: int = 0) -> EvalStep:
     """Returns the evaluation step of one device, the same in training and afterwards; for options see `eval_step`."""
     return partial(
         eval_step,
@@ -82,12 +80,12 @@ def make_eval_step(config: Config, model: ResNet, *, flip_tta: bool = False, top
     )
 
 
-def compile_steps(config: Config, model: ResNet, plan: Plan, mesh: Mesh) -> tuple[TrainStep, EvalStep]:
+def compile_steps(config: Config, model: Network, plan: Plan, mesh: Mesh) -> tuple[TrainStep, EvalStep]:
     """Returns the training and the evaluation step over all devices; each compiles at its first call."""
     one_train_step = partial(
         train_step,
         model=model,
-        optimizer=build_optimizer(config),
+        optimizer=build_optimizer(config, model),
         learning_rate=build_schedule(config, plan),
         recipe=config.recipe,
         scaling=config.loss_scale if config.precision == "fp16" else None,

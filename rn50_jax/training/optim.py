@@ -5,20 +5,19 @@ here take the learning rate as an extra argument, `update(gradients, state, para
 function of the steps of the run alone, and no part of their state. Any optimizer of optax can stand in their place.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-
-from rn50_jax.models.parts import part_names, part_of
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 def decay_mask(params: Any, rule: str = "no_bn") -> Any:
     """Returns which parameters weight decay applies to.
 
-    BatchNorms are the modules named `bn...` and `downsample_1`.
+    BatchNorms are the modules that have a `scale`.
 
     Args:
       params: tree of parameters.
@@ -31,14 +30,16 @@ def decay_mask(params: Any, rule: str = "no_bn") -> Any:
       A tree of bools shaped as `params`.
     """
 
-    def decayed(path: tuple[Any, ...], _: Any) -> bool:
-        module, leaf = path[-2].key, path[-1].key
-        if rule == "no_bn_bias":
-            return bool(leaf == "kernel")
-        batch_norm = module.startswith("bn") or (module == "downsample_1" and rule == "no_bn")
-        return rule == "all" or not batch_norm
+    paths = flatten_dict(params)
 
-    return jax.tree_util.tree_map_with_path(decayed, params)
+    def decayed(path: tuple[str, ...]) -> bool:
+        if rule == "no_bn_bias":
+            return path[-1] == "kernel"
+        if rule == "reference":
+            return not any("bn" in name for name in path)
+        return rule == "all" or (*path[:-1], "scale") not in paths
+
+    return unflatten_dict({path: decayed(path) for path in paths})
 
 
 def sgd(
@@ -139,15 +140,19 @@ def clipped(optimizer: optax.GradientTransformation, max_norm: float) -> optax.G
 
 
 def by_part(
-    optimizer: optax.GradientTransformation, factors: Mapping[str, float]
+    optimizer: optax.GradientTransformation, factors: Mapping[str, float], part_of: Callable[[str], str]
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer with a learning rate for each part of the network, see `rate_factors`."""
+    """Returns the optimizer with a learning rate for each part of the network, see `rate_factors`.
+
+    Args:
+      part_of: gives the part of a top-level module; one that is not among the factors has the rate as it is.
+    """
 
     def update(gradients: Any, state: Any, params: Any, **rate: Any) -> tuple[Any, Any]:
         updates, state = optimizer.update(gradients, state, params, **rate)
 
         def scaled(path: tuple[Any, ...], u: jax.Array) -> jax.Array:
-            return factors[part_of(path[0].key)] * u
+            return factors.get(part_of(path[0].key), 1.0) * u
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state
 
@@ -165,13 +170,14 @@ def moving_average(average: Any, live: Any, *, decay: float, updates: jax.Array)
     return jax.tree.map(lambda a, x: a + (1 - d) * (x - a), average, live)
 
 
-def rate_factors(num_stages: int, *, decay: float, scales: Iterable[tuple[str, float]]) -> dict[str, float]:
+def rate_factors(parts: Sequence[str], *, decay: float, scales: Iterable[tuple[str, float]]) -> dict[str, float]:
     """Returns the factor of the learning rate of each part.
 
     Args:
+      parts: from the input to the output.
       decay: factor from each part to the one before it (layer-wise decay: Howard & Ruder 2018, arXiv:1801.06146; Bao et
         al. 2021, arXiv:2106.08254): 1 for the classifier, decay for the last stage, decay**2 for the one before it, ...
       scales: (part, factor) pairs, which go before.
     """
-    by_depth = {part: decay**depth for depth, part in enumerate(reversed(part_names(num_stages)))}
+    by_depth = {part: decay**depth for depth, part in enumerate(reversed(parts))}
     return by_depth | {part: float(factor) for part, factor in scales}

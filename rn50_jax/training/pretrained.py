@@ -17,21 +17,25 @@ from rn50_jax.inference.trained_model import TrainedModel, describe_model, load_
 from rn50_jax.io.text import counted, shell
 from rn50_jax.models.family import FAMILY
 from rn50_jax.models.initial import initial_variables
-from rn50_jax.models.resnet import ResNet
+from rn50_jax.models.network import Network, part_of, parts_of
 from rn50_jax.training.state import TrainState
+from rn50_jax.weights.architecture import infer_architecture
 from rn50_jax.weights.files import WeightFile, read_weights
 from rn50_jax.weights.metadata import config_values
-from rn50_jax.weights.torch_names import Arrays, fit, infer_architecture, to_torch
+from rn50_jax.weights.torch_names import Arrays, fit, to_common_form
 
 # What decides the shapes of a network's weights, but for the number of classes.
 ARCHITECTURE = tuple(option.key for option in affecting("arrays") if option.key.startswith("model."))
 _ANY_MACHINE = (("data.backend", "synthetic"), ("precision", "fp32"))  # nothing is computed
 
 
-def read_pretrained(source: Path) -> tuple[str, WeightFile]:
+def read_pretrained(source: Path, config: Config | None = None) -> tuple[str, WeightFile]:
     """Reads a weight file, or of a run's folder the best checkpoint: the averaged weights if they validated better.
 
     Of a run that never validated, the latest checkpoint is read.
+
+    Args:
+      config: of the run that is to start, which may name the code of a network of one's own.
 
     Returns:
       A name for messages; the weights, and what they say about themselves.
@@ -41,8 +45,9 @@ def read_pretrained(source: Path) -> tuple[str, WeightFile]:
     """
     if not os.path.isdir(source):  # noqa: PTH112, Path.is_dir raises where this says no
         return str(source), read_weights(source)
-    trained = load_best(source, _ANY_MACHINE)
-    return trained.name, WeightFile(to_torch(**trained.load()), describe_model(trained))
+    own = (("model.arch", config.model.arch),) if config and config.model.is_own else ()
+    trained = load_best(source, (*_ANY_MACHINE, *own))
+    return trained.name, WeightFile(to_common_form(trained.model, trained.load()), describe_model(trained))
 
 
 def take_architecture(
@@ -62,7 +67,7 @@ def take_architecture(
       UserError: the weights cannot be read, or are of another architecture than the command line says.
     """
     source = config.run.resume or config.model.pretrained_weights
-    if not source:
+    if not source or config.model.is_own:
         return config, ""
     given = {key for key, _ in overrides if key in ARCHITECTURE}
     known = _of_checkpoints(workdir) if workdir else None
@@ -91,7 +96,7 @@ def _of_checkpoints(workdir: Path) -> dict[str, Any] | None:
     for step in reversed(found.by_age()):
         with suppress(UserError, KeyError):
             flat = saved_config(found.metas[step], folder.directory / str(step)).config.flat()
-            return {key: flat[key] for key in ARCHITECTURE}
+            return {key: flat[key] for key in ARCHITECTURE} if flat["model.arch"] in FAMILY else None
     return None
 
 
@@ -132,7 +137,8 @@ def load_start(config: Config, class_names: tuple[str, ...]) -> TrainedModel:
     devices = prepare_devices(config)
     model = build_model(config, num_classes=len(class_names), platform=devices[0].platform)
     if source := config.run.resume or config.model.pretrained_weights:
-        name, file = (source, read_weights(Path(source))) if config.run.resume else read_pretrained(Path(source))
+        resumed = bool(config.run.resume)
+        name, file = (source, read_weights(Path(source))) if resumed else read_pretrained(Path(source), config)
         names = tuple(file.meta.get("class_names", class_names))
         return TrainedModel(name, config, names, {}, devices, model, partial(variables_of_file, file, model, name))
     name = f"random weights of seed {config.seed}"
@@ -173,20 +179,27 @@ def list_differences(file: WeightFile, config: Config, class_names: Sequence[str
 
 
 def start_from(
-    state: TrainState, arrays: Arrays, model: ResNet, source: str, *, new_head: bool = False
+    state: TrainState, arrays: Arrays, model: Network, source: str, *, new_head: bool = False
 ) -> tuple[TrainState, str]:
     """Returns a fresh state with the weights of a file, and a sentence that says which were taken.
 
     The classifier stays as it was initialized with `new_head`, or if the file's is of another number of classes.
 
     Raises:
-      UserError: see `fit`.
+      UserError: see `fit`; or the network does not tell which of its parts is the classifier.
     """
     params, batch_stats = fit(arrays, model, source, any_head=True)
     message = f"starting from the weights of {source}"
-    if new_head or "fc" not in params:
-        message += f"; its classifier of {counted(arrays['fc.weight'].shape[0], 'class')} is replaced by a new one"
-        message += f" of {model.num_classes}"
-        params = params | {"fc": state.params["fc"]}
+    head = [module for module in state.params if part_of(model, module) in parts_of(model)[-1:]]
+    if new_head and not head:
+        raise UserError(
+            f"{source} is of other classes, and the network does not tell which part is the classifier; give it "
+            "`parts`, see docs/own-network.md"
+        )
+    if new_head or not params.keys() >= set(head):
+        classes = f" of {counted(arrays['fc.weight'].shape[0], 'class')}" if "fc.weight" in arrays else ""
+        message += f"; its classifier{classes} is replaced by a new one of {model.num_classes}"
+        params = params | {module: state.params[module] for module in head}
+        batch_stats = batch_stats | {name: state.batch_stats[name] for name in head if name in state.batch_stats}
     ema = {"params": params, "batch_stats": batch_stats} if state.ema else {}
     return state._replace(params=params, batch_stats=batch_stats, ema=ema), message

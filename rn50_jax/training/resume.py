@@ -20,7 +20,7 @@ from rn50_jax.errors import UserError
 from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted, shell
 from rn50_jax.loggers.history import last_line
-from rn50_jax.models.resnet import ResNet
+from rn50_jax.models.network import Network, parts_of
 from rn50_jax.training.build import build_state
 from rn50_jax.training.pretrained import list_differences, read_pretrained, start_from
 from rn50_jax.training.state import TrainState
@@ -62,7 +62,7 @@ def find_start(
     workdir: Path,
     checkpoints: Checkpoints,
     *,
-    model: ResNet,
+    model: Network,
     class_names: tuple[str, ...],
     plan: Plan,
     stream: dict[str, Any],
@@ -215,7 +215,7 @@ def _at_an_end(meta: Meta, place: Path, plan: Plan, state: TrainState) -> tuple[
     return state, Position(epoch, plan.steps_per_epoch if step else 0)
 
 
-def _foreign_start(config: Config, model: ResNet, plan: Plan) -> Start:
+def _foreign_start(config: Config, model: Network, plan: Plan) -> Start:
     """Returns the start from where a training checkpoint of NVIDIA's code ended."""
     source = config.run.resume
     checkpoint = read_checkpoint(Path(source))
@@ -239,7 +239,7 @@ def _foreign_start(config: Config, model: ResNet, plan: Plan) -> Start:
     return Start(state._replace(step=step), Position(done, 0), {}, 0.0)
 
 
-def _fresh_state(config: Config, model: ResNet, class_names: tuple[str, ...]) -> TrainState:
+def _fresh_state(config: Config, model: Network, class_names: tuple[str, ...]) -> TrainState:
     """Returns a state with initial values, or with pretrained weights."""
     source = config.model.pretrained_weights
     if not source:
@@ -254,15 +254,15 @@ def _fresh_state(config: Config, model: ResNet, class_names: tuple[str, ...]) ->
                 "fine-tuning"
             )
         return build_state(config, model)
-    source, file = read_pretrained(Path(source))
+    source, file = read_pretrained(Path(source), config)
     for note in list_differences(file, config, class_names, source):
         warn(note)
     classes = tuple(file.meta.get("class_names", class_names))
     new_head = config.finetune.new_head or classes != class_names
-    if new_head and "fc" in config.finetune.freeze:
+    if new_head and (head := set(parts_of(model)[-1:]) & set(config.finetune.freeze)):
         raise UserError(
-            f"config.finetune.freeze holds 'fc', but {source} has a classifier of other classes than "
-            f"{config.data.dir}; leave 'fc' out"
+            f"config.finetune.freeze holds {min(head)!r}, but {source} has a classifier of other classes than "
+            f"{config.data.dir}; leave {min(head)!r} out"
         )
     state, message = start_from(build_state(config, model), file.arrays, model, source, new_head=new_head)
     say(message)

@@ -18,7 +18,7 @@ from rn50_jax.loggers.base import RunFacts
 from rn50_jax.loggers.console import Console, print_rows
 from rn50_jax.loggers.history import read_history
 from rn50_jax.loggers.report import Report
-from rn50_jax.models.resnet import ResNet
+from rn50_jax.models.network import Network
 from rn50_jax.runtime.run_folder import describe_devices, write_run_files
 from rn50_jax.training.build import build_schedule
 from rn50_jax.training.state import TrainState
@@ -54,7 +54,7 @@ def open_report(
 
 
 def print_summary(
-    config: Config, workdir: Path, mesh: Mesh, dataset: Dataset, plan: Plan, model: ResNet, state: TrainState
+    config: Config, workdir: Path, mesh: Mesh, dataset: Dataset, plan: Plan, model: Network, state: TrainState
 ) -> None:
     """Prints what the run will do."""
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -70,7 +70,7 @@ def print_summary(
             f"{counted(len(dataset.val.labels), 'validation image')}{share}, "
             f"{counted(len(dataset.class_names), 'class')}{_not_read(dataset)}",
             "model": f"{config.model.arch}, {parameters:,} parameters, {size} px",
-            "precision": f"{config.precision}{scaling}, {model.lowering} convolutions",
+            "precision": f"{config.precision}{scaling}{_impl(config)}",
             "batch": f"{config.batch_size} per device x {counted(plan.num_devices, 'device')} x "
             f"{counted(plan.accumulation, 'pass')} = {plan.global_batch} per update",
             "schedule": f"{counted(config.epochs, 'epoch')} x {counted(plan.steps_per_epoch, 'step')} = "
@@ -80,6 +80,11 @@ def print_summary(
             "logs": logs_text(config.log),
         }
     )
+
+
+def _impl(config: Config) -> str:
+    """Says what computes the layers, unless it is the fast path."""
+    return "" if config.compute.impl == "xla" else f", compute.impl={config.compute.impl}"
 
 
 def _not_read(dataset: Dataset) -> str:

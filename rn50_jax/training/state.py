@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from rn50_jax.models.initial import initial_variables, variable_shapes
-from rn50_jax.models.parts import split_frozen
-from rn50_jax.models.resnet import ResNet, Variables
+from rn50_jax.models.network import Network, split_frozen
+from rn50_jax.models.walk import Variables
 from rn50_jax.training.loss_scale import LossScale, init_loss_scale
 
 
@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    model: ResNet, optimizer: optax.GradientTransformation, *, seed: int, loss_scale: float, ema: bool = False
+    model: Network, optimizer: optax.GradientTransformation, *, seed: int, loss_scale: float, ema: bool = False
 ) -> TrainState:
     """Makes a fresh state on the default device, with or without moving averages.
 
@@ -42,20 +42,20 @@ def init_state(
 
 
 def abstract_state(
-    model: ResNet, optimizer: optax.GradientTransformation, *, loss_scale: float, ema: bool = False
+    model: Network, optimizer: optax.GradientTransformation, *, loss_scale: float, ema: bool = False
 ) -> Any:
     """Returns the shapes and dtypes of `init_state`; nothing is computed."""
     return jax.eval_shape(partial(_start, model, optimizer, loss_scale, ema), variable_shapes(model))
 
 
 def _start(
-    model: ResNet, optimizer: optax.GradientTransformation, loss_scale: float, ema: bool, variables: Variables
+    model: Network, optimizer: optax.GradientTransformation, loss_scale: float, ema: bool, variables: Variables
 ) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(split_frozen(variables["params"], model.frozen)[0]),
+        opt_state=optimizer.init(split_frozen(variables["params"], model)[0]),
         ema=variables if ema else {},
         loss_scale=init_loss_scale(loss_scale),
     )

@@ -14,8 +14,7 @@ from jax import lax
 from rn50_jax.config.sections.recipe import LossScaleConfig, RecipeConfig
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.normalize import Normalization, normalize
-from rn50_jax.models.parts import split_frozen
-from rn50_jax.models.resnet import ResNet
+from rn50_jax.models.network import Network, split_frozen
 from rn50_jax.training.augment import draw_boxes, draw_mixing, erase, mix
 from rn50_jax.training.loss_scale import all_finite, update_loss_scale
 from rn50_jax.training.losses import binary_cross_entropy, cross_entropy, top_k_hits
@@ -42,7 +41,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    model: ResNet,
+    model: Network,
     optimizer: optax.GradientTransformation,
     learning_rate: Schedule,
     recipe: RecipeConfig,
@@ -56,8 +55,8 @@ def train_step(
     """Makes one update from `accumulation` forward and backward passes over equal slices of the batch.
 
     Gradients, and BatchNorm's running averages unless the recipe says otherwise, are averaged over the devices of
-    `axis_name`; batch statistics stay per pass and per device, or per group of them if the model has one. Parts in
-    `model.frozen` have no gradients and do not change. A step whose loss or a gradient is not finite leaves the whole
+    `axis_name`; batch statistics stay per pass and per device, or per group of them if the model has one. The model's
+    frozen parts have no gradients and do not change. A step whose loss or a gradient is not finite leaves the whole
     state as it was, only the loss scale and the counts of `LossScale` move.
 
     Args:
@@ -82,7 +81,7 @@ def train_step(
     grads = _mean(grads, all_reduce, axis_name)
     exact = "ordered" if all_reduce == "ordered" else "fp32"
     metrics = _mean(metrics, exact, axis_name)
-    moving, still = split_frozen(batch_stats, model.frozen)  # a mean over devices might round what stays the same
+    moving, still = split_frozen(batch_stats, model)  # a mean over devices might round what stays the same
     if recipe.running_average == "mean":
         moving = _mean(moving, exact, axis_name)
     else:
@@ -93,7 +92,7 @@ def train_step(
     tx = optax.with_extra_args_support(optimizer)  # optax's own ignore the rate: theirs is a schedule or a number
 
     def update(state: TrainState) -> TrainState:
-        trained, frozen = split_frozen(state.params, model.frozen)
+        trained, frozen = split_frozen(state.params, model)
         updates, opt_state = tx.update(grads, state.opt_state, trained, learning_rate=lr)
         params = optax.apply_updates(trained, updates) | frozen
         ema = state.ema
@@ -149,7 +148,7 @@ def _accumulate(
     state: TrainState,
     batch: Batch,
     keys: tuple[jax.Array, jax.Array],
-    model: ResNet,
+    model: Network,
     recipe: RecipeConfig,
     normalization: Normalization,
     accumulation: int,
@@ -158,19 +157,19 @@ def _accumulate(
 ) -> tuple[Any, Any, Metrics]:
     """Mean gradients and metrics over the slices of the batch, BatchNorm's running averages after the last."""
     scale = state.loss_scale.value if scaled else None
-    trained, frozen = split_frozen(state.params, model.frozen)
+    trained, frozen = split_frozen(state.params, model)
 
     def one_pass(batch_stats: Any, part: Batch, keys: tuple[jax.Array, jax.Array]) -> tuple[Any, Any, Metrics]:
         images, targets = _augment(part, keys, model, recipe, normalization)
 
         def loss_fn(trained: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-            logits, updated = model.apply(
-                {"params": trained | frozen, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
-            )
+            variables = {"params": trained | frozen, "batch_stats": batch_stats}
+            with jax.named_scope("network"):  # for bench/groups.py
+                logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
             loss = _weighted_mean(_objective(logits, targets, recipe), part["weight"])
             top1, _ = top_k_hits(logits, part["label"], 1)
             metrics = {"loss": loss, "top1": _weighted_mean(top1, part["weight"])}
-            return loss if scale is None else loss * scale, (updated["batch_stats"], metrics)
+            return loss if scale is None else loss * scale, (updated.get("batch_stats", {}), metrics)
 
         grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(trained)
         return grads, batch_stats, metrics
@@ -204,7 +203,7 @@ def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
 
 @jax.named_scope("augment")
 def _augment(
-    part: Batch, keys: tuple[jax.Array, jax.Array], model: ResNet, recipe: RecipeConfig, normalization: Normalization
+    part: Batch, keys: tuple[jax.Array, jax.Array], model: Network, recipe: RecipeConfig, normalization: Normalization
 ) -> tuple[jax.Array, jax.Array]:
     """The images as the model is to see them, and their targets: class indices, or probabilities if mixed."""
     mixing_key, erasing_key = keys

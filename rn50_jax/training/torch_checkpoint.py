@@ -15,8 +15,7 @@ from rn50_jax.config.sections.recipe import RecipeConfig
 from rn50_jax.errors import UserError
 from rn50_jax.io.json_files import check_shape
 from rn50_jax.io.text import shell
-from rn50_jax.models.parts import split_frozen
-from rn50_jax.models.resnet import ResNet
+from rn50_jax.models.network import Network, split_frozen
 from rn50_jax.training.state import TrainState
 from rn50_jax.weights.files import load_torch, to_arrays
 from rn50_jax.weights.torch_names import Arrays, fit, to_common
@@ -172,7 +171,7 @@ def differing_settings(checkpoint: TorchCheckpoint, recipe: RecipeConfig) -> lis
     return notes
 
 
-def resume_from(state: TrainState, checkpoint: TorchCheckpoint, model: ResNet, source: str) -> TrainState:
+def resume_from(state: TrainState, checkpoint: TorchCheckpoint, model: Network, source: str) -> TrainState:
     """Puts the checkpoint's weights, statistics, momentum and averages into the fresh state of an SGD run.
 
     Its step stays, which the caller knows. Averages that a run keeps and the file lacks start from the weights.
@@ -190,7 +189,7 @@ def resume_from(state: TrainState, checkpoint: TorchCheckpoint, model: ResNet, s
     ema, opt_state = state.ema, state.opt_state
     if checkpoint.momentum:
         momentum, _ = fit(checkpoint.arrays | checkpoint.momentum, model, source)
-        opt_state = optax.tree_utils.tree_set(opt_state, trace=split_frozen(momentum, model.frozen)[0])
+        opt_state = optax.tree_utils.tree_set(opt_state, trace=split_frozen(momentum, model)[0])
     if ema:
         averages = fit(checkpoint.ema or checkpoint.arrays, model, source)
         ema = dict(zip(("params", "batch_stats"), averages, strict=True))

@@ -11,7 +11,8 @@ from jax import lax
 from rn50_jax.data.batch import Batch
 from rn50_jax.data.normalize import IMAGENET, Normalization
 from rn50_jax.inference.predict_step import logits_of
-from rn50_jax.models.resnet import ResNet, Variables
+from rn50_jax.models.network import Network
+from rn50_jax.models.walk import Variables
 from rn50_jax.training.losses import cross_entropy, top_k_hits
 from rn50_jax.training.step import Metrics, _ordered_sum
 
@@ -79,7 +80,7 @@ def eval_step(
     variables: Variables,
     batch: Batch,
     *,
-    model: ResNet,
+    model: Network,
     axis_name: str,
     label_smoothing: float = 0.0,
     flip_tta: bool = False,

@@ -24,27 +24,28 @@ from rn50_jax.bench.report import as_json, as_markdown
 from rn50_jax.bench.roofline import Ceiling, measure_ceiling
 from rn50_jax.config import loading as configs
 from rn50_jax.errors import UserError
+from rn50_jax.models.compute import PRECISIONS, Compute
 from rn50_jax.models.family import FAMILY
 from rn50_jax.models.initial import variable_shapes
-from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.runtime import jax_setup
 
 
-def make_network(arch: str, lowering: str = "native", **kwargs: Any) -> ResNet:
-    return ResNet(FAMILY[arch], 1000, PRECISIONS["fp32"], lowering=lowering, **kwargs)
+def make_network(arch: str, compute: Compute = PRECISIONS["fp32"], **kwargs: Any) -> ResNet:
+    return ResNet(FAMILY[arch], 1000, compute, **kwargs)
 
 
-@pytest.mark.parametrize("lowering", ["native", "matmul"])
-def test_flops_are_the_published_ones(lowering: str) -> None:
-    infer, train = (count_flops(make_network("resnet50", lowering), 224, mode) for mode in ("infer", "train"))
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_flops_are_the_published_ones(platform: str) -> None:
+    model = make_network("resnet50", PRECISIONS["bf16"]._replace(platform=platform))
+    infer, train = (count_flops(model, 224, mode) for mode in ("infer", "train"))
     assert infer / 2e9 == pytest.approx(4.089, abs=5e-4)  # multiplications, as torchvision and timm list them
     assert train / 1e9 == pytest.approx(24.30, abs=5e-3)
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnext50-32x4d", "se-resnet50"])
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50d", "resnext50-32x4d", "se-resnet50"])
 def test_flops_are_those_of_the_traced_program(arch: str) -> None:
-    model = make_network(arch, width=32)
+    model = make_network(arch, PRECISIONS["fp32"]._replace(impl="plain"), width=32)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = variable_shapes(model)
     traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, image)
@@ -144,8 +145,8 @@ def test_cases_of_a_sweep() -> None:
 def test_what_is_named_twice_is_measured_once() -> None:
     assert sweep.parse_batch_sizes("8,1,8,8") == [8, 1]
     assert sweep.parse_names("--precisions", "bf16,fp32, bf16", PRECISIONS) == ["bf16", "fp32"]
-    texts = ["config.compute.stem=padded", "compute.max_pool=native", " compute.stem=padded"]
-    assert sweep.parse_variants(small_config(), texts) == ["compute.stem=padded", "compute.max_pool=native"]
+    texts = ["config.compute.impl=plain", "compute.fold_batch_norm=off", " compute.impl=plain"]
+    assert sweep.parse_variants(small_config(), texts) == ["compute.impl=plain", "compute.fold_batch_norm=off"]
 
 
 def test_lack_of_memory_is_told_and_the_sweep_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_training_and_inference(tmp_path: Path) -> None:
 
 
 def test_what_was_changed_stands_apart_as_a_ratio(tmp_path: Path) -> None:
-    changed = [timed(4000), timed(3000, variant="compute.fused_norm=false"), CASE | {"variant": "x=y", "error": "no"}]
+    changed = [timed(4000), timed(3000, variant="compute.impl=plain"), CASE | {"variant": "x=y", "error": "no"}]
     write(tmp_path / "variants.json", results=changed)
     write(tmp_path / "flags-train-default.json", results=[timed(2000)])
     write(tmp_path / "flags-train-off.json", results=[timed(1900)], options=["--config.compute.xla_flags=--f="])
@@ -126,7 +126,7 @@ def test_what_was_changed_stands_apart_as_a_ratio(tmp_path: Path) -> None:
     text = summary.summarize(tmp_path)
     assert [row[3] for row in table(text, "Training")] == ["2,000", "4,000"]
     assert table(text, "One key changed") == [
-        ["train", "bf16", "256", "compute.fused_norm=false", "3,000", "0.750", "4,000", "variants"],
+        ["train", "bf16", "256", "compute.impl=plain", "3,000", "0.750", "4,000", "variants"],
         ["train", "bf16", "256", "x=y", "no", "-", "-", "variants"],
     ]
     assert table(text, "Flags of XLA's") == [

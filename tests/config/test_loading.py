@@ -16,6 +16,8 @@ from rn50_jax.config.model import build_model
 from rn50_jax.config.schema import Config, options
 from rn50_jax.errors import UserError
 from rn50_jax.io import json_files
+from rn50_jax.models.compute import PRECISIONS
+from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.build import build_schedule
 
 
@@ -268,7 +270,7 @@ def test_json_config_of_an_earlier_version(tmp_path: Path, capfd: pytest.Capture
     [
         ("c.tune.freeze = ('stem',)", "tune: it is finetune now"),
         ("c.report.print_every = 3", "report: it is log now"),
-        ("c.model.stem = 'conv'", "stem: it is compute.stem now"),
+        ("c.model.stem = 'conv'", "stem: it is gone: compute.impl says how convolution and BatchNorm are written"),
         ("c.data.prefetch = 3", "prefetch: it is gone: two batches are always ready on the device"),
     ],
 )
@@ -414,17 +416,14 @@ def test_config_builds_the_model_it_describes() -> None:
         ("model.se_units", "4"),
         ("model.init", "classic"),
         ("precision", "fp32"),
+        ("compute.impl", "plain"),
     ]
     config = configs.override(Config(), overrides)
     model = build_model(config, num_classes=3, platform="gpu")
+    assert isinstance(model, ResNet)
     assert model.variant.stages == (1, 2) and model.variant.se
-    assert (model.width, model.widths, model.se_units, model.fan, model.lowering) == (
-        16,
-        (8, 24),
-        4,
-        "fan_out",
-        "native",
-    )
+    assert (model.width, model.widths, model.se_units, model.fan) == (16, (8, 24), 4, "fan_out")
+    assert model.compute == PRECISIONS["fp32"]._replace(platform="gpu", impl="plain")
 
 
 # Recipes from elsewhere.

@@ -15,10 +15,10 @@ from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
 from rn50_jax.config.model import build_model
 from rn50_jax.distributed.devices import make_mesh, replicate
-from rn50_jax.models.precision import Precision
+from rn50_jax.models.compute import Compute
 from rn50_jax.training.build import build_schedule, build_state, compile_steps
 
-FLOAT64 = Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
+FLOAT64 = Compute(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
 # Its "non standard configuration": -c fanin --label-smoothing 0.1
 NON_STANDARD = [("model.init", "fanin"), ("recipe.label_smoothing", "0.1")]
 TINY = [
@@ -49,7 +49,7 @@ def test_three_steps_are_plain_pytorchs(flags: list[tuple[str, str]], smoothing:
     load(net, state.params, state.batch_stats)
     state = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, state)
     mesh = make_mesh(jax.devices()[:1])
-    step, _ = compile_steps(config, model.clone(precision=FLOAT64), plan, mesh)
+    step, _ = compile_steps(config, model.clone(compute=FLOAT64), plan, mesh)
     state = replicate(state, mesh)
 
     # The flags' defaults, as its main.py has them.

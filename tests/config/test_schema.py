@@ -11,10 +11,11 @@ from conftest import REPO
 
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan
+from rn50_jax.config.model import build_model
 from rn50_jax.config.schema import Config, affecting, options
-from rn50_jax.models.conv import INITS, LOWERINGS, STEMS
-from rn50_jax.models.pool import LOWERINGS as POOL_LOWERINGS
-from rn50_jax.models.precision import PRECISIONS
+from rn50_jax.models.compute import PRECISIONS
+from rn50_jax.models.conv_norm import IMPLS
+from rn50_jax.models.initial import INITS
 from rn50_jax.training.build import build_optimizer, build_schedule
 
 PACKAGE = REPO / "rn50_jax"
@@ -71,7 +72,7 @@ def test_an_option_is_written_in_two_places() -> None:
                     lists.append((str(path.relative_to(PACKAGE)), keys))
     assert sorted(lists) == [
         ("train.py", ["model.pretrained_weights", "run.resume", "run.target_top1"]),  # that have options of their own
-        ("weights/torch_names.py", [option.key for option in affecting("arrays") if option.key.startswith("model.")]),
+        ("weights/architecture.py", [option.key for option in affecting("arrays") if option.key.startswith("model.")]),
     ]
 
 
@@ -95,23 +96,22 @@ def choices(key: str) -> set[str]:
 
 def test_what_the_schema_offers_is_what_there_is() -> None:
     assert choices("model.init") == set(INITS)
-    assert choices("compute.conv_lowering") == {"auto", *LOWERINGS}
-    assert choices("compute.stem") == {"auto", *STEMS}
-    assert choices("compute.max_pool") == set(POOL_LOWERINGS)
+    assert choices("compute.impl") == set(IMPLS)
     assert choices("precision") == set(PRECISIONS)
 
 
 @pytest.mark.parametrize("key", ["recipe.optimizer", "recipe.schedule", "recipe.decay_mask"])
 def test_every_choice_of_the_recipe_is_built_and_no_other(key: str) -> None:
     plan = make_plan(Config(), num_images=1_281_167, num_devices=1)
+    model = build_model(Config(), num_classes=2, platform="cpu")
     shapes = {"bn1": {"scale": np.ones(2)}, "fc": {"kernel": np.ones((2, 2)), "bias": np.ones(2)}}
     for name in choices(key):
         config = configs.override(Config(), [(key, name)])
-        build_optimizer(config).init(shapes)
+        build_optimizer(config, model).init(shapes)
         assert float(build_schedule(config, plan)(jnp.asarray(3))) > 0
     if key in ("recipe.optimizer", "recipe.schedule"):
         unknown = Config().recipe.model_copy(update={key.partition(".")[2]: "other"})
         config = Config().model_copy(update={"recipe": unknown})
         with pytest.raises(ValueError, match="other"):
-            build_optimizer(config)
+            build_optimizer(config, model)
             build_schedule(config, plan)(jnp.asarray(3))

@@ -11,8 +11,6 @@ from helpers.tiny import OPTIONS, assert_same_bits, make_batch, make_model, make
 from rn50_jax.distributed import devices
 from rn50_jax.errors import UserError
 from rn50_jax.models.norm import EPSILON, batch_norm, norm_sync
-from rn50_jax.models.precision import Precision
-from rn50_jax.models.resnet import ResNet
 
 
 def train(mode: str, num_devices: int, bn_group: int, steps: int = 3) -> object:
@@ -40,14 +38,15 @@ def split(batch: dict[str, np.ndarray], num_devices: int, accumulation: int) -> 
     return {name: spread_out(value) for name, value in batch.items()}
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("accumulation", "impl"), [(1, "plain"), (2, "xla")])
 @pytest.mark.slow
-def test_one_batch_or_its_parts_on_eight_devices_with_shared_statistics(accumulation: int) -> None:
+def test_one_batch_or_its_parts_on_eight_devices_with_shared_statistics(accumulation: int, impl: str) -> None:
     with jax.enable_x64(True):
         results = []
         for num_devices in (1, 8):
             sync = norm_sync(devices.AXIS, num_devices, 0)
-            model = float64(make_model("fp32", sync))
+            model = make_model("fp32", sync)
+            model = model.clone(compute=model.compute._replace(dtype=np.dtype(np.float64), impl=impl))
             step, replicate = make_step(model, num_devices, OPTIONS.replace(accumulation=accumulation))
             state = replicate(jax.tree.map(widen, make_state(model)))
             for number in range(3):
@@ -55,10 +54,6 @@ def test_one_batch_or_its_parts_on_eight_devices_with_shared_statistics(accumula
                 state, metrics = step(state, place(split(batch, num_devices, accumulation)))
             results.append(jax.device_get((state, metrics["loss"])))
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11), *results)
-
-
-def float64(model: ResNet) -> ResNet:
-    return model.clone(precision=Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST))
 
 
 def widen(x: jax.Array) -> jax.Array:

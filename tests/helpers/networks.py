@@ -10,20 +10,20 @@ import torch
 from helpers.torch_reference import ResNet as TorchResNet
 
 from rn50_jax.models.family import Variant
-from rn50_jax.models.resnet import ResNet
+from rn50_jax.models.network import Network
 
 
 def make_torch(variant: Variant, num_classes: int, se_units: int = 0, **kwargs: Any) -> TorchResNet:
+    same = {name: getattr(variant, name) for name in ("groups", "inner", "deep_stem", "average_shortcut")}
     se = se_units if variant.se else None
-    options = {"groups": variant.groups, "inner": variant.inner, "se_units": se, **kwargs}
-    return TorchResNet(variant.stages, variant.bottleneck, num_classes, **options)
+    return TorchResNet(variant.stages, variant.bottleneck, num_classes, **same, se_units=se, **kwargs)
 
 
-def shapes_of(model: ResNet, size: int = 32) -> dict:
+def shapes_of(model: Network, size: int = 32) -> dict:
     return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, size, size, 3)))
 
 
-def random_variables(model: ResNet) -> dict:
+def random_variables(model: Network) -> dict:
     """Kernels of He's size; scales and statistics other than the initial ones, so that a mix-up would show."""
     rng = np.random.default_rng(0)
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import torch
 from flax.traverse_util import flatten_dict
+from helpers.networks import make_torch
 from helpers.tiny import OPTIONS, place
 from helpers.torch_reference import ResNet as TorchResNet
 from helpers.torch_reference import decay_groups, epoch_rate, normalize, smoothed_loss, to_torch, torch_name
@@ -76,17 +77,8 @@ def make_twins(
         return value.astype(np.float32).astype(dtype)
 
     state = jax.tree_util.tree_map_with_path(draw, abstract_state(model, _optimizer(recipe), loss_scale=1.0))
-    variant = model.variant
-    net = TorchResNet(
-        variant.stages,
-        variant.bottleneck,
-        model.num_classes,
-        width=model.width,
-        widths=model.widths,
-        groups=variant.groups,
-        inner=variant.inner,
-        se_units=model.se_units if variant.se else None,
-    )
+    shape = {"width": model.width, "widths": model.widths, "se_units": model.se_units}
+    net = make_torch(model.variant, model.num_classes, **shape)
     load(net, state.params, state.batch_stats)
     return state, net
 

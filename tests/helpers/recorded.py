@@ -1,6 +1,7 @@
 """Programs and traces as a GPU has them: recorded HLO of tests/golden, and traces in the profiler's own format.
 
-The programs were compiled ahead of time for an H100 by scripts/gpu_program.py with jax 0.11.2 on 2026-11-28:
+The programs were compiled ahead of time for an H100 by scripts/gpu_program.py with jax 0.12.0.1 for CUDA 13 on
+2026-11-29:
 
     h100-train        --mode train, configs/dgxa100_90e.py: ResNet-50, 224 px, bf16, batch 256
     h100-infer        --mode infer, the same

@@ -16,9 +16,9 @@ from rn50_jax.config.sections.recipe import LossScaleConfig, RecipeConfig
 from rn50_jax.data.batch import Position
 from rn50_jax.data.normalize import IMAGENET, Normalization
 from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, replicate, shard
+from rn50_jax.models.compute import PRECISIONS
 from rn50_jax.models.family import Variant
 from rn50_jax.models.norm import NormSync
-from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.optim import sgd
 from rn50_jax.training.state import TrainState, init_state
@@ -50,7 +50,7 @@ STATIC = LossScaleConfig(mode="static", growth_interval=2)
 
 
 def make_model(precision: str = "fp32", sync: NormSync | None = None) -> ResNet:
-    return ResNet(VARIANT, CLASSES, PRECISIONS[precision], width=8, lowering="native", sync=sync)
+    return ResNet(VARIANT, CLASSES, PRECISIONS[precision]._replace(platform="gpu", sync=sync), width=8)
 
 
 def make_optimizer() -> optax.GradientTransformation:

@@ -1,7 +1,7 @@
 """An independent plain-PyTorch training of ResNet v1.5, written from the reference's documented behaviour.
 
 Model, losses, mixup, SGD with its weight-decay groups, and schedules; nothing here comes from `rn50_jax`. Names of
-parameters are torchvision's.
+parameters are torchvision's, and timm's where torchvision has no such layer.
 """
 
 import math
@@ -24,7 +24,15 @@ class SqueezeExcitation(nn.Module):
 
 class Block(nn.Module):
     def __init__(
-        self, channels: int, width: int, stride: int, bottleneck: bool, groups: int, inner: int, se_units: int | None
+        self,
+        channels: int,
+        width: int,
+        stride: int,
+        bottleneck: bool,
+        groups: int,
+        inner: int,
+        se_units: int | None,
+        average_shortcut: bool,
     ) -> None:
         super().__init__()
         hidden, out = width * inner, width * (4 if bottleneck else 1)
@@ -42,6 +50,10 @@ class Block(nn.Module):
         self.downsample = None
         if stride != 1 or channels != out:
             self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            if average_shortcut:
+                mean = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
+                conv = nn.Conv2d(channels, out, 1, bias=False)
+                self.downsample = nn.Sequential(mean, conv, nn.BatchNorm2d(out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x
@@ -54,7 +66,11 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """se_units: None for no squeeze and excitation, 0 for a sixteenth of a block's channels."""
+    """ResNet v1.5 and its relatives.
+
+    se_units: None for no squeeze and excitation, 0 for a sixteenth of a block's channels.
+    deep_stem, average_shortcut: what makes ResNet-D of it (He et al. 2018, arXiv:1812.01187, figure 2).
+    """
 
     def __init__(
         self,
@@ -67,9 +83,17 @@ class ResNet(nn.Module):
         groups: int = 1,
         inner: int = 1,
         se_units: int | None = None,
+        deep_stem: bool = False,
+        average_shortcut: bool = False,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)
+        self.conv1: nn.Module = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)
+        if deep_stem:
+            layers: list[nn.Module] = []
+            for inputs, step in ((3, 2), (width // 2, 1)):
+                layers.append(nn.Conv2d(inputs, width // 2, 3, step, padding=1, bias=False))
+                layers += [nn.BatchNorm2d(width // 2), nn.ReLU()]
+            self.conv1 = nn.Sequential(*layers, nn.Conv2d(width // 2, width, 3, padding=1, bias=False))
         self.bn1 = nn.BatchNorm2d(width)
         self.pool = nn.MaxPool2d(3, 2, padding=1)
         channels, self.stages = width, len(stages)
@@ -78,7 +102,9 @@ class ResNet(nn.Module):
             stage_width = widths[stage] if widths else width * 2**stage
             for index in range(blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
-                layer.append(Block(channels, stage_width, stride, bottleneck, groups, inner, se_units))
+                layer.append(
+                    Block(channels, stage_width, stride, bottleneck, groups, inner, se_units, average_shortcut)
+                )
                 channels = stage_width * (4 if bottleneck else 1)
             setattr(self, f"layer{stage + 1}", layer)
         self.fc = nn.Linear(channels, num_classes)

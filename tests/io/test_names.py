@@ -29,8 +29,8 @@ from rn50_jax.inference.output_formats import FORMATS, Answer
 from rn50_jax.io.messages import say, warn
 from rn50_jax.io.text import counted, csv_cell, csv_row, in_utf8, printable, shell
 from rn50_jax.loggers.console import print_rows
+from rn50_jax.models.compute import PRECISIONS
 from rn50_jax.models.family import FAMILY
-from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.runtime.run_folder import check_path
 from rn50_jax.weights.files import WeightFile, read_weights, write_weights

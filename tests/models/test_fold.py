@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from helpers.networks import random_variables, shapes_of
+from helpers.networks import random_variables
 
 from rn50_jax.config import loading as configs
 from rn50_jax.config.schema import Config
 from rn50_jax.inference.trained_model import TrainedModel, load_for_inference
+from rn50_jax.models.compute import PRECISIONS, Compute
 from rn50_jax.models.family import FAMILY, Variant
-from rn50_jax.models.fold import fold, fold_model, inference_form, pack_model
-from rn50_jax.models.precision import PRECISIONS, Precision
+from rn50_jax.models.fold import fold, inference_form, pack
 from rn50_jax.models.resnet import ResNet
 
-FLOAT64 = Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
+FLOAT64 = Compute(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
 SHORT = {
     "bottleneck": Variant((2, 1), True),
     "basic": Variant((1, 2), False),
@@ -44,7 +44,7 @@ def test_folded_model_gives_the_same_logits(variant: str, precision: str, tolera
         model = ResNet(SHORT[variant], 5, FLOAT64 if dtype is np.float64 else PRECISIONS[precision], width=8)
         variables = jax.tree.map(lambda x: x.astype(dtype), random_variables(model))
         wanted = logits(model, variables, images_of(dtype))
-        found = logits(*fold_model(model, variables), images_of(dtype))
+        found = logits(model, fold(model, variables), images_of(dtype))
     assert found.dtype == wanted.dtype == (np.float64 if dtype is np.float64 else np.float32)
     assert 0 < np.max(np.abs(found - wanted)) < tolerance * np.max(np.abs(wanted))
 
@@ -56,52 +56,60 @@ def test_folded_resnet50() -> None:
         if path[-2:] == ("bn3", "scale"):
             x *= 0.2  # many layers: keep the numbers of one size, as in a trained network
     wanted = logits(model, variables, images_of())
-    np.testing.assert_allclose(logits(*fold_model(model, variables), images_of()), wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits(model, fold(model, variables), images_of()), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("arch", FAMILY)
-def test_shapes_are_those_that_the_folded_model_asks_for(arch: str) -> None:
-    model = ResNet(FAMILY[arch], 10, PRECISIONS["bf16"])
-    folded, variables = fold_model(model, random_variables(model.clone(width=32)))
-    wanted = shapes_of(folded.clone(width=32))["params"]
-    assert variables["batch_stats"] == {}
-    assert jax.tree.structure(wanted) == jax.tree.structure(variables["params"])
-    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(variables["params"]), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-    program = jax.make_jaxpr(partial(folded.clone(width=32).apply, train=False))(variables, images_of())
-    assert "rsqrt" not in str(program)  # no BatchNorm is left
+def test_folding_leaves_kernels_and_biases_and_nothing_of_batch_norm(arch: str) -> None:
+    model = ResNet(FAMILY[arch], 10, PRECISIONS["bf16"], width=32)
+    variables = random_variables(model)
+    folded = fold(model, variables)
+    assert folded["batch_stats"] == {}
+    before, after = (flatten_dict(tree["params"]) for tree in (variables, folded))
+    kernels = {path: x for path, x in before.items() if path[-1] == "kernel"}
+    assert after.keys() == {*kernels, *((*path[:-1], "bias") for path in kernels)}
+    for path, kernel in kernels.items():
+        assert (after[path].shape, after[path].dtype) == (kernel.shape, np.float32)
+        assert (after[*path[:-1], "bias"].shape, after[*path[:-1], "bias"].dtype) == (kernel.shape[-1:], np.float32)
+    program = jax.make_jaxpr(partial(model.apply, train=False))(folded, images_of())
+    assert "rsqrt" not in str(program)
 
 
-@pytest.mark.parametrize("lowering", ["native", "matmul"])
+@pytest.mark.parametrize("platform", ["gpu", "cpu"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_packed_model_gives_the_same_bits(precision: str, lowering: str) -> None:
-    model = ResNet(SHORT["grouped-se"], 5, PRECISIONS[precision], width=8, lowering=lowering)
-    model, variables = fold_model(model, random_variables(model))
-    packed, packed_variables = pack_model(model, variables)
-    kernel = packed_variables["params"]["layer1_0"]["conv2"]["kernel"]
-    assert (kernel.shape, kernel.dtype) == ((16, 3, 3, 4), PRECISIONS[precision].compute)
-    assert packed_variables["params"]["layer1_0"]["se"]["fc1"]["kernel"].dtype == np.float32
+def test_packed_model_gives_the_same_bits(precision: str, platform: str) -> None:
+    model = ResNet(SHORT["grouped-se"], 5, PRECISIONS[precision]._replace(platform=platform), width=8)
+    variables = fold(model, random_variables(model))
+    packed = pack(model, variables)
+    block = packed["params"]["layer1_0"]
+    kernel = block["conv2"]["packed"]
+    assert (kernel.shape, kernel.dtype) == ((16, 3, 3, 4), PRECISIONS[precision].dtype)
+    assert block["conv2"].keys() == {"packed", "bias"} and block["conv2"]["bias"].dtype == kernel.dtype
+    assert block["se"]["fc1"]["kernel"].dtype == np.float32
     wanted = logits(model, variables, images_of())
-    np.testing.assert_array_equal(logits(packed, packed_variables, images_of()), wanted)
+    np.testing.assert_array_equal(logits(model, packed, images_of()), wanted)
 
 
 def test_fold_is_pure_and_can_be_traced() -> None:
     model = ResNet(SHORT["se"], 5, PRECISIONS["fp32"], width=8)
     variables = random_variables(model)
     before = jax.tree.map(np.copy, variables)
-    folded = fold(variables)
+    folded = fold(model, variables)
     jax.tree.map(np.testing.assert_array_equal, variables, before)
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(folded))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), jax.jit(fold)(variables), folded)
+    traced = jax.jit(partial(fold, model))(variables)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), traced, folded)
     assert jnp.shape(folded["params"]["layer1_0"]["conv2"]["bias"]) == (8,)
 
 
 def test_the_form_for_a_gpu_is_packed() -> None:
     model = ResNet(SHORT["basic"], 5, PRECISIONS["bf16"], width=8)
     variables = random_variables(model)
-    form, changed = inference_form(model, variables, "on", platform="gpu")
-    assert form.folded and form.packed and changed["params"]["conv1"]["kernel"].shape == (8, 7, 7, 3)
-    assert inference_form(model, variables, "off", platform="gpu") == (model, variables)
+    form = inference_form(model, variables, "on", platform="gpu")
+    assert form["params"]["conv1"]["packed"].shape == (8, 7, 7, 3)
+    form = inference_form(model, variables, "on", platform="cpu")
+    assert form["params"]["conv1"]["kernel"].shape == (7, 7, 3, 8) and "bias" in form["params"]["conv1"]
+    assert inference_form(model, variables, "off", platform="gpu") is variables
 
 
 @pytest.mark.parametrize(
@@ -113,5 +121,5 @@ def test_when_a_stored_model_is_folded(setting: str, exact: bool, folded: bool) 
     model = ResNet(SHORT["basic"], 5, PRECISIONS["fp32"], width=8)
     stored = TrainedModel("", config, (), {}, jax.devices(), model, partial(random_variables, model))
     loaded_model, variables = load_for_inference(stored, exact=exact)
-    assert loaded_model.folded == folded
+    assert loaded_model is model
     assert ("bn1" not in variables["params"]) == folded

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from rn50_jax.models.compute import PRECISIONS
 from rn50_jax.models.family import FAMILY, Variant
 from rn50_jax.models.fold import inference_form
 from rn50_jax.models.initial import initial_variables, variable_shapes
-from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import ResNet
 
 SMALL = ResNet(Variant((2, 1), True), 10, PRECISIONS["bf16"], width=8)
@@ -38,7 +38,7 @@ def test_nothing_is_compiled_before_the_step(setting: str) -> None:
     with compiled() as programs:
         variables = initial_variables(SMALL, 0)
         for platform in ("cpu", "gpu"):
-            _, ready = inference_form(SMALL, variables, setting, platform=platform)
+            ready = inference_form(SMALL, variables, setting, platform=platform)
             assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(ready))
     assert programs == []
     with compiled() as programs:

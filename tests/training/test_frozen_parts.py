@@ -17,7 +17,7 @@ from rn50_jax.config.schema import Config
 from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, replicate
 from rn50_jax.errors import UserError
 from rn50_jax.models.family import FAMILY
-from rn50_jax.models.parts import part_names, part_of, split_frozen
+from rn50_jax.models.network import part_of, parts_of, split_frozen
 from rn50_jax.training.build import build_optimizer, build_state, compile_steps
 from rn50_jax.training.memory import Memory, analyse_memory
 from rn50_jax.training.optim import lamb, lars, rate_factors, sgd
@@ -38,7 +38,7 @@ def one_step(config: Config, devices: int, optimizer: Any = None) -> tuple[Any, 
     step = partial(
         train_step,
         model=model,
-        optimizer=optimizer or build_optimizer(config),
+        optimizer=optimizer or build_optimizer(config, model),
         learning_rate=lambda step: 0.1,
         **OPTIONS.replace(ema_decay=config.recipe.ema_decay)._asdict(),
         axis_name=AXIS,
@@ -51,14 +51,14 @@ def one_step(config: Config, devices: int, optimizer: Any = None) -> tuple[Any, 
 def test_parts_go_from_the_input_to_the_output() -> None:
     model = build_model(make_config(), num_classes=3, platform="cpu")
     params = build_state(make_config(), model, abstract=True).params
-    assert part_names(2) == ("stem", "layer1", "layer2", "fc")
-    assert {part_of(module) for module in params} == set(part_names(2))
-    trained, held = split_frozen(params, ("stem", "layer1"))
+    parts = ("stem", "layer1", "layer2", "fc")
+    assert parts_of(model) == parts
+    assert {part_of(model, module) for module in params} == set(parts)
+    trained, held = split_frozen(params, model.clone(frozen=("stem", "layer1")))
     assert sorted(held) == ["bn1", "conv1", "layer1_0"] and sorted(trained) == ["fc", "layer2_0"]
-    assert rate_factors(4, decay=0.5, scales=()) == {
-        "stem": 1 / 32, "layer1": 1 / 16, "layer2": 1 / 8, "layer3": 1 / 4, "layer4": 1 / 2, "fc": 1
-    }  # fmt: skip
-    assert rate_factors(2, decay=1.0, scales=(("layer1", 0.1),)) == {"stem": 1, "layer1": 0.1, "layer2": 1, "fc": 1}
+    assert rate_factors(parts, decay=0.5, scales=()) == {"stem": 1 / 8, "layer1": 1 / 4, "layer2": 1 / 2, "fc": 1}
+    scaled = rate_factors(parts, decay=1.0, scales=(("layer1", 0.1),))
+    assert scaled == {"stem": 1, "layer1": 0.1, "layer2": 1, "fc": 1}
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lamb"])
@@ -75,6 +75,7 @@ def test_frozen_parts_stay_bit_for_bit(optimizer: str) -> None:
     start = jax.device_get(state)._replace(params=noisy.params, batch_stats=noisy.batch_stats)
     start = start._replace(ema={"params": start.params, "batch_stats": start.batch_stats})
     state = replicate(start, make_mesh(jax.devices()[:3]))
+    model = build_model(config, num_classes=CLASSES, platform="cpu")
     for seed in range(2):
         state, _ = step(state, place(make_batch(3, 4, seed)))
     assert int(state.step) == 2
@@ -83,9 +84,10 @@ def test_frozen_parts_stay_bit_for_bit(optimizer: str) -> None:
             (getattr(start, trees), jax.device_get(getattr(state, trees))),
             (start.ema[trees], jax.device_get(state.ema[trees])),
         ):
-            trained, held = split_frozen(after, frozen)
-            assert_same_bits(held, split_frozen(before, frozen)[1])
-            moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), trained, split_frozen(before, frozen)[0])
+            (trained, held), (trained_before, held_before) = (split_frozen(tree, model) for tree in (after, before))
+            assert held and set(held) == {name for name in after if part_of(model, name) in frozen}
+            assert_same_bits(held, held_before)
+            moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), trained, trained_before)
             assert all(jax.tree.leaves(moved))
     assert not any("layer2" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state[3]))
 
@@ -121,7 +123,8 @@ def test_frozen_batch_norms_use_their_running_statistics() -> None:
 
 @pytest.mark.slow
 def test_config_builds_the_optimizer_it_describes() -> None:
-    state = build_state(make_config(), build_model(make_config(), num_classes=3, platform="cpu"))
+    model = build_model(make_config(), num_classes=3, platform="cpu")
+    state = build_state(make_config(), model)
     params = {module: state.params[module] for module in ("bn1", "conv1", "layer1_0", "fc")}
     params["layer2_0"] = {"downsample_1": state.params["layer2_0"]["downsample_1"]}
     grads = jax.tree.map(lambda x: np.full(x.shape, 0.01, np.float32), params)
@@ -136,13 +139,14 @@ def test_config_builds_the_optimizer_it_describes() -> None:
     for name, tx in wanted.items():
         overrides = [(f"recipe.{key}", str(value)) for key, value in (keys | {"optimizer": name}).items()]
         for extra in ([], [("finetune.lr_decay", "0.5"), ("finetune.lr_scales", "[('fc', 2.0)]")]):
-            ours = build_optimizer(make_config(*overrides, *extra))
+            ours = build_optimizer(make_config(*overrides, *extra), model)
             update, theirs = (t.update(grads, t.init(params), params, learning_rate=0.1)[0] for t in (ours, tx))
             for module, part in theirs.items():
-                factor = {"stem": 1 / 8, "layer1": 1 / 4, "layer2": 1 / 2, "fc": 2.0}[part_of(module)] if extra else 1
+                factor = {"stem": 1 / 8, "layer1": 1 / 4, "layer2": 1 / 2, "fc": 2.0}[part_of(model, module)]
+                factor = factor if extra else 1
                 scaled = jax.tree.map(lambda u, f=factor: f * u, part)
                 jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), update[module], scaled)
-    clipping = build_optimizer(make_config(("recipe.clip_norm", "1e-6"), ("recipe.weight_decay", "0")))
+    clipping = build_optimizer(make_config(("recipe.clip_norm", "1e-6"), ("recipe.weight_decay", "0")), model)
     small = clipping.update(grads, clipping.init(params), params, learning_rate=1.0)[0]
     assert float(np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(small)))) == pytest.approx(1e-6, rel=1e-3)
 
@@ -193,7 +197,8 @@ def test_parts_of_every_architecture() -> None:
         model = build_model(make_config(("model.arch", arch), ("model.stages", "(1, 1, 1, 1)"), ("model.width", "64")),
                             num_classes=3, platform="cpu")  # fmt: skip
         params = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"]
-        assert {part_of(module) for module in params} == set(part_names(4))
+        assert {part_of(model, module) for module in params} == set(parts_of(model))
+        assert parts_of(model) == ("stem", "layer1", "layer2", "layer3", "layer4", "fc")
 
 
 def test_less_memory_is_needed_for_less_to_train() -> None:

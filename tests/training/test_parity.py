@@ -28,8 +28,8 @@ from helpers.parity import (
 )
 
 from rn50_jax.data.normalize import normalize as normalize_pixels
+from rn50_jax.models.compute import PRECISIONS, Compute
 from rn50_jax.models.family import FAMILY, Variant
-from rn50_jax.models.precision import PRECISIONS, Precision
 from rn50_jax.models.resnet import ResNet
 
 CHECKED = (1, 2, 10, 50)
@@ -44,7 +44,10 @@ FLOAT32_LIMITS = {
 }
 slow = partial(pytest.param, marks=pytest.mark.slow)
 BOTTLENECK = Variant((2, 1), bottleneck=True)
-FLOAT64 = Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
+GROUPED_SE = Variant((1, 1), True, groups=4, inner=2, se=True)
+CPU = Compute(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
+GPU = CPU._replace(platform="gpu")
+PLAIN = CPU._replace(impl="plain")
 
 
 @pytest.fixture
@@ -55,20 +58,32 @@ def float64() -> Iterator[None]:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
-    ("variant", "recipe", "lowering"),
+    ("variant", "recipe", "compute"),
     [
-        (BOTTLENECK, Recipe(), "native"),
-        slow(BOTTLENECK, Recipe(smoothing=0.1, nesterov=True, schedule="linear"), "matmul"),
-        slow(BOTTLENECK, Recipe(smoothing=0.1, mixup=0.2, accumulation=2, devices=2, mask="all"), "native"),
-        slow(BOTTLENECK, Recipe(accumulation=2, mask="reference"), "matmul"),
-        slow(Variant((1, 2), bottleneck=False), Recipe(devices=2, mixup=0.4, epochs=100, schedule="step"), "matmul"),
-        (Variant((1, 1), True, groups=4, inner=2, se=True), Recipe(smoothing=0.1, mask="reference"), "native"),
-        (Variant((1, 1), True, groups=4, inner=2, se=True), Recipe(nesterov=True, mask="all"), "matmul"),
+        (BOTTLENECK, Recipe(), GPU),
+        (BOTTLENECK, Recipe(), PLAIN),
+        slow(BOTTLENECK, Recipe(smoothing=0.1, nesterov=True, schedule="linear"), CPU),
+        slow(BOTTLENECK, Recipe(smoothing=0.1, mixup=0.2, accumulation=2, devices=2, mask="all"), GPU),
+        slow(BOTTLENECK, Recipe(accumulation=2, mask="reference"), CPU),
+        slow(Variant((1, 2), bottleneck=False), Recipe(devices=2, mixup=0.4, epochs=100, schedule="step"), CPU),
+        (GROUPED_SE, Recipe(smoothing=0.1, mask="reference"), PLAIN),
+        (GROUPED_SE, Recipe(nesterov=True, mask="all"), CPU),
+        (Variant((1, 1), True, deep_stem=True, average_shortcut=True), Recipe(mask="reference"), CPU),
     ],
-    ids=["plain", "nesterov-linear", "mixup-accumulated-decayed", "accumulated", "basic-step", "grouped-se", "matmul"],
+    ids=[
+        "default",
+        "plain",
+        "nesterov-linear",
+        "mixup-accumulated-decayed",
+        "accumulated",
+        "basic-step",
+        "grouped-se-plain",
+        "grouped-se",
+        "deep-stem",
+    ],
 )
-def test_fifty_steps_in_float64(variant: Variant, recipe: Recipe, lowering: str) -> None:
-    model = ResNet(variant, 5, FLOAT64, width=8, se_units=3, lowering=lowering)
+def test_fifty_steps_in_float64(variant: Variant, recipe: Recipe, compute: Compute) -> None:
+    model = ResNet(variant, 5, compute, width=8, se_units=3)
     state, net = make_twins(model, recipe, dtype=np.float64)
     batches = make_batches(recipe, image_size=16, classes=5, steps=50)
     start = by_torch_name(state.params)
@@ -89,7 +104,7 @@ def test_fifty_steps_in_float64(variant: Variant, recipe: Recipe, lowering: str)
 )
 @pytest.mark.slow
 def test_fifty_steps_in_float32(recipe: Recipe) -> None:
-    model = ResNet(BOTTLENECK, 5, PRECISIONS["fp32"], width=8)
+    model = ResNet(BOTTLENECK, 5, PRECISIONS["fp32"]._replace(platform="gpu"), width=8)
     state, net = make_twins(model, recipe)
     batches = make_batches(recipe, image_size=32, classes=5, steps=50)
     ours = list(train_jax(model, state, recipe, batches))
@@ -107,7 +122,7 @@ def test_fifty_steps_in_float32(recipe: Recipe) -> None:
 @pytest.mark.slow
 def test_resnet50_in_float64() -> None:
     recipe = Recipe(smoothing=0.1, device_batch=4, weight_decay=1 / 32768)
-    model = ResNet(FAMILY["resnet50"], 10, FLOAT64)
+    model = ResNet(FAMILY["resnet50"], 10, GPU)
     state, net = make_twins(model, recipe, dtype=np.float64)
     batches = make_batches(recipe, image_size=64, classes=10, steps=3)
     pairs = zip(train_jax(model, state, recipe, batches), train_torch(net, recipe, batches, torch.float64), strict=True)
@@ -123,7 +138,7 @@ def test_resnet50_in_float64() -> None:
 def test_resnet50_logits_and_gradients_in_float32() -> None:
     # A trained network's blocks have small last scales; in an untrained one, PyTorch's own rounding makes per cents.
     recipe = Recipe(smoothing=0.1, device_batch=4, weight_decay=0.0)
-    model = ResNet(FAMILY["resnet50"], 10, PRECISIONS["fp32"])
+    model = ResNet(FAMILY["resnet50"], 10, PRECISIONS["fp32"]._replace(platform="gpu"))
     state, net = make_twins(model, recipe, last_gamma=0.1)
     batches = make_batches(recipe, image_size=64, classes=10, steps=3)
     logits = jax.jit(partial(model.apply, train=False))

@@ -13,8 +13,8 @@ from helpers.tiny import CLASSES, OPTIONS, StepOptions, assert_same_bits, make_b
 from helpers.torch_reference import ResNet as TorchResNet
 
 from rn50_jax.distributed import devices as parallel
+from rn50_jax.models.compute import PRECISIONS
 from rn50_jax.models.family import Variant
-from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.augment import draw_boxes, draw_cutmix, draw_mixup
 from rn50_jax.training.optim import clipped, lamb, lars

@@ -28,8 +28,8 @@ from rn50_jax.config.schema import Config
 from rn50_jax.config.sections.recipe import RecipeConfig
 from rn50_jax.distributed.devices import make_mesh, replicate
 from rn50_jax.errors import UserError
+from rn50_jax.models.compute import Compute
 from rn50_jax.models.family import Variant
-from rn50_jax.models.precision import Precision
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.training.build import build_state
 from rn50_jax.training.resume import Start, find_start
@@ -37,7 +37,7 @@ from rn50_jax.training.state import TrainState
 from rn50_jax.training.torch_checkpoint import differing_settings, read_checkpoint, resume_from
 from rn50_jax.weights.files import read_weights
 
-FLOAT64 = Precision(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
+FLOAT64 = Compute(np.dtype(np.float64), jax.lax.Precision.HIGHEST)
 ADDRESS = 139_872_560_123_456  # such numbers parameters have in torch up to 1.4
 NVIDIA = Recipe(mask="reference")
 Content = dict[str, Any]
@@ -185,7 +185,7 @@ def test_training_goes_on_as_in_plain_pytorch(
     variant: Variant, recipe: Recipe, prefix: str, save: Callable[[Content, TorchResNet, Path], None], tmp_path: Path
 ) -> None:
     recipe = recipe._replace(smoothing=0.1, epochs=6)  # the first of them within the warm-up, of two steps each
-    model = ResNet(variant, 5, FLOAT64, width=8, se_units=3, lowering="native")
+    model = ResNet(variant, 5, FLOAT64, width=8, se_units=3)
     fresh, net = make_twins(model, recipe, dtype=np.float64)
     net, batches = net.double(), make_batches(recipe, image_size=16, classes=5, steps=14)
     optimizer = nvidia_sgd(net, recipe)

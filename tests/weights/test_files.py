@@ -16,19 +16,20 @@ import safetensors.torch
 import sklearn.datasets
 import torch
 from conftest import REPO, Run, assert_user_error
-from helpers.networks import make_net
+from helpers.networks import make_net, make_torch
 from helpers.tar_files import write_tar
 from helpers.torch_reference import ResNet as TorchResNet
 from helpers.torch_reference import normalize
 from PIL import Image
 
 from rn50_jax.errors import UserError
+from rn50_jax.models.compute import PRECISIONS
 from rn50_jax.models.family import FAMILY, Variant
-from rn50_jax.models.precision import PRECISIONS
 from rn50_jax.models.resnet import ResNet
 from rn50_jax.weights import files
+from rn50_jax.weights.architecture import infer_architecture
 from rn50_jax.weights.files import WeightFile, read_weights, write_weights
-from rn50_jax.weights.torch_names import common_name, fit, infer_architecture, to_torch
+from rn50_jax.weights.torch_names import common_name, fit, to_torch
 
 State = dict[str, torch.Tensor]
 
@@ -108,10 +109,8 @@ def test_half_precision_files_are_widened(dtype: torch.dtype, suffix: str, tmp_p
 
 @pytest.mark.parametrize("arch", FAMILY)
 def test_architecture_is_read_off_the_tensors(arch: str) -> None:
-    variant = FAMILY[arch]
     with torch.device("meta"):
-        options = {"groups": variant.groups, "inner": variant.inner, "se_units": 0 if variant.se else None}
-        net = TorchResNet(variant.stages, variant.bottleneck, 12, **options)
+        net = make_torch(FAMILY[arch], 12)
     arrays = {name: np.broadcast_to(np.float32(0), tuple(x.shape)) for name, x in net.state_dict().items()}
     keys, num_classes = infer_architecture(arrays, "file")
     assert num_classes == 12
@@ -352,7 +351,10 @@ def test_files_of_other_networks_are_told() -> None:
     with pytest.raises(UserError, match=r"does not hold the weights of a ResNet .* known are resnet18"):
         infer_architecture({"features.0.weight": np.zeros((8, 3, 3, 3))}, "vgg.pth")
     net = make_net(groups=4)
-    with pytest.raises(UserError, match="no known family: 4 groups"):
+    with pytest.raises(
+        UserError,
+        match=r"closest to resnet50, but for layer1.0.conv2.weight of shape \[8, 2, 3, 3\] instead of \[8, 8, 3, 3\]",
+    ):
         infer_architecture({name: x.numpy() for name, x in net.state_dict().items()}, "x.pth")
 
 

@@ -1,5 +1,6 @@
 """The options of the network."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -9,12 +10,17 @@ from rn50_jax.config.limits import MOST_CLASSES
 from rn50_jax.errors import UserError
 from rn50_jax.models.family import FAMILY
 
+_OWN = re.compile(r".*\.py:[^\W\d]\w*", re.DOTALL)
+
 
 class ModelConfig(Section):
     """The network."""
 
-    arch: Annotated[str, that(FAMILY.__contains__)] = option(
-        "resnet50", "member of the family", valid=one_of(*FAMILY), affects="arrays"
+    arch: Annotated[str, that(lambda v: v in FAMILY or _OWN.fullmatch(v))] = option(
+        "resnet50",
+        "member of the family, or a function of your own that returns a Flax module",
+        valid=f"{one_of(*FAMILY)}, or FILE.py:FUNCTION",
+        affects="arrays",
     )
     stages: Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...], Field(max_length=8)] = option(
         (),
@@ -53,9 +59,14 @@ class ModelConfig(Section):
     )
 
     @property
+    def is_own(self) -> bool:
+        """Whether the network is code of the user's, see `own_network`."""
+        return self.arch not in FAMILY
+
+    @property
     def num_blocks(self) -> tuple[int, ...]:
-        """Blocks of each stage."""
-        return self.stages or FAMILY[self.arch].stages
+        """Blocks of each stage; of a network of one's own none."""
+        return self.stages or (() if self.is_own else FAMILY[self.arch].stages)
 
     @property
     def stage_widths(self) -> tuple[int, ...]:
@@ -64,6 +75,14 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.is_own:
+            for name in ("stages", "width", "widths", "se_units"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise UserError(
+                        f"config.model.{name} is of the ResNet family, and config.model.arch={self.arch!r} makes its "
+                        "own network; leave it out"
+                    )
+            return self
         variant, widths = FAMILY[self.arch], self.stage_widths
         if len(widths) != len(self.num_blocks):
             raise UserError(

@@ -17,17 +17,8 @@ class ComputeConfig(Section):
     all_reduce: Literal["fp32", "bf16", "ordered"] = option(
         "fp32", "of gradients, over devices: fp32, bf16 (rounded) or ordered; see docs/precision.md"
     )
-    conv_lowering: Literal["auto", "native", "matmul", "dot1x1"] = option(
-        "auto", "native, matmul (1x1 and small 3x3), dot1x1, or auto: matmul on CPU, native on GPU"
-    )
-    stem: Literal["auto", "conv", "padded", "space_to_depth"] = option(
-        "auto", "first convolution: conv, padded (4 channels), space_to_depth, or auto: padded on GPU in bf16"
-    )
-    max_pool: Literal["fused", "indexed", "native"] = option(
-        "fused", "fused: with BatchNorm and ReLU before it; indexed: by itself; native: XLA's select-and-scatter"
-    )
-    fused_norm: bool = option(
-        True, "BatchNorm, sum and ReLU have one derivative that keeps no mask; False: left to JAX"
+    impl: Literal["xla", "plain"] = option(
+        "xla", "how convolution and BatchNorm are written: xla, fast; plain, as in the papers"
     )
     fold_batch_norm: Literal["auto", "on", "off"] = option(
         "auto",
