@@ -24,17 +24,16 @@ FREE = frozenset(("parameter", "constant", "tuple", "get-tuple-element", "bitcas
 _COLLECTIVES = re.compile(r"all-reduce|all-gather|reduce-scatter|collective|all-to-all", re.IGNORECASE)
 _CALLS = re.compile(r"conv(?!ert)", re.IGNORECASE)
 _PRODUCTS = re.compile(r"cublas|gemm|matmul|dot", re.IGNORECASE)
+_REDUCES = ("reduce", "reduce-window")
 _MOVES = frozenset(("copy", "copy-start", "copy-done", "transpose", "slice", "reshape", "convert", "broadcast", "iota"))
 _MOVED = FREE | _MOVES | {"reverse", "concatenate", "pad", "dynamic-slice", "dynamic-update-slice"}
+# A mean over all pixels and its gradient, which kernels do beside their work; no pooling over windows is these alone.
+_MEAN = FREE | {"add", "broadcast", "convert", "copy", "divide", "multiply", "reduce", "reshape"}
 
-# Paths: modules have torch's names, and "augment" and "pool" are scopes that step.py and pool.py open.
-_NETWORK = re.compile(r"\bResNet\b")
+# Named scopes of a path, whatever modules and networks are called: "augment" and "network" are opened around what they
+# name, the others within the layers. "jit(norm)" is a function of that name, no scope.
+_SCOPE = re.compile(r"(?:^|/|\bjvp\()(augment|network|conv|norm|pool|linear)(?=[/)]|$)")
 _BACKWARD = "transpose(jvp("
-_BLOCK = re.compile(r"/layer\d+_\d+/")
-_NORM = re.compile(r"/(bn\d|downsample_1)/")
-_LINEAR = re.compile(r"/fc\d?/")
-_CONV = re.compile(r"/(conv\d|downsample_0)/")
-_STEM = re.compile(r"(?<!transpose\(jvp\()\bResNet\)*/conv1/")
 _PLANE = re.compile(r"\[\d+,\d")  # of two axes or more
 _IMAGES = re.compile(r"\[\d+(,\d+){3}")
 _PIXELS = re.compile(r"\bu8\[\d+(,\d+){3}")
@@ -58,9 +57,10 @@ def group_of_kernel(name: str) -> str:
 def group_of_instruction(instruction: Instruction, program: Program, mode: str) -> str:
     """Returns one of `GROUPS`.
 
-    Opcodes and targets of calls tell convolutions, matrix products, all-reduces and copies. The rest is told by where
-    it was traced. A kernel with a sum over a BatchNorm's activations counts among the sums, whatever else it does; one
-    with a part of a pooling, among the poolings.
+    Opcodes and targets of calls tell convolutions, matrix products, all-reduces and copies. The rest is told by the
+    named scope that it was traced in. A kernel with a sum over a BatchNorm's activations counts among the sums,
+    whatever else it does; one with a part of a pooling over windows, among the poolings; what the network does in no
+    scope of a layer, such as a gate, with normalizing.
 
     Args:
       mode: "train" or "infer": whether what is outside of the network is the update or the probabilities.
@@ -74,42 +74,67 @@ def group_of_instruction(instruction: Instruction, program: Program, mode: str) 
         return _direction(convolution, instruction.path or convolution.path)
     if "dot" in opcodes or _PRODUCTS.search(instruction.target):
         return DOT
-    paths = [i.path for i in body if i.path]
-    path = instruction.path or (paths[-1] if paths else "")
-    sums = [i.path or path for i in body if i.opcode == "reduce" and _NORM.search(i.path or path)]
+    path = _path_of(instruction, program)
+    scope = scope_of(path)
+    sums = [i.path or path for i in body if i.opcode in _REDUCES and scope_of(i.path or path) == "norm"]
     if sums:
         return SUMS_BACKWARD if _BACKWARD in sums[0] else SUMS_FORWARD
-    if _LINEAR.search(path):
+    if scope == "linear":
         return DOT
-    # In a block, the gradient of a mean is fused into that of the last BatchNorm before it.
-    pooled = any("/pool/" in i.path or _pools(i) for i in body)
-    if "/pool/" in path or (pooled and not _BLOCK.search(path)):
+    if scope == "pool" or any(_pools(i, path) for i in body):
         return POOL
     shapes = shapes_of(instruction, program)
-    reads_pixels = any(_PIXELS.search(shape) for shape in shapes) and not _NETWORK.search(path)
-    if reads_pixels or "/augment/" in path or _STEM.search(path):
+    reads_pixels = not scope and any(_PIXELS.search(shape) for shape in shapes)
+    if scope == "augment" or reads_pixels or (scope and _BACKWARD not in path and _reads_images(instruction, program)):
         return INPUT
-    if _CONV.search(path) and "reduce" in opcodes:
+    if scope == "conv" and "reduce" in opcodes:
         return DOT  # the parts of a product that was split
     if opcodes <= _MOVED:
         return COPY
     if "/" not in path:
-        # XLA on CPU adds in two stages, and names only the second.
-        users = [program.instructions[name].path for name in program.users.get(instruction.name, ())]
-        path = next((p for p in users if _NORM.search(p) and "reduce-window" in opcodes), "")
-        return OTHER if not path else SUMS_BACKWARD if _BACKWARD in path else SUMS_FORWARD
-    if not _NETWORK.search(path):
+        return OTHER
+    if not scope:
         return LOSS if "jvp(" in path or mode == "infer" else UPDATE
-    # A kernel of channels alone makes means and factors of the sums.
-    of_channels = mode == "train" and _NORM.search(path) and not any(_PLANE.search(shape) for shape in shapes)
+    # A kernel of channels alone makes means and factors of the sums, or the running averages.
+    of_channels = mode == "train" and scope != "conv" and not any(_PLANE.search(shape) for shape in shapes)
     if _BACKWARD in path:
         return SUMS_BACKWARD if of_channels else NORM_BACKWARD
     return SUMS_FORWARD if of_channels else NORM_FORWARD
 
 
-def _pools(instruction: Instruction) -> bool:
-    windows = instruction.opcode == "reduce-window" and _IMAGES.search(instruction.shape)
+def scope_of(path: str) -> str:
+    """Returns the innermost named scope of a path: "augment"; in the network its layer's, or "network"; else ""."""
+    scopes = _SCOPE.findall(path)
+    return scopes[-1] if scopes else ""
+
+
+def _path_of(instruction: Instruction, program: Program) -> str:
+    """Its own path, or that of the last one in it that has some.
+
+    XLA on CPU adds large arrays in stages and names only the last: the others are `reduce-window`s, with its path.
+    """
+    body = body_of(instruction, program)
+    paths = [i.path for i in body if i.path]
+    if instruction.path or paths or body[-1].opcode != "reduce-window":
+        return instruction.path or (paths[-1] if paths else "")
+    readers = [program.instructions[name] for name in program.users.get(instruction.name, ())]
+    return next((path for reader in readers if (path := _path_of(reader, program))), "")
+
+
+def _pools(instruction: Instruction, path: str) -> bool:
+    """By its scope; by its opcode, where the network has none around it or XLA on CPU dropped the path."""
+    if scope_of(instruction.path) == "pool" and instruction.opcode not in _MEAN:
+        return True
+    by_opcode = not path or scope_of(path) == "network"
+    windows = by_opcode and instruction.opcode == "reduce-window" and _IMAGES.search(instruction.shape)
     return bool(windows) or instruction.opcode == "select-and-scatter"
+
+
+def _reads_images(instruction: Instruction, program: Program) -> bool:
+    """Whether it does a part of the augmentation too, or reads what comes out of it, to cast and pad images."""
+    operands = [program.instructions[name] for name in instruction.operands if name in program.instructions]
+    augments = [i for i in (*body_of(instruction, program), *operands) if scope_of(i.path) == "augment"]
+    return any(_IMAGES.search(each.shape) for each in augments)
 
 
 def _direction(convolution: Instruction, path: str) -> str:

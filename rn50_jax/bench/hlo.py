@@ -17,9 +17,9 @@ class Instruction(NamedTuple):
     """One line of a computation.
 
     shape: of its result, as text; a tuple's has all its arrays. operands: names, each once. path: where it was traced,
-    JAX's op_name, such as "jit(step)/jvp(ResNet)/bn1/mul"; "" if unknown. target: of a custom call, else "". window and
-    labels: sizes and dimensions of a convolution, such as "3x3" and "b01f_01io->b01f", else "". called: the computation
-    of a fusion, else "".
+    JAX's op_name, such as "jit(step)/jvp(network)/ResNet/conv1/norm/mul"; "" if unknown. target: of a custom call, else
+    "". window and labels: sizes and dimensions of a convolution, such as "3x3" and "b01f_01io->b01f", else "". called:
+    the computation of a fusion, else "".
     """
 
     name: str

@@ -40,7 +40,7 @@ def test_a_real_training_step(tmp_path: Path) -> None:
     assert {group: found["groups"][group]["kernels"] for group in expected} == expected
     for group in (groups.DOT, groups.SUMS_FORWARD, groups.SUMS_BACKWARD, groups.POOL, groups.INPUT, groups.UPDATE):
         assert found["groups"][group]["seconds"] > 0, found["groups"]
-    assert found["groups"][groups.OTHER]["kernels"] <= 2
+    assert found["groups"][groups.OTHER]["kernels"] == 0
     parsed = hlo.parse_program(text)
     assert len(found["kernels"]) == 20
     seconds = [kernel["seconds"] for kernel in found["kernels"]]
@@ -88,7 +88,7 @@ def test_the_recorded_program_on_two_gpus(tmp_path: Path) -> None:
         return [*ran, Ran("CUPTI overhead", "Buffer flush", 0, 10**6, {})]
 
     events = list(profiles.read_events(write_trace(tmp_path, [run(1), run(2)])))
-    assert len(events) == 2 * 2 * 1161
+    assert len(events) == 2 * 2 * 1108
     found = summarize(events, program, "train", 2, copy_gbytes_per_second=4000.0)
 
     # The mean over one and two times the same. The first gap of the first step comes before any kernel.
@@ -127,7 +127,7 @@ HloModule jit_step
 
 %fused (p: bf16[8,500]) -> bf16[8,500] {
   %p = bf16[8,500]{1,0} parameter(0)
-  ROOT %m = bf16[8,500]{1,0} maximum(%p, %p), metadata={op_name="jit(f)/jvp(ResNet)/bn1/max"}
+  ROOT %m = bf16[8,500]{1,0} maximum(%p, %p), metadata={op_name="jit(f)/jvp(network)/Mine/first/norm/max"}
 }
 
 ENTRY %main (a: bf16[8,500]) -> bf16[8,500] {
