@@ -1,4 +1,4 @@
-"""Baselines run in processes of their own; PyTorch's network and transform are what they stand for."""
+"""Baselines run in processes of their own; PyTorch's transform is what it stands for."""
 
 import textwrap
 from pathlib import Path
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO
-from helpers import torch_reference
 from helpers.programs import STANDIN
 from PIL import Image
 
@@ -160,7 +159,7 @@ def test_timm_is_used_as_its_users_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
     report = torch_step.run(spec)
     assert (report["images_per_step"], report["platform"]) == (4, "cpu")
     assert "timm 0" in report["about"]
-    spec["network"] = compare.network(small_config())
+    spec["config"] = small_config().to_dict()
     with pytest.raises(UserError, match="unchanged resnet50"):
         torch_step.run(spec)
 
@@ -186,39 +185,6 @@ def test_ours_and_baselines_on_different_kinds_of_device_are_not_compared() -> N
     assert theirs["error"] == "it ran on a cpu, and ours did not" and "ours_over_it" not in theirs
 
 
-@pytest.mark.parametrize(("arch", "parameters"), [("resnet50", 25_557_032), ("resnet18", 11_689_512)])
-def test_torchs_network_has_the_published_size(arch: str, parameters: int) -> None:
-    config, _ = configs.load(str(REPO / "configs/default.py"))
-    net = torch_step.make_resnet(compare.network(configs.override(config, [("model.arch", arch)])))
-    assert sum(p.numel() for p in net.parameters()) == parameters
-
-
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "resnext50-32x4d"])
-def test_torchs_network_computes_what_the_reference_does(arch: str) -> None:
-    config = small_config(("model.arch", arch), ("model.width", "32"), ("model.stages", "(1, 2)"))
-    numbers = compare.network(config)
-    net = torch_step.make_resnet(numbers)
-    keys = ("bottleneck", "groups", "inner")
-    args = {key: numbers[key] for key in keys}
-    reference = torch_reference.ResNet(numbers["stages"], num_classes=CLASSES, width=32, **args)
-    torch.manual_seed(0)
-    for parameter in reference.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    blocks = [block for stage in (reference.layer1, reference.layer2) for block in stage]
-    net[0].load_state_dict(reference.conv1.state_dict())
-    net[1].load_state_dict(reference.bn1.state_dict())
-    net[-1].load_state_dict(reference.fc.state_dict())
-    for mine, theirs in zip([m for m in net if isinstance(m, torch_step.Block)], blocks, strict=True):
-        for i, (conv, norm) in enumerate(zip(mine.convs, mine.norms, strict=True), 1):
-            conv.load_state_dict(getattr(theirs, f"conv{i}").state_dict())
-            norm.load_state_dict(getattr(theirs, f"bn{i}").state_dict())
-        if theirs.downsample is not None:
-            mine.shortcut.load_state_dict(theirs.downsample.state_dict())
-    images = torch.randn(4, 3, 32, 32)
-    torch.testing.assert_close(net(images), reference(images), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(net.eval()(images), reference.eval()(images), rtol=1e-5, atol=1e-5)
-
-
 def test_a_single_trial_has_no_range() -> None:
     def cells(*speeds: float) -> list[str]:
         spread = {"median": speeds[0], "min": min(speeds), "max": max(speeds)}
@@ -228,11 +194,6 @@ def test_a_single_trial_has_no_range() -> None:
 
     assert cells(2) == ["bf16", "8", "2.0", "2.0", "2.000", "50.0%"]
     assert cells(2, 1, 3)[2:5] == ["2.0 (1.0-3.0)", "2.0 (1.0-3.0)", "2.000 (1.000-3.000)"]
-
-
-def test_squeeze_and_excitation_has_no_baseline() -> None:
-    with pytest.raises(UserError, match="no squeeze and excitation"):
-        torch_step.make_resnet(compare.network(small_config(("model.arch", "se-resnet50"))))
 
 
 def test_torchs_crops_are_uint8_of_the_image(tmp_path: Path) -> None:

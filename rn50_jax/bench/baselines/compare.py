@@ -8,9 +8,14 @@ from rn50_jax.bench.cases import Case
 from rn50_jax.bench.compiled import num_classes
 from rn50_jax.bench.record import Record
 from rn50_jax.bench.trials import Found, Terms, describe, run_trials
+from rn50_jax.config.model import build_model
 from rn50_jax.config.schema import Config
 from rn50_jax.errors import UserError
-from rn50_jax.models.family import FAMILY
+from rn50_jax.models.conv_norm import ConvNorm
+from rn50_jax.models.layers import Linear
+from rn50_jax.models.network import Network
+from rn50_jax.models.walk import LAYERS, Layer, walk
+from rn50_jax.weights.torch_names import torch_name
 
 OURS = "rn50_jax"
 BASELINES = ("torch", "torch-compile", "timm", "flax-example")  # docs/benchmark.md says what they are
@@ -39,16 +44,43 @@ def parse_baselines(text: str) -> dict[str, str]:
 
 
 def network(config: Config) -> dict[str, Any]:
-    """Returns the config's network in plain numbers, for those who build it without our modules."""
-    variant = FAMILY[config.model.arch]
-    return variant._asdict() | {
-        "arch": config.model.arch,
-        "stages": list(config.model.num_blocks),
-        "widths": list(config.model.stage_widths),
-        "stem": config.model.width,
-        "expansion": variant.expansion,
-        "classes": num_classes(config),
-    }
+    """Returns the config's network in plain numbers, for those who build it without our modules; touches no device.
+
+    Returns:
+      "arch", "classes", and what `layers_of` returns.
+    """
+    classes = num_classes(config)
+    model = build_model(config, num_classes=classes, platform="cpu")
+    return {"arch": config.model.arch, "classes": classes} | layers_of(model)
+
+
+def layers_of(model: Network) -> dict[str, Any]:
+    """Returns the layers of a network, in the order of their calls, as JSON has them.
+
+    Returns:
+      "layers": of each its "kind", the name of its class (of one that is not of `walk.LAYERS` with the module),
+      "name", torch's, and "inputs" as in `walk.Layer`; with the fields of a `ConvNorm` or `Linear` and its
+      "in_channels". "output": number of the layer that makes the logits, see `walk.Structure`.
+    """
+    structure = walk(model)
+    return {"layers": [_plain(layer) for layer in structure.layers], "output": structure.output}
+
+
+def _plain(layer: Layer) -> dict[str, Any]:
+    module, kind = layer.module, type(layer.module)
+    plain: dict[str, Any] = {"kind": kind.__name__, "name": _name(layer.path), "inputs": layer.inputs}
+    if kind not in LAYERS:
+        plain["kind"] = f"{kind.__module__}.{kind.__qualname__}"
+    elif isinstance(module, ConvNorm):
+        plain |= {"norm": _name(layer.norm), "in_channels": layer.kernel[2] * module.groups}
+        plain |= {key: getattr(module, key) for key in ("features", "size", "stride", "groups", "relu", "pool")}
+    elif isinstance(module, Linear):
+        plain |= {"in_channels": layer.kernel[0], "features": module.features, "activation": module.activation}
+    return plain
+
+
+def _name(path: tuple[str, ...]) -> str:
+    return torch_name((*path, "kernel")).removesuffix(".weight")
 
 
 def compare(

@@ -21,6 +21,7 @@ import numpy as np
 from rn50_jax.bench import timing
 from rn50_jax.bench.cpu_time import time_steps
 from rn50_jax.bench.device import describe_hardware, find_local_devices
+from rn50_jax.config.loading import from_saved
 from rn50_jax.distributed.devices import make_mesh, map_over_devices
 from rn50_jax.errors import UserError
 from rn50_jax.io.text import first_line
@@ -77,18 +78,19 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _its_step(spec: dict[str, Any], train: Any, models: Any, config: Any) -> tuple[Any, Any, Any]:
     """Its compiled step, its first state, and the type of its images."""
-    net, data = spec["network"], spec["config"]["data"]
+    ours = from_saved(spec["config"], source="the trial").config
     # Its half precision is float16 with a dynamic loss scale on GPUs: what it has for both bf16 and fp16.
     config.half_precision = spec["config"]["precision"] in ("bf16", "fp16")
     config.batch_size = spec["config"]["batch_size"]
-    train.NUM_CLASSES = net["classes"]
+    train.NUM_CLASSES = spec["network"]["classes"]
     name = {"resnet18": "ResNet18", "resnet34": "ResNet34", "resnet50": "ResNet50", "resnet101": "ResNet101"}
-    if net["arch"] not in name or net["widths"] != [net["stem"] * 2**i for i in range(len(net["stages"]))]:
-        raise UserError(f"the Flax example has no network like {net['arch']} with these widths")
-    cls = partial(getattr(models, name[net["arch"]]), stage_sizes=net["stages"], num_filters=net["stem"])
+    arch, stages, width = ours.model.arch, ours.model.num_blocks, ours.model.width
+    if arch not in name or ours.model.stage_widths != tuple(width * 2**i for i in range(len(stages))):
+        raise UserError(f"the Flax example has no network like {arch} with these widths")
+    cls = partial(getattr(models, name[arch]), stage_sizes=list(stages), num_filters=width)
     model = train.create_model(model_cls=cls, half_precision=config.half_precision)
     rate = train.create_learning_rate_fn(config, config.learning_rate * config.batch_size / 256.0, 5004)
-    state = train.create_train_state(jax.random.key(0), config, model, data["image_size"], rate)
+    state = train.create_train_state(jax.random.key(0), config, model, ours.data.image_size, rate)
     # The pmap of its train_and_evaluate: axis "batch", one state for all, nothing donated.
     one_step = partial(train.train_step, learning_rate_fn=rate)
     return map_over_devices(one_step, make_mesh(jax.local_devices()[:1]), mode="pmap"), state, model.dtype

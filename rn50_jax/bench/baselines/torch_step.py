@@ -1,4 +1,4 @@
-"""PyTorch beside us: ResNet v1.5 eager, compiled or timm's, and a DataLoader; plain, as its users write it."""
+"""PyTorch beside us: the network eager, compiled or timm's, and a DataLoader; plain, as its users write it."""
 
 import itertools
 import sys
@@ -13,59 +13,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from rn50_jax.bench.baselines.torch_network import make_network
 from rn50_jax.bench.cpu_time import time_batches, time_steps
+from rn50_jax.config.loading import from_saved
 from rn50_jax.errors import UserError
-
-
-class Block(nn.Module):
-    """Residual block with torchvision's layers and order."""
-
-    def __init__(self, channels: int, width: int, stride: int, net: dict[str, Any]) -> None:
-        super().__init__()
-        inner, out = width * net["inner"], width * net["expansion"]
-        shapes = (
-            [(channels, inner, 1, 1, 1), (inner, inner, 3, stride, net["groups"]), (inner, out, 1, 1, 1)]
-            if net["bottleneck"]
-            else [(channels, width, 3, stride, 1), (width, out, 3, 1, 1)]
-        )
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, size, step, size // 2, groups=groups, bias=False) for a, b, size, step, groups in shapes
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(shape[1]) for shape in shapes)
-        self.relu = nn.ReLU(inplace=True)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels != out:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y, last = x, len(self.convs) - 1
-        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            y = norm(conv(y))
-            y = self.relu(y) if index < last else y
-        return self.relu(y + self.shortcut(x))
-
-
-def make_resnet(net: dict[str, Any]) -> nn.Module:
-    """Returns the network of `models.resnet.ResNet` for images [B, 3, H, W]; without squeeze and excitation.
-
-    Args:
-      net: see `compare.network`.
-    """
-    if net["se"]:
-        raise UserError("the torch baselines have no squeeze and excitation; choose another config.model.arch")
-    stem = net["stem"]
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, stem, 7, 2, 3, bias=False),
-        nn.BatchNorm2d(stem),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(3, 2, 1),
-    ]
-    channels = stem
-    for stage, (blocks, width) in enumerate(zip(net["stages"], net["widths"], strict=True)):
-        for index in range(blocks):
-            layers.append(Block(channels, width, 2 if stage and not index else 1, net))
-            channels = width * net["expansion"]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, net["classes"]))
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
@@ -110,11 +61,13 @@ def _make_net(spec: dict[str, Any]) -> nn.Module:
             import timm
         except ImportError as error:
             raise UserError(f"timm cannot be imported ({error}); pip install timm") from None
-        if (net["arch"], net["stages"], net["widths"]) != ("resnet50", [3, 4, 6, 3], [64, 128, 256, 512]):
+        model = from_saved(spec["config"], source="the trial").config.model
+        shape = (model.arch, model.num_blocks, model.width, model.stage_widths)
+        if shape != ("resnet50", (3, 4, 6, 3), 64, (64, 128, 256, 512)):
             raise UserError("timm is compared on an unchanged resnet50")
         made: nn.Module = timm.create_model("resnet50", num_classes=net["classes"])
         return made
-    made = make_resnet(net)
+    made = make_network(net)
     # "reduce-overhead" and "max-autotune" need more memory and minutes; the default is what users write.
     return torch.compile(made) if spec["kind"] == "torch-compile" else made  # type: ignore[return-value]
 
