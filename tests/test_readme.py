@@ -45,6 +45,12 @@ def commands(page: Path) -> list[str]:
     return [line for lang, needs, text in blocks(page) if (lang, needs) == ("bash", "") for line in text.splitlines()]
 
 
+def write_files(page: Path, project: Path) -> None:
+    """Writes what a page tells to write, its blocks with `file=NAME`."""
+    for name, text in re.findall(r"^```\w+ file=(\S+)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        (project / name).write_text(text)
+
+
 README = commands(REPO / "README.md")
 PAGES = [page.name for page in sorted((REPO / "docs").glob("*.md")) if commands(page)]
 
@@ -84,6 +90,7 @@ def test_readme_commands_run(project: Path, process_env: dict[str, str]) -> None
 @pytest.mark.nightly
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_the_documents_run(page: str, project: Path, process_env: dict[str, str]) -> None:
+    write_files(REPO / "docs" / page, project)
     run_lines(commands(REPO / "docs" / page), project, process_env)
 
 
@@ -98,6 +105,8 @@ def test_the_quick_start_in_full(process_env: dict[str, str], tmp_path: Path) ->
     final = [line for line in read_lines(tmp_path / "runs/quickstart") if "val.top1" in line][-1]
     assert (final["epoch"], final["val.images"]) == (8, 297)
     assert final["val.top1"] >= 96
+    for page in PAGES:
+        write_files(REPO / "docs" / page, tmp_path)
     for lines in (README[2:], *(commands(REPO / "docs" / page) for page in PAGES)):
         run_lines(lines, tmp_path, env)
 

@@ -191,10 +191,7 @@ def test_what_cannot_be_trained_is_told_in_one_line(case: str, tmp_path: Path) -
     assert "\n" not in str(error.value)
 
 
-def test_options_of_the_family_and_of_parts_are_refused(tmp_path: Path) -> None:
-    for key, value in (("stages", "(9,)"), ("width", "9"), ("widths", "(9,)"), ("se_units", "9")):
-        with pytest.raises(UserError, match=f"config.model.{key} is of the ResNet family"):
-            configs.override(Config(), [("model.arch", "x.py:make"), (f"model.{key}", value)])
+def test_options_of_parts_need_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tell their parts"):
         model_of(CNN, tmp_path, ("finetune.lr_decay", "0.5"))
     with pytest.raises(UserError, match=r"names 'fc'; the parts of .* are Conv_0, Conv_1, Conv_2, Dense_0"):

@@ -76,12 +76,6 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.is_own:
-            for name in ("stages", "width", "widths", "se_units"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise UserError(
-                        f"config.model.{name} is of the ResNet family, and config.model.arch={self.arch!r} makes its "
-                        "own network; leave it out"
-                    )
             return self
         variant, widths = FAMILY[self.arch], self.stage_widths
         if len(widths) != len(self.num_blocks):
