@@ -203,8 +203,7 @@ def test_8_bit_integers(
     metrics = [json.loads(line) for line in (trained[0] / "metrics.jsonl").read_text().splitlines()]
     best = max(line["val.top1"] for line in metrics if "val.top1" in line)
     assert facts["top1_before"] == pytest.approx(best, abs=0.4)  # one image on the edge
-    # The tiny network, which is sure of little, learns otherwise on other processors.
-    assert abs(facts["top1_loss"]) < 5 and facts["same_class"] > 70
+    assert abs(facts["top1_loss"]) < 5
     assert facts["top1_loss"] == pytest.approx(facts["top1_before"] - facts["top1_after"])
     # Counted again, from the file.
     _, val = scan_split(digits / "val")
@@ -212,6 +211,14 @@ def test_8_bit_integers(
     images = [decoded.image for decoded in decode_data(config, found_in(val))]
     found = load_onnx(out.read_bytes())(np.stack(images))
     assert 100 * np.mean(found.argmax(1) == val.labels) == pytest.approx(facts["top1_after"])
+    assert export.main(["--workdir", str(trained[0]), "--out", str(tmp_path / "x.onnx"), "--layout", "nhwc"]) == 0
+    before = load_onnx((tmp_path / "x.onnx").read_bytes())(np.stack(images))
+    same = found.argmax(1) == before.argmax(1)
+    assert 100 * np.mean(same) == pytest.approx(facts["same_class"])
+    # How many answers the tiny network is unsure of depends on the processor that trained it.
+    best_two = np.sort(before, axis=1)[:, -2:]
+    sure = best_two[:, 1] - best_two[:, 0] > 0.1
+    assert sure.any() and 100 * np.mean(same[sure]) > 90
     kinds = {node.op_type for node in onnx.load(out).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= kinds
     weights = {w.name: w.data_type for w in onnx.load(out).graph.initializer}

@@ -14,8 +14,8 @@ from rn50_jax.models.conv_norm import ConvNorm
 from rn50_jax.models.layers import AddRelu, AveragePool, Gate, Linear, MeanPool
 from rn50_jax.models.network import Network
 from rn50_jax.models.norm import EPSILON
-from rn50_jax.models.walk import IMAGES, Layer, Path, Variables, walk
-from rn50_jax.weights.torch_names import to_torch_layout, torch_name
+from rn50_jax.models.walk import IMAGES, Layer, Variables, walk
+from rn50_jax.weights.torch_names import module_name, to_torch_layout, torch_name
 
 OPSET = 17
 # The oldest format of files with that opset, which more runtimes read than the newest.
@@ -115,7 +115,7 @@ def _unknown(layer: Layer) -> str:
 
 
 def _conv_norm(graph: _Graph, layer: Layer, x: str, residual: str = "") -> str:
-    module, name = layer.module, _name(layer.path)
+    module, name = layer.module, module_name(layer.path)
     assert isinstance(module, ConvNorm)
     folded = (*layer.path, "bias") in graph.arrays
     y = graph.add(
@@ -131,7 +131,7 @@ def _conv_norm(graph: _Graph, layer: Layer, x: str, residual: str = "") -> str:
     )
     if not folded:
         leaves = [graph.weight(*layer.norm, leaf) for leaf in ("scale", "bias", "mean", "var")]
-        y = graph.add("BatchNormalization", _name(layer.norm), y, *leaves, epsilon=EPSILON)
+        y = graph.add("BatchNormalization", module_name(layer.norm), y, *leaves, epsilon=EPSILON)
     if residual:
         y = graph.add("Add", f"{name}.add", y, residual)
     if module.relu:
@@ -142,7 +142,7 @@ def _conv_norm(graph: _Graph, layer: Layer, x: str, residual: str = "") -> str:
 
 
 def _linear(graph: _Graph, layer: Layer, x: str) -> str:
-    module, name = layer.module, _name(layer.path)
+    module, name = layer.module, module_name(layer.path)
     assert isinstance(module, Linear)
     kernel = graph.constant(f"{name}.weight", graph.arrays[*layer.path, "kernel"].T)
     y = graph.add("Gemm", name, x, kernel, graph.weight(*layer.path, "bias"), transB=1)
@@ -150,23 +150,23 @@ def _linear(graph: _Graph, layer: Layer, x: str) -> str:
 
 
 def _mean_pool(graph: _Graph, layer: Layer, x: str) -> str:
-    name = _name(layer.path)
+    name = module_name(layer.path)
     return graph.add("Flatten", f"{name}.flatten", graph.add("GlobalAveragePool", name, x))
 
 
 def _average_pool(graph: _Graph, layer: Layer, x: str) -> str:
     windows = {"kernel_shape": [2, 2], "strides": [2, 2]}
-    return graph.add("AveragePool", _name(layer.path), x, ceil_mode=1, count_include_pad=0, **windows)
+    return graph.add("AveragePool", module_name(layer.path), x, ceil_mode=1, count_include_pad=0, **windows)
 
 
 def _gate(graph: _Graph, layer: Layer, x: str, gate: str) -> str:
-    name = _name(layer.path)
+    name = module_name(layer.path)
     axes = graph.constant(f"{name}.axes", np.array([2, 3]))
     return graph.add("Mul", name, x, graph.add("Unsqueeze", f"{name}.unsqueeze", gate, axes))
 
 
 def _add_relu(graph: _Graph, layer: Layer, x: str, residual: str) -> str:
-    name = _name(layer.path)
+    name = module_name(layer.path)
     return graph.add("Relu", f"{name}.relu", graph.add("Add", name, x, residual))
 
 
@@ -178,7 +178,3 @@ _NODES: dict[type, Callable[..., str]] = {
     Gate: _gate,
     AddRelu: _add_relu,
 }
-
-
-def _name(path: Path) -> str:
-    return torch_name((*path, "kernel")).removesuffix(".weight")

@@ -24,13 +24,13 @@ class Network(Protocol):
         """Returns logits, float32 [B, num_classes], of normalized images [B, H, W, 3]; without `head`, the features."""
 
     def init(self, *args: Any, **kwargs: Any) -> Any:
-        """Flax's own."""
+        """Makes the variables, see `flax.linen.Module`."""
 
     def init_with_output(self, *args: Any, **kwargs: Any) -> Any:
-        """Flax's own."""
+        """Makes the variables and calls the module."""
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
-        """Flax's own."""
+        """Calls the module with variables."""
 
 
 def parts_of(model: Network) -> tuple[str, ...]:

@@ -145,14 +145,14 @@ def by_part(
     """Returns the optimizer with a learning rate for each part of the network, see `rate_factors`.
 
     Args:
-      part_of: gives the part of a top-level module; one that is not among the factors has the rate as it is.
+      part_of: gives the part of a top-level module.
     """
 
     def update(gradients: Any, state: Any, params: Any, **rate: Any) -> tuple[Any, Any]:
         updates, state = optimizer.update(gradients, state, params, **rate)
 
         def scaled(path: tuple[Any, ...], u: jax.Array) -> jax.Array:
-            return factors.get(part_of(path[0].key), 1.0) * u
+            return factors[part_of(path[0].key)] * u
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state
 

@@ -24,7 +24,12 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runni
 
 def torch_name(path: tuple[str, ...]) -> str:
     """Returns the name of a leaf: ("layer1_0", "conv1", "kernel") -> "layer1.0.conv1.weight"."""
-    return ".".join([*(part.replace("_", ".") for part in path[:-1]), _LEAVES[path[-1]]])
+    return f"{module_name(path[:-1])}.{_LEAVES[path[-1]]}"
+
+
+def module_name(path: tuple[str, ...]) -> str:
+    """Returns the name of a module: ("layer1_0", "conv1") -> "layer1.0.conv1"."""
+    return ".".join(part.replace("_", ".") for part in path)
 
 
 def common_name(name: str) -> str:

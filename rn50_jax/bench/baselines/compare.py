@@ -15,7 +15,7 @@ from rn50_jax.models.conv_norm import ConvNorm
 from rn50_jax.models.layers import Linear
 from rn50_jax.models.network import Network
 from rn50_jax.models.walk import LAYERS, Layer, walk
-from rn50_jax.weights.torch_names import torch_name
+from rn50_jax.weights.torch_names import module_name
 
 OURS = "rn50_jax"
 BASELINES = ("torch", "torch-compile", "timm", "flax-example")  # docs/benchmark.md says what they are
@@ -47,11 +47,11 @@ def network(config: Config) -> dict[str, Any]:
     """Returns the config's network in plain numbers, for those who build it without our modules; touches no device.
 
     Returns:
-      "arch", "classes", and what `layers_of` returns.
+      "classes", and what `layers_of` returns.
     """
     classes = num_classes(config)
     model = build_model(config, num_classes=classes, platform="cpu")
-    return {"arch": config.model.arch, "classes": classes} | layers_of(model)
+    return {"classes": classes} | layers_of(model)
 
 
 def layers_of(model: Network) -> dict[str, Any]:
@@ -68,19 +68,15 @@ def layers_of(model: Network) -> dict[str, Any]:
 
 def _plain(layer: Layer) -> dict[str, Any]:
     module, kind = layer.module, type(layer.module)
-    plain: dict[str, Any] = {"kind": kind.__name__, "name": _name(layer.path), "inputs": layer.inputs}
+    plain: dict[str, Any] = {"kind": kind.__name__, "name": module_name(layer.path), "inputs": layer.inputs}
     if kind not in LAYERS:
         plain["kind"] = f"{kind.__module__}.{kind.__qualname__}"
     elif isinstance(module, ConvNorm):
-        plain |= {"norm": _name(layer.norm), "in_channels": layer.kernel[2] * module.groups}
+        plain |= {"norm": module_name(layer.norm), "in_channels": layer.kernel[2] * module.groups}
         plain |= {key: getattr(module, key) for key in ("features", "size", "stride", "groups", "relu", "pool")}
     elif isinstance(module, Linear):
         plain |= {"in_channels": layer.kernel[0], "features": module.features, "activation": module.activation}
     return plain
-
-
-def _name(path: tuple[str, ...]) -> str:
-    return torch_name((*path, "kernel")).removesuffix(".weight")
 
 
 def compare(
