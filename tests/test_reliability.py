@@ -229,7 +229,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_is_told(
     before = final_arrays(workdir)
     # No file may grow beyond 12 kB: what a full disk does to the arrays, and not to the metrics.
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000)); "
-    limit += "os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'; "  # half a program must not be kept for others
+    # Half a program or half a module's bytecode must not be kept for others.
+    limit += "os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'; sys.dont_write_bytecode = True; "
     process = popen(workdir, before=limit)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 3, err

@@ -3,6 +3,7 @@
 import json
 import resource
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,19 @@ from rn50_jax.loggers.base import Record
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """What a full disk does: no file grows beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    """What a full disk does: no file grows beyond so many bytes.
+
+    Nor is bytecode written meanwhile: before 3.13.2, Python keeps half a .pyc (gh-126606), over which every later
+    process stumbles. Processes of their own get PYTHONDONTWRITEBYTECODE for the same reason.
+    """
+    before, writes = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        sys.dont_write_bytecode = writes
 
 
 def wandb_records(path: Path) -> Iterator[object]:

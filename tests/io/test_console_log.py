@@ -127,7 +127,8 @@ def test_a_full_disk_ends_the_logs_and_not_the_run(env: dict[str, str], digits: 
     preface = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))"
     options = ("--config.epochs=1", "--config.run.save_checkpoints=false", "--config.log.print_every=2")
     options = (*options, "--config.log.dle_json=dle.json")
-    env["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # half a program must not be kept for others
+    # Half a program or half a module's bytecode must not be kept for others.
+    env |= {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONDONTWRITEBYTECODE": "1"}
     process = start(env, digits, tmp_path / "run", *options, preface=preface)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
