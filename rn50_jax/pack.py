@@ -3,15 +3,12 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rn50_jax import cli
-from rn50_jax.data.formats.imagenet_names import likely_names
+from rn50_jax.data.prepare.class_names import read_class_names
 from rn50_jax.data.prepare.packing import NO_LIMIT, index_folder, pack_folder
 from rn50_jax.data.process_pool import count_workers
 from rn50_jax.errors import UserError
-from rn50_jax.io.files import open_regular
-from rn50_jax.io.json_files import parse_json
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -27,33 +24,6 @@ def parse_size(text: str) -> int:
     if size < 10_000:
         raise UserError(f"--shard_size {text!r} is no size of at least 10 kB, such as 1GB")
     return int(size)
-
-
-def read_class_names(source: str) -> list[str]:
-    """Names of a text file, one a line; or of JSON: a list, {"name": label} or {"label": "name" or ["name", ...]}.
-
-    Raises:
-      UserError: it cannot be read, or two classes have one name or label.
-    """
-    if source == "imagenet":
-        return list(likely_names(1000))
-    try:
-        with open_regular(source) as file:
-            data = file.read()
-        is_json = source.endswith(".json")
-        found: Any = parse_json(data, object) if is_json else data.decode("utf-8-sig").strip().splitlines()
-        if isinstance(found, dict):
-            pairs = found.items() if all(key.isdecimal() for key in found) else ((v, k) for k, v in found.items())
-            by_label = {int(label): name if isinstance(name, str) else name[0] for label, name in pairs}
-            found = [by_label[label] for label in range(len(found))]
-        names = [str(name).strip() for name in found]
-    except OSError as error:
-        raise UserError(f"--class_names {source}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"--class_names {source} is no list of names, nor of names with labels from 0 on") from error
-    if not names or "" in names or len(set(names)) < len(names):
-        raise UserError(f"--class_names {source} has none, an empty one or one twice")
-    return names
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,7 +42,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=count_workers(), help="threads (default: one per processor)")
     parser.add_argument("--index", type=Path, metavar="DIR", help="index the tar shards of DIR instead")
     parser.add_argument(
-        "--class_names", metavar="FILE", help="of --index: .txt or .json, or 'imagenet' for its synsets"
+        "--class_names",
+        metavar="FILE",
+        help="of --index: .txt, .json, 'imagenet' for its synsets, or 'fashion-mnist'",
     )
     args = parser.parse_args(argv)
     if args.index is not None:

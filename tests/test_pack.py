@@ -29,11 +29,12 @@ from rn50_jax.data.formats.file_list import read_list, write_list
 from rn50_jax.data.formats.shards import scan_shards
 from rn50_jax.data.formats.tars import idx_text
 from rn50_jax.data.image_set import read_image
+from rn50_jax.data.prepare.class_names import read_class_names
 from rn50_jax.data.prepare.packing import open_splits, pack_folder
 from rn50_jax.data.prepare.shard_writer import plan_split
 from rn50_jax.distributed.devices import make_mesh
 from rn50_jax.errors import UserError
-from rn50_jax.pack import main, parse_size, read_class_names
+from rn50_jax.pack import main, parse_size
 from rn50_jax.training.stream_facts import stream_facts
 
 LISTS: dict[str, Path | None] = {"train": None, "val": None}
@@ -227,7 +228,8 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(
 def test_a_full_disk_is_told_and_the_same_command_goes_on(
     digits: Path, tmp_path: Path, process_env: dict[str, str]
 ) -> None:
-    args: dict[str, Any] = {"env": process_env, "cwd": REPO, "capture_output": True, "text": True, "timeout": PATIENCE}
+    env = process_env | {"PYTHONDONTWRITEBYTECODE": "1"}  # half a module's bytecode must not be kept for others
+    args: dict[str, Any] = {"env": env, "cwd": REPO, "capture_output": True, "text": True, "timeout": PATIENCE}
     limited = ["bash", "-c", 'ulimit -f 50 && exec "$@"', "bash", *command(digits, tmp_path / "out")]
     done = subprocess.run(limited, **args)
     assert_user_error(done, "is full", "run the same command again")

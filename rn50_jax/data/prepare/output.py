@@ -46,8 +46,12 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def telling_of_the_disk(folder: Path) -> Iterator[None]:
-    """Turns what fails while writing into one line that says what to do."""
+def telling_of_the_disk(folder: Path, *, goes_on: bool = True) -> Iterator[None]:
+    """Turns what fails while writing into one line that says what to do.
+
+    Args:
+      goes_on: the same command continues where it stopped; else it starts anew.
+    """
     try:
         yield
     except OSError as error:
@@ -55,4 +59,5 @@ def telling_of_the_disk(folder: Path) -> Iterator[None]:
             cause = f"the disk of {folder} is full: {error.strerror}; make room"
         else:
             cause = f"{error.filename or folder}: {error.strerror}; mend that"
-        raise UserError(f"{cause} and run the same command again, it goes on from here") from error
+        again = ", it goes on from here" if goes_on else ""
+        raise UserError(f"{cause} and run the same command again{again}") from error
