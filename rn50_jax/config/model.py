@@ -28,6 +28,7 @@ def build_model(config: Config, *, num_classes: int, platform: str, sync: NormSy
         width=model.width,
         widths=model.widths,
         se_units=model.se_units,
+        small_stem=model.small_stem,
         fan=INITS[model.init],
         zero_init_last_gamma=model.zero_init_last_gamma,
         frozen=config.finetune.freeze,

@@ -178,6 +178,8 @@ def load_weights(path: Path, overrides: Overrides) -> TrainedModel:
     facts = {"weights": str(path)} | {key: file.meta[key] for key in ("step",) if key in file.meta}
     known = {*told, *dict(overrides), *(["data.class_names"] if class_names else [])}
     assumed = tuple(key for key in (*PREPARATION, "class_names") if f"data.{key}" not in known)
+    if config.model.small_stem and not told:  # the tensors would be the same with a stride, or with pooling after it
+        assumed += ("small_stem",)
     return TrainedModel(str(path), config, class_names, facts, devices, model, load, val_images, assumed)
 
 
@@ -218,6 +220,8 @@ def warn_assumed(trained: TrainedModel) -> None:
     parts = [f"{key}={sizes[key]}" for key in keys if key in sizes]
     if normalization := [key for key in keys if key not in sizes]:
         parts.append(f"{' and '.join(normalization)} of ImageNet")
+    if "small_stem" in trained.assumed:
+        parts.append("a 3x3 stem of stride 1 without pooling")
     if "class_names" in trained.assumed:
         classes = trained.model.num_classes
         imagenet = likely_names(classes)[0] != "0"

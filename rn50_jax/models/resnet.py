@@ -77,6 +77,8 @@ class ResNet(nn.Module):
     width: channels of the stem. widths: of the stages; empty for width * (1, 2, 4, ...).
     fan, zero_init_last_gamma: of the initial values, which `initial.initial_variables` draws; `init` gives zeros.
     se_units: hidden units of squeeze and excitation; 0 for a sixteenth of the block's channels.
+    small_stem: the stem is a 3x3 convolution of stride 1 without pooling, as He et al. 2015 have it for CIFAR's 32
+    pixels; not with a variant's deep stem.
     frozen: names of `parts` that are not trained: their BatchNorms use their running statistics, and leave them alone,
     in training too.
     """
@@ -87,6 +89,7 @@ class ResNet(nn.Module):
     width: int = 64
     widths: tuple[int, ...] = ()
     se_units: int = 0
+    small_stem: bool = False
     fan: str = "fan_in"
     zero_init_last_gamma: bool = False
     frozen: tuple[str, ...] = ()
@@ -121,6 +124,8 @@ class ResNet(nn.Module):
             x = stem(self.width // 2, 3, 2, name="conv1_0", norm="conv1_1")(x)
             x = stem(self.width // 2, 3, name="conv1_3", norm="conv1_4")(x)
             x = stem(self.width, 3, pool=True, name="conv1_6", norm="bn1")(x)
+        elif self.small_stem:
+            x = stem(self.width, 3, name="conv1", norm="bn1")(x)
         else:
             x = stem(self.width, 7, 2, pool=True, name="conv1", norm="bn1")(x)
         for stage, blocks in enumerate(self.variant.stages):

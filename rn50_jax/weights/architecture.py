@@ -49,14 +49,15 @@ def infer_architecture(arrays: Arrays, source: str) -> Architecture:
     units = [arrays[name].shape[0] for stage in range(1, len(stages) + 1) if (name := _squeeze(stage)) in arrays]
     sixteenth = all(u == max(n // 16, 1) for u, n in zip(units, channels, strict=False))
     se_units = 0 if sixteenth else units[0]
+    small_stem = "conv1.weight" in arrays and arrays["conv1.weight"].shape[2:] == (3, 3)
     closest: tuple[list[str], str] | None = None
     for arch in _kinds():
         variant = FAMILY[arch]
         widths = tuple(n // variant.expansion for n in channels)
         small = variant._replace(stages=tuple(1 for _ in stages[:2]))
-        model = ResNet(small, num_classes, PRECISIONS["fp32"], width, widths[:2], se_units=se_units)
+        model = ResNet(small, num_classes, PRECISIONS["fp32"], width, widths[:2], se_units, small_stem)
         if not (differences := _differences(arrays, model)):
-            return Architecture(_keys(variant, stages, width, widths, se_units), num_classes)
+            return Architecture(_keys(variant, stages, width, widths, se_units, small_stem), num_classes)
         if closest is None or len(differences) < len(closest[0]):
             closest = differences, arch
     assert closest is not None
@@ -64,7 +65,7 @@ def infer_architecture(arrays: Arrays, source: str) -> Architecture:
 
 
 def _keys(
-    variant: Variant, stages: tuple[int, ...], width: int, widths: tuple[int, ...], se_units: int
+    variant: Variant, stages: tuple[int, ...], width: int, widths: tuple[int, ...], se_units: int, small_stem: bool
 ) -> dict[str, Any]:
     kin = [arch for arch, member in FAMILY.items() if member._replace(stages=()) == variant._replace(stages=())]
     arch = next((arch for arch in kin if FAMILY[arch].stages == stages), kin[0])
@@ -75,6 +76,7 @@ def _keys(
         "model.width": width,
         "model.widths": () if widths == doubling else widths,
         "model.se_units": se_units,
+        "model.small_stem": small_stem,
     }
 
 

@@ -159,9 +159,10 @@ def test_timm_is_used_as_its_users_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
     report = torch_step.run(spec)
     assert (report["images_per_step"], report["platform"]) == (4, "cpu")
     assert "timm 0" in report["about"]
-    spec["config"] = small_config().to_dict()
-    with pytest.raises(UserError, match="unchanged resnet50"):
-        torch_step.run(spec)
+    for changed in (small_config(), configs.override(config, [("model.small_stem", "true")])):
+        spec["config"] = changed.to_dict()
+        with pytest.raises(UserError, match="unchanged resnet50"):
+            torch_step.run(spec)
 
 
 def test_mistakes_in_the_list_of_baselines(tmp_path: Path) -> None:
@@ -217,7 +218,10 @@ def test_torchs_boxes_are_drawn_as_torchvision_does() -> None:
     np.testing.assert_allclose(np.percentile(share, [0, 25, 50, 75, 100]), np.linspace(0.08, 0.2, 5), atol=0.003)
     aspect = np.log(width / height) / np.log(4 / 3)
     np.testing.assert_allclose(np.percentile(aspect, [0, 25, 50, 75, 100]), np.linspace(-1, 1, 5), atol=0.06)
-    # Whole images, at last: every draw fails, and the largest square in the centre is taken.
+    # At last: every draw fails, and the middle is taken, as high and wide as the aspects allow.
+    usual = {"crop_area": (1.0, 1.0), "crop_aspect": (3 / 4, 4 / 3)}
+    assert torch_step._random_box(np.random.default_rng(0), 712, 89, usual) == (296, 0, 415, 89)
+    assert torch_step._random_box(np.random.default_rng(0), 89, 712, usual) == (0, 296, 89, 415)
     whole = {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0)}
     assert torch_step._random_box(np.random.default_rng(0), 500, 375, whole) == (62, 0, 437, 375)
     large = torch_step._random_box(np.random.default_rng(0), 500, 375, data | {"crop_area": (0.9, 1.0)})

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import re
-import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +15,12 @@ import safetensors.torch
 import sklearn.datasets
 import torch
 from conftest import REPO, Run, assert_user_error
+from helpers.logs import files_of_at_most
 from helpers.networks import make_net, make_torch
 from helpers.tar_files import write_tar
-from helpers.torch_reference import ResNet as TorchResNet
-from helpers.torch_reference import normalize
 from PIL import Image
+from torch_reference import ResNet as TorchResNet
+from torch_reference import normalize
 
 from rn50_jax.errors import UserError
 from rn50_jax.models.compute import PRECISIONS
@@ -120,18 +120,23 @@ def test_architecture_is_read_off_the_tensors(arch: str) -> None:
         "model.width": 64,
         "model.widths": (),
         "model.se_units": 0,
+        "model.small_stem": False,
     }
 
 
-def test_custom_architecture_is_read_off_the_tensors() -> None:
+@pytest.mark.parametrize("small_stem", [False, True])
+def test_custom_architecture_is_read_off_the_tensors(small_stem: bool) -> None:
     net = make_net((2, 1, 1), widths=(8, 12, 20), se_units=16)
     arrays = {name: x.numpy() for name, x in net.state_dict().items()}
+    if small_stem:
+        arrays["conv1.weight"] = arrays["conv1.weight"][..., 2:5, 2:5]
     assert infer_architecture(arrays, "file").keys == {
         "model.arch": "se-resnet50",
         "model.stages": (2, 1, 1),
         "model.width": 8,
         "model.widths": (8, 12, 20),
         "model.se_units": 16,
+        "model.small_stem": small_stem,
     }
 
 
@@ -306,7 +311,7 @@ def test_parameters_are_tensors(tmp_path: Path) -> None:
         ('{"class_names": [0, 1, 2, 3, 4, 5, 6]}', "class_names.0"),
         ('{"class_names": ["a", "b", "c"]}', "it names 3 classes, and its classifier has 7"),
         ('{"image_size": "224"}', "image_size"),
-        ('{"image_size": -5}', "image_size=-5 must be an integer >= 32"),
+        ('{"image_size": -5}', "image_size=-5 must be an integer >= 16"),
         ('{"resize": 1000000000}', "resize=1000000000 must be"),
         ('{"transform": "x"}', "transform='x' must be one of 'torchvision', 'dali'"),
         ('{"step": -1}', "step=-1"),
@@ -348,6 +353,9 @@ def test_names_and_shapes_cannot_make_a_model_of_any_size() -> None:
 
 
 def test_files_of_other_networks_are_told() -> None:
+    good = {name: x.numpy() for name, x in make_net().state_dict().items()}
+    with pytest.raises(UserError, match=r"conv1.weight of shape \[\] instead of \[8, 3, 7, 7\]"):
+        infer_architecture(good | {"conv1.weight": np.zeros((), np.float32)}, "x.pth")
     with pytest.raises(UserError, match=r"does not hold the weights of a ResNet .* known are resnet18"):
         infer_architecture({"features.0.weight": np.zeros((8, 3, 3, 3))}, "vgg.pth")
     net = make_net(groups=4)
@@ -382,13 +390,8 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("suffix", [".pth", ".npz", ".safetensors"])
 def test_a_full_disk_is_told_and_nothing_is_left(suffix: str, tmp_path: Path) -> None:
     path, weights = tmp_path / f"x{suffix}", WeightFile({"a": np.ones(10_000, np.float32)}, {})
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        with pytest.raises(UserError, match=rf"cannot write .*x\{suffix}: File too large"):
-            write_weights(path, weights)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with files_of_at_most(4096), pytest.raises(UserError, match=rf"cannot write .*x\{suffix}: File too large"):
+        write_weights(path, weights)
     assert not list(tmp_path.iterdir())
     write_weights(path, weights)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -89,7 +89,11 @@ def test_what_is_assumed_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     some = told(("data.image_size", "64"), ("data.mean", "(0.5, 0.5, 0.5)"))
     assert some.startswith("note: assuming resize=73, std of ImageNet, 7 classes without names, as ")
     torch.save(make_net(classes=1000).state_dict(), path)
-    assert "ImageNet's 1,000 classes" in told()
+    assert "ImageNet's 1,000 classes" in told() and "stem" not in told()
+    # Stride and pooling have no tensors.
+    state = make_net().state_dict()
+    torch.save(state | {"conv1.weight": state["conv1.weight"][:, :, 2:5, 2:5].clone()}, path)
+    assert "mean and std of ImageNet, a 3x3 stem of stride 1 without pooling, 7 classes without names" in told()
     # It does not become what a file says.
     write_bare(path)
     assert convert([str(path), str(tmp_path / "x.npz")]) == 0

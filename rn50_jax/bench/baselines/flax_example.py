@@ -85,8 +85,9 @@ def _its_step(spec: dict[str, Any], train: Any, models: Any, config: Any) -> tup
     train.NUM_CLASSES = spec["network"]["classes"]
     name = {"resnet18": "ResNet18", "resnet34": "ResNet34", "resnet50": "ResNet50", "resnet101": "ResNet101"}
     arch, stages, width = ours.model.arch, ours.model.num_blocks, ours.model.width
-    if arch not in name or ours.model.stage_widths != tuple(width * 2**i for i in range(len(stages))):
-        raise UserError(f"the Flax example has no network like {arch} with these widths")
+    unlike = ours.model.stage_widths != tuple(width * 2**i for i in range(len(stages))) or ours.model.small_stem
+    if arch not in name or unlike:
+        raise UserError(f"the Flax example has no network like {arch} with these widths and this stem")
     cls = partial(getattr(models, name[arch]), stage_sizes=list(stages), num_filters=width)
     model = train.create_model(model_cls=cls, half_precision=config.half_precision)
     rate = train.create_learning_rate_fn(config, config.learning_rate * config.batch_size / 256.0, 5004)

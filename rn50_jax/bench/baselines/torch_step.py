@@ -62,8 +62,8 @@ def _make_net(spec: dict[str, Any]) -> nn.Module:
         except ImportError as error:
             raise UserError(f"timm cannot be imported ({error}); pip install timm") from None
         model = from_saved(spec["config"], source="the trial").config.model
-        shape = (model.arch, model.num_blocks, model.width, model.stage_widths)
-        if shape != ("resnet50", (3, 4, 6, 3), 64, (64, 128, 256, 512)):
+        shape = (model.arch, model.num_blocks, model.width, model.stage_widths, model.small_stem)
+        if shape != ("resnet50", (3, 4, 6, 3), 64, (64, 128, 256, 512), False):
             raise UserError("timm is compared on an unchanged resnet50")
         made: nn.Module = timm.create_model("resnet50", num_classes=net["classes"])
         return made
@@ -169,9 +169,11 @@ def _random_box(rng: np.random.Generator, width: int, height: int, data: dict[st
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             return left, top, left + w, top + h
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+    # The middle of the image: all of it, but for what is too wide or too high.
+    low, high = data["crop_aspect"]
+    w, h = max(1, min(width, round(height * high))), max(1, min(height, round(width / low)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 def _run_loader(spec: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from rn50_jax.config.fields import CountOrZero, Fraction, Probability, Section, option, that
 from rn50_jax.errors import UserError
 
-_PIXELS = 2**14  # on a side of an image
+_SMALLEST, _PIXELS = 16, 2**14  # on a side of an image
 _Threads = Annotated[int, Field(ge=1, le=1024)]
 _Images = Annotated[int, Field(ge=1, le=10**8)]
 _Byte = Annotated[int, Field(ge=0, le=255)]
@@ -29,7 +29,7 @@ def _between(low: float, high: float) -> str:
 def _is_image_sizes(pairs: tuple[tuple[int, int], ...]) -> bool:
     epochs = [epoch for epoch, _ in pairs]
     rising = all(a < b for a, b in pairwise(epochs))
-    return not pairs or (epochs[0] == 0 and rising and all(32 <= size <= _PIXELS for _, size in pairs))
+    return not pairs or (epochs[0] == 0 and rising and all(_SMALLEST <= size <= _PIXELS for _, size in pairs))
 
 
 def eval_resize(image_size: int, resize: int) -> int:
@@ -64,20 +64,20 @@ class DataConfig(Section):
     backend: Literal["dali-cpu", "dali-gpu", "synthetic"] = option(
         "dali-cpu", "dali-cpu, dali-gpu (decodes on the GPU) or synthetic (one constant random batch)", affects="stream"
     )
-    image_size: Annotated[int, Field(ge=32, le=_PIXELS)] = option(
+    image_size: Annotated[int, Field(ge=_SMALLEST, le=_PIXELS)] = option(
         224, "height and width that the model sees", unit="pixels", affects="stream", prepares=True
     )
     image_sizes: Annotated[tuple[tuple[int, int], ...], that(_is_image_sizes)] = option(
         (),
         "training only: ((first epoch, pixels), ...); (): image_size",
-        valid="pairs (first epoch, pixels) such as ((0, 128), (30, 176)), epochs rising from 0 and pixels >= 32, or ()",
+        valid="pairs (first epoch, pixels) such as ((0, 128), (30, 176)), epochs rising from 0 and pixels >= 16, or ()",
         affects="stream",
     )
-    resize: Annotated[int, that(lambda v: v == 0 or 32 <= v <= _PIXELS)] = option(
+    resize: Annotated[int, that(lambda v: v == 0 or _SMALLEST <= v <= _PIXELS)] = option(
         0,
         "shorter side before the center crop in evaluation, at least data.image_size; 0: as 256 to 224, in proportion "
         "to data.image_size",
-        valid=f"0 or an integer from 32 to {_PIXELS}",
+        valid=f"0 or an integer from {_SMALLEST} to {_PIXELS}",
         unit="pixels",
         prepares=True,
     )

@@ -43,6 +43,12 @@ class ModelConfig(Section):
         affects="arrays",
         exact=16,
     )
+    small_stem: bool = option(
+        False,
+        "True: the stem is a 3x3 convolution that keeps the size, without pooling, for images of 64 pixels or fewer "
+        "(CIFAR's, He et al. 2015)",
+        affects="arrays",
+    )
     num_classes: Annotated[int, Field(ge=0, le=MOST_CLASSES)] = option(
         0, "0: as many as there are class folders (synthetic data: 1000)"
     )
@@ -78,6 +84,10 @@ class ModelConfig(Section):
         if self.is_own:
             return self
         variant, widths = FAMILY[self.arch], self.stage_widths
+        if self.small_stem and variant.deep_stem:
+            raise UserError(
+                f"config.model.arch={self.arch!r} has a stem of its own; write --config.model.small_stem=false"
+            )
         if len(widths) != len(self.num_blocks):
             raise UserError(
                 f"config.model.widths={widths} has {len(widths)} stages, but config.model.stages={self.num_blocks}; "
