@@ -12,6 +12,7 @@ import pytest
 from conftest import Run
 from helpers.damage import encode, make_photo, write_kinds
 from helpers.loading import decode_data
+from helpers.torchvision_transforms import resize_and_center_crop
 from helpers.trees import make_config
 from PIL import Image
 
@@ -25,13 +26,7 @@ RESIZE, CROP = 40, 32
 
 
 def transformed(image: Image.Image, resize: int = RESIZE, crop: int = CROP) -> np.ndarray:
-    """What torchvision's documentation says of Resize(resize) and CenterCrop(crop), in Pillow's own calls."""
-    width, height = image.size
-    longer = int(resize * max(width, height) / min(width, height))
-    size = (resize, longer) if width <= height else (longer, resize)
-    image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    top, left = round((image.height - crop) / 2), round((image.width - crop) / 2)
-    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+    return resize_and_center_crop(image, resize, crop)
 
 
 def mine(data: bytes) -> np.ndarray:
