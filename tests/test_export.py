@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 from helpers.loading import decode_data
 from helpers.networks import make_torch, random_variables
 from helpers.runs import PATIENCE
-from helpers.torch_reference import normalize, to_torch, torch_name
+from torch_reference import normalize, to_torch, torch_name
 
 from rn50_jax import export
 from rn50_jax.data.formats.class_folders import scan_split
@@ -147,7 +147,7 @@ def test_examples_of_the_documentation(
     stand_in = exported / "torchvision/models.py"
     stand_in.parent.mkdir()
     stand_in.write_text(
-        f"import sys\n\nsys.path.append({str(REPO / 'tests')!r})\nfrom helpers.torch_reference import ResNet\n\n\n"
+        f"import sys\n\nsys.path.append({str(REPO / 'scripts')!r})\nfrom torch_reference import ResNet\n\n\n"
         "def resnet50(num_classes):\n    return ResNet((1, 1), False, num_classes, width=8)\n"
     )
     # Those that need nothing of this project run without it.

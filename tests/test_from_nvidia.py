@@ -14,8 +14,8 @@ from helpers.ilsvrc import EXPECTED, write_archives
 from helpers.logs import logged, read_dle
 from helpers.project import copy_project
 from helpers.runs import PATIENCE
-from helpers.torch_reference import ResNet as TorchResNet
-from helpers.torch_reference import decay_groups
+from torch_reference import ResNet as TorchResNet
+from torch_reference import decay_groups
 
 from rn50_jax import prepare_imagenet
 from rn50_jax.config.schema import options

@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers.parity import Recipe, by_torch_name, distance, load, make_batches, normalize
 from helpers.tiny import place
-from helpers.torch_reference import ResNet as TorchResNet
-from helpers.torch_reference import decay_groups, smoothed_loss
+from torch_reference import ResNet as TorchResNet
+from torch_reference import decay_groups, smoothed_loss
 
 from rn50_jax.config import loading as configs
 from rn50_jax.config.derived import make_plan

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from helpers.torch_reference import ResNet as TorchResNet
+from torch_reference import ResNet as TorchResNet
 
 from rn50_jax.models.family import Variant
 from rn50_jax.models.network import Network

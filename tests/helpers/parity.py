@@ -10,8 +10,8 @@ import torch
 from flax.traverse_util import flatten_dict
 from helpers.networks import make_torch
 from helpers.tiny import OPTIONS, place
-from helpers.torch_reference import ResNet as TorchResNet
-from helpers.torch_reference import decay_groups, epoch_rate, normalize, smoothed_loss, to_torch, torch_name
+from torch_reference import ResNet as TorchResNet
+from torch_reference import decay_groups, learning_rate, normalize, smoothed_loss, to_torch, torch_name
 
 from rn50_jax.distributed.devices import AXIS, make_mesh, map_over_devices, replicate
 from rn50_jax.models.resnet import ResNet
@@ -77,7 +77,7 @@ def make_twins(
         return value.astype(np.float32).astype(dtype)
 
     state = jax.tree_util.tree_map_with_path(draw, abstract_state(model, _optimizer(recipe), loss_scale=1.0))
-    shape = {"width": model.width, "widths": model.widths, "se_units": model.se_units}
+    shape = {name: getattr(model, name) for name in ("width", "widths", "se_units", "small_stem")}
     net = make_torch(model.variant, model.num_classes, **shape)
     load(net, state.params, state.batch_stats)
     return state, net
@@ -152,12 +152,12 @@ def train_torch(
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=recipe.momentum, nesterov=recipe.nesterov)
     passes = recipe.devices * recipe.accumulation
     for number, batch in enumerate(batches):
-        rate = epoch_rate(
+        rate = learning_rate(
             recipe.schedule,
             number // recipe.steps_per_epoch,
             peak=recipe.peak,
             warmup=recipe.warmup,
-            epochs=recipe.epochs,
+            total=recipe.epochs,
         )
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -10,7 +10,7 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 from helpers.networks import make_torch
-from helpers.torch_reference import decay_groups, epoch_rate, torch_name
+from torch_reference import decay_groups, learning_rate, torch_name
 
 from rn50_jax.models.compute import PRECISIONS
 from rn50_jax.models.family import FAMILY
@@ -20,7 +20,9 @@ from rn50_jax.training.optim import by_part, clipped, decay_mask, lamb, lars, sg
 from rn50_jax.training.schedule import make_schedule
 
 
-@pytest.mark.parametrize(("rule", "decayed"), [("no_bn", 53 + 2), ("reference", 53 + 2 + 8), ("all", 161)])
+@pytest.mark.parametrize(
+    ("rule", "decayed"), [("no_bn", 53 + 2), ("no_bn_bias", 53 + 1), ("reference", 53 + 2 + 8), ("all", 161)]
+)
 @pytest.mark.parametrize("arch", ["resnet50", "resnet50d", "se-resnet50"])
 def test_masks_are_those_of_the_reference(arch: str, rule: str, decayed: int) -> None:
     # 53 convolutions, the classifier's weight and bias, two vectors of each of four shortcut BatchNorms. The reference
@@ -199,7 +201,7 @@ def test_rate_of_each_epoch_is_the_references(setting: tuple, rates: dict[int, f
     for epoch, wanted in rates.items():
         first, last = float(lr(epoch * STEPS)), float(lr((epoch + 1) * STEPS - 1))
         assert first == last == pytest.approx(wanted, rel=1e-4)  # 1e-4: the smallest are given to four digits
-    everything = [epoch_rate(kind, epoch, peak=peak, warmup=warmup, epochs=epochs) for epoch in range(epochs)]
+    everything = [learning_rate(kind, epoch, peak=peak, warmup=warmup, total=epochs) for epoch in range(epochs)]
     ours = jax.vmap(lr)(jnp.arange(epochs) * STEPS)
     np.testing.assert_allclose(ours, everything, rtol=1e-5, atol=1e-7)
 

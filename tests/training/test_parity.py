@@ -83,7 +83,17 @@ def float64() -> Iterator[None]:
     ],
 )
 def test_fifty_steps_in_float64(variant: Variant, recipe: Recipe, compute: Compute) -> None:
-    model = ResNet(variant, 5, compute, width=8, se_units=3)
+    assert_fifty_steps_agree(ResNet(variant, 5, compute, width=8, se_units=3), recipe)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("compute", [CPU, slow(GPU), slow(PLAIN)], ids=["cpu", "gpu", "plain"])
+def test_fifty_steps_with_a_small_stem_in_float64(compute: Compute) -> None:
+    model = ResNet(BOTTLENECK, 5, compute, width=8, small_stem=True)
+    assert_fifty_steps_agree(model, Recipe(smoothing=0.1, nesterov=True, peak=0.03))
+
+
+def assert_fifty_steps_agree(model: ResNet, recipe: Recipe) -> None:
     state, net = make_twins(model, recipe, dtype=np.float64)
     batches = make_batches(recipe, image_size=16, classes=5, steps=50)
     start = by_torch_name(state.params)

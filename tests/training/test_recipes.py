@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.parity import load
 from helpers.tiny import CLASSES, OPTIONS, StepOptions, assert_same_bits, make_batch, place
-from helpers.torch_reference import ResNet as TorchResNet
+from torch_reference import ResNet as TorchResNet
 
 from rn50_jax.distributed import devices as parallel
 from rn50_jax.models.compute import PRECISIONS

@@ -25,8 +25,8 @@ from helpers.tiny import (
     make_step,
     place,
 )
-from helpers.torch_reference import ResNet as TorchResNet
-from helpers.torch_reference import normalize
+from torch_reference import ResNet as TorchResNet
+from torch_reference import normalize
 
 from rn50_jax.data.normalize import normalize as normalize_pixels
 from rn50_jax.distributed import devices as parallel

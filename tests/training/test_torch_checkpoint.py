@@ -16,9 +16,9 @@ from conftest import Run, assert_user_error
 from helpers.parity import Recipe, Snapshot, by_torch_name, compile_step, distance, make_batches, make_twins
 from helpers.runs import final_arrays, read_lines
 from helpers.tiny import assert_same_bits
-from helpers.torch_reference import ResNet as TorchResNet
-from helpers.torch_reference import epoch_rate, normalize, smoothed_loss
 from helpers.trees import make_config
+from torch_reference import ResNet as TorchResNet
+from torch_reference import learning_rate, normalize, smoothed_loss
 
 from rn50_jax.checkpoint.manager import Checkpoints
 from rn50_jax.config import loading as configs
@@ -70,9 +70,9 @@ def train_plain(
     net.train()
     for number, batch in enumerate(batches, first):
         epoch = number // recipe.steps_per_epoch
-        schedule = {"peak": recipe.peak, "warmup": recipe.warmup, "epochs": recipe.epochs}
+        schedule = {"peak": recipe.peak, "warmup": recipe.warmup, "total": recipe.epochs}
         for group in optimizer.param_groups:
-            group["lr"] = np.float64(epoch_rate(recipe.schedule, epoch, **schedule))  # as of NumPy's cosine
+            group["lr"] = np.float64(learning_rate(recipe.schedule, epoch, **schedule))  # as of NumPy's cosine
         optimizer.zero_grad()
         labels = torch.from_numpy(batch["label"][0]).long()
         targets = torch.nn.functional.one_hot(labels, net.fc.out_features).double()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.torch_reference import ResNet as TorchResNet
+from torch_reference import ResNet as TorchResNet
 
 from rn50_jax.errors import UserError
 from rn50_jax.weights.files import load_torch, read_weights

@@ -1,7 +1,8 @@
 """An independent plain-PyTorch training of ResNet v1.5, written from the reference's documented behaviour.
 
-Model, losses, mixup, SGD with its weight-decay groups, and schedules; nothing here comes from `rn50_jax`. Names of
-parameters are torchvision's, and timm's where torchvision has no such layer.
+Model, initial values, losses, the groups of SGD's weight decay, and schedules; nothing here comes from `rn50_jax`.
+Names of parameters are torchvision's, and timm's where torchvision has no such layer. The tests compare with it, and
+`torch_train.py` trains with it.
 """
 
 import math
@@ -70,6 +71,7 @@ class ResNet(nn.Module):
 
     se_units: None for no squeeze and excitation, 0 for a sixteenth of a block's channels.
     deep_stem, average_shortcut: what makes ResNet-D of it (He et al. 2018, arXiv:1812.01187, figure 2).
+    small_stem: a 3x3 convolution of stride 1, without pooling (He et al. 2015, arXiv:1512.03385, section 4.2).
     """
 
     def __init__(
@@ -85,9 +87,12 @@ class ResNet(nn.Module):
         se_units: int | None = None,
         deep_stem: bool = False,
         average_shortcut: bool = False,
+        small_stem: bool = False,
     ) -> None:
         super().__init__()
         self.conv1: nn.Module = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)
+        if small_stem:
+            self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         if deep_stem:
             layers: list[nn.Module] = []
             for inputs, step in ((3, 2), (width // 2, 1)):
@@ -95,7 +100,7 @@ class ResNet(nn.Module):
                 layers += [nn.BatchNorm2d(width // 2), nn.ReLU()]
             self.conv1 = nn.Sequential(*layers, nn.Conv2d(width // 2, width, 3, padding=1, bias=False))
         self.bn1 = nn.BatchNorm2d(width)
-        self.pool = nn.MaxPool2d(3, 2, padding=1)
+        self.pool = nn.Identity() if small_stem else nn.MaxPool2d(3, 2, padding=1)
         channels, self.stages = width, len(stages)
         for stage, blocks in enumerate(stages):
             layer = nn.Sequential()
@@ -117,11 +122,28 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def normalize(images: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def initialize(net: ResNet, fan: str, *, zero_init_last_gamma: bool = False) -> None:
+    """Draws He's initial values (un-truncated) for convolutions; all else keeps PyTorch's own.
+
+    fan: "fan_in" or "fan_out". zero_init_last_gamma: each block starts as its shortcut.
+    """
+    for module in net.modules():
+        # With a bias it is one of squeeze and excitation's, which are linear layers.
+        if isinstance(module, nn.Conv2d) and module.bias is None:
+            nn.init.kaiming_normal_(module.weight, mode=fan, nonlinearity="relu")
+        if isinstance(module, Block) and zero_init_last_gamma:
+            nn.init.zeros_(getattr(module, f"bn{module.depth}").weight)
+
+
+def normalize(
+    images: np.ndarray,
+    dtype: torch.dtype = torch.float32,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+) -> torch.Tensor:
     """uint8 [B, H, W, 3] to [B, 3, H, W]: minus 255 times the mean, over 255 times the standard deviation."""
-    mean = 255 * torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)
-    std = 255 * torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)
-    return ((torch.from_numpy(images).double() - mean) / std).permute(0, 3, 1, 2).to(dtype).contiguous()
+    shift, scale = (255 * torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+    return ((torch.from_numpy(images).double() - shift) / scale).permute(0, 3, 1, 2).to(dtype).contiguous()
 
 
 def smoothed_loss(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -132,11 +154,16 @@ def smoothed_loss(logits: torch.Tensor, targets: torch.Tensor, smoothing: float)
 
 
 def decay_groups(net: nn.Module, rule: str, weight_decay: float) -> list[dict]:
-    """The optimizer's groups: of the reference's code ("bn" in the name), its documentation, or one for everything."""
+    """The optimizer's groups, without decay and with it.
+
+    rule: what is not decayed: "reference", names with "bn" in them, as in the reference's code; "no_bn", BatchNorms, as
+    in its documentation; "no_bn_bias", these and biases; "all", nothing.
+    """
     batch_norms = {f"{name}." for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
     free = {
         "reference": lambda name: "bn" in name,
         "no_bn": lambda name: name.rpartition(".")[0] + "." in batch_norms,
+        "no_bn_bias": lambda name: name.rpartition(".")[0] + "." in batch_norms or name.endswith(".bias"),
         "all": lambda name: False,
     }[rule]
     parameters = list(net.named_parameters())
@@ -146,14 +173,31 @@ def decay_groups(net: nn.Module, rule: str, weight_decay: float) -> list[dict]:
     ]
 
 
-def epoch_rate(kind: str, epoch: int, *, peak: float, warmup: int, epochs: int) -> float:
-    """The reference's learning rate, constant within an epoch (from 0)."""
-    if epoch < warmup:
-        return peak * (epoch + 1) / warmup
+def learning_rate(
+    kind: str,
+    tick: int,
+    *,
+    peak: float,
+    warmup: int,
+    total: int,
+    end: float = 0.0,
+    milestones: Sequence[int] = (30, 60, 80),
+    factor: float = 0.1,
+    power: float = 2.0,
+) -> float:
+    """The learning rate at a tick (from 0): an epoch, as in the reference, or a step.
+
+    warmup, total, milestones: in ticks too. kind: "cosine" and "poly" go down to `end`, the latter by `power`; "linear"
+    goes to 0; "step" falls by `factor` at each milestone.
+    """
+    if tick < warmup:
+        return peak * (tick + 1) / warmup
     if kind == "step":
-        return peak * 0.1 ** sum(epoch >= milestone for milestone in (30, 60, 80))
-    progress = (epoch - warmup) / (epochs - warmup)
-    return peak * (0.5 * (1 + math.cos(math.pi * progress)) if kind == "cosine" else 1 - progress)
+        return peak * factor ** sum(tick >= milestone for milestone in milestones)
+    progress = (tick - warmup) / (total - warmup)
+    if kind == "cosine":
+        return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (1 - progress) if kind == "linear" else end + (peak - end) * (1 - progress) ** power
 
 
 def torch_name(path: tuple[str, ...]) -> str:
