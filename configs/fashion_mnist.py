@@ -23,7 +23,7 @@ VARIANTS = ("cpu", "gpu", "minutes")
 
 def get_config(variant: str = "cpu") -> ConfigDict:
     config = default.get_config()
-    config.epochs = 14
+    config.epochs = 11
     config.batch_size = 128
     config.precision = "fp32"
 
