@@ -14,7 +14,7 @@ from rn50_jax.io.text import shell
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     parser = cli.CommandLine(
         prog="rn50_jax.prepare_idx",
         description="Turn the IDX files of MNIST, Fashion-MNIST, EMNIST, KMNIST or QMNIST, gzipped or not, into class "

@@ -38,6 +38,7 @@ OPTIONS: dict[str, list[str]] = {
 
 
 def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
     parser = cli.CommandLine(
         prog="rn50_jax.ablation",
         description="Train a configuration plainly and with one option at a time, with several seeds each.",
@@ -56,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
         if clash := given & {option.partition("=")[0] for option in OPTIONS[name]}:
             raise UserError(f"--config.{min(clash)} is what {name!r} changes; leave one of them out, see --only")
     changes = {name: [*overrides, *(tuple(option.split("=", 1)) for option in OPTIONS[name])] for name in names}
+    # All of them, so that what cannot be trained is refused before the first hour.
     loaded = {name: configs.load(args.config, changed) for name, changed in changes.items()}
     config, config_name = loaded[PLAIN]
     out = args.out or Path("runs/ablation") / config_name

@@ -214,6 +214,7 @@ def _pixels(net: ResNet, config: Config, batch: Batch) -> torch.Tensor:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
     parser = cli.CommandLine(
         prog="rn50_jax.torch_train",
         description="Train a configuration with plain PyTorch on the CPU, on the batches of this project's loader.",

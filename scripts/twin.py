@@ -65,6 +65,7 @@ def print_comparison(theirs: Sequence[Outcome], ours: Sequence[Outcome]) -> None
 
 
 def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
     parser = cli.CommandLine(
         prog="rn50_jax.twin",
         description="Train one configuration with this project and with plain PyTorch, on the same batches, and "

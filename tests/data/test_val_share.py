@@ -1,6 +1,8 @@
 """`data.val_share`: a share of each class set apart, the same images wherever and whenever they are asked for."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from conftest import TINY, Run
 from helpers.loading import open_data
 from helpers.trees import make_config, write_image
 
+from rn50_jax.data.check.write_split import check_new
 from rn50_jax.data.dataset import misfits
 from rn50_jax.data.formats.file_list import read_list
 from rn50_jax.data.image_set import names_from_root, with_classes
@@ -309,3 +312,15 @@ def test_a_class_whose_good_images_are_all_on_one_side_is_named(photos: Path, ca
     done = call("check_data", photos, "--split", "0.2")
     assert done.returncode == 2
     assert "class 'bee' has too few good images to train on some and validate on others" in done.stderr
+
+
+def test_a_folder_to_write_to_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To root every folder is open, so the refusal is the system's by its exception."""
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UserError, match="out cannot be read: Permission denied; give another folder with --out"):
+        check_new(tmp_path / "out", tmp_path / "data")

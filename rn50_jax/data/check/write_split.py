@@ -65,8 +65,11 @@ def check_new(out: Path, root: Path) -> None:
         raise UserError(f"--out {out} lies in {root} and would be a class of it; choose a folder outside")
     if not os.path.lexists(out):
         return
-    if not is_folder(out) or any(out.iterdir()):
-        raise UserError(f"{out} exists and is not empty; give another folder with --out, or remove it")
+    try:
+        if not is_folder(out) or any(out.iterdir()):
+            raise UserError(f"{out} exists and is not empty; give another folder with --out, or remove it")
+    except OSError as error:
+        raise UserError(f"{out} cannot be read: {error.strerror}; give another folder with --out") from error
 
 
 def write_lists(

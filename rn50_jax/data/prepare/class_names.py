@@ -13,7 +13,7 @@ FASHION_MNIST = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "s
 
 
 def read_class_names(source: str) -> list[str]:
-    """Names of a text file, one a line; or of JSON: a list, {"name": label} or {"label": "name" or ["name", ...]}.
+    """Reads names: a line each of text, or of JSON a list, {"name": label} or {"label": "name" or ["name", ...]}.
 
     "imagenet" and "fashion-mnist" stand for the names of these.
 

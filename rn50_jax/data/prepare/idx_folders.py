@@ -147,7 +147,7 @@ def _check_classes(
 
 
 def _name_classes(splits: dict[str, Split], class_names: Sequence[str] | None) -> dict[int, str]:
-    """The folder's name of each label that there is, in the order of labels."""
+    """Returns the folder's name of each label that there is, in the order of labels."""
     labels = sorted(set().union(*(split.labels.tolist() for split in splits.values())))
     if class_names is None:
         return {label: f"{label:0{len(str(labels[-1]))}d}" for label in labels}
